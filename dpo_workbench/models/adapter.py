@@ -1,0 +1,148 @@
+"""LoRA adapters: PEFT holds and saves them, one fused product computes them, and "adapter off" is the base model."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dpo_workbench.runtime.errors import WorkbenchError
+
+
+class _LoraProduct(torch.autograd.Function):
+    """x W^T + b + scale * (x A^T) B^T with W, b frozen: no fp32 copy of x or of the output is ever made."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])  # (T, in)
+        a_low, b_low = a.to(x.dtype), b.to(x.dtype)
+        inner = flat @ a_low.T  # (T, rank)
+        out = nn.functional.linear(flat, weight, bias)
+        out.addmm_(inner, b_low.T, alpha=scale)
+        ctx.save_for_backward(flat, weight, a_low, b_low, inner)
+        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, a.dtype
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        flat, weight, a_low, b_low, inner = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        down = (grad @ b_low) * ctx.scale  # (T, rank)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(down, a_low).view(ctx.shape)
+        grad_a = (down.T @ flat).to(ctx.dtype)
+        grad_b = (grad.T @ inner).to(ctx.dtype) * ctx.scale
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def _fast_forward(self: LoraLinear, x: Tensor) -> Tensor:
+    if self.disable_adapters or self.merged:
+        return self.base_layer(x)
+    name = self.active_adapters[0]
+    return _LoraProduct.apply(
+        x,
+        self.base_layer.weight,
+        self.base_layer.bias,
+        self.lora_A[name].weight,
+        self.lora_B[name].weight,
+        self.scaling[name],
+    )
+
+
+def _use_fast_product(network: PeftModel) -> None:
+    """Swap in the fused product where it computes the same thing: plain LoRA on plain linear layers, no dropout."""
+    for module in network.modules():
+        if type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant:
+            module.forward = types.MethodType(_fast_forward, module)
+
+
+def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int) -> PeftModel:
+    """Put a fresh LoRA adapter (B = 0, so it changes nothing yet) on all linear layers but the head.
+
+    Args:
+        network: a causal LM, bare or already a PEFT model; it is changed in place.
+        name: of the adapter, not in use yet.
+        rank, alpha: LoRA's r and its scale times r.
+        seed: for the random A matrices.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(network, PeftModel):
+            network.add_adapter(name, config)
+        else:
+            network = get_peft_model(network, config, adapter_name=name)
+    _use_fast_product(network)
+    return network
+
+
+def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
+    """The adapter's weights by PEFT's file names, as CPU copies that do not change when training goes on."""
+    state = get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+
+
+def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
+    """Write weights (as from `adapter_tensors`) into the adapter `name`; every one must be there."""
+    result = set_peft_model_state_dict(network, tensors, adapter_name=name)
+    lacking = [key for key in result.missing_keys if f".{name}." in key]
+    if result.unexpected_keys or lacking:
+        raise WorkbenchError(
+            f"An adapter's weights must fit the model. Got {len(result.unexpected_keys)} unknown and {len(lacking)} "
+            f"missing weights (such as {(list(result.unexpected_keys) + lacking)[0]!r}). Load it on the model it was "
+            "trained on."
+        )
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and PEFT config of a saved adapter folder (safetensors only).
+
+    Raises:
+        WorkbenchError: a file is missing or damaged; names it.
+    """
+    import json
+
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    for path in (weights, config):
+        if not path.is_file():
+            raise WorkbenchError(
+                f"An adapter folder must hold adapter_model.safetensors and adapter_config.json. {path} is missing. "
+                "Name the folder that `run.model.save(...)` or PEFT wrote."
+            )
+    try:
+        return load_file(weights), json.loads(config.read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError) as error:
+        raise WorkbenchError(f"An adapter's files must be whole. {folder}: {error}. Copy or train it again.") from error
+
+
+@contextmanager
+def merged_weights(network: PeftModel, name: str) -> Iterator[None]:
+    """Inside: each linear layer holds W + scale * B A and the adapter is off, so generation pays nothing for it.
+
+    The old weights are kept and put back untouched, so nothing is rounded twice.
+    """
+    kept: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, LoraLinear) and name in module.lora_A:
+                    weight = module.base_layer.weight
+                    kept.append((weight, weight.data))
+                    delta = module.lora_B[name].weight @ module.lora_A[name].weight * module.scaling[name]
+                    weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
+        with network.disable_adapter():
+            yield
+    finally:
+        for weight, data in kept:
+            weight.data = data

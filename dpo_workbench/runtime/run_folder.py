@@ -1,0 +1,86 @@
+"""Files that are whole or not there: written under another name, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpo_workbench.runtime.errors import WorkbenchError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step: a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        WorkbenchError: the disk is full or the folder cannot be written; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise _disk_error(path, error) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """A fresh folder to fill, which takes the place of `path` when the block ends well and vanishes otherwise.
+
+    Raises:
+        WorkbenchError: the disk is full; what stood at `path` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        try:
+            yield fresh
+            for file in fresh.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            os.chmod(fresh, 0o755)
+            old = path.parent / f".{fresh.name}.old"
+            if path.exists():
+                os.replace(path, old)
+            os.replace(fresh, path)
+            _flush(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise _disk_error(path, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some file systems cannot flush a folder
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def _disk_error(path: Path, error: OSError) -> WorkbenchError:
+    return WorkbenchError(
+        f"Results must be written to {path.parent}. The system says: {error.strerror or error}. What was saved before "
+        "is untouched. Free some space or choose another folder with --out."
+    )

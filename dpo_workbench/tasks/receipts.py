@@ -1,0 +1,146 @@
+"""The task `receipts`: noisy text of a receipt or delivery note -> JSON. Its verifier and failure classes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from dpo_workbench.runtime.environment import data_folder
+from dpo_workbench.tasks.task import Example, Score, Task, read_examples
+
+FAILURES = ("invalid_json", "wrong_schema", "repeated_item", "missing_field", "invented_value", "wrong_value")
+_KEYS = ("vendor", "date", "items", "total")
+_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.S)
+
+
+def load() -> Task:
+    """The built-in task with its three splits (see `data/receipts/DATASHEET.md`)."""
+    folder = data_folder() / "receipts"
+    splits = {name: read_examples(folder / f"{name}.jsonl") for name in ("train", "dev", "test")}
+    return Task(
+        "receipts",
+        splits,
+        score,
+        description="structured extraction: noisy text of a receipt or delivery note -> JSON",
+        max_new_tokens=288,
+    )
+
+
+def score(example: Example, answer: str) -> Score:
+    """Judge one answer by its JSON: field F1 as the value, and the first failure class that applies.
+
+    The value is the F1 over fields: vendor, date, total, and for each item its name, its quantity and its amount, as
+    multisets. Text is compared without regard to case and spacing, amounts as decimal numbers. Classes, in order:
+    `invalid_json`, `wrong_schema`, `repeated_item` (a row more often than the document has it), `missing_field`
+    (an empty field or fewer items), `invented_value` (a value that the document does not print), `wrong_value`.
+    """
+    reference = json.loads(example.reference)
+    try:
+        found = parse(answer)
+    except ValueError as error:
+        return Score(0.0, "invalid_json", None, str(error))
+    problem = _schema_problem(found)
+    if problem:
+        return Score(0.0, "wrong_schema", found, problem)
+    want, got = _fields(reference), _fields(found)
+    hits = sum((want & got).values())
+    value = 2 * hits / (sum(want.values()) + sum(got.values()))
+    if want == got and _rows(reference) == _rows(found):
+        return Score(1.0, None, found, "every field agrees")
+    failure, why = _failure(example.prompt, reference, found)
+    return Score(min(value, 0.99), failure, found, why)
+
+
+def parse(text: str) -> Any:
+    """The JSON value of an answer; one code fence around it is allowed.
+
+    Raises:
+        ValueError: not JSON, NaN or Infinity, a key twice, nested too deep, or a number too long.
+    """
+    text = text.strip()
+    fenced = _FENCE.match(text)
+    try:
+        return json.loads(
+            fenced.group(1) if fenced else text, parse_constant=_no_constant, object_pairs_hook=_unique_keys
+        )
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
+    if twice:
+        raise ValueError(f"key {twice[0]!r} appears twice")
+    return dict(pairs)
+
+
+def _schema_problem(found: Any) -> str | None:
+    if not isinstance(found, dict):
+        return "the answer is not an object"
+    if set(found) != set(_KEYS):
+        return f"the keys must be {', '.join(_KEYS)}; got {', '.join(map(str, found))[:80]}"
+    if not all(isinstance(found[key], str) for key in ("vendor", "date", "total")):
+        return "vendor, date and total must be text"
+    if not isinstance(found["items"], list):
+        return "items must be a list"
+    for row in found["items"]:
+        whole = isinstance(row, list) and len(row) == 3 and isinstance(row[0], str) and isinstance(row[2], str)
+        if not whole or isinstance(row[1], bool) or not isinstance(row[1], int):
+            return f"an item must be [name, quantity, amount]; got {str(row)[:60]}"
+    return None
+
+
+def _text(value: str) -> str:
+    return " ".join(value.split()).casefold()
+
+
+def _amount(value: str) -> str:
+    try:
+        number = Decimal(value.strip())
+        return str(number.quantize(Decimal("0.01"))) if number.is_finite() else value
+    except InvalidOperation:
+        return value.strip()
+
+
+def _rows(answer: dict[str, Any]) -> Counter:
+    return Counter((_text(n), q, _amount(a)) for n, q, a in answer["items"])
+
+
+def _fields(answer: dict[str, Any]) -> Counter:
+    fields = Counter([("vendor", _text(answer["vendor"])), ("date", answer["date"].strip())])
+    fields["total", _amount(answer["total"])] += 1
+    for name, quantity, amount in answer["items"]:
+        name = _text(name)
+        fields["name", name] += 1
+        fields["quantity", name, quantity] += 1
+        fields["amount", name, _amount(amount)] += 1
+    return fields
+
+
+def _failure(prompt: str, reference: dict[str, Any], found: dict[str, Any]) -> tuple[str, str]:
+    want, got = _rows(reference), _rows(found)
+    for row, n in got.items():
+        if n > max(want[row], 1):
+            return "repeated_item", f"{row[0]!r} is listed {n} times; the document has it {want[row]} times"
+    empty = [key for key in ("vendor", "date", "total") if not found[key].strip()]
+    if empty or sum(got.values()) < sum(want.values()):
+        lacking = empty[0] if empty else next((row[0] for row in want if row not in got), "an item")
+        return "missing_field", f"lacks {lacking!r}"
+    page = _text(prompt.split("\n\n", 1)[-1]).replace(",", ".")
+    for name, _, amount in found["items"]:
+        for value in (_text(name).replace(",", "."), _amount(amount)):
+            if value not in page:
+                return "invented_value", f"{value!r} does not stand in the document"
+    for key in ("vendor", "total"):
+        value = _text(found[key]).replace(",", ".")
+        if value not in page:
+            return "invented_value", f"{key} {value!r} does not stand in the document"
+    wrong = next((k for k in ("vendor", "date", "total") if _text(found[k]) != _text(reference[k])), "an item")
+    return "wrong_value", f"{wrong} differs from the reference"

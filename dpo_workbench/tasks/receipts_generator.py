@@ -1,0 +1,180 @@
+"""Write the data of the task `receipts`: noisy text of receipts and delivery notes, and their JSON.
+
+Run by `scripts/make_receipts.py`. Everything is drawn from a seed. Train, dev and test share no vendor word, no item
+word, no wording of a label and no line layout, so a split by group is a real test. All words are this project's own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+from dpo_workbench.tasks.task import Example
+
+INSTRUCTION = 'Extract as JSON: vendor, date, items [[name, quantity, amount]], total.'
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The words and layouts that one split may use."""
+
+    vendor_first: tuple[str, ...]
+    vendor_last: tuple[str, ...]
+    adjectives: tuple[str, ...]
+    nouns: tuple[str, ...]
+    lines: tuple[str, ...]  # q quantity, n name, a amount, u unit price, i running number
+    totals: tuple[str, ...]
+    dates: tuple[str, ...]
+    headings: tuple[str, ...]
+    footers: tuple[str, ...]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+POOLS = {
+    "train": Pool(
+        _words("Hollow Oak,Brightwater,Old Mill,North Quay,Copper Lane,Fern Hill,Marlow,Kestrel,Two Rivers,Saltmarsh,"
+               "Linden,Juniper,Harbour,Ashdown,Millstone,Ravenna,Pinecrest,Tallow,Westgate,Corvane,Duskfield,Elmira,"
+               "Thornbury,Solway,Greta,Novak,Petrov,Okoye,Lindqvist,Marchetti,Tanaka,Osei,Haddad,Fontaine,Weller"),
+        _words("Grocers,Hardware,Supplies,Café,Market,Stores,Bakery,Trading,Pantry,Tools,Stationers,Foods,Depot,"
+               "Chemists,Nursery,Kitchen,Outfitters,Provisions"),
+        _words("smoked,oat,white,brown,fresh,dried,long,short,steel,brass,plain,salted,organic,mini,double,heavy,light,"
+               "blue,green,red,soft,hard,round,flat,cold,iced,roasted,ground,whole,sliced,ruled,lined,clear,matt"),
+        _words("milk,bread,paprika,rice,lentils,butter,honey,flour,sugar,tea,coffee,apples,carrots,onions,cheese,yoghurt,"
+               "bolt,hinge,bracket,screw,washer,nail,hammer,chisel,sandpaper,plank,dowel,paint,brush,tape,glue,rope,"
+               "notebook,pencil,envelope,folder,stapler,marker,eraser,paper,binder,seedling,compost,bulb,trowel,hose,"
+               "latte,scone,sandwich,soup,muffin,juice,beaker,pipette,gloves,filter,tubing,wipes,soap,towel,candle"),
+        ("{q} x {n}  {a}", "{n}  {q}  {a}", "{n} x{q} ..... {a}", "{q}  {n}  {a} A", "{n}\n   {q} @ {u}  {a}",
+         "- {n}, qty {q}: {a}", "{n} | {q} | {a}", "{q}x {n} ({u}) {a}", "{i} {n} / {q} pc / {a}", "{n}   {u} x {q} = {a}",
+         "{q} {n} EUR {a}", "{n} -- {q} -- ${a}"),
+        ("TOTAL  {t}", "Total: {t}", "Sum {t}", "Amount due: {t}", "TOTAL EUR {t}", "To pay .... {t}", "Balance ${t}"),
+        ("%Y-%m-%d", "%d.%m.%Y", "%d/%m/%Y", "%d %b %Y", "%b %d, %Y"),
+        ("RECEIPT", "Invoice copy", "Delivery note", "Sales slip", "", ""),
+        ("Thank you!", "VAT incl.", "Served by: till 3", "Card payment", "Goods received in order", "Keep this slip",
+         "Tel 555 0142", "No returns after 14 days", "Have a nice day"),
+    ),
+    "dev": Pool(
+        _words("Larkspur,Stonebridge,Amberly,Windrush,Carden,Ibsen,Moreau,Abara,Kimura,Delgado,Farrow,Underhill"),
+        _words("Delicatessen,Ironmongers,Wholesale,Garden Centre,Tearoom,Merchants,Lab Services"),
+        _words("toasted,golden,narrow,wide,galvanised,sparkling,spiced,tinned,glossy,stiff,tall,warm"),
+        _words("walnuts,crackers,mustard,vinegar,prunes,celery,spanner,rivet,padlock,caulk,trestle,notepad,ribbon,"
+               "crayons,peat,shears,espresso,bagel,flask,swabs,detergent,lamp"),
+        ("{n}; {q}; {a}", "{i}. {n} - {q} units - {a}", "[{q}] {n} = {a}", "{n} * {q} * {a}"),
+        ("TOTAL DUE {t}", "Grand total: {t}", "Total to pay = {t}"),
+        ("%d-%m-%Y", "%d %B %Y", "%Y/%m/%d"),
+        ("CASH SALE", "Packing list", "Bill", ""),
+        ("Please come again", "Cash tendered", "Tax included", "Checked by: L.", "Open daily 8-18"),
+    ),
+    "test": Pool(
+        _words("Quillfeather,Redbank,Tidewell,Oxley,Vantor,Bramble,Castellan,Ndiaye,Sorensen,Yilmaz,Romero,Whitlock,"
+               "Eastmoor,Glenrow"),
+        _words("Emporium,Builders,Greengrocer,Coffee House,Office World,Farm Shop,Laboratories,Traders"),
+        _words("crunchy,pickled,frozen,sturdy,slim,tempered,woven,creamy,bitter,coarse,square,curved,silver,violet"),
+        _words("almonds,noodles,chutney,olives,raisins,leeks,pears,pliers,gasket,valve,plaster,varnish,ladder,planner,"
+               "stamps,scissors,fertiliser,tulips,rake,mocha,croissant,syringe,goggles,bleach,napkins,kettle"),
+        ("{n}  qty={q}  amt={a}", "{q} pcs {n} : {a}", "{n} ({q}) {a}", "* {q} * {n} * {a}", "{n} _ {q} _ {a}"),
+        ("TOTAL PAYABLE {t}", "Final amount: {t}", "Total ({t})", "Sum total {t}"),
+        ("%d-%b-%Y", "%d. %B %Y", "%Y.%m.%d"),
+        ("TILL RECEIPT", "Goods note", "Statement", ""),
+        ("We hope to see you soon", "Paid by voucher", "Prices include tax", "Signed: M. R.", "Ref 7781", "Customer copy"),
+    ),
+}
+_SIZES = ("50mm", "80mm", "100mm", "150mm", "200mm", "A4", "A5", "S", "M", "L", "XL", "250g", "500g", "1kg")
+_LOOKALIKE = {"O": "0", "o": "0", "l": "1", "I": "l", "S": "5", "B": "8", "e": "c", "t": "f"}
+
+
+def make_examples(split: str, n: int, seed: int, max_items: int = 12) -> list[Example]:
+    """`n` examples of one split; the same seed gives the same rows.
+
+    Args:
+        split: `train`, `dev` or `test`: which pool of words and layouts is used.
+        n: how many.
+        seed: of the whole split.
+        max_items: the longest list of items; 12 in the shipped data.
+    """
+    pool = POOLS[split]
+    rng = random.Random(f"receipts/{split}/{seed}")
+    return [_example(pool, rng, f"{split}-{k:04d}", split, max_items) for k in range(n)]
+
+
+def _example(pool: Pool, rng: random.Random, example_id: str, split: str, max_items: int) -> Example:
+    layout, total_label = rng.randrange(len(pool.lines)), rng.choice(pool.totals)
+    items = _items(pool, rng, max_items)
+    total = sum(cents for _, _, cents in items)
+    vendor = f"{rng.choice(pool.vendor_first)} {rng.choice(pool.vendor_last)}"
+    if rng.random() < 0.15:
+        vendor = vendor.upper()
+    day = date(2024, 1, 1) + timedelta(days=rng.randrange(1000))
+    comma = rng.random() < 0.15
+
+    def money(cents: int) -> str:
+        text = f"{cents // 100}.{cents % 100:02d}"
+        return text.replace(".", ",") if comma else text
+
+    body = []
+    for number, (name, quantity, cents) in enumerate(items, 1):
+        unit = money(round(cents / quantity))
+        line = pool.lines[layout].format(q=quantity, n=name, a=money(cents), u=unit, i=number)
+        body.append(line + (rng.choice((" .", " '", " ~", "  -")) if rng.random() < 0.06 else ""))
+    stamp = day.strftime(rng.choice(pool.dates))
+    when = rng.choice(("{}", "Date: {}", "{} 14:05", "Date {}")).format(stamp)
+    heading = _noise(rng.choice(pool.headings), rng)
+    head = [vendor, when] if rng.random() < 0.8 else [when, vendor]
+    footer = [_noise(text, rng) for text in rng.sample(pool.footers, rng.choice((0, 1, 1, 2)))]
+    label, _, rest = total_label.partition("{t}")
+    tail = [_noise(label, rng) + money(total) + rest]
+    lines = [x for x in ([heading] if heading else []) + head + body + tail + footer if x]
+    answer = {
+        "vendor": vendor,
+        "date": day.isoformat(),
+        "items": [[name, quantity, f"{cents // 100}.{cents % 100:02d}"] for name, quantity, cents in items],
+        "total": f"{total // 100}.{total % 100:02d}",
+    }
+    return Example(
+        id=example_id,
+        prompt=INSTRUCTION + "\n\n" + "\n".join(lines),
+        reference=json.dumps(answer, ensure_ascii=False),
+        group=f"{split}-layout{layout}-{pool.totals.index(total_label)}",
+        extra={"items": len(items)},
+    )
+
+
+def _items(pool: Pool, rng: random.Random, max_items: int) -> list[tuple[str, int, int]]:
+    """Rows (name, quantity, cents): some notes repeat a line or list one article in many sizes, as real ones do."""
+    n = min(max_items, rng.choice((1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9, 10, 11, 12)))
+    rows: list[tuple[str, int, int]] = []
+    while len(rows) < n:
+        name = rng.choice(pool.nouns)
+        if rng.random() < 0.7:
+            name = f"{rng.choice(pool.adjectives)} {name}"
+        quantity = rng.choice((1, 1, 1, 1, 2, 2, 3, 4, 5, 6, 10, 12))
+        cents = quantity * rng.randrange(45, 2000)
+        kind = rng.random()
+        if kind < 0.10:  # the same line again
+            rows += [(name, quantity, cents)] * rng.choice((2, 2, 3, 4, 6))
+        elif kind < 0.22:  # one article in several sizes
+            sizes = rng.sample(_SIZES, rng.choice((2, 3, 4, 5)))
+            rows += [(f"{name} {s}", quantity, quantity * rng.randrange(45, 2000)) for s in sizes]
+        else:
+            rows.append((name, quantity, cents))
+    return rows[:n]
+
+
+def _noise(text: str, rng: random.Random) -> str:
+    """Reading errors in words that need not be copied: look-alike letters, a lost letter, a split word."""
+    out = []
+    for char in text:
+        roll = rng.random()
+        if roll < 0.04 and char in _LOOKALIKE:
+            out.append(_LOOKALIKE[char])
+        elif roll < 0.05 and char.isalpha():
+            continue
+        elif roll < 0.06 and char.isalpha():
+            out.append(char + " ")
+        else:
+            out.append(char)
+    return "".join(out)

@@ -1,0 +1,53 @@
+"""`TrainConfig`: every choice of a training run, in one place."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dpo_workbench.runtime.errors import WorkbenchError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Choices of one run, for `dw.train` (the defaults) and `dw.sft` (see `SFT_CONFIG`)."""
+
+    loss: str = "sigmoid"  # sigmoid (DPO), ipo or dpop; dw.sft ignores it
+    beta: float = 0.1  # how far the policy may move from the reference; lower = further
+    nll_weight: float = 0.2  # weight of the chosen answers' mean NLL; higher = steadier and slower
+    lr: float = 2e-4  # peak learning rate of the LoRA weights; at 1e-3 a 135M model collapses
+    epochs: int = 2  # passes over the pairs
+    batch_size: int = 16  # rows in one optimiser step
+    micro_tokens: int = 1536  # padded tokens in one forward pass; lower = less memory, same result
+    warmup: float = 0.1  # share of steps in which the learning rate rises; then it falls to 0 in a straight line
+    max_grad_norm: float = 1.0  # gradients longer than this are shortened to it
+    rank: int = 16  # LoRA rank; higher = more capacity and memory
+    alpha: int = 32  # LoRA scale times rank
+    max_tokens: int = 1024  # longest row; a longer one is an error, never cut
+    probes: int = 4  # how often the dev prompts are answered and scored on the way; 0 = never
+    held_out: float = 0.1  # share of pairs (whole groups) never trained on, to watch their log-ratios
+    seed: int = 0  # order of rows, adapter's start, probe's draws
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "lr", "epochs", "batch_size", "micro_tokens", "max_grad_norm", "rank", "max_tokens"):
+            if not getattr(self, name) > 0:
+                raise WorkbenchError(f"`{name}` must be above 0. Got {getattr(self, name)!r}. Choose a positive value.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """From plain values; an unknown key raises and names the nearest valid one."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+                raise WorkbenchError(f"TrainConfig has no setting {key!r}. {hint}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+SFT_CONFIG = TrainConfig(lr=1e-3, epochs=2, batch_size=16, nll_weight=0.0, probes=2)

@@ -1,0 +1,146 @@
+"""The loop: `train_step` is the algorithm; what follows feeds it, watches it and keeps its results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpo_workbench.models.loading import Model
+from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.guards import check_finite
+from dpo_workbench.training.losses import LOSSES, PairLogps, chosen_nll
+from dpo_workbench.training.packing import Batch, Row, pack
+from dpo_workbench.training.logps import answer_logps
+
+# reference logps of a row's answers, by row id: (chosen, rejected)
+Reference = dict[str, tuple[float, float]]
+Metrics = dict[str, list[float]]
+
+
+def train_step(
+    network: nn.Module,
+    batches: Sequence[Batch],
+    objective: Callable[[nn.Module, Batch], tuple[Tensor, Metrics]],
+    parameters: Sequence[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+) -> dict[str, float]:
+    """One optimiser step over the micro-batches of one batch; returns the step's metrics.
+
+    `objective` returns a micro-batch's share of the batch's loss, so the gradients simply add up: any number of
+    micro-batches gives the same step. Nothing is updated when a loss or gradient is not finite.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    total, metrics = 0.0, {}
+    for batch in batches:
+        loss, seen = objective(network, batch)
+        check_finite("loss", loss, batch.ids, seen)
+        loss.backward()
+        total += loss.item()
+        for key, values in seen.items():
+            metrics.setdefault(key, []).extend(values)
+    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+    check_finite("gradient", norm, [i for b in batches for i in b.ids], metrics)
+    optimizer.step()
+    return {"loss": total, "grad_norm": norm.item(), **{k: sum(v) / len(v) for k, v in metrics.items()}}
+
+
+def preference_objective(reference: Reference, config: TrainConfig, n_rows: int) -> Callable[..., tuple[Tensor, Metrics]]:
+    """The mean over `n_rows` pairs of a loss from `LOSSES` plus `nll_weight` times the chosen answer's mean NLL."""
+
+    def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        logps = pair_logps(network, batch, reference)
+        losses = LOSSES[config.loss](logps, config.beta)
+        if config.nll_weight:
+            losses = losses + config.nll_weight * chosen_nll(logps)
+        return losses.sum() / n_rows, pair_metrics(logps, config.beta)
+
+    return objective
+
+
+def pair_logps(network: nn.Module, batch: Batch, reference: Reference) -> PairLogps:
+    """Policy logps from the network beside the cached reference logps, for a batch of pairs."""
+    sums, lengths = answer_logps(network, batch), batch.lengths
+    fixed = torch.tensor([reference[i] for i in batch.ids], device=sums.device)
+    return PairLogps(sums[0::2], sums[1::2], fixed[:, 0], fixed[:, 1], lengths[0::2], lengths[1::2])
+
+
+def pair_metrics(logps: PairLogps, beta: float) -> Metrics:
+    """Per-pair values by TRL's names: rewards are beta times the log-ratio."""
+    chosen, rejected = beta * logps.chosen_logratios.detach(), beta * logps.rejected_logratios.detach()
+    return {
+        "rewards/chosen": chosen.tolist(),
+        "rewards/rejected": rejected.tolist(),
+        "rewards/margins": (chosen - rejected).tolist(),
+        "rewards/accuracies": (chosen > rejected).float().tolist(),
+        "logps/chosen": logps.policy_chosen_logps.detach().tolist(),
+        "logps/rejected": logps.policy_rejected_logps.detach().tolist(),
+    }
+
+
+def sft_objective(n_tokens: int) -> Callable[..., tuple[Tensor, Metrics]]:
+    """Mean negative log-likelihood over the `n_tokens` answer tokens of a whole batch."""
+
+    def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        sums = answer_logps(network, batch)
+        return -sums.sum() / n_tokens, {"mean_logps": (sums.detach() / batch.lengths).tolist()}
+
+    return objective
+
+
+def batch_rows(rows: Sequence[Row], config: TrainConfig, step: int) -> list[Row]:
+    """The rows of step `step`, a pure function of (seed, step): resuming needs no state of a data loader.
+
+    Each epoch is one shuffle; its last batch may be smaller.
+    """
+    per_epoch = steps_per_epoch(len(rows), config)
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed * 100_003 + epoch)).tolist()
+    return [rows[i] for i in order[place * config.batch_size : (place + 1) * config.batch_size]]
+
+
+def steps_per_epoch(n_rows: int, config: TrainConfig) -> int:
+    return math.ceil(n_rows / config.batch_size)
+
+
+def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
+    """Rows sorted by length and cut so that rows x longest stays under `micro_tokens` (one row always goes)."""
+    pad = model.tokenizer.eos_token_id
+    group: list[Row] = []
+    for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
+        if group and (len(group) + 1) * group[0].n_tokens > config.micro_tokens:
+            yield pack(group, pad, model.device)
+            group = []
+        group.append(row)
+    if group:
+        yield pack(group, pad, model.device)
+
+
+def learning_rate(step: int, n_steps: int, config: TrainConfig) -> float:
+    """Linear warm-up to `lr`, then linear to zero. `step` counts from 0; the last step still moves."""
+    warm = max(1, round(config.warmup * n_steps))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    return config.lr * (n_steps - step) / max(1, n_steps - warm)
+
+
+def optimizer_for(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW without weight decay on the adapter's fp32 weights."""
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=0.0, foreach=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def step_line(step: int, n_steps: int, metrics: dict[str, Any]) -> str:
+    """The plain line of a step that stays in a file."""
+    line = f"step {step}/{n_steps} loss {metrics['loss']:.3f}"
+    if "rewards/margins" in metrics:
+        line += f" margin {metrics['rewards/margins']:+.2f} acc {metrics['rewards/accuracies']:.2f}"
+    return line

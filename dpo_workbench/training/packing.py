@@ -1,0 +1,90 @@
+"""One row a prompt: the prompt once, then each answer, which sees the prompt and itself and no other answer.
+
+A pair of 200 + 75 + 75 tokens costs 350 tokens instead of the 550 of two whole sequences. Exact: the answers' positions
+both start where the prompt ends, so each answer's log-probabilities are those of its own plain sequence (the idea of
+prefix sharing, arXiv 2410.20305).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """Token ids of one prompt and its answers (two for a pair, one for supervised fine-tuning)."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[tuple[int, ...], ...]  # each with its end token
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.prompt_ids) + sum(len(a) for a in self.answer_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a micro-batch as tensors. R rows, T tokens of the longest row, A answers, N answer tokens in all."""
+
+    ids: tuple[str, ...]
+    input_ids: Tensor  # (R, T)
+    position_ids: Tensor  # (R, T)
+    segments: Tensor  # (R, T): 0 prompt, 1.. answers, -1 padding
+    source: Tensor  # (N,) flat index into R*T: the position whose output predicts the token
+    target: Tensor  # (N,) the answer token
+    owner: Tensor  # (N,) which answer the token belongs to, 0 .. A-1, row by row
+    n_answers: int
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens in each answer, end token included. Shape (A,)."""
+        return torch.bincount(self.owner, minlength=self.n_answers)
+
+    def attention_mask(self) -> Tensor:
+        """True where a token may look: earlier, and in the prompt or its own answer. Shape (R, 1, T, T)."""
+        seg = self.segments
+        length = seg.shape[1]
+        earlier = torch.ones(length, length, dtype=torch.bool, device=seg.device).tril()
+        same = (seg[:, None, :] == seg[:, :, None]) | (seg[:, None, :] == 0)
+        return (same & earlier)[:, None]
+
+
+def pack(rows: list[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Lay rows side by side, padded to the longest.
+
+    Args:
+        rows: at least one; every prompt and every answer has at least one token.
+        pad_id: any valid token id; padded places are masked.
+        device: where the tensors go.
+    """
+    width = max(row.n_tokens for row in rows)
+    input_ids = torch.full((len(rows), width), pad_id)
+    positions = torch.zeros((len(rows), width), dtype=torch.long)
+    segments = torch.full((len(rows), width), -1)
+    source: list[int] = []
+    target: list[int] = []
+    owner: list[int] = []
+    answer_number = 0
+    for r, row in enumerate(rows):
+        n_prompt = len(row.prompt_ids)
+        input_ids[r, :n_prompt] = torch.tensor(row.prompt_ids)
+        positions[r, :n_prompt] = torch.arange(n_prompt)
+        segments[r, :n_prompt] = 0
+        start = n_prompt
+        for number, answer in enumerate(row.answer_ids, 1):
+            stop = start + len(answer)
+            input_ids[r, start:stop] = torch.tensor(answer)
+            positions[r, start:stop] = n_prompt + torch.arange(len(answer))
+            segments[r, start:stop] = number
+            # the first answer token is predicted at the prompt's last place, each later one at the place before it
+            source += [r * width + n_prompt - 1, *range(r * width + start, r * width + stop - 1)]
+            target += answer
+            owner += [answer_number] * len(answer)
+            answer_number += 1
+            start = stop
+    tensors = (input_ids, positions, segments, torch.tensor(source), torch.tensor(target), torch.tensor(owner))
+    return Batch(tuple(row.id for row in rows), *(t.to(device) for t in tensors), n_answers=answer_number)
