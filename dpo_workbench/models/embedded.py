@@ -111,3 +111,15 @@ def _check_sha256(path: Path, want: str) -> None:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+
+
+def available() -> list[tuple[str, str, str]]:
+    """Rows (name, what, where) of the models that can be used by name, for `dpo-workbench models`."""
+    nano = data_folder() / "nano" / "model.safetensors"
+    smol = cache_folder() / "smol" / "model.safetensors"
+    return [
+        ("nano", "a Llama of 4 M parameters for the first minute; shipped", "here" if nano.is_file() else "missing"),
+        ("smol", f"{SMOL_HUB_ID}, 135 M parameters", "here" if smol.is_file() else "fetched on first use"),
+        ("owner/name", "any causal LM of the Hub, safetensors only", "fetched on first use"),
+        ("path/to/folder", "config.json, tokenizer.json, *.safetensors", "yours"),
+    ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections import Counter
 
 GENERIC = ("empty", "loop", "truncated", "echo")
 _TAIL = 15  # characters; the rule of the founding paper's benchmark
@@ -32,33 +31,43 @@ def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str
 
 
 def loop_reason(text: str) -> str | None:
-    """Why the tail of `text` is a loop, or None. Four rules, the first that holds is named.
+    """Why the end of `text` is a loop, or None. Four rules, the first that holds is named.
 
     Exact tail: the last 15 characters occur at least 4 times (the rule of the benchmark in arXiv 2604.14314).
-    N-gram tail: the text ends in one unit of 1 to 200 characters, at least 4 times in a row.
-    Skeleton: with digits masked, one stretch between separators fills at least half of the last 400 characters
-    and occurs at least 6 times: a counting slot hides such a loop from the exact rules.
+    N-gram tail: the text ends in one unit of 1 to 200 characters, at least 4 times in a row and 40 characters in all.
+    Counting: the same with each number masked, for a unit of 6 to 200 characters with a letter in it, at least 6 times
+    and 150 characters: a counting slot hides such a loop from the exact rules.
     Compression: the last 600 characters shrink to less than 12 %.
+
+    In all of them the repetition must reach the end of the text, where the last unit may be cut: equal rows with
+    something after them are a document's own.
     """
     tail = text[-_TAIL:]
     if len(tail) == _TAIL and text.count(tail) >= _REPEATS:
         return f"its last {_TAIL} characters occur {text.count(tail)} times"
-    match = re.search(r"(.{1,200}?)\1{3,}.{0,200}\Z", text[-1200:], re.S)
-    if match and len(match.group(0)) >= 40 and match.group(1).strip():
-        unit = match.group(1)
-        rest = match.group(0)[len(unit) * (match.group(0).count(unit)) :]
-        if unit.startswith(rest):
-            return f"it ends in {match.group(0).count(unit)} copies of {unit[:30]!r}"
-    window = re.sub(r"\d", "0", text[-400:])
-    units = Counter(u.strip() for u in re.split(r"[\n\]};]", window) if len(u.strip()) >= 6)
-    if units:
-        unit, n = units.most_common(1)[0]
-        if n >= 6 and n * len(unit) >= 0.5 * len(window):
-            return f"with digits masked, {unit[:30]!r} repeats {n} times"
+    unit = _repeated_unit(text[-1200:], _REPEATS, 1, 40)
+    if unit.strip():
+        return f"it ends in copies of {unit[:30]!r}"
+    unit = _repeated_unit(re.sub(r"\d+", "0", text[-3000:]), 6, 6, 150)
+    if re.search(r"[^\W\d_]", unit):
+        return f"with digits masked, it ends in copies of {unit[:30]!r}"
     block = text[-600:].encode("utf-8", "replace")
     if len(block) >= 600 and len(zlib.compress(block, 9)) < 0.12 * len(block):
         return "its last 600 characters are almost all repetition"
     return None
+
+
+def _repeated_unit(text: str, times: int, shortest: int, least: int) -> str:
+    """The shortest unit that `text` ends in, `times` times in a row and `least` characters in all; "" if there is none.
+
+    The end is made of copies of a unit of n characters where it equals itself moved by n: a cut last copy does not
+    matter, since the copies may as well be counted from the end.
+    """
+    for n in range(1, 201):
+        end = text[-max(times * n, least) :]
+        if len(end) >= times * n and len(end) >= least and end[n:] == end[:-n]:
+            return end[-n:] if n >= shortest else ""
+    return ""
 
 
 def is_echo(answer: str, prompt: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -13,7 +12,6 @@ from dpo_workbench.tasks.task import Example, Score, Task, read_examples
 
 FAILURES = ("invalid_json", "wrong_schema", "repeated_item", "missing_field", "invented_value", "wrong_value")
 _KEYS = ("vendor", "date", "items", "total")
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.S)
 
 
 def load() -> Task:
@@ -61,11 +59,11 @@ def parse(text: str) -> Any:
         ValueError: not JSON, NaN or Infinity, a key twice, nested too deep, or a number too long.
     """
     text = text.strip()
-    fenced = _FENCE.match(text)
+    first, _, rest = text.partition("\n")
+    if first.strip() in ("```", "```json") and rest.endswith("\n```"):
+        text = rest[:-4]
     try:
-        return json.loads(
-            fenced.group(1) if fenced else text, parse_constant=_no_constant, object_pairs_hook=_unique_keys
-        )
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise ValueError("nested too deep") from None
 

@@ -98,10 +98,10 @@ def make_examples(split: str, n: int, seed: int, max_items: int = 12) -> list[Ex
     """
     pool = POOLS[split]
     rng = random.Random(f"receipts/{split}/{seed}")
-    return [_example(pool, rng, f"{split}-{k:04d}", split, max_items) for k in range(n)]
+    return [make_example(pool, rng, f"{split}-{k:04d}", split, max_items) for k in range(n)]
 
 
-def _example(pool: Pool, rng: random.Random, example_id: str, split: str, max_items: int) -> Example:
+def make_example(pool: Pool, rng: random.Random, example_id: str, split: str, max_items: int) -> Example:
     layout, total_label = rng.randrange(len(pool.lines)), rng.choice(pool.totals)
     items = _items(pool, rng, max_items)
     total = sum(cents for _, _, cents in items)

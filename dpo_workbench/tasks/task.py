@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -147,7 +147,8 @@ class Task:
         """
         generic = failures.detect(answer, prompt=example.prompt, finished=finished)
         if generic is None:
-            return self._score(example, answer)
+            score = self._score(example, answer)
+            return replace(score, failure="wrong") if score.value == 0 and score.failure is None else score
         name, why = generic
         partial = self._score(example, answer) if name in ("loop", "truncated") else Score(0.0)
         return Score(min(partial.value, 0.99), name, partial.answer, why)

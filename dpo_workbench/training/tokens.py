@@ -9,10 +9,14 @@ from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.packing import Row
 
 
+class Unfinished(str):
+    """An answer that was cut off: the model never ended it, so the loss must not say that it did."""
+
+
 def tokenise(model: Model, rows: Iterable[tuple[str, str, tuple[str, ...]]], max_tokens: int) -> list[Row]:
     """Rows `(id, prompt, answers)` as token ids: prompt and answers apart, one end token after each answer.
 
-    Nothing is cut: a row that is too long is an error that names it, since a cut answer loses its end in silence.
+    An answer given as `Unfinished` was cut at the token limit and gets no end token. Nothing is cut: a row that is too long is an error that names it, since a cut answer loses its end in silence.
 
     Raises:
         WorkbenchError: a row has more than `max_tokens`, an empty prompt, an empty answer, or the end token inside.
@@ -20,7 +24,7 @@ def tokenise(model: Model, rows: Iterable[tuple[str, str, tuple[str, ...]]], max
     made = []
     end = model.tokenizer.eos_token_id
     for row_id, prompt, answers in rows:
-        row = Row(row_id, tuple(model.prompt_ids(prompt)), tuple(tuple(model.answer_ids(a)) for a in answers))
+        row = Row(row_id, tuple(model.prompt_ids(prompt)), tuple(_answer(model, a) for a in answers))
         if not row.prompt_ids or any(len(a) < 2 for a in row.answer_ids):
             raise WorkbenchError(f"Prompt and answers must have text. Got an empty one in {row_id!r}. Drop the row.")
         if any(end in a[:-1] for a in row.answer_ids):
@@ -35,6 +39,11 @@ def tokenise(model: Model, rows: Iterable[tuple[str, str, tuple[str, ...]]], max
             )
         made.append(row)
     return made
+
+
+def _answer(model: Model, text: str) -> tuple[int, ...]:
+    ids = model.answer_ids(text)
+    return tuple(ids[:-1] if isinstance(text, Unfinished) else ids)
 
 
 def show(model: Model, row: Row) -> str:

@@ -1,0 +1,253 @@
+"""The same steps from a shell: `dpo-workbench demo | models | tasks | mine | train | evaluate | report`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dpo_workbench.runtime.errors import WorkbenchError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Mine a model's own failures, train on them with DPO, and count the same failures again on held-out prompts. "
+    "Start with: dpo-workbench demo",
+)
+console = Console()
+errors = Console(stderr=True)
+
+ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
+AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one (receipts).")]
+TaskName = Annotated[str, typer.Option("--task", "-t", help="A built-in task; see `dpo-workbench tasks`.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder that takes the results. A stopped run goes on in it.")]
+Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
+
+
+@app.command()
+def demo(
+    model: ModelName = "nano",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/demo-MODEL by default.")] = None,
+    task: TaskName = "receipts",
+    from_scratch: Annotated[bool, typer.Option(help="Train the fine-tuned start too, not only the DPO stage.")] = False,
+    again: Annotated[bool, typer.Option(help="Go on with (or show) the run in --out instead of starting a new one.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """The main job: fine-tuned start, mine failures, DPO beside its control, held-out test, verdict, report."""
+    from dpo_workbench.evaluation.demo import demo as run_demo
+
+    folder = out or Path("runs") / f"demo-{Path(model).name}"
+    if not again:
+        folder = _fresh(folder)
+    _log_to(folder)
+    result = run_demo(model, folder, task_name=task, from_scratch=from_scratch, seed=seed)
+    console.print(f"\n[bold]{result.verdict.outcome}[/bold]\n")
+    console.print(result.verdict.text, markup=False)
+    console.print(f"\nreport:  {result.report}\nresults: {result.folder / 'results.json'}", markup=False)
+
+
+@app.command()
+def models() -> None:
+    """List the models that can be used by name, and whether they are on this machine."""
+    from dpo_workbench.models.embedded import available
+
+    _table(("model", "what", "where"), available())
+
+
+@app.command()
+def tasks() -> None:
+    """List the built-in tasks with the sizes of their splits."""
+    from dpo_workbench.tasks.builtin import load_task, task_names
+
+    loaded = [load_task(name) for name in task_names()]
+    rows = [(t.name, t.description, ", ".join(f"{k} {len(s)}" for k, s in t.splits.items())) for t in loaded]
+    _table(("task", "what", "prompts"), rows)
+
+
+@app.command()
+def mine(
+    out: Out,
+    model: ModelName = "nano",
+    adapter: AdapterName = "receipts",
+    task: TaskName = "receipts",
+    samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
+    temperature: Annotated[float, typer.Option(min=0.01, help="1.0 samples from the model as it is.")] = 1.0,
+    limit: Limit = None,
+    seed: Seed = 0,
+) -> None:
+    """Sample answers to the training prompts, class the failures, and write pairs.jsonl."""
+    from dpo_workbench.mining.sample import mine as run_mine
+
+    _log_to(out)
+    handle, loaded = _model(model, adapter), _task(task)
+    found = run_mine(handle, loaded.train[:limit], samples, temperature=temperature, seed=seed)
+    found.save(out / "mined.json")
+    console.print(repr(found), markup=False)
+    console.print(f"headroom: {found.headroom()}", markup=False)
+    pairs = found.pairs()
+    pairs.save(out / "pairs.jsonl")
+    console.print(repr(pairs), markup=False)
+    console.print(f"pairs: {out / 'pairs.jsonl'}", markup=False)
+
+
+@app.command()
+def train(
+    pairs: Annotated[Path, typer.Argument(help="JSONL with id, prompt, chosen, rejected; `mine` writes one.")],
+    out: Out,
+    model: ModelName = "nano",
+    adapter: AdapterName = "receipts",
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Task whose dev prompts are scored on the way.")] = "receipts",
+    loss: Annotated[str | None, typer.Option(help="sigmoid (DPO), ipo or dpop.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Lower lets the policy move further from the reference.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the LoRA weights.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
+    nll_weight: Annotated[float | None, typer.Option(help="Weight of the chosen answers' likelihood; steadies the run.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """LoRA DPO on a pair file; writes the best adapter by the task's dev score. The same command goes on after a stop."""
+    from dpo_workbench.pairs.pair import Pairs
+    from dpo_workbench.training.config import TrainConfig
+    from dpo_workbench.training.run import train as run_train
+
+    _log_to(out)
+    given = {"loss": loss, "beta": beta, "lr": lr, "epochs": epochs, "nll_weight": nll_weight, "seed": seed}
+    config = TrainConfig.from_dict({k: v for k, v in given.items() if v is not None})
+    loaded = Pairs.load(pairs, _task(task) if task else None)
+    run = run_train(_model(model, adapter), loaded, config, folder=out)
+    run.model.save(out / "adapter")
+    console.print(repr(run), markup=False)
+    console.print(f"adapter: {out / 'adapter'}", markup=False)
+    if not run.finished:
+        raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON file that takes the answers and scores.")],
+    model: ModelName = "nano",
+    adapter: AdapterName = None,
+    task: TaskName = "receipts",
+    split: Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")] = "dev",
+    limit: Limit = None,
+    name: Annotated[str | None, typer.Option(help="Name of this arm in reports.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Answer held-out prompts greedily and count failures by class, with intervals."""
+    from dpo_workbench.evaluation.run import evaluate as run_evaluate
+
+    _log_to(out.parent)
+    chosen = _task(task).split(split)[:limit]
+    done = run_evaluate(_model(model, adapter), chosen, name=name or f"{model}{f' + {adapter}' if adapter else ''}", seed=seed)
+    done.save(out)
+    console.print(str(done), markup=False)
+    console.print(f"answers: {out}", markup=False)
+
+
+@app.command()
+def report(
+    before: Annotated[Path, typer.Argument(help="JSON file that `evaluate` wrote for the model before.")],
+    after: Annotated[Path, typer.Argument(help="... and after.")],
+    out: Out,
+    control: Annotated[Path | None, typer.Option(help="... and for a control arm with the same budget.")] = None,
+) -> None:
+    """Compare evaluations of the same prompts: verdict in words, report.html and results.json."""
+    from dpo_workbench.evaluation.report import report_of
+    from dpo_workbench.evaluation.run import Evaluation
+
+    _log_to(out)
+    decided, page = report_of(
+        out, Evaluation.load(before), Evaluation.load(after), Evaluation.load(control) if control else None
+    )
+    console.print(f"[bold]{decided.outcome}[/bold]\n")
+    console.print(decided.text, markup=False)
+    console.print(f"\nreport: {page}", markup=False)
+
+
+def _model(name: str, adapter: str | None) -> Any:
+    from dpo_workbench.models.loading import load_model
+
+    model = load_model(name, adapter=adapter if adapter != "none" else None)
+    console.print(repr(model), markup=False)
+    return model
+
+
+def _task(name: str) -> Any:
+    from dpo_workbench.tasks.builtin import load_task
+
+    return load_task(name)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _fresh(folder: Path) -> Path:
+    """The folder, or folder-2, folder-3, ... when a finished run lies there; an unfinished one goes on."""
+    number, candidate = 1, folder
+    while (candidate / "results.json").exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+_log = Path("dpo-workbench-error.log")
+
+
+def _log_to(folder: Path) -> None:
+    global _log  # the one place where a command says where its traceback goes
+    _log = folder / "error.log"
+
+
+def main() -> None:
+    """Entry point: errors are one paragraph, the traceback goes to the run's error.log."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (typer.Exit, SystemExit):
+        raise
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("interrupted: what was saved is whole; the same command goes on from there")
+        sys.exit(130)
+    except Exception as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    if isinstance(error, WorkbenchError):
+        text = str(error)
+    elif hasattr(error, "format_message"):  # a usage error of the command line
+        errors.print(f"{error.format_message()} See: dpo-workbench --help", markup=False)  # type: ignore[attr-defined]
+        sys.exit(2)
+    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        text = "Memory must hold the batch. It ran out. Lower micro_tokens in TrainConfig, or take a smaller model."
+    else:
+        text = f"{type(error).__name__}: {str(error)[:300]}. This should not happen: please report it with the log."
+    errors.print(f"[bold red]error:[/bold red] {_plain(text)}", highlight=False)
+    try:
+        _log.parent.mkdir(parents=True, exist_ok=True)
+        with _log.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().isoformat(timespec='seconds')} {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
+        errors.print(f"traceback: {_log}", markup=False)
+    except OSError:
+        pass  # a full disk must not hide the message above
+    sys.exit(1)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,212 @@
+"""The main job end to end: base, SFT, mine, pairs, DPO beside its control arm, held-out evaluation, verdict, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from dpo_workbench.evaluation.report import write_report
+from dpo_workbench.evaluation.run import Evaluation, evaluate
+from dpo_workbench.evaluation.verdict import Verdict, verdict
+from dpo_workbench.mining.sample import Found, mine
+from dpo_workbench.models.loading import Model, load_adapter, load_model
+from dpo_workbench.pairs.pair import Pairs
+from dpo_workbench.runtime.environment import describe, peak_memory_gib
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.tasks.builtin import load_task
+from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
+from dpo_workbench.training.run import Run, sft, train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The sizes and settings of a demo, chosen on dev prompts (docs/recipe.md) for one model."""
+
+    test_prompts: int
+    mine_prompts: int
+    samples: int
+    max_pairs: int
+    temperature: float
+    probe_prompts: int
+    dpo: TrainConfig
+    sft: TrainConfig
+
+
+RECIPES = {
+    "nano": Recipe(200, 160, 4, 96, 1.0, 40, TrainConfig(probes=2), SFT_CONFIG),
+    "smol": Recipe(200, 96, 4, 64, 1.0, 40, TrainConfig(probes=3), SFT_CONFIG),
+}
+ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
+
+
+@dataclass
+class Demo:
+    """What a demo made; everything is in `folder` too."""
+
+    folder: Path
+    evaluations: dict[str, Evaluation]
+    found: Found
+    pairs: Pairs
+    run: Run
+    verdict: Verdict
+    report: Path
+
+    def __repr__(self) -> str:
+        return f"{self.verdict}\n\nreport: {self.report}"
+
+
+def demo(
+    model_name: str = "nano",
+    folder: str | Path | None = None,
+    *,
+    task_name: str = "receipts",
+    from_scratch: bool = False,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    show: bool = True,
+) -> Demo:
+    """Run the whole job and write `results.json`, `report.html` and every intermediate result into `folder`.
+
+    A stage whose result is already in the folder is read, not run again, so a stopped demo goes on where it was.
+
+    Args:
+        model_name: `nano` or `smol`, or any model that `load_model` takes (smol's recipe is used, and SFT is trained).
+        folder: of the run; `runs/demo-NAME` by default.
+        task_name: a built-in task.
+        from_scratch: train the SFT adapter too instead of taking the shipped one.
+        recipe: other sizes and settings.
+        seed: of mining, training order and adapter.
+        show: progress and plain lines.
+
+    Raises:
+        WorkbenchError: with what must hold and what to do; finished stages stay in the folder.
+    """
+    recipe = recipe or RECIPES.get(model_name, RECIPES["smol"])
+    recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
+    path = Path(folder) if folder else Path("runs") / f"demo-{Path(model_name).name}"
+    stages = _Stages(path, {"model": model_name, "task": task_name, "from_scratch": from_scratch, **asdict(recipe)}, show)
+    task = load_task(task_name)
+    test, train_split = task.test[: recipe.test_prompts], task.train[: recipe.mine_prompts]
+    probe = task.dev[: recipe.probe_prompts]
+    base = stages.timed("load", lambda: load_model(model_name))
+    stages.say(repr(base))
+
+    def arm(name: str, model: Model) -> Evaluation:
+        done = stages.cached(
+            f"evaluations/{name}.json",
+            lambda: evaluate(model, test, name=name, show=show),
+            lambda value, file: value.save(file),
+            Evaluation.load,
+        )
+        stages.say(f"{name}: {100 * done.failed_share:.1f} % of {done.n} held-out answers failed, score {done.mean_score:.3f}")
+        return done
+
+    start = stages.timed("sft", lambda: _sft_model(base, task, model_name, task_name, from_scratch, recipe, stages, probe))
+    evaluations = {"base": arm("base", base), "sft": arm("sft", start)}
+    found = stages.cached(
+        "mined.json",
+        lambda: mine(start, train_split, recipe.samples, temperature=recipe.temperature, seed=seed, show=show),
+        lambda value, file: value.save(file),
+        lambda file: Found.load(file, task),
+    )
+    stages.say(f"{found}\nheadroom: {found.headroom()}")
+    pairs = stages.timed("pairs", lambda: _limited(found.pairs(), recipe.max_pairs))
+    pairs.save(path / "pairs.jsonl")
+    stages.say(repr(pairs))
+    run = stages.timed("dpo", lambda: train(start, pairs, recipe.dpo, probe=probe, folder=path / "dpo", show=show))
+    run.model.save(path / "dpo" / "adapter")
+    stages.say(repr(run))
+    evaluations["sft+dpo"] = arm("sft+dpo", run.model)
+    control_config = replace(recipe.dpo, nll_weight=0.0)
+    control = stages.timed(
+        "control", lambda: sft(start, pairs, control_config, probe=probe, folder=path / "control", show=show)
+    )
+    evaluations["sft+sft on chosen"] = arm("sft+sft on chosen", control.model)
+    decided = verdict(
+        evaluations["sft"],
+        evaluations["sft+dpo"],
+        control=evaluations["sft+sft on chosen"],
+        mined=sorted({p.failure for p in pairs if p.failure}),
+        headroom=found.headroom(),
+    )
+    report = stages.finish(evaluations, found, pairs, run, decided)
+    return Demo(path, evaluations, found, pairs, run, decided, report)
+
+
+def _sft_model(
+    base: Model, task: Any, model_name: str, task_name: str, from_scratch: bool, recipe: Recipe, stages: _Stages, probe: Any
+) -> Model:
+    if model_name in RECIPES and not from_scratch:
+        return load_adapter(base, task_name)
+    run = sft(base, task.train, recipe.sft, probe=probe, folder=stages.folder / "sft", show=stages.show)
+    run.model.save(stages.folder / "sft" / "adapter")
+    return run.model
+
+
+def _limited(pairs: Pairs, most: int) -> Pairs:
+    """At most `most` pairs, those with an own good answer first."""
+    ordered = sorted(pairs, key=lambda p: p.chosen_from != "own")[:most]
+    return Pairs(ordered, pairs.task)
+
+
+class _Stages:
+    """The run folder of a demo: what is done, how long it took, and the end result."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], show: bool):
+        self.folder, self.settings, self.show = folder, settings, show
+        self.seconds: dict[str, float] = {}
+        mark = folder / "settings.json"
+        if mark.is_file():
+            import json
+
+            if json.loads(mark.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+                raise WorkbenchError(
+                    f"A run folder holds one run. {folder} holds one with other settings (settings.json). Choose another "
+                    "folder with --out, or delete this one."
+                )
+        else:
+            write_json(mark, settings)
+
+    def say(self, text: str) -> None:
+        if self.show:
+            print(text, flush=True)
+
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        begun = time.monotonic()
+        value = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
+        return value
+
+    def cached(self, name: str, work: Callable[[], Any], save: Callable, load: Callable) -> Any:
+        """The stage's result from its file, or from `work`, saved before it is returned."""
+        file = self.folder / name
+        if file.is_file():
+            self.say(f"{name}: already there")
+            return load(file)
+        value = self.timed(name.rsplit(".", 1)[0], work)
+        save(value, file)
+        return value
+
+    def finish(self, evaluations: dict[str, Evaluation], found: Found, pairs: Pairs, run: Run, decided: Verdict) -> Path:
+        """Write results.json and report.html."""
+        results = {
+            "settings": self.settings,
+            "machine": describe(),
+            "arms": {name: e.summary() for name, e in evaluations.items()},
+            "mined": {"failures": dict(found.failures), "samples": found.n_samples, "headroom": found.headroom().to_dict()},
+            "pairs": pairs.summary(),
+            "training": {"history": run.history, "probes": run.probes, "best_step": run.best_step, "finished": run.finished},
+            "verdict": {"outcome": decided.outcome, "text": decided.text, "numbers": decided.numbers},
+            "times": {
+                "date": date.today().isoformat(),
+                "seconds": {k: round(v, 1) for k, v in self.seconds.items()},
+                "total_seconds": round(sum(self.seconds.values()), 1),
+                "peak_memory_gib": round(peak_memory_gib(), 2),
+            },
+        }
+        return write_report(self.folder, results, evaluations, decided, run)

@@ -1,0 +1,138 @@
+"""`mine`: sample answers, score them, class the failures, and say whether preferences can mend them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dpo_workbench.mining.build_pairs import build_pairs
+from dpo_workbench.mining.headroom import Headroom
+from dpo_workbench.models.generation import generate
+from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.pair import Pairs
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.progress import progress
+from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.tasks.task import Example, Split, Task
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled answer with its score."""
+
+    text: str
+    finished: bool
+    value: float
+    failure: str | None
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What mining found: for each prompt, its example and its scored samples."""
+
+    task: Task
+    rows: tuple[tuple[Example, tuple[Sample, ...]], ...]
+    settings: dict[str, float | int | str]
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Failed samples by class."""
+        return Counter(s.failure for _, samples in self.rows for s in samples if s.failure).copy()
+
+    @property
+    def n_samples(self) -> int:
+        return sum(len(samples) for _, samples in self.rows)
+
+    def headroom(self) -> Headroom:
+        """Can preferences help here? From the samples alone, before any training."""
+        return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows])
+
+    def pairs(self, *, per_prompt: int = 1, classes: tuple[str, ...] | None = None, use_reference: bool = True) -> Pairs:
+        """The model's own good answers as chosen, its own failures as rejected; see `build_pairs`."""
+        return build_pairs(self.task, self.rows, per_prompt, classes, use_reference)
+
+    def save(self, path: str | Path) -> Path:
+        """Write all samples and scores as one JSON file."""
+        rows = [{"example": e.id, "samples": [asdict(s) for s in samples]} for e, samples in self.rows]
+        write_json(Path(path), {"task": self.task.name, "settings": self.settings, "rows": rows})
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, task: Task) -> Found:
+        """Read what `save` wrote; `task` must be the one that was mined."""
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        by_id = {e.id: e for split in task.splits.values() for e in split}
+        rows = tuple((by_id[r["example"]], tuple(Sample(**s) for s in r["samples"])) for r in data["rows"])
+        return cls(task, rows, data["settings"])
+
+    def __repr__(self) -> str:
+        total, failed = self.n_samples, sum(self.failures.values())
+        mean = statistics.fmean(s.value for _, samples in self.rows for s in samples)
+        lines = [
+            f"Found: {len(self.rows)} prompts, {total} samples, {failed} failed ({100 * failed / total:.0f} %), "
+            f"mean score {mean:.3f}"
+        ]
+        lines += [f"  {name:16s} {n:5d}" for name, n in self.failures.most_common()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from dpo_workbench.plots.html import pre
+
+        return pre(repr(self))
+
+
+def mine(
+    model: Model,
+    split: Split,
+    samples: int = 4,
+    *,
+    temperature: float = 1.0,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    show: bool = True,
+) -> Found:
+    """Sample `samples` answers to each prompt and score them with the task.
+
+    Args:
+        model: whose failures are looked for.
+        split: prompts of the training split; never those that the result is measured on.
+        samples: answers a prompt; 4 to 8 find most prompts that have both a good and a bad answer.
+        temperature: 1.0 samples from the model as it is; lower finds fewer failures.
+        max_new_tokens: the token limit; the task's own by default.
+        seed: of the draws.
+        show: a progress bar.
+
+    Raises:
+        WorkbenchError: the split is a test split, or empty.
+    """
+    if not len(split):
+        raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")
+    if split.name == "test":
+        raise WorkbenchError(
+            "Mining must not touch the test split: what learns from it cannot be measured on it. Use `task.train`."
+        )
+    task = split.task
+    limit = max_new_tokens or task.max_new_tokens
+    with progress(len(split) * samples, "mining", show) as advance:
+        drawn = generate(
+            model,
+            [e.prompt for e in split],
+            samples=samples,
+            temperature=temperature,
+            max_new_tokens=limit,
+            seed=seed,
+            on_answers=advance,
+        )
+    rows = []
+    for example, answers in zip(split, drawn, strict=True):
+        scored = []
+        for answer in answers:
+            score = task.score(example, answer.text, finished=answer.finished)
+            scored.append(Sample(answer.text, answer.finished, score.value, score.failure, score.explanation))
+        rows.append((example, tuple(scored)))
+    settings = {"samples": samples, "temperature": temperature, "max_new_tokens": limit, "seed": seed, "split": split.name}
+    return Found(task, tuple(rows), settings)

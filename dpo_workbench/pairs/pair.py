@@ -1,0 +1,149 @@
+"""`Pair` and `Pairs`: a prompt with a better and a worse answer, and where each came from."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.run_folder import write_text
+
+if TYPE_CHECKING:
+    from dpo_workbench.tasks.task import Task
+
+ORIGINS = ("reference", "own", "human")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference: `chosen` is better than `rejected` as an answer to `prompt`."""
+
+    id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    chosen_from: str = "human"  # reference, own (sampled from the model) or human
+    rejected_from: str = "human"
+    chosen_score: float | None = None  # the task's score, in [0, 1]
+    rejected_score: float | None = None
+    failure: str | None = None  # failure class of the rejected answer
+    group: str = ""  # pairs of one group stay on one side of a split
+    weight: float = 1.0  # kept with the pair; the losses of today count all pairs alike
+    rejected_finished: bool = True  # False: the rejected answer was cut at the token limit and gets no end token
+
+
+class Pairs(Sequence[Pair]):
+    """Checked pairs. They know the task they came from, so that training can score answers on the way.
+
+    Args:
+        rows: at least one pair.
+        task: the task whose `score` judged them, if any.
+    Raises:
+        WorkbenchError: no rows, an empty text, an id twice, or chosen equal to rejected.
+    """
+
+    def __init__(self, rows: Iterable[Pair], task: Task | None = None):
+        self.rows = list(rows)
+        self.task = task
+        if not self.rows:
+            raise WorkbenchError(
+                "A pair set must have pairs. Got none. Mine more prompts or samples, or look at `found.headroom()`."
+            )
+        ids = Counter(p.id for p in self.rows)
+        for pair in self.rows:
+            if ids[pair.id] > 1:
+                raise WorkbenchError(f"Pair ids must differ. Got {pair.id!r} {ids[pair.id]} times. Rename one.")
+            if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
+                raise WorkbenchError(f"`prompt`, `chosen`, `rejected` must have text. Got an empty one in pair {pair.id!r}.")
+            if pair.chosen.strip() == pair.rejected.strip() and pair.rejected_finished:
+                raise WorkbenchError(
+                    f"`rejected` must differ from `chosen`. Got the same text in pair {pair.id!r}. Drop the row or edit it."
+                )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> Pairs: ...
+    def __getitem__(self, index: int | slice) -> Pair | Pairs:
+        return Pairs(self.rows[index], self.task) if isinstance(index, slice) else self.rows[index]
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.rows)
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSONL, one pair a line, in one step."""
+        text = "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in self.rows)
+        write_text(Path(path), text)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, task: Task | None = None) -> Pairs:
+        """Read what `save` wrote (JSONL with at least id, prompt, chosen, rejected)."""
+        path = Path(path)
+        if not path.is_file():
+            raise WorkbenchError(f"A pair file must exist. Got no file at {path}. Check the path.")
+        rows = []
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(Pair(**json.loads(line.decode("utf-8"))))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise WorkbenchError(
+                    f"Each row must be a JSON object with id, prompt, chosen, rejected. Got {line[:60]!r} "
+                    f"({path}:{number}: {error}). Mend or drop the row."
+                ) from error
+        return cls(rows, task)
+
+    def shortcuts(self) -> dict[str, float]:
+        """What a trivial rule would score on these pairs: the share in which it picks the chosen answer.
+
+        0.5 is chance. A rule near 1.0 is a shortcut that training may learn instead of the task.
+        """
+        def share(rule) -> float:
+            return statistics.fmean(rule(p) for p in self.rows)
+
+        return {
+            "shorter wins": share(lambda p: _half(len(p.rejected) - len(p.chosen))),
+            "finished wins": share(lambda p: 0.5 if p.rejected_finished else 1.0),
+            "reference wins": share(lambda p: _half((p.chosen_from == "reference") - (p.rejected_from == "reference"))),
+        }
+
+    def summary(self) -> dict[str, object]:
+        """Counts by failure class and origin, and the shortcuts."""
+        return {
+            "pairs": len(self),
+            "groups": len({p.group for p in self.rows}),
+            "rejected by class": dict(Counter(p.failure or "unknown" for p in self.rows).most_common()),
+            "chosen from": dict(Counter(p.chosen_from for p in self.rows).most_common()),
+            "shortcuts": {k: round(v, 3) for k, v in self.shortcuts().items()},
+        }
+
+    def __repr__(self) -> str:
+        facts = self.summary()
+        lines = [f"Pairs: {facts['pairs']} in {facts['groups']} groups"]
+        lines += [f"  {key}: {_words(facts[key])}" for key in ("rejected by class", "chosen from")]
+        lines.append(f"  a trivial rule would pick the chosen answer: {_words(facts['shortcuts'])}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from dpo_workbench.plots.html import pre
+
+        return pre(repr(self))
+
+
+def _half(difference: float) -> float:
+    return 0.5 if difference == 0 else float(difference > 0)
+
+
+def _words(counts: object) -> str:
+    assert isinstance(counts, dict)
+    return ", ".join(f"{key} {value}" for key, value in counts.items())

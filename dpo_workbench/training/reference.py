@@ -1,0 +1,91 @@
+"""Reference log-probabilities: computed once before training, kept under a hash of all they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dpo_workbench.models.loading import Model
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.run_folder import replace_folder
+from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.guards import check_finite
+from dpo_workbench.training.logps import answer_logps
+from dpo_workbench.training.loop import LOSSES, Reference, batch_rows, micro_batches, pair_logps, steps_per_epoch
+from dpo_workbench.training.packing import Row
+
+
+def reference_logps(
+    model: Model,
+    rows: Sequence[Row],
+    config: TrainConfig,
+    folder: Path | None,
+    on_rows: Callable[[int], None] | None = None,
+) -> Reference:
+    """logps of both answers of each row under the model that training starts from.
+
+    Rows are computed in the micro-batches of the first epoch, so at step 0 the policy repeats the same arithmetic and
+    must give the same values. The cache file is named by a hash of model, adapter, dtype, token ids and batch layout;
+    a damaged one is computed again.
+
+    Args:
+        model: the start of the policy, whose outputs stay fixed in the loss.
+        rows: pairs as token ids.
+        folder: where to keep the cache; None keeps nothing.
+        on_rows: called with the number of rows just done.
+    """
+    cached = folder / _key(model, rows, config) / "logps.safetensors" if folder else None
+    if cached and cached.is_file():
+        try:
+            values = load_file(cached)["logps"].tolist()
+            return {row.id: (c, r) for row, (c, r) in zip(rows, values, strict=True)}
+        except (SafetensorError, KeyError, ValueError):
+            print(f"reference cache {cached} is damaged: computed again")
+    found: Reference = {}
+    with model.active() as network, torch.no_grad():
+        for step in range(steps_per_epoch(len(rows), config)):
+            for batch in micro_batches(batch_rows(rows, config, step), model, config):
+                sums = answer_logps(network, batch).view(-1, 2)
+                check_finite("reference logps", sums, batch.ids, {})
+                found.update(zip(batch.ids, map(tuple, sums.tolist()), strict=True))
+                if on_rows:
+                    on_rows(len(batch.ids))
+    if cached:
+        with replace_folder(cached.parent) as fresh:
+            save_file({"logps": torch.tensor([found[row.id] for row in rows])}, fresh / cached.name)
+    return found
+
+
+def _key(model: Model, rows: Sequence[Row], config: TrainConfig) -> str:
+    parts = (model.fingerprint(), str(model.dtype), [(r.id, r.prompt_ids, r.answer_ids) for r in rows])
+    layout = (config.seed, config.batch_size, config.micro_tokens, torch.__version__, torch.get_num_threads())
+    return hashlib.sha256(repr((parts, layout)).encode()).hexdigest()[:32]
+
+
+def prove_start(policy: Model, rows: Sequence[Row], reference: Reference, config: TrainConfig) -> float:
+    """The step-0 proof: before the first update the policy must equal the reference, so DPO's loss is log 2.
+
+    Returns:
+        The largest difference in logps (nats) on the first micro-batch.
+    Raises:
+        WorkbenchError: they differ by more than 0.01 nats a token; training would start from a wrong reference.
+    """
+    batch = next(micro_batches(batch_rows(rows, config, 0), policy, config))
+    with policy.active() as network, torch.no_grad():
+        logps = pair_logps(network, batch, reference)
+    gaps = torch.stack([logps.chosen_logratios.abs(), logps.rejected_logratios.abs()])
+    lengths = torch.stack([logps.chosen_lengths, logps.rejected_lengths])
+    loss = LOSSES["sigmoid"](logps, config.beta).mean().item()
+    if (gaps / lengths).max() > 0.01:
+        raise WorkbenchError(
+            f"At step 0 the policy must equal the reference (loss {math.log(2):.4f}). Got a difference of "
+            f"{gaps.max().item():.2f} nats and a loss of {loss:.4f} on rows {', '.join(batch.ids[:4])}. Delete the "
+            "run's `reference` folder and start again."
+        )
+    return gaps.max().item()

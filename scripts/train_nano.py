@@ -1,0 +1,180 @@
+"""Make `data/nano`: a Llama of 5 million parameters that copies well and writes JSON, from scratch on a CPU.
+
+    python scripts/train_nano.py --minutes 40        # then: python scripts/train_adapters.py nano
+
+Copying is what a model of this size learns last, so it comes first: random tokens to repeat, then short documents,
+then longer ones. The documents are made by the task's own generator from *made-up* words and layouts (syllables drawn
+at random), so nothing of any split is learned here and unknown words are copied piece by piece. Documents have at most
+6 items: the long ones are left to fine-tuning, which is where the failures that the course is about come from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dpo_workbench.runtime.environment import data_folder, describe, keep_freed_memory
+from dpo_workbench.tasks.receipts_generator import POOLS, Pool, make_example
+from dpo_workbench.training.logps import token_logps
+from dpo_workbench.training.packing import Row, pack
+
+END, ANSWER = "<|end|>", "<|answer|>"
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}" + ANSWER + "{% endif %}"
+VOCABULARY = 3072
+MAX_ITEMS = 6
+BATCH_TOKENS = 8192
+
+
+def made_up_pool(rng: random.Random) -> Pool:
+    """A pool like a split's, of random syllables and random layouts."""
+
+    def word() -> str:
+        parts = [rng.choice("b c d f g h j k l m n p r s t v w z st pl gr ch th br".split()) + rng.choice(
+            "a e i o u ai ea oo ar en il un".split()) for _ in range(rng.choice((1, 2, 2, 3, 3)))]
+        return "".join(parts) + rng.choice(("", "", "n", "s", "r", "ck", "ll"))
+
+    def words(n: int, title: bool = False) -> tuple[str, ...]:
+        made = (" ".join(word() for _ in range(rng.choice((1, 1, 2)))) for _ in range(n))
+        return tuple(w.title() if title else w for w in made)
+
+    def layout() -> str:
+        gaps = ("  ", "   ", " : ", " - ", " | ", " / ", ", ", " .... ", " = ", " x ", "; ", " ~ ")
+        parts = ["{n}", "{q}"] if rng.random() < 0.5 else ["{q}", "{n}"]
+        around = {"{q}": rng.choice(("{q}", "{q}", "({q})", "x{q}", "{q} pc", "qty {q}", "[{q}]", "n={q}", "{q} @ {u}"))}
+        text = rng.choice(gaps).join(around.get(p, p) for p in parts) + rng.choice(gaps)
+        return rng.choice(("", "", "- ", "* ", "{i} ", "{i}. ")) + text + rng.choice(("{a}", "{a}", "{a} A", "EUR {a}", "${a}"))
+
+    labels = tuple(rng.choice((w.title(), w.upper())) + rng.choice((" {t}", ": {t}", " = {t}", " ({t})", " .. {t}"))
+                   for w in (*words(3), "total", "sum", "amount"))
+    dates = ("%Y-%m-%d", "%d.%m.%Y", "%d/%m/%Y", "%d %b %Y", "%b %d, %Y", "%d %B, %Y", "%B %d %Y", "%Y %m %d", "%d_%b_%Y")
+    return Pool(words(20, True), words(10, True), words(20), words(30), tuple(layout() for _ in range(8)), labels, dates,
+                (*words(3, True), ""), words(4, True))
+
+
+def documents(rng: random.Random, n: int, max_items: int) -> list[tuple[str, str]]:
+    """`n` (prompt, answer) texts."""
+    pools = [made_up_pool(rng) for _ in range(max(1, n // 12))]
+    made = (make_example(rng.choice(pools), rng, "x", "x", max_items) for _ in range(n))
+    return [(e.prompt, e.reference) for e in made]
+
+
+def train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; numbers are cut into groups of at most three digits, each a token of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r"\d{1,3}|\n| ?[^\s\d]+| +"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    numbers = [str(k) for k in range(1000)] + [f"{k:02d}" for k in range(100)]
+    texts = [text for row in documents(rng, 4000, 12) for text in row]
+    lists = " ".join(w for w in (*POOLS["train"].nouns, *POOLS["train"].adjectives) for _ in range(20))
+    corpus = texts + [lists] + numbers * 60
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END, ANSWER],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def copy_rows(rng: random.Random, vocabulary: int, answer: int, end: int, longest: int) -> list[Row]:
+    """Random tokens, then the same tokens: the first thing to learn. Some repeat a few tokens many times."""
+    rows, total = [], 0
+    while total < BATCH_TOKENS:
+        n = rng.randrange(4, longest + 1)
+        few = [rng.randrange(2, vocabulary) for _ in range(rng.choice((6, 12, 40, vocabulary)))] if rng.random() < 0.4 else None
+        tokens = tuple(rng.choice(few) if few else rng.randrange(2, vocabulary) for _ in range(n))
+        rows.append(Row("copy", (*tokens, answer), ((*tokens, end),)))
+        total += 2 * n
+    return rows
+
+
+def document_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, max_items: int) -> list[Row]:
+    """A batch of documents of similar length."""
+    answer, end = tokenizer.convert_tokens_to_ids([ANSWER, END])
+    pairs = documents(rng, 48, max_items)
+    ids = tokenizer([text for pair in pairs for text in pair], add_special_tokens=False)["input_ids"]
+    rows = [Row("doc", (*ids[2 * k], answer), ((*ids[2 * k + 1], end),)) for k in range(len(pairs))]
+    rows.sort(key=lambda r: r.n_tokens)
+    width = BATCH_TOKENS // rows[len(rows) // 2].n_tokens
+    start = rng.randrange(max(1, len(rows) - width + 1))
+    return rows[start : start + width]
+
+
+def stage(share: float) -> tuple[str, int]:
+    """What is learned at this share of the time: kind and size (tokens to copy, or items)."""
+    plan = ((0.04, "copy", 12), (0.08, "copy", 24), (0.14, "copy", 48), (0.24, "doc", 1), (0.36, "doc", 2),
+            (0.5, "doc", 3), (1.0, "doc", MAX_ITEMS))
+    return next((kind, size) for until, kind, size in plan if share <= until)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=40.0, help="wall-clock training time")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=data_folder() / "nano")
+    args = parser.parse_args()
+    keep_freed_memory()
+    rng = random.Random(args.seed)
+    torch.manual_seed(args.seed)
+    tokenizer = train_tokenizer(rng)
+    answer, end = tokenizer.convert_tokens_to_ids([ANSWER, END])
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=4,
+                         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=2048, rope_theta=10000.0,
+                         tie_word_embeddings=True, initializer_range=0.05, bos_token_id=None, eos_token_id=end, pad_token_id=end)
+    model = LlamaForCausalLM(config)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers = [torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+                  torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    start, step, tokens, log = time.monotonic(), 0, 0, []
+    while (share := (time.monotonic() - start) / (60 * args.minutes)) < 1:
+        kind, size = stage(share)
+        rows = (copy_rows(rng, len(tokenizer), answer, end, size) if kind == "copy" else document_rows(rng, tokenizer, size))
+        batch = pack(rows, end)
+        lr = args.lr * min(1.0, (step + 1) / 100) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask(),
+                                 position_ids=batch.position_ids, use_cache=False).last_hidden_state
+            scores = model.lm_head(hidden.flatten(0, 1)[batch.source])
+        loss = torch.nn.functional.cross_entropy(scores.float(), batch.target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        step, tokens = step + 1, tokens + batch.input_ids.numel()
+        if step % 50 == 0:
+            right = (scores.argmax(1) == batch.target).float().mean().item()
+            entry = {"step": step, "stage": f"{kind} {size}", "loss": round(loss.item(), 4), "right": round(right, 4), "tokens": tokens}
+            log.append(entry)
+            print(entry, round(time.monotonic() - start), "s", flush=True)
+        if step % 300 == 0:
+            save(model, tokenizer, args.out)
+    save(model, tokenizer, args.out)
+    note = {"minutes": args.minutes, "seed": args.seed, "lr": args.lr, "steps": step, "tokens": tokens, "machine": describe(), "log": log[:: max(1, len(log) // 40)]}
+    (args.out / "training.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights as bf16 safetensors beside tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
