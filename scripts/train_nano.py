@@ -30,7 +30,7 @@ END, ANSWER = "<|end|>", "<|answer|>"
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}" + ANSWER + "{% endif %}"
 VOCABULARY = 3072
 MAX_ITEMS = 6
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096  # padded, in one step
 
 
 def made_up_pool(rng: random.Random) -> Pool:
@@ -92,7 +92,7 @@ def copy_rows(rng: random.Random, vocabulary: int, answer: int, end: int, longes
         few = [rng.randrange(2, vocabulary) for _ in range(rng.choice((6, 12, 40, vocabulary)))] if rng.random() < 0.4 else None
         tokens = tuple(rng.choice(few) if few else rng.randrange(2, vocabulary) for _ in range(n))
         rows.append(Row("copy", (*tokens, answer), ((*tokens, end),)))
-        total += 2 * n
+        total += 2 * longest
     return rows
 
 
@@ -110,7 +110,7 @@ def document_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, max_it
 
 def stage(share: float) -> tuple[str, int]:
     """What is learned at this share of the time: kind and size (tokens to copy, or items)."""
-    plan = ((0.04, "copy", 12), (0.08, "copy", 24), (0.14, "copy", 48), (0.24, "doc", 1), (0.36, "doc", 2),
+    plan = ((0.10, "copy", 12), (0.15, "copy", 24), (0.20, "copy", 48), (0.28, "doc", 1), (0.38, "doc", 2),
             (0.5, "doc", 3), (1.0, "doc", MAX_ITEMS))
     return next((kind, size) for until, kind, size in plan if share <= until)
 
@@ -141,7 +141,7 @@ def main() -> None:
         kind, size = stage(share)
         rows = (copy_rows(rng, len(tokenizer), answer, end, size) if kind == "copy" else document_rows(rng, tokenizer, size))
         batch = pack(rows, end)
-        lr = args.lr * min(1.0, (step + 1) / 100) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
+        lr = args.lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr

@@ -62,7 +62,8 @@ class Evaluation:
             reason = f" (the first: {self.rows[0].explanation})" if self.rows else ""
             raise WorkbenchError(
                 f"An evaluation must have at least one scored answer. Got {len(self.rows)} rows of "
-                f"{self.task}/{self.split}, none scored{reason}. Choose a split with examples and mend the score function."
+                f"{self.task}/{self.split}, none scored{reason}. Choose a split with examples, and mend the score "
+                "function."
             )
 
     @cached_property
@@ -149,10 +150,10 @@ class Evaluation:
             if n_rows != len(rows):
                 raise ValueError(f"{len(rows)} rows of {n_rows}")
             return cls(**{key: facts[key] for key in _FACTS}, rows=tuple(Judged(**row) for row in rows))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise WorkbenchError(
-                f"An evaluation must be a whole file that `Evaluation.save` wrote. Got {path} ({error}). Check the path, "
-                "or evaluate again."
+                f"An evaluation must be a whole file that `Evaluation.save` wrote. Got {path} ({error}). Check the "
+                "path, or evaluate again."
             ) from error
 
     def _table(self) -> list[tuple[str, str, str, str]]:
@@ -224,7 +225,7 @@ def evaluate(
         raise WorkbenchError(
             f"`evaluate` needs a split with examples. Got {split!r}. Pass one, such as task.test or task.test[:50]."
         )
-    decoding = {
+    decoding: dict[str, Any] = {
         "temperature": temperature,
         "max_new_tokens": split.task.max_new_tokens if max_new_tokens is None else max_new_tokens,
         "seed": seed,

@@ -135,7 +135,7 @@ def relative_cut(
         low, high = 1 - share / (1 - share), 1.0
         method = "exact (no failure left)"
     elif failing < FEW_GROUPS or changed < FEW_GROUPS or np.ptp(still[was > 0] / was[was > 0]) < 1e-12:
-        difference = paired_difference(before, after, groups, seed, resamples)
+        difference = paired_difference(before.tolist(), after.tolist(), groups, seed, resamples)
         scale = n / n_before
         low, high = -difference.high * scale, min(1.0, -difference.low * scale)
         method = f"from the paired difference ({difference.method})"

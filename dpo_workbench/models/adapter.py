@@ -95,7 +95,13 @@ def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
 
 def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
     """Write weights (as from `adapter_tensors`) into the adapter `name`; every one must be there."""
-    result = set_peft_model_state_dict(network, tensors, adapter_name=name)
+    try:
+        result = set_peft_model_state_dict(network, tensors, adapter_name=name)
+    except RuntimeError as error:  # a size mismatch
+        raise WorkbenchError(
+            f"An adapter's weights must fit the model. Got {str(error).strip().splitlines()[-1].strip()} Load it on the "
+            "model it was trained on."
+        ) from error
     lacking = [key for key in result.missing_keys if f".{name}." in key]
     if result.unexpected_keys or lacking:
         raise WorkbenchError(
@@ -105,11 +111,15 @@ def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor
         )
 
 
+# settings that change what the weights mean: read as plain LoRA such an adapter would compute something else
+_NOT_PLAIN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
+
+
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and PEFT config of a saved adapter folder (safetensors only).
 
     Raises:
-        WorkbenchError: a file is missing or damaged; names it.
+        WorkbenchError: a file is missing or damaged, or the adapter is not plain LoRA; names it.
     """
     import json
 
@@ -121,9 +131,16 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 "Name the folder that `run.model.save(...)` or PEFT wrote."
             )
     try:
-        return load_file(weights), json.loads(config.read_text(encoding="utf-8"))
+        tensors, settings = load_file(weights), json.loads(config.read_text(encoding="utf-8"))
     except (SafetensorError, ValueError) as error:
         raise WorkbenchError(f"An adapter's files must be whole. {folder}: {error}. Copy or train it again.") from error
+    other = [key for key in _NOT_PLAIN if settings.get(key)] + [k for k in ("r", "lora_alpha") if not settings.get(k)]
+    if other:
+        raise WorkbenchError(
+            f"An adapter must be plain LoRA with one rank. Got {other[0]}={settings.get(other[0])!r} in {config}. Merge it "
+            "into its model with PEFT and load the merged folder."
+        )
+    return tensors, settings
 
 
 @contextmanager

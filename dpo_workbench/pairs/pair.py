@@ -95,7 +95,10 @@ class Pairs(Sequence[Pair]):
             if not line.strip():
                 continue
             try:
-                rows.append(Pair(**json.loads(line.decode("utf-8"))))
+                pair = Pair(**json.loads(line.decode("utf-8")))
+                if not all(isinstance(x, str) for x in (pair.id, pair.prompt, pair.chosen, pair.rejected)):
+                    raise TypeError("id, prompt, chosen and rejected must be text")
+                rows.append(pair)
             except (ValueError, TypeError, RecursionError) as error:
                 raise WorkbenchError(
                     f"Each row must be a JSON object with id, prompt, chosen, rejected. Got {line[:60]!r} "

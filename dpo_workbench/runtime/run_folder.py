@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from dpo_workbench.runtime.errors import WorkbenchError
 
 
@@ -20,10 +22,12 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         WorkbenchError: the disk is full or the folder cannot be written; the old file is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        # a lone surrogate, which JSON allows and UTF-8 does not, is written as JSON's own escape
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -32,7 +36,8 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         raise _disk_error(path, error) from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        if name:
+            Path(name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,25 +52,36 @@ def replace_folder(path: Path) -> Iterator[Path]:
     Raises:
         WorkbenchError: the disk is full; what stood at `path` is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    fresh = None
     try:
-        try:
-            yield fresh
-            for file in fresh.rglob("*"):
-                if file.is_file():
-                    _flush(file)
-            os.chmod(fresh, 0o755)
-            old = path.parent / f".{fresh.name}.old"
-            if path.exists():
-                os.replace(path, old)
-            os.replace(fresh, path)
-            _flush(path.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            raise _disk_error(path, error) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        yield fresh
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        os.chmod(fresh, 0o755)
+        _swap(fresh, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:  # safetensors says "no space left" in an exception of its own
+        raise _disk_error(path, error) from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        if fresh:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    """Put `fresh` in the place of `path`; what stood there comes back when that fails."""
+    old = path.parent / f".{fresh.name}.old"
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -79,8 +95,8 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _disk_error(path: Path, error: OSError) -> WorkbenchError:
+def _disk_error(path: Path, error: Exception) -> WorkbenchError:
     return WorkbenchError(
-        f"Results must be written to {path.parent}. The system says: {error.strerror or error}. What was saved before "
+        f"Results must be written to {path.parent}. The system says: {getattr(error, 'strerror', None) or error}. What was saved before "
         "is untouched. Free some space or choose another folder with --out."
     )

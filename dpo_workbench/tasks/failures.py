@@ -39,7 +39,7 @@ def loop_reason(text: str) -> str | None:
     and 150 characters: a counting slot hides such a loop from the exact rules.
     Compression: the last 600 characters shrink to less than 12 %.
 
-    In all of them the repetition must reach the end of the text, where the last unit may be cut: equal rows with
+    In the first three the repetition must reach the end of the text, where the last unit may be cut: equal rows with
     something after them are a document's own.
     """
     tail = text[-_TAIL:]

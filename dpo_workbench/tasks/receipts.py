@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from collections import Counter
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -12,6 +14,7 @@ from dpo_workbench.tasks.task import Example, Score, Task, read_examples
 
 FAILURES = ("invalid_json", "wrong_schema", "repeated_item", "missing_field", "invented_value", "wrong_value")
 _KEYS = ("vendor", "date", "items", "total")
+_AMOUNT = re.compile(r"-?\d+\.\d\d")
 
 
 def load() -> Task:
@@ -83,7 +86,7 @@ def _schema_problem(found: Any) -> str | None:
     if not isinstance(found, dict):
         return "the answer is not an object"
     if set(found) != set(_KEYS):
-        return f"the keys must be {', '.join(_KEYS)}; got {', '.join(map(str, found))[:80]}"
+        return f"the keys must be {', '.join(_KEYS)}; got {', '.join(map(repr, found))[:80]}"
     if not all(isinstance(found[key], str) for key in ("vendor", "date", "total")):
         return "vendor, date and total must be text"
     if not isinstance(found["items"], list):
@@ -91,7 +94,7 @@ def _schema_problem(found: Any) -> str | None:
     for row in found["items"]:
         whole = isinstance(row, list) and len(row) == 3 and isinstance(row[0], str) and isinstance(row[2], str)
         if not whole or isinstance(row[1], bool) or not isinstance(row[1], int):
-            return f"an item must be [name, quantity, amount]; got {str(row)[:60]}"
+            return f"an item must be [name, quantity, amount]; got {reprlib.repr(row)[:60]}"
     return None
 
 
@@ -126,19 +129,21 @@ def _failure(prompt: str, reference: dict[str, Any], found: dict[str, Any]) -> t
     want, got = _rows(reference), _rows(found)
     for row, n in got.items():
         if n > max(want[row], 1):
-            return "repeated_item", f"{row[0]!r} is listed {n} times; the document has it {want[row]} times"
+            return "repeated_item", f"{row[0][:80]!r} is listed {n} times; the document has it {want[row]} times"
     empty = [key for key in ("vendor", "date", "total") if not found[key].strip()]
+    if not all(name.strip() and amount.strip() for name, _, amount in found["items"]):
+        empty.append("an item's name or amount")
     if empty or sum(got.values()) < sum(want.values()):
         lacking = empty[0] if empty else next((row[0] for row in want if row not in got), "an item")
         return "missing_field", f"lacks {lacking!r}"
     page = _text(prompt.split("\n\n", 1)[-1]).replace(",", ".")
-    for name, _, amount in found["items"]:
-        for value in (_text(name).replace(",", "."), _amount(amount)):
-            if value not in page:
-                return "invented_value", f"{value!r} does not stand in the document"
-    for key in ("vendor", "total"):
-        value = _text(found[key]).replace(",", ".")
-        if value not in page:
-            return "invented_value", f"{key} {value!r} does not stand in the document"
-    wrong = next((k for k in ("vendor", "date", "total") if _text(found[k]) != _text(reference[k])), "an item")
+    printed = set(re.findall(r"\d+\.\d\d", page))  # whole amounts: 2.00 does not stand where 12.00 is printed
+    texts = [found["vendor"], *(name for name, _, _ in found["items"])]
+    amounts = [_amount(value).replace(",", ".") for value in (found["total"], *(a for _, _, a in found["items"]))]
+    invented = [v for v in (_text(text).replace(",", ".") for text in texts) if v not in page]
+    invented += [v for v in amounts if v not in printed and (_AMOUNT.fullmatch(v) or _text(v) not in page)]
+    if invented:
+        return "invented_value", f"{invented[0][:80]!r} does not stand in the document"
+    same = {"vendor": _text, "date": str.strip, "total": _amount}
+    wrong = next((key for key, plain in same.items() if plain(found[key]) != plain(reference[key])), "an item")
     return "wrong_value", f"{wrong} differs from the reference"

@@ -84,6 +84,8 @@ POOLS = {
     ),
 }
 _SIZES = ("50mm", "80mm", "100mm", "150mm", "200mm", "A4", "A5", "S", "M", "L", "XL", "250g", "500g", "1kg")
+_ONSETS = tuple("b c d f g h j k l m n p r s t v w z st pl gr ch th br".split())
+_RHYMES = tuple("a e i o u ai ea oo ar en il un ant or ix".split())
 _LOOKALIKE = {"O": "0", "o": "0", "l": "1", "I": "l", "S": "5", "B": "8", "e": "c", "t": "f"}
 
 
@@ -149,19 +151,28 @@ def _items(pool: Pool, rng: random.Random, max_items: int) -> list[tuple[str, in
     rows: list[tuple[str, int, int]] = []
     while len(rows) < n:
         name = rng.choice(pool.nouns)
-        if rng.random() < 0.7:
+        kind = rng.random()
+        if kind < 0.4:
             name = f"{rng.choice(pool.adjectives)} {name}"
+        elif kind < 0.8:
+            name = f"{made_up_word(rng)} {name}"
         quantity = rng.choice((1, 1, 1, 1, 2, 2, 3, 4, 5, 6, 10, 12))
         cents = quantity * rng.randrange(45, 2000)
         kind = rng.random()
-        if kind < 0.10:  # the same line again
+        if kind < 0.14:  # the same line again
             rows += [(name, quantity, cents)] * rng.choice((2, 2, 3, 4, 6))
-        elif kind < 0.22:  # one article in several sizes
+        elif kind < 0.30:  # one article in several sizes
             sizes = rng.sample(_SIZES, rng.choice((2, 3, 4, 5)))
             rows += [(f"{name} {s}", quantity, quantity * rng.randrange(45, 2000)) for s in sizes]
         else:
             rows.append((name, quantity, cents))
     return rows[:n]
+
+
+def made_up_word(rng: random.Random) -> str:
+    """A brand that no one has seen: names on real slips are seldom in a dictionary, so they must be copied."""
+    syllables = (rng.choice(_ONSETS) + rng.choice(_RHYMES) for _ in range(rng.choice((2, 2, 3))))
+    return "".join(syllables).capitalize()
 
 
 def _noise(text: str, rng: random.Random) -> str:

@@ -171,7 +171,10 @@ def read_examples(path: Path) -> list[Example]:
         if not line.strip():
             continue
         try:
-            examples.append(Example(**json.loads(line.decode("utf-8"))))
+            example = Example(**json.loads(line.decode("utf-8")))
+            if not all(isinstance(x, str) for x in (example.id, example.prompt, example.reference, example.group)):
+                raise TypeError("id, prompt, reference and group must be text")
+            examples.append(example)
         except (ValueError, TypeError, RecursionError) as error:
             raise WorkbenchError(
                 f"Each row must be a JSON object with id, prompt, reference and group. Got {line[:60]!r} "

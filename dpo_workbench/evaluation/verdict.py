@@ -1,0 +1,200 @@
+"""`verdict`: did it help, by how much, can that be believed, and was it worth it? Answered by rules, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dpo_workbench.evaluation import wording
+from dpo_workbench.evaluation.run import Evaluation, Judged
+from dpo_workbench.evaluation.statistics import (
+    mcnemar_exact,
+    paired_difference,
+    prompts_needed,
+    relative_cut,
+    smallest_detectable,
+)
+from dpo_workbench.runtime.errors import WorkbenchError
+
+OUTCOMES = ("worth it", "not worth it", "harmful", "cannot tell")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the arms show. `text` quotes only numbers that are in `numbers`."""
+
+    outcome: str  # one of OUTCOMES
+    reason: str  # the rule that decided, in words
+    text: str
+    before: str  # names of the arms
+    after: str
+    control: str | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.outcome.capitalize()}: {self.reason}. {self.text}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from dpo_workbench.plots.html import paragraph, table
+
+        title = paragraph(f"{self.outcome.capitalize()}: {self.reason}.", bold=True)
+        return title + table(wording.HEADER, wording.table_rows(self)) + paragraph(self.text)
+
+
+def verdict(
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    control: Evaluation | None = None,
+    mined: Sequence[str] | None = None,
+    headroom: Any = None,
+) -> Verdict:
+    """Compare two arms prompt by prompt, and decide.
+
+    A change of failures is *clear* when its paired 95 % interval excludes zero and the exact McNemar test has
+    p < 0.05: the first respects groups, the second is exact for few prompts, and both must agree. A change of the
+    mean score is clear when its paired 95 % interval excludes zero. "Failures" are answers of any failure class; the
+    mined classes are reported beside them and decide nothing, as a loop that became a wrong value is still a failure.
+
+    Rules, in this order; the first that applies decides:
+        1. harmful: the mean score falls clearly, or failures rise clearly. A cut of failures does not make up for it.
+        2. cannot tell: failures do not fall clearly. The text names the smallest difference that the set can show.
+        3. not worth it: the control arm is clearly better than DPO in failures or in score.
+        4. not worth it: the control has as few failures as DPO or fewer, and its score is not clearly lower.
+        5. worth it. Where the lead over the control is not clear, or no control was given, the reason says so.
+
+    Args:
+        before, after: the same prompts, answered by the model before and after training.
+        control: the same prompts after spending the budget otherwise: more SFT on the chosen answers.
+        mined: the failure classes that were trained on.
+        headroom: what `found.headroom()` gave; its `forecast` (expected relative cut) is compared with the outcome.
+
+    Raises:
+        WorkbenchError: the arms did not answer the same prompts of one split, or no prompt was scored in both.
+    """
+    numbers = {"before": before.name, "after": after.name, **_compare(before, after, mined)}
+    if control is not None:
+        numbers["control"] = {"name": control.name, **_compare(control, after, mined)}
+    forecast = getattr(headroom, "forecast", None)
+    if forecast is not None:
+        cut = numbers["failures"]["relative_cut"]
+        numbers["forecast"] = {"expected_cut": float(forecast), "seen_cut": cut and cut["estimate"]}
+    outcome, reason = _decide(numbers)
+    text = wording.paragraph(numbers, outcome)
+    return Verdict(outcome, reason, text, before.name, after.name, control.name if control else None, numbers)
+
+
+def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
+    """The rules of `verdict`, in their order: (outcome, reason)."""
+    if _clear(numbers["score"]) < 0:
+        return "harmful", "the mean score falls, and its interval is clear of zero"
+    if _clear_failures(numbers) > 0:
+        return "harmful", "failures rise, and the interval is clear of zero"
+    if _clear_failures(numbers) == 0:
+        if numbers["failures"]["before"] == 0:
+            return "cannot tell", "no prompt of this test set failed before, so it cannot show a cut"
+        return "cannot tell", f"this test set sees only differences of {numbers['sees_points']} points or more"
+    if "control" not in numbers:
+        return "worth it", "failures fall, the interval is clear of zero, and the score holds; no control arm was given"
+    control = numbers["control"]
+    score, failures = _clear(control["score"]), _clear_failures(control)  # DPO minus control
+    if failures > 0 or score < 0:
+        return "not worth it", f"the control arm did better in {'failures' if failures > 0 else 'score'}"
+    if control["failures"]["before"] <= control["failures"]["after"] and score == 0:
+        return "not worth it", "the control arm did as well"
+    if failures < 0 or score > 0:
+        better = "fewer failures" if failures < 0 else "a better score"
+        return "worth it", f"failures fall, the score holds, and the control arm is beaten: {better}, clear of zero"
+    return "worth it", "failures fall and the score holds; the lead over the control arm is not clear of zero"
+
+
+def _clear(change: dict[str, Any]) -> int:
+    """-1: the whole interval is below zero; 1: above; 0: it includes zero."""
+    return int(change["difference"]["low"] > 0) - int(change["difference"]["high"] < 0)
+
+
+def _clear_failures(numbers: dict[str, Any]) -> int:
+    return _clear(numbers["failures"]) if numbers["failures"]["mcnemar_p"] < 0.05 else 0
+
+
+def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None) -> dict[str, Any]:
+    """All numbers of one paired comparison, JSON-able."""
+    pairs = _paired(before, after)
+    was, now = [b for b, _ in pairs], [a for _, a in pairs]
+    groups = [row.group for row in was]
+    failures = _failures(was, now, groups, None)
+    share = (failures["mended"] + failures["broken"]) / len(pairs)
+    sees = smallest_detectable(len(pairs), share)
+    old, new = [float(row.value or 0.0) for row in was], [float(row.value or 0.0) for row in now]
+    numbers = {
+        "n": len(pairs),
+        "n_groups": len(set(groups)),
+        "n_unpaired": len(before.rows) - len(pairs),
+        "failures": failures,
+        "score": {
+            "before": float(np.mean(old)),
+            "after": float(np.mean(new)),
+            "difference": paired_difference(old, new, groups).to_dict(),
+        },
+        "tokens": {
+            "before": float(np.mean([row.n_tokens for row in was])),
+            "after": float(np.mean([row.n_tokens for row in now])),
+        },
+        "changed_share": share,
+        "smallest_detectable": sees,
+        "sees_points": wording.points_up(sees),
+        "prompts_needed": prompts_needed(failures["difference"]["estimate"], share),
+    }
+    if mined:
+        numbers["mined"] = {"classes": sorted(set(mined)), **_failures(was, now, groups, set(mined))}
+    return numbers
+
+
+def compare_failures(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """The paired numbers of failures of two arms, without a verdict: counts, mended, broken, p, intervals."""
+    pairs = _paired(before, after)
+    return _failures([b for b, _ in pairs], [a for _, a in pairs], [b.group for b, _ in pairs], None)
+
+
+def _failures(was: list[Judged], now: list[Judged], groups: list[str], classes: set[str] | None) -> dict[str, Any]:
+    """The numbers of one kind of failure: any (`classes` None), or the named classes together."""
+    old = [row.failed if classes is None else row.failure in classes for row in was]
+    new = [row.failed if classes is None else row.failure in classes for row in now]
+    mended = sum(b and not a for b, a in zip(old, new, strict=True))
+    broken = sum(a and not b for b, a in zip(old, new, strict=True))
+    cut = relative_cut(old, new, groups)
+    return {
+        "before": sum(old),
+        "after": sum(new),
+        "mended": mended,
+        "broken": broken,
+        "mcnemar_p": mcnemar_exact(mended, broken),
+        "difference": paired_difference(old, new, groups).to_dict(),
+        "relative_cut": cut and cut.to_dict(),
+    }
+
+
+def _paired(before: Evaluation, after: Evaluation) -> list[tuple[Judged, Judged]]:
+    """The rows of both, by id, that were scored in both."""
+    ours, theirs = {row.id: row for row in before.rows}, {row.id: row for row in after.rows}
+    places = [f"{e.task}/{e.split}" for e in (before, after)]
+    strangers = sorted(set(ours) ^ set(theirs)) or [i for i in ours if ours[i].prompt != theirs[i].prompt]
+    if places[0] != places[1] or strangers:
+        where = f" (example {strangers[0]!r} is not the same in both)" if strangers else ""
+        raise WorkbenchError(
+            f"Two arms must have answered the same prompts of one split. Got {len(before.rows)} of {places[0]} in "
+            f"{before.name!r} and {len(after.rows)} of {places[1]} in {after.name!r}{where}. Evaluate both on one "
+            "split."
+        )
+    pairs = [(ours[i], theirs[i]) for i in ours if ours[i].value is not None and theirs[i].value is not None]
+    if not pairs:
+        raise WorkbenchError(
+            f"Two arms must share scored prompts. Got none that was scored in both {before.name!r} and {after.name!r}. "
+            "Mend the score function and evaluate again."
+        )
+    return pairs

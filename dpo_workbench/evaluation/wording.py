@@ -1,0 +1,160 @@
+"""The verdict's sentences: every number that a reader needs, said once, in plain words."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpo_workbench.evaluation.verdict import Verdict
+
+HEADER = ("same prompts", "before", "after", "change", "95 % interval", "exact McNemar p")
+
+_NEXT = {
+    "worth it": "Next: keep the trained adapter, and read the prompts that it broke before you rely on it.",
+    "harmful": (
+        "Next: keep the model as it was before. Look for a shortcut that the pairs teach (shorter, empty), lower lr, "
+        "or raise nll_weight."
+    ),
+    "not worth it": "Next: take the control arm, which is simpler: fine-tune on the chosen answers.",
+}
+
+
+def paragraph(numbers: dict[str, Any], outcome: str) -> str:
+    """The verdict's text, from its numbers alone."""
+    parts = [
+        _failures("Failed answers", numbers["failures"], numbers["n"]),
+        *_mined(numbers),
+        _score(numbers),
+        f"With {numbers['changed_share'] * numbers['n']:.0f} of {numbers['n']} prompts changing between failed and "
+        f"passed, these prompts see differences of about {numbers['sees_points']} points or more (80 % power).",
+        *_left_out(numbers),
+        *_control(numbers),
+        *_forecast(numbers),
+        _NEXT.get(outcome) or _more_prompts(numbers),
+    ]
+    return " ".join(parts)
+
+
+def table_rows(verdict: Verdict) -> list[tuple[str, ...]]:
+    """Rows for `HEADER`: failures, mined classes, mean score; and the same against the control arm."""
+    rows = []
+    for numbers, note in ((verdict.numbers, ""), (verdict.numbers.get("control"), " (before = the control arm)")):
+        if numbers is None:
+            continue
+        for name, key in (("any failure", "failures"), ("mined classes", "mined")):
+            if key in numbers:
+                rows.append(_table_row(name + note, numbers[key]))
+        score = numbers["score"]
+        change = score["difference"]
+        cells = (f"{score['before']:.3f}", f"{score['after']:.3f}", f"{change['estimate']:+.3f}")
+        rows.append(("mean score" + note, *cells, f"{change['low']:+.3f} to {change['high']:+.3f}", ""))
+    return rows
+
+
+def points_up(share: float) -> int:
+    """A share in whole points, rounded up: a test set never claims to see more than it does."""
+    return math.ceil(100 * share - 1e-9)
+
+
+def _table_row(name: str, failures: dict[str, Any]) -> tuple[str, ...]:
+    change = failures["difference"]
+    n = change["n"]
+    return (
+        name,
+        f"{failures['before']} of {n}",
+        f"{failures['after']} of {n}",
+        f"{100 * change['estimate']:+.1f} points",
+        _interval(change),
+        _p(failures["mcnemar_p"]).removeprefix("p = ").removeprefix("p "),
+    )
+
+
+def _failures(what: str, failures: dict[str, Any], n: int) -> str:
+    was, now, change, cut = (failures[k] for k in ("before", "after", "difference", "relative_cut"))
+    text = (
+        f"{what}: {was} of {n} ({100 * was / n:.1f} %) before, {now} of {n} ({100 * now / n:.1f} %) after; "
+        f"{failures['mended']} prompts mended, {failures['broken']} broken; {100 * change['estimate']:+.1f} points "
+        f"(paired 95 % interval {_interval(change)}; exact McNemar {_p(failures['mcnemar_p'])})"
+    )
+    if cut is None:
+        return f"{text}."
+    return f"{text}. That is {_cut(cut)}."
+
+
+def _cut(cut: dict[str, Any]) -> str:
+    low = f"{100 * cut['low']:.0f}" if cut["low"] >= -1 else "less than -100"
+    word = "a relative cut" if cut["estimate"] >= 0 else "a relative rise, that is a cut"
+    return f"{word} of {100 * cut['estimate']:.1f} % (95 % interval {low} to {100 * cut['high']:.0f} %)"
+
+
+def _mined(numbers: dict[str, Any]) -> list[str]:
+    if "mined" not in numbers:
+        return []
+    return [_failures(f"The mined classes ({', '.join(numbers['mined']['classes'])})", numbers["mined"], numbers["n"])]
+
+
+def _score(numbers: dict[str, Any]) -> str:
+    score = numbers["score"]
+    change = score["difference"]
+    return (
+        f"Mean score: {score['before']:.3f} before, {score['after']:.3f} after ({change['estimate']:+.3f}, paired "
+        f"95 % interval {change['low']:+.3f} to {change['high']:+.3f}; {change['n']} prompts in "
+        f"{change['n_groups']} groups)."
+    )
+
+
+def _left_out(numbers: dict[str, Any]) -> list[str]:
+    n = numbers["n_unpaired"]
+    return [f"{n} prompts could not be scored in both arms and are left out."] if n else []
+
+
+def _control(numbers: dict[str, Any]) -> list[str]:
+    if "control" not in numbers:
+        return []
+    control = numbers["control"]
+    failures, score = control["failures"], control["score"]
+    change, n = failures["difference"], control["n"]
+    text = (
+        f"Against the control arm {control['name']!r}: {failures['before']} of {n} "
+        f"({100 * failures['before'] / n:.1f} %) failed there, {failures['after']} of {n} here, "
+        f"{100 * change['estimate']:+.1f} points (paired 95 % interval "
+        f"{_interval(change)}; exact McNemar {_p(failures['mcnemar_p'])}); mean score {score['before']:.3f} there, "
+        f"{score['after']:.3f} here ({score['difference']['estimate']:+.3f}, 95 % interval "
+        f"{score['difference']['low']:+.3f} to {score['difference']['high']:+.3f})."
+    )
+    if "mined" in control:
+        text += f" In the mined classes: {control['mined']['before']} there, {control['mined']['after']} here."
+    return [text]
+
+
+def _forecast(numbers: dict[str, Any]) -> list[str]:
+    if "forecast" not in numbers:
+        return []
+    expected, seen = numbers["forecast"]["expected_cut"], numbers["forecast"]["seen_cut"]
+    if seen is None:
+        return [f"The headroom put the cut at up to {100 * expected:.0f} %; there was nothing to cut here."]
+    cut = numbers["failures"]["relative_cut"]
+    inside = "inside" if cut["low"] <= expected <= cut["high"] else "outside"
+    return [
+        f"The headroom before training put the cut at up to {100 * expected:.0f} %; it came to {100 * seen:.1f} %, and "
+        f"the forecast lies {inside} the interval."
+    ]
+
+
+def _more_prompts(numbers: dict[str, Any]) -> str:
+    if numbers["failures"]["before"] == 0:
+        return "Next: test on harder prompts; where these are the real ones, there is nothing to mend."
+    needed = numbers["prompts_needed"]
+    seen = f"{abs(100 * numbers['failures']['difference']['estimate']):.1f} points"
+    if needed is None or needed <= numbers["n"]:
+        return "Next: find more headroom (more pairs, another failure class), or test on more prompts."
+    return f"Next: if a difference of {seen} matters to you, about {needed} prompts would show it."
+
+
+def _interval(change: dict[str, Any]) -> str:
+    return f"{100 * change['low']:+.1f} to {100 * change['high']:+.1f}"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

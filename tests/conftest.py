@@ -1,0 +1,117 @@
+"""A random Llama of a few thousand weights and a toy task, so that most tests need neither `nano` nor a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and no fight for cores
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test asks the network
+
+END = "<|end|>"
+TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
+
+
+def make_tiny_folder(folder: Path, template: str | None = TEMPLATE, seed: int = 0) -> Path:
+    """Write a random Llama (hidden 32, 2 layers) with a byte-level BPE tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [END, "<|user|>", "<|answer|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(["the answer to the question is yes: ab ab ab, no: cd cd cd 12 34 56"] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=END, pad_token=END)
+    if template:
+        tokenizer.chat_template = template
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    network = LlamaForCausalLM(config)
+    with torch.no_grad():  # an end token that is likely enough for answers of different lengths
+        network.lm_head.weight[tokenizer.eos_token_id] *= 2.5
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    return make_tiny_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def tiny(tiny_folder):
+    """A fresh handle on the tiny model, in fp32 on the CPU."""
+    import torch
+
+    from dpo_workbench.models.loading import load_model
+
+    return load_model(tiny_folder, device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture
+def moved(tiny):
+    """A handle on the tiny model with an adapter that changes its outputs."""
+    import torch
+
+    handle = tiny.with_new_adapter(rank=4, alpha=8, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    handle.set_adapter_tensors(
+        {k: 0.2 * torch.randn(v.shape, generator=generator) for k, v in handle.adapter_tensors().items()}
+    )
+    return handle
+
+
+@pytest.fixture
+def toy_task():
+    """Twelve train, four dev and four test prompts; an answer scores by whether it holds the reference."""
+    from dpo_workbench.tasks.task import Example, Score, Task
+
+    def score(example: Example, answer: str) -> Score:
+        return Score(1.0) if example.reference in answer else Score(0.0, "wrong")
+
+    def rows(split: str, n: int) -> list[Example]:
+        return [Example(f"{split}-{k}", f"question {split} {k}", f"yes: {k}", f"{split}-g{k}") for k in range(n)]
+
+    splits = {"train": rows("train", 12), "dev": rows("dev", 4), "test": rows("test", 4)}
+    return Task("toy", splits, score, max_new_tokens=12)
+
+
+@pytest.fixture
+def toy_pairs(toy_task):
+    """One pair for each train prompt of the toy task."""
+    from dpo_workbench.pairs.pair import Pair, Pairs
+
+    rows = [
+        Pair(f"p{k}", e.prompt, f"yes: {k}", f"no: {'cd ' * (k % 3 + 1)}{k}", "reference", "own", 1.0, 0.0, "wrong", e.group)
+        for k, e in enumerate(toy_task.train)
+    ]
+    return Pairs(rows, toy_task)
+
+
+@pytest.fixture(name="make_tiny_folder", scope="session")
+def _make_tiny_folder():
+    """The function above, for tests that need another tiny model."""
+    return make_tiny_folder

@@ -1,0 +1,152 @@
+"""The report: whole, harmless, without anything from outside; results.json: the same bytes for the same run."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from dpo_workbench.evaluation.report import arm_table, examples, results_json, write_report
+from dpo_workbench.evaluation.verdict import verdict
+from dpo_workbench.runtime.errors import WorkbenchError
+
+HOSTILE = "<script>alert(1)</script><img src=http://x/y onerror=alert(1)>\u202e$\\href{javascript:}{}$ {{ 7*7 }} {% raw %}"
+
+
+@pytest.fixture
+def evaluations(arm):
+    def failures(k: int) -> list[str | None]:
+        return ["loop" if i < k else "<b>odd</b>" if i == 59 else None for i in range(60)]
+
+    made = {"base": arm("base", failures(50)), "sft": arm("sft", failures(30))}
+    made |= {"sft+dpo": arm("sft+dpo", [None, *failures(4)[:-2], "loop"]), "sft+sft on chosen": arm("more", failures(20))}
+    rows = tuple(replace(row, answer=HOSTILE, prompt=HOSTILE, explanation=HOSTILE) for row in made["sft"].rows)
+    other = tuple(replace(row, prompt=HOSTILE) for row in made["sft+dpo"].rows)
+    control = tuple(replace(row, prompt=HOSTILE) for row in made["sft+sft on chosen"].rows)
+    base = tuple(replace(row, prompt=HOSTILE) for row in made["base"].rows)
+    sides = dict(zip(made, (base, rows, other, control), strict=True))
+    return {name: replace(e, rows=sides[name]) for name, e in made.items()}
+
+
+@pytest.fixture
+def results():
+    return {
+        "settings": {"model": "nano", "dpo": {"lr": 2e-4, "beta": 0.1}},
+        "machine": {"cores": 2, "torch": "2.13"},
+        "mined": {"headroom": {"text": "Worth a try: <i>54 %</i>", "forecast": 0.54}},
+        "training": {
+            "history": [{"step": i, "loss": 0.7 - 0.1 * i, "rewards/margins": 0.1 * i, "seconds": 0.2} for i in (1, 2, 3)],
+            "probes": [{"step": k, "score": 0.6 + k / 10, "failed": 0.4, "chosen_logratio": -0.1} for k in (0, 3)],
+            "best_step": 3,
+        },
+        "command": "dpo-workbench demo nano",
+        "times": {"total_seconds": 12.5, "date": "2026-01-01"},
+    }
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes as a browser would see them."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def write(folder, results, evaluations):
+    decided = verdict(evaluations["sft"], evaluations["sft+dpo"], control=evaluations["sft+sft on chosen"])
+    return write_report(folder, results, evaluations, decided), decided
+
+
+def test_the_page_is_whole(tmp_path, results, evaluations):
+    path, decided = write(tmp_path, results, evaluations)
+    page = path.read_text(encoding="utf-8")
+    for part in ("Worth it", "Arms on the same", "mean tokens", "Training", "Headroom", "chosen log-ratio", "kept"):
+        assert part in page
+    for part in ("mended", "broken", "failed in both", "settings.dpo.lr", "machine.torch", "dpo-workbench demo nano"):
+        assert part in page
+    assert page.index(decided.reason) < page.index("<table")
+    assert page.count("data:image/svg+xml;base64,") == 3
+    assert "sft+sft on chosen" in page
+
+
+def test_the_page_loads_and_runs_nothing(tmp_path, results, evaluations):
+    path, _ = write(tmp_path, results, evaluations)
+    page = path.read_text(encoding="utf-8")
+    tags = Page(page).tags
+    policy = next(a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert not {tag for tag, _ in tags} & {"script", "iframe", "link", "object", "form", "base", "b", "i", "a", "button"}
+    assert not [a for _, attributes in tags for a in attributes if a.startswith("on") or a in ("href", "srcdoc", "action")]
+    assert all(a["src"].startswith("data:image/") for tag, a in tags if tag == "img")
+    assert "49" not in re.findall(r"&#36; (.*?) raw", page) and "{{ 7*7 }}" in page
+    assert "\\u202e" in page and "\u202e" not in page
+
+
+def test_the_check_above_can_fail():
+    assert ("script", {}) in Page(HOSTILE).tags
+
+
+def test_both_colours_are_set_for_light_and_dark(tmp_path, results, evaluations):
+    page = write(tmp_path, results, evaluations)[0].read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in page
+    assert re.search(r"body \{ color: var\(--fg\); background: var\(--bg\)", page)
+    assert page.count("--fg: ") == page.count("--bg: ") == 2
+
+
+def test_two_runs_differ_only_in_times(tmp_path, results, evaluations):
+    write(tmp_path / "a", results, evaluations)
+    later = json.loads(json.dumps(results)) | {"times": {"total_seconds": 99.0, "date": "2027-01-01"}}
+    later["training"]["history"][0]["seconds"] = 7.7
+    write(tmp_path / "b", later, evaluations)
+    one, two = (json.loads((tmp_path / k / "results.json").read_text()) for k in "ab")
+    assert one != two
+    assert one.pop("times") != two.pop("times")
+    assert one == two
+    again = write(tmp_path / "c", results, evaluations)[0].read_bytes()
+    assert again == (tmp_path / "a" / "report.html").read_bytes()
+
+
+def test_results_json_is_plain_sorted_and_rounded():
+    text = results_json({"b": np.float32(0.1), "a": (math.nan, 1 / 3, np.int64(4)), "c": {"y": {2, 1}, "x": None}})
+    assert json.loads(text) == {"a": [None, 0.333333, 4], "b": 0.1, "c": {"x": None, "y": [1, 2]}, "times": {}}
+    assert list(json.loads(text)) == ["a", "b", "c", "times"]
+
+
+def test_arm_table_counts_loops_and_adjusts_p(evaluations):
+    header, rows = arm_table(evaluations, evaluations["sft"])
+    assert header[:4] == ["arm", "n", "failed", "95 % interval"] and "loop" in header
+    table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert table["sft"]["failed"] == "31 (51.7 %)" and table["sft"]["loop"] == "30"
+    assert table["sft"]["p against sft"] == "baseline" and table["sft+dpo"]["p against sft"] == "< 0.001"
+
+
+def test_examples_show_the_mended_and_the_broken(evaluations):
+    shown = {kind: (count, pairs) for kind, count, pairs in examples(evaluations["sft"], evaluations["sft+dpo"])}
+    assert shown["broken"][0] == 0 and shown["mended"][0] == 26 and len(shown["mended"][1]) == 4
+    assert all(was.failed and not now.failed for was, now in shown["mended"][1])
+    turned = {kind: count for kind, count, _ in examples(evaluations["sft+dpo"], evaluations["sft"])}
+    assert turned["broken"] == 26
+
+
+def test_without_verdict_training_and_headroom(tmp_path, evaluations):
+    page = write_report(tmp_path, {}, evaluations).read_text(encoding="utf-8")
+    assert "Arms on the same" in page and "Headroom" not in page and page.count("data:image/svg") == 2
+
+
+def test_one_arm_alone_is_enough(tmp_path, arm):
+    assert write_report(tmp_path, {}, {"base": arm("base", [None, "loop"])}).is_file()
+
+
+def test_what_cannot_be_reported_is_refused(tmp_path, results, evaluations):
+    with pytest.raises(WorkbenchError, match="at least one evaluation"):
+        write_report(tmp_path, results, {})
+    decided = verdict(evaluations["sft"], evaluations["sft+dpo"])
+    with pytest.raises(WorkbenchError, match="'sft' is not there"):
+        write_report(tmp_path, results, {"base": evaluations["base"]}, decided)

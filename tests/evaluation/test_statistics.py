@@ -1,0 +1,179 @@
+"""Statistics against scipy, statsmodels, brute force, the measured anchors, and a small simulation of coverage."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from dpo_workbench.evaluation import statistics as s
+from dpo_workbench.runtime.errors import WorkbenchError
+
+
+def arms(mended: int, broken: int, both: int = 0, n: int = 300) -> tuple[list[int], list[int], list[str]]:
+    """Failures before and after with that many of each kind, each prompt a group of its own."""
+    rest = n - mended - broken - both
+    before = [1] * mended + [0] * broken + [1] * both + [0] * rest
+    after = [0] * mended + [1] * broken + [1] * both + [0] * rest
+    return before, after, [f"g{i}" for i in range(n)]
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 20), (1, 30), (8, 496), (25, 50), (50, 50)])
+def test_wilson_equals_statsmodels(k, n):
+    got = s.wilson(k, n)
+    assert (got.low, got.high) == pytest.approx(proportion_confint(k, n, method="wilson"), abs=1e-9)
+    assert got.estimate == k / n
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_a_share_of_nothing_raises(k, n):
+    with pytest.raises(WorkbenchError, match=f"Got {k} of {n}"):
+        s.wilson(k, n)
+
+
+@pytest.mark.parametrize(("mended", "broken"), [(0, 0), (5, 0), (6, 0), (7, 1), (9, 2), (40, 17)])
+def test_mcnemar_equals_statsmodels_and_brute_force(mended, broken):
+    got = s.mcnemar_exact(mended, broken)
+    if mended + broken:
+        assert got == pytest.approx(mcnemar([[3, mended], [broken, 4]], exact=True).pvalue)
+        ways = [math.comb(mended + broken, k) / 2 ** (mended + broken) for k in range(mended + broken + 1)]
+        assert got == pytest.approx(sum(w for w in ways if w <= ways[mended] * (1 + 1e-9)))
+    assert got == pytest.approx(s.mcnemar_exact(broken, mended))
+
+
+def test_paired_difference_is_scipys_bca_for_groups_of_one():
+    rng = np.random.default_rng(3)
+    before, after = rng.random(80), rng.random(80)
+    groups = [f"{i:03d}" for i in range(80)]
+    got = s.paired_difference(before, after, groups, seed=5, resamples=4000)
+    want = stats.bootstrap((after - before,), np.mean, n_resamples=4000, rng=np.random.default_rng(5)).confidence_interval
+    assert got.estimate == pytest.approx((after - before).mean())
+    assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-9)
+    assert got.method.startswith("BCa")
+
+
+def test_paired_difference_depends_on_the_seed_only_and_not_on_the_order_of_prompts():
+    before, after, groups = arms(30, 10, 20, n=200)
+    one, same, other = (s.paired_difference(before, after, groups, seed=seed) for seed in (1, 1, 2))
+    assert one == same
+    assert (one.low, one.high) != (other.low, other.high) or one.low == pytest.approx(other.low, abs=0.01)
+    turned = s.paired_difference(before[::-1], after[::-1], groups[::-1], seed=1)
+    assert (turned.low, turned.high) == (one.low, one.high)
+
+
+def test_swapping_the_arms_turns_an_exact_interval_round():
+    before, after, groups = arms(7, 1)
+    there, back = s.paired_difference(before, after, groups), s.paired_difference(after, before, groups)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+
+
+@pytest.mark.parametrize(("mended", "broken"), [(k, j) for k, j in itertools.product(range(10), range(10)) if k + j < 10])
+def test_few_changes_exclude_zero_just_where_exact_mcnemar_does(mended, broken):
+    interval = s.paired_difference(*arms(mended, broken))
+    significant = s.mcnemar_exact(mended, broken) <= 0.05
+    assert (interval.clear_below_zero or interval.clear_above_zero) == significant
+    assert "exact" in interval.method and interval.low < interval.high
+
+
+def test_no_difference_at_all_has_width_and_says_why():
+    interval = s.paired_difference(*arms(0, 0, 20))
+    clopper_pearson = 1 - 0.025 ** (1 / 300)
+    assert (interval.low, interval.high) == pytest.approx((-clopper_pearson, clopper_pearson))
+    assert interval.method == "exact (no group differs)"
+
+
+def test_the_same_difference_everywhere_has_width():
+    interval = s.paired_difference([1.0] * 50, [0.0] * 50, [str(i) for i in range(50)])
+    assert interval.estimate == -1 and interval.low == -1 and -1 < interval.high < -0.8
+
+
+def test_one_group_excludes_nothing():
+    interval = s.paired_difference([1, 1, 1], [0, 0, 0], ["a"] * 3)
+    assert (interval.low, interval.high, interval.n, interval.n_groups) == (-1, 1, 3, 1)
+
+
+def test_empty_or_unequal_input_raises():
+    with pytest.raises(WorkbenchError, match="at least one"):
+        s.paired_difference([], [], [])
+    with pytest.raises(WorkbenchError, match="Got 2 before, 1 after and 2 groups"):
+        s.relative_cut([1, 0], [1], ["a", "b"])
+
+
+def test_relative_cut_counts_and_knows_its_edges():
+    cut = s.relative_cut(*arms(60, 6, 20))
+    assert cut.estimate == pytest.approx(1 - 26 / 80)
+    assert cut.low < cut.estimate < cut.high and cut.method.startswith("BCa")
+    assert s.relative_cut(*arms(0, 3)) is None
+    none_left = s.relative_cut(*arms(6, 0))
+    share = stats.binomtest(0, 6).proportion_ci(method="exact").high
+    assert (none_left.low, none_left.high) == pytest.approx((1 - share / (1 - share), 1.0))
+    unchanged = s.relative_cut(*arms(0, 0, 20))
+    assert unchanged.estimate == 0 and unchanged.low < 0 < unchanged.high
+    worse = s.relative_cut(*arms(1, 12))
+    assert worse.estimate == pytest.approx(-11) and worse.high < 0
+
+
+@pytest.mark.parametrize("mended", range(1, 9))
+def test_no_failure_left_excludes_zero_just_where_exact_mcnemar_does(mended):
+    assert (s.relative_cut(*arms(mended, 0)).low > 0) == (s.mcnemar_exact(mended, 0) <= 0.05)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "points"),
+    [(0.2, 50, 18), (0.2, 100, 13), (0.2, 200, 10), (0.2, 400, 7), (0.3, 50, 22), (0.3, 100, 16), (0.3, 200, 12)]
+    + [(0.3, 400, 8)],
+)
+def test_smallest_detectable_difference_is_the_measured_one(share, n, points):
+    assert abs(100 * s.smallest_detectable(n, share) - points) <= 1.5
+
+
+def test_power_agrees_with_brute_force_over_all_tables():
+    n, difference, share = 25, 0.3, 0.4
+    up, down = (share + difference) / 2, (share - difference) / 2
+    power = 0.0
+    for i in range(n + 1):
+        for j in range(n + 1 - i):
+            if s.mcnemar_exact(i, j) <= 0.05:
+                power += stats.multinomial.pmf([i, j, n - i - j], n, [up, down, 1 - share])
+    assert s._power(n, difference, share, 0.05) == pytest.approx(power, abs=1e-9)
+
+
+def test_five_prompts_can_show_nothing_and_more_prompts_show_more():
+    assert s.smallest_detectable(5, 0.2) == 1.0
+    seen = [s.smallest_detectable(n, 0.1) for n in (10, 50, 200, 800)]
+    assert seen == sorted(seen, reverse=True)
+    with pytest.raises(WorkbenchError, match="at least one prompt"):
+        s.smallest_detectable(0, 0.2)
+
+
+def test_prompts_needed_is_the_inverse():
+    n = s.prompts_needed(0.1, 0.2)
+    assert s.smallest_detectable(n, 0.2) <= 0.1 + 2e-3
+    assert s.smallest_detectable(int(0.9 * n), 0.2) > 0.1
+    assert s.prompts_needed(0.0, 0.2) is None
+
+
+def test_holm_by_hand():
+    assert s.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert s.holm([]) == []
+
+
+def coverage(grouped: bool, tries: int = 120) -> float:
+    """Share of intervals that hold the true difference where whole groups are mended or not."""
+    rng = np.random.default_rng(11)
+    hits = 0
+    for _ in range(tries):
+        mended = np.repeat(rng.random(40) < 0.3, 5)
+        before, after = np.ones(200), np.where(mended, 0.0, 1.0)
+        groups = [str(i // 5 if grouped else i) for i in range(200)]
+        interval = s.paired_difference(before, after, groups, resamples=500)
+        hits += interval.low <= -0.3 <= interval.high
+    return hits / tries
+
+
+def test_intervals_by_group_cover_and_intervals_that_ignore_groups_do_not():
+    assert coverage(grouped=True) >= 0.9
+    assert coverage(grouped=False) < 0.8  # the negative control: what ignoring groups would claim

@@ -1,0 +1,132 @@
+"""Adapters: the fused product against PEFT's own, and weights that do not fit are refused."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+
+from dpo_workbench.models.adapter import (
+    _use_fast_product,
+    adapter_tensors,
+    add_adapter,
+    read_adapter,
+    set_adapter_tensors,
+)
+from dpo_workbench.runtime.errors import WorkbenchError
+
+
+class Net(nn.Module):
+    def __init__(self, bias: bool):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 10, bias=bias), nn.Linear(10, 4, bias=bias)
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.up(x)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fused_product_equals_pefts_own(bias: bool) -> None:
+    torch.manual_seed(0)
+    network = get_peft_model(Net(bias), LoraConfig(r=3, lora_alpha=7, lora_dropout=0.0, target_modules=["up", "down"]))
+    for name, p in network.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(p)
+    x, upstream = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
+
+    def run() -> list[torch.Tensor]:
+        network.zero_grad()
+        inputs = x.clone().requires_grad_()
+        out = network(inputs)
+        out.backward(upstream)
+        return [out.detach(), inputs.grad, *(p.grad.clone() for p in network.parameters() if p.requires_grad)]
+
+    want = run()
+    _use_fast_product(network)
+    fused = [m for m in network.modules() if isinstance(m, LoraLinear) and m.forward.__func__.__name__ == "_fast_forward"]
+    assert len(fused) == 2  # the next lines compare two different codes
+    got = run()
+    assert len(got) == 2 + 4
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    with network.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(network(x), network.get_base_model()(x))
+        assert not torch.allclose(network(x), got[0])
+
+
+def test_dropout_and_variants_keep_pefts_code() -> None:
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=["up"], use_dora=True)
+    network = get_peft_model(Net(True), config)
+    _use_fast_product(network)
+    assert not any("forward" in vars(m) for m in network.modules() if isinstance(m, LoraLinear))
+
+
+def test_adapter_is_on_every_linear_layer_but_the_head(tiny) -> None:
+    network = add_adapter(tiny.network, "mine", rank=4, alpha=8, seed=0)
+    layers = {name.split(".base_layer")[0] for name, _ in network.named_parameters() if ".base_layer." in name}
+    assert len(layers) == 2 * 7 and not any("lm_head" in name for name in layers)
+    tensors = adapter_tensors(network, "mine")
+    assert len(tensors) == 2 * 2 * 7
+    assert all((v == 0).all() == ("lora_B" in k) for k, v in tensors.items())
+
+
+def test_start_follows_the_seed_and_leaves_the_global_generator(tiny_folder) -> None:
+    from dpo_workbench.models.loading import load_model
+
+    def start(seed: int) -> dict[str, torch.Tensor]:
+        return load_model(tiny_folder, device="cpu").with_new_adapter(rank=4, seed=seed).adapter_tensors()
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, again, other = start(1), start(1), start(2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(one[k], again[k]) for k in one)
+    assert any(not torch.equal(one[k], other[k]) for k in one)
+
+
+def test_copies_do_not_change_when_training_goes_on(moved) -> None:
+    kept = moved.adapter_tensors()
+    first = {k: v.clone() for k, v in kept.items()}
+    with torch.no_grad():
+        for p in moved.adapter_parameters():
+            p.add_(1.0)
+    assert all(torch.equal(kept[k], first[k]) for k in kept)
+    assert not any(torch.equal(v, first[k]) for k, v in moved.adapter_tensors().items())
+
+
+def test_missing_and_unknown_weights_raise(moved) -> None:
+    tensors = moved.adapter_tensors()
+    name = next(iter(tensors))
+    with pytest.raises(WorkbenchError, match="0 unknown and 1 missing"):
+        set_adapter_tensors(moved.network, moved.adapter, {k: v for k, v in tensors.items() if k != name})
+    with pytest.raises(WorkbenchError, match="1 unknown and 0 missing"):
+        set_adapter_tensors(moved.network, moved.adapter, tensors | {name.replace("layers.0", "layers.7"): tensors[name]})
+    with pytest.raises(WorkbenchError, match="must fit the model"):
+        set_adapter_tensors(moved.network, moved.adapter, tensors | {name: tensors[name][:, :-1].contiguous()})
+    set_adapter_tensors(moved.network, moved.adapter, tensors)  # negative control
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_missing_or_damaged_file_is_named(moved, tmp_path, name: str) -> None:
+    folder = moved.save(tmp_path / "adapter")
+    tensors, config = read_adapter(folder)
+    assert config["r"] == 4 and len(tensors) == 28
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(WorkbenchError, match="must be whole"):
+        read_adapter(folder)
+    path.unlink()
+    with pytest.raises(WorkbenchError, match=f"{name} is missing"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("change", [{"use_rslora": True}, {"use_dora": True}, {"r": None}, {"alpha_pattern": {"q_proj": 3}}])
+def test_other_kinds_of_adapter_are_refused(moved, tmp_path, change: dict) -> None:
+    """Read as plain LoRA they would compute something else without a word."""
+    folder = moved.save(tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(WorkbenchError, match=f"plain LoRA.*{next(iter(change))}"):
+        read_adapter(folder)

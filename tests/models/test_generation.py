@@ -1,0 +1,144 @@
+"""Generation: transformers' own greedy answers, reproducible samples, rows that leave the batch, and merged weights."""
+
+import pytest
+import torch
+
+from dpo_workbench.models.adapter import merged_weights
+from dpo_workbench.models.generation import generate
+from dpo_workbench.runtime.errors import WorkbenchError
+
+PROMPTS = ["ab", "the answer to the question is yes: 12", *(f"question {k} {'and more ' * (k % 4)}" for k in range(9))]
+
+
+def theirs(model, prompt: str, limit: int) -> tuple[str, int, bool]:
+    """Greedy answer by transformers' `generate`, one prompt at a time."""
+    ids = torch.tensor([model.prompt_ids(prompt)])
+    with model.active() as network:
+        out = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=limit)
+    new = out[0, ids.shape[1] :].tolist()
+    ended = new[-1] == model.tokenizer.eos_token_id
+    return model.tokenizer.decode(new, skip_special_tokens=True), len(new), ended
+
+
+@pytest.mark.parametrize("handle", ["tiny", "moved"])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_greedy_equals_transformers(request, handle: str, rows: int) -> None:
+    model = request.getfixturevalue(handle)
+    got = generate(model, PROMPTS, max_new_tokens=24, rows=rows)
+    want = [theirs(model, p, 24) for p in PROMPTS]
+    assert [(a.text, a.n_tokens, a.finished) for (a,) in got] == want
+    lengths = {a.n_tokens for (a,) in got}
+    assert len(lengths) > 3, "rows must end at different places for this test to say something"
+
+
+def test_some_answers_end_and_some_are_cut(tiny) -> None:
+    answers = [a for (a,) in generate(tiny, PROMPTS, max_new_tokens=16)]
+    assert {a.finished for a in answers} == {True, False}
+    assert all(a.n_tokens == 16 for a in answers if not a.finished) and all(a.n_tokens <= 16 for a in answers)
+    assert "<|end|>" not in "".join(a.text for a in answers)
+
+
+def test_rows_that_ended_leave_the_batch(tiny, monkeypatch) -> None:
+    from dpo_workbench.models import generation
+
+    sizes, forward = [], generation._forward
+    monkeypatch.setattr(generation, "_forward", lambda n, ids, *rest: sizes.append(len(ids)) or forward(n, ids, *rest))
+    dropped = generate(tiny, PROMPTS, max_new_tokens=24)
+    assert sizes[0] == len(PROMPTS) and sizes[-1] < len(PROMPTS) / 2
+    assert dropped == generate(tiny, PROMPTS, max_new_tokens=24, rows=1)
+
+
+def test_samples_follow_the_seed(tiny) -> None:
+    def draw(seed: int, prompts=PROMPTS[:4]):
+        return generate(tiny, prompts, samples=3, temperature=1.0, max_new_tokens=16, seed=seed)
+
+    one = draw(1)
+    assert [len(answers) for answers in one] == [3] * 4
+    assert draw(1) == one and draw(2) != one
+    assert len({a.text for a in one[0]}) > 1  # the samples of one prompt differ
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    assert draw(1) == one  # the global generator is neither used nor moved
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_have_the_models_probabilities(tiny) -> None:
+    """The first tokens of 4000 samples against softmax(logits / T), in total variation."""
+    with tiny.active() as network, torch.no_grad():
+        logits = network(torch.tensor([tiny.prompt_ids("ab")])).logits[0, -1]
+    want = (logits / 1.5).softmax(0)
+    (answers,) = generate(tiny, ["ab"], samples=4000, temperature=1.5, max_new_tokens=1, rows=4000)
+    texts = [tiny.tokenizer.decode([i], skip_special_tokens=True) for i in range(len(want))]
+    got, expected = {}, {}
+    for text, p in zip(texts, want.tolist(), strict=True):
+        expected[text] = expected.get(text, 0.0) + p
+    for a in answers:
+        got[a.text] = got.get(a.text, 0.0) + 1 / len(answers)
+    distance = sum(abs(expected.get(k, 0) - got.get(k, 0)) for k in {*expected, *got}) / 2
+    assert distance < 0.15
+    flat = sum(abs(1 / len(expected) - got.get(k, 0)) for k in expected) / 2
+    assert flat > 0.3  # negative control: a uniform draw would be found out
+
+
+def test_results_come_in_the_order_of_prompts(tiny) -> None:
+    forward = generate(tiny, PROMPTS, max_new_tokens=12)
+    assert forward[::-1] == generate(tiny, PROMPTS[::-1], max_new_tokens=12)
+    assert [generate(tiny, [p], max_new_tokens=12)[0] for p in PROMPTS] == forward
+
+
+def test_repetition_penalty_forbids_what_was_said(tiny) -> None:
+    (plain,), (without) = generate(tiny, ["ab"], max_new_tokens=20)[0], generate(
+        tiny, ["ab"], max_new_tokens=20, repetition_penalty=1e9
+    )[0]
+    ids = tiny.tokenizer(without[0].text, add_special_tokens=False)["input_ids"]
+    assert plain.text != without[0].text or len(set(ids)) == len(ids)
+    assert len(set(ids)) >= 0.8 * len(ids)  # text can be cut into other tokens than were drawn
+
+
+def test_no_prompts_raise(tiny) -> None:
+    with pytest.raises(WorkbenchError, match="at least one prompt"):
+        generate(tiny, [])
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_several_samples_at_temperature_zero_raise(tiny, temperature: float) -> None:
+    with pytest.raises(WorkbenchError, match="temperature above 0.*samples=2"):
+        generate(tiny, ["ab"], samples=2, temperature=temperature)
+    assert len(generate(tiny, ["ab"], samples=1, temperature=temperature, max_new_tokens=2)[0]) == 1
+
+
+def test_every_answer_is_counted_once(tiny) -> None:
+    counts: list[int] = []
+    generate(tiny, PROMPTS, samples=2, temperature=1.0, max_new_tokens=16, rows=6, on_answers=counts.append)
+    assert sum(counts) == 2 * len(PROMPTS)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_merged_weights_come_back_bit_for_bit(moved, error) -> None:
+    def state() -> dict[str, torch.Tensor]:
+        return {k: v.clone() for k, v in moved.network.state_dict().items()}
+
+    before, inside = state(), {}
+    try:
+        with merged_weights(moved.network, moved.adapter):
+            inside = state()
+            if error:
+                raise error
+    except (RuntimeError, KeyboardInterrupt):
+        assert error is not None
+    after = state()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert any(not torch.equal(before[k], inside[k]) for k in before)  # negative control: inside they differ
+    with moved.active() as network:
+        assert any(p.data_ptr() for p in network.parameters())
+
+
+def test_merged_weights_compute_what_the_adapter_does(moved) -> None:
+    ids = torch.tensor([moved.prompt_ids("the question")])
+    with torch.no_grad():
+        with moved.active() as network:
+            want = network(ids).logits
+        with moved.merged() as network:
+            torch.testing.assert_close(network(ids).logits, want, rtol=1e-4, atol=1e-4)
+        with moved.active() as network:
+            assert torch.equal(network(ids).logits, want)

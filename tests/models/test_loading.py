@@ -1,0 +1,220 @@
+"""Loading: each bad folder is named, handles share weights and stay apart, adapters survive the disk bit for bit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from dpo_workbench.models import loading
+from dpo_workbench.models.loading import Model, load_adapter, load_model
+from dpo_workbench.runtime.errors import WorkbenchError
+
+PROMPT = "the answer to the question"
+
+
+def logits(model: Model) -> torch.Tensor:
+    with model.active() as network, torch.no_grad():
+        return network(torch.tensor([model.prompt_ids(PROMPT)])).logits
+
+
+def folder_with(source, target, *names: str):
+    target.mkdir()
+    for name in names:
+        shutil.copy(source / name, target / name)
+    return target
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+def test_folder_without_config(tiny_folder, tmp_path) -> None:
+    folder = folder_with(tiny_folder, tmp_path / "m", "model.safetensors", *TOKENIZER)
+    with pytest.raises(WorkbenchError, match="must hold config.json"):
+        load_model(folder)
+
+
+def test_folder_without_weights(tiny_folder, tmp_path) -> None:
+    folder = folder_with(tiny_folder, tmp_path / "m", "config.json", *TOKENIZER)
+    with pytest.raises(WorkbenchError, match=r"must hold \*.safetensors. .* has no weights"):
+        load_model(folder)
+    shutil.copy(tiny_folder / "model.safetensors", folder)
+    assert load_model(folder, device="cpu").name == str(folder)  # negative control
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
+def test_pickled_weights_are_never_read(tiny_folder, tmp_path, monkeypatch, name: str) -> None:
+    folder = folder_with(tiny_folder, tmp_path / "m", "config.json", *TOKENIZER)
+    (folder / name).write_bytes(b"\x80\x04")
+    monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("a pickle was opened"))
+    with pytest.raises(WorkbenchError, match=f"a pickle can run code.*only {name}.*save_pretrained"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such/folder", "a/b/c", "~/model"])
+def test_missing_path(name: str) -> None:
+    with pytest.raises(WorkbenchError, match="which is no folder. Check the path"):
+        load_model(name)
+
+
+def test_path_to_a_file(tiny_folder) -> None:
+    with pytest.raises(WorkbenchError, match="which is no folder"):
+        load_model(tiny_folder / "config.json")
+
+
+@pytest.mark.parametrize("name", ["no-such-owner-here/no-such-model", "nanno"])
+def test_hub_id_without_network_names_three_ways(monkeypatch, name: str) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WorkbenchError) as caught:
+        load_model(name)
+    text = str(caught.value)
+    assert repr(name) in text and "Three ways" in text
+    assert all(word in text for word in ("`nano`", "`smol`", "a folder with config.json")) and "\n" not in text
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "config.json"])
+def test_damaged_folder_names_three_ways(tiny_folder, tmp_path, damage: str) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    path = folder / damage
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(WorkbenchError, match="could not be loaded.*Three ways"):
+        load_model(folder)
+
+
+def test_no_chat_template_works_and_says_so(tmp_path, capsys, tiny, make_tiny_folder) -> None:
+    plain = load_model(make_tiny_folder(tmp_path / "m", template=None), device="cpu")
+    assert "no chat template; prompts are used as plain text, followed by a newline" in capsys.readouterr().out
+    assert plain.tokenizer.decode(plain.prompt_ids("ab cd")) == "ab cd\n"
+    assert tiny.tokenizer.decode(tiny.prompt_ids("ab cd")) == "<|user|>ab cd<|answer|>"
+
+
+def test_tokenizer_without_end_token_raises(tiny_folder, tmp_path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(WorkbenchError, match="must have an end token.*Set eos_token"):
+        load_model(folder)
+
+
+def test_unknown_adapter_lists_the_shipped_ones(tiny, tmp_path, monkeypatch) -> None:
+    with pytest.raises(WorkbenchError, match="Got 'recipts'. Shipped for .*: none"):
+        load_adapter(tiny, "recipts")
+    monkeypatch.setattr(loading, "data_folder", lambda: tmp_path)
+    (tmp_path / "adapters" / "nano-receipts").mkdir(parents=True)
+    object.__setattr__(tiny, "name", "nano")
+    with pytest.raises(WorkbenchError, match="Shipped for 'nano': receipts"):
+        load_adapter(tiny, "recipts")
+    with pytest.raises(WorkbenchError, match="adapter_model.safetensors is missing"):
+        load_adapter(tiny, "receipts")
+
+
+def test_dtype_and_device_as_asked(tiny_folder, tiny, monkeypatch) -> None:
+    assert load_model(tiny_folder, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert (tiny.dtype, tiny.device.type, tiny.dtype_reason) == (torch.float32, "cpu", "as asked")
+    monkeypatch.setattr(loading, "choose_dtype", lambda device: (torch.bfloat16, "as measured"))
+    chosen = load_model(tiny_folder, device="cpu")
+    assert (chosen.dtype, chosen.dtype_reason) == (torch.bfloat16, "as measured")
+    assert "no adapter, float32 on cpu: as asked" in repr(tiny)
+
+
+def test_new_adapter_changes_nothing_yet_and_base_stays_apart(tiny) -> None:
+    before = logits(tiny)
+    handle = tiny.with_new_adapter(rank=4, alpha=8, seed=1)
+    assert handle.adapter == "adapter1" and tiny.adapter is None
+    assert torch.equal(logits(handle), before) and torch.equal(logits(tiny), before)
+    handle.set_adapter_tensors({k: torch.full_like(v, 0.1) for k, v in handle.adapter_tensors().items()})
+    assert not torch.allclose(logits(handle), before, atol=1e-2)
+    assert torch.equal(logits(tiny), before)  # the base handle still computes the base model
+
+
+def test_copy_of_an_adapter_is_equal_and_then_independent(moved) -> None:
+    copy = moved.with_new_adapter(rank=99, alpha=99)  # rank and scale are those of the adapter that is copied
+    assert copy.adapter != moved.adapter and torch.equal(logits(copy), logits(moved))
+    kept = moved.adapter_tensors()
+    copy.set_adapter_tensors({k: torch.zeros_like(v) for k, v in kept.items()})
+    assert not torch.equal(logits(copy), logits(moved))
+    assert all(torch.equal(v, kept[k]) for k, v in moved.adapter_tensors().items())
+
+
+def test_only_the_active_adapter_takes_gradients(tiny) -> None:
+    one, two = tiny.with_new_adapter(rank=4), tiny.with_new_adapter(rank=4)
+    with one.active(trainable=True) as network:
+        network(torch.tensor([one.prompt_ids(PROMPT)])).logits.sum().backward()
+        takes = {n for n, p in network.named_parameters() if p.requires_grad}
+    assert takes and all(".adapter1." in n for n in takes)
+    assert all(p.grad is not None for p in one.adapter_parameters())
+    assert all(p.grad is None for p in two.adapter_parameters())
+    with two.active() as network:
+        assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_adapter_survives_the_disk_bit_for_bit(moved, tiny_folder, tmp_path) -> None:
+    folder = moved.save(tmp_path / "adapter")
+    assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    again = load_model(tiny_folder, adapter=folder, device="cpu", dtype=torch.float32)
+    want, got = moved.adapter_tensors(), again.adapter_tensors()
+    assert want.keys() == got.keys() and all(torch.equal(want[k], got[k]) for k in want)
+    assert torch.equal(logits(again), logits(moved)) and again.fingerprint() == moved.fingerprint()
+
+
+def test_saved_adapter_is_read_by_peft(moved, tiny_folder, tmp_path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    moved.save(tmp_path / "adapter")
+    bare = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(bare, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(torch.tensor([moved.prompt_ids(PROMPT)])).logits, logits(moved))
+
+
+def test_handle_without_adapter_cannot_be_saved_or_set(tiny, tmp_path) -> None:
+    for call in (lambda: tiny.save(tmp_path / "x"), lambda: tiny.set_adapter_tensors({}), tiny.adapter_parameters):
+        with pytest.raises(WorkbenchError, match="needs an adapter"):
+            call()
+    assert tiny.adapter_tensors() == {} and not (tmp_path / "x").exists()
+
+
+def test_fingerprint_follows_what_is_computed(tiny, tiny_folder, tmp_path, make_tiny_folder) -> None:
+    base = tiny.fingerprint()
+    handle = tiny.with_new_adapter(rank=4, alpha=8)
+    fresh = handle.fingerprint()
+    assert fresh != base and tiny.fingerprint() == base
+    tensors = handle.adapter_tensors()
+    tensors[next(iter(tensors))].view(-1)[0] += 1e-3
+    handle.set_adapter_tensors(tensors)
+    assert handle.fingerprint() != fresh  # one weight of the adapter
+    other = load_model(make_tiny_folder(tmp_path / "other", seed=1), device="cpu", dtype=torch.float32)
+    assert other.fingerprint() != base  # other base weights
+    assert load_model(tiny_folder, device="cpu", dtype=torch.bfloat16).fingerprint() != base  # dtype
+
+
+def test_fingerprint_does_not_hang_on_when_it_is_taken(tiny, tiny_folder) -> None:
+    """PEFT renames the weights that it wraps; a run that goes on in a new process must know itself again."""
+    late = load_model(tiny_folder, device="cpu", dtype=torch.float32)
+    late.with_new_adapter(rank=4)
+    assert late.fingerprint() == tiny.fingerprint()
+
+
+def test_fingerprint_sees_the_adapters_scale(tiny) -> None:
+    one, two = tiny.with_new_adapter(rank=4, alpha=8, seed=1), tiny.with_new_adapter(rank=4, alpha=16, seed=1)
+    assert all(torch.equal(v, two.adapter_tensors()[k]) for k, v in one.adapter_tensors().items())
+    assert one.fingerprint() != two.fingerprint()
+
+
+def test_answer_ids_end_once_and_do_not_hang_on_the_prompt(tiny) -> None:
+    ids = tiny.answer_ids("yes: 1")
+    assert ids[-1] == tiny.tokenizer.eos_token_id and ids.count(ids[-1]) == 1
+    assert tiny.tokenizer.decode(ids[:-1]) == "yes: 1"
+
+
+def test_nano_is_here_and_says_so() -> None:
+    """The shipped model itself: loads without a network, ends answers, has a template."""
+    nano = load_model("nano", device="cpu")
+    assert nano.dtype == torch.float32 and nano.tokenizer.chat_template and nano.tokenizer.eos_token_id is not None
+    assert sum(p.numel() for p in nano.network.parameters()) < 10_000_000

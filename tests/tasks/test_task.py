@@ -1,0 +1,123 @@
+"""Tasks refuse what would make a split dishonest, and data files name the line that is wrong."""
+
+import json
+
+import pytest
+
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.builtin import load_task, task_names
+from dpo_workbench.tasks.task import Example, Score, Split, Task, read_examples, write_examples
+
+
+def example(number: int, group: str = "") -> Example:
+    return Example(f"e{number}", f"prompt {number}", f"reference {number}", group or f"g{number}")
+
+
+def passes(_: Example, answer: str) -> Score:
+    return Score(1.0)
+
+
+def test_group_on_two_sides_raises() -> None:
+    with pytest.raises(WorkbenchError, match="group 'g'.*'train'.*'test'.*'e2'.*Move"):
+        Task("t", {"train": [example(1, "g")], "test": [example(2, "g")]}, passes)
+    Task("t", {"train": [example(1, "g"), example(2, "g")], "test": [example(3)]}, passes)  # negative control
+
+
+@pytest.mark.parametrize("splits", [{"train": [1, 1]}, {"train": [1], "dev": [1]}])
+def test_id_twice_raises(splits: dict[str, list[int]]) -> None:
+    with pytest.raises(WorkbenchError, match="ids must differ.*'e1' 2 times"):
+        Task("t", {name: [example(n, name) for n in numbers] for name, numbers in splits.items()}, passes)
+
+
+def test_missing_or_empty_split_names_the_filled_ones() -> None:
+    task = Task("t", {"train": [example(1)], "dev": []}, passes)
+    assert len(task.train) == 1
+    for name in ("dev", "test", "validation"):
+        with pytest.raises(WorkbenchError, match=f"split '{name}'. It has train"):
+            task.split(name)
+
+
+def test_split_slices_and_indexes() -> None:
+    task = Task("t", {"train": [example(n) for n in range(5)]}, passes)
+    part = task.train[1:4]
+    assert isinstance(part, Split) and part.name == "train" and part.task is task
+    assert [e.id for e in part] == ["e1", "e2", "e3"] and part[-1].id == "e3"
+    assert len(task.train[9:]) == 0 and len(task.train) == 5
+    assert repr(part) == "Split(t/train: 3 examples in 3 groups)" and repr(task) == "Task(t: train 5)"
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf")])
+def test_score_outside_0_to_1_raises(value: float) -> None:
+    with pytest.raises(WorkbenchError, match="between 0 and 1"):
+        Score(value)
+
+
+def test_generic_failures_come_before_the_verifier() -> None:
+    task = Task("t", {"train": [example(1)]}, passes)
+    row = task.train[0]
+    assert task.score(row, "fine").failure is None
+    assert task.score(row, "   \n").failure == "empty" and task.score(row, " ").value == 0.0
+    cut = task.score(row, "fine", finished=False)
+    assert (cut.failure, cut.value) == ("truncated", 0.99)  # cut off is a failure, so never a full score
+    assert task.score(row, "again and " * 40, finished=False).failure == "loop"
+    assert task.score(row, row.prompt).failure == "echo"
+
+
+def test_score_zero_without_a_class_is_called_wrong() -> None:
+    task = Task("t", {"train": [example(1)]}, lambda e, a: Score(0.0 if "no" in a else 0.5))
+    assert task.score(task.train[0], "no").failure == "wrong"
+    assert task.score(task.train[0], "half").failure is None
+
+
+def test_examples_survive_the_disk(tmp_path) -> None:
+    rows = [Example("a", "line\nline \u2028 \x85 é", "{}", "g", {"items": 3}), example(2)]
+    path = tmp_path / "deep" / "rows.jsonl"
+    write_examples(path, rows)
+    assert read_examples(path) == rows
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").rstrip())  # CRLF, no final newline
+    assert read_examples(path) == rows
+
+
+GOOD = json.dumps({"id": "a", "prompt": "p", "reference": "r", "group": "g"}).encode()
+BAD_ROWS = {
+    "not JSON": b"{id: a}",
+    "cut": GOOD[:30],
+    "list": b"[1, 2]",
+    "scalar": b"7",
+    "null": b"null",
+    "missing key": b'{"id": "b", "prompt": "p", "group": "g"}',
+    "unknown key": GOOD[:-1] + b', "promt": "p"}',
+    "number for text": b'{"id": "b", "prompt": 5, "reference": "r", "group": "g"}',
+    "null for text": b'{"id": "b", "prompt": "p", "reference": null, "group": "g"}',
+    "invalid UTF-8": GOOD.replace(b'"p"', b'"\xff\xfe"'),
+    "nested too deep": b"[" * 100_000,
+    "number too long": b'{"id": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_bad_row_is_named_by_file_and_line(tmp_path, row: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD + b"\n\n" + row + b"\n")  # a blank line counts as a line
+    with pytest.raises(WorkbenchError, match=r"rows\.jsonl:3: .*Mend or drop the row"):
+        read_examples(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_missing_and_empty_files_are_named(tmp_path, content: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(WorkbenchError, match=r"no file at .*rows\.jsonl"):
+        read_examples(path)
+    path.write_bytes(content)
+    with pytest.raises(WorkbenchError, match=r"Got none in .*rows\.jsonl"):
+        read_examples(path)
+    with pytest.raises(WorkbenchError, match="no file at"):
+        read_examples(tmp_path)  # a folder
+
+
+def test_builtin_tasks_load_and_unknown_ones_get_the_nearest_name() -> None:
+    assert task_names() == ["receipts"]
+    task = load_task("receipts")
+    assert {name: len(rows) for name, rows in task.splits.items()} == {"train": 640, "dev": 200, "test": 320}
+    with pytest.raises(WorkbenchError, match="Got 'receipt'. Did you mean 'receipts'"):
+        load_task("receipt")
