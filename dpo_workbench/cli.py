@@ -160,13 +160,16 @@ def report(
     control: Annotated[Path | None, typer.Option(help="... and for a control arm with the same budget.")] = None,
 ) -> None:
     """Compare evaluations of the same prompts: verdict in words, report.html and results.json."""
-    from dpo_workbench.evaluation.report import report_of
+    from dpo_workbench.evaluation.report import write_report
     from dpo_workbench.evaluation.run import Evaluation
+    from dpo_workbench.evaluation.verdict import verdict
+    from dpo_workbench.runtime.environment import describe
 
     _log_to(out)
-    decided, page = report_of(
-        out, Evaluation.load(before), Evaluation.load(after), Evaluation.load(control) if control else None
-    )
+    arms = [Evaluation.load(path) for path in (before, after, control) if path]
+    decided = verdict(arms[0], arms[1], control=arms[2] if control else None)
+    results = {"arms": {arm.name: arm.summary() for arm in arms}, "machine": describe(), "verdict": decided.numbers}
+    page = write_report(out, results, {arm.name: arm for arm in arms}, decided)
     console.print(f"[bold]{decided.outcome}[/bold]\n")
     console.print(decided.text, markup=False)
     console.print(f"\nreport: {page}", markup=False)

@@ -28,6 +28,7 @@ class Recipe:
     """The sizes and settings of a demo, chosen on dev prompts (docs/recipe.md) for one model."""
 
     test_prompts: int
+    sft_prompts: int  # the first of the training split; what follows them is mined
     mine_prompts: int
     samples: int
     max_pairs: int
@@ -38,8 +39,8 @@ class Recipe:
 
 
 RECIPES = {
-    "nano": Recipe(200, 160, 4, 96, 1.0, 40, TrainConfig(probes=2), SFT_CONFIG),
-    "smol": Recipe(200, 96, 4, 64, 1.0, 40, TrainConfig(probes=3), SFT_CONFIG),
+    "nano": Recipe(200, 240, 160, 4, 96, 1.0, 40, TrainConfig(probes=2), SFT_CONFIG),
+    "smol": Recipe(200, 240, 96, 4, 64, 1.0, 40, TrainConfig(probes=3), SFT_CONFIG),
 }
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
 
@@ -91,7 +92,7 @@ def demo(
     path = Path(folder) if folder else Path("runs") / f"demo-{Path(model_name).name}"
     stages = _Stages(path, {"model": model_name, "task": task_name, "from_scratch": from_scratch, **asdict(recipe)}, show)
     task = load_task(task_name)
-    test, train_split = task.test[: recipe.test_prompts], task.train[: recipe.mine_prompts]
+    test, train_split = task.test[: recipe.test_prompts], task.train[recipe.sft_prompts : recipe.sft_prompts + recipe.mine_prompts]
     probe = task.dev[: recipe.probe_prompts]
     base = stages.timed("load", lambda: load_model(model_name))
     stages.say(repr(base))
@@ -143,7 +144,7 @@ def _sft_model(
 ) -> Model:
     if model_name in RECIPES and not from_scratch:
         return load_adapter(base, task_name)
-    run = sft(base, task.train, recipe.sft, probe=probe, folder=stages.folder / "sft", show=stages.show)
+    run = sft(base, task.train[: recipe.sft_prompts], recipe.sft, probe=probe, folder=stages.folder / "sft", show=stages.show)
     run.model.save(stages.folder / "sft" / "adapter")
     return run.model
 

@@ -167,6 +167,8 @@ def smallest_detectable(n: int, discordant_share: float, power: float = 0.8, alp
 
 def prompts_needed(difference: float, discordant_share: float, power: float = 0.8, most: int = 20_000) -> int | None:
     """About how many paired prompts show a difference of that size; None where `most` do not."""
+    if difference == 0:
+        return None
     share, low, high = max(discordant_share, abs(difference)), 5, most
     if _power(high, abs(difference), share, 0.05) < power:
         return None

@@ -156,15 +156,21 @@ class Model:
         """Token ids of an answer with its end token. Tokenised apart from the prompt, so no token spans the join."""
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write this handle's adapter as a PEFT folder; `load_model(name, adapter=folder)` reads it."""
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+        """Write this handle's adapter as a PEFT folder; `load_model(name, adapter=folder)` reads it.
+
+        Args:
+            folder: takes the files; one that is there is replaced in one step.
+            dtype: of the file; None keeps fp32, bf16 halves the size.
+        """
         from safetensors.torch import save_file
 
         name = self._need_adapter()
         config = self.network.peft_config[name]
         text = config.to_dict() | {"base_model_name_or_path": self.source, "inference_mode": True}
         with replace_folder(Path(folder)) as fresh:
-            save_file(self.adapter_tensors(), fresh / "adapter_model.safetensors")
+            tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
+            save_file(tensors, fresh / "adapter_model.safetensors")
             plain = json.dumps(text, default=lambda v: sorted(v) if isinstance(v, set) else str(v), indent=1)
             (fresh / "adapter_config.json").write_text(plain, encoding="utf-8")
         return Path(folder)

@@ -16,7 +16,8 @@ class Unfinished(str):
 def tokenise(model: Model, rows: Iterable[tuple[str, str, tuple[str, ...]]], max_tokens: int) -> list[Row]:
     """Rows `(id, prompt, answers)` as token ids: prompt and answers apart, one end token after each answer.
 
-    An answer given as `Unfinished` was cut at the token limit and gets no end token. Nothing is cut: a row that is too long is an error that names it, since a cut answer loses its end in silence.
+    An answer given as `Unfinished` was cut at the token limit and gets no end token. Nothing is cut here: a row that is
+    too long is an error that names it, since a cut answer loses its end in silence.
 
     Raises:
         WorkbenchError: a row has more than `max_tokens`, an empty prompt, an empty answer, or the end token inside.
@@ -25,9 +26,10 @@ def tokenise(model: Model, rows: Iterable[tuple[str, str, tuple[str, ...]]], max
     end = model.tokenizer.eos_token_id
     for row_id, prompt, answers in rows:
         row = Row(row_id, tuple(model.prompt_ids(prompt)), tuple(_answer(model, a) for a in answers))
-        if not row.prompt_ids or any(len(a) < 2 for a in row.answer_ids):
+        texts = [ids if isinstance(a, Unfinished) else ids[:-1] for a, ids in zip(answers, row.answer_ids, strict=True)]
+        if not row.prompt_ids or not all(texts):
             raise WorkbenchError(f"Prompt and answers must have text. Got an empty one in {row_id!r}. Drop the row.")
-        if any(end in a[:-1] for a in row.answer_ids):
+        if any(end in text for text in texts):
             raise WorkbenchError(
                 f"An answer must not hold the end token {model.tokenizer.eos_token!r} in its text. Got one in "
                 f"{row_id!r}. Remove it: the end token is added once, by itself."

@@ -5,9 +5,12 @@ import pytest
 from dpo_workbench.evaluation.run import Evaluation, Judged
 
 
-def make_judged(i: int, failure: str | None, value: float | None = None, text: str = "answer", group: str = "") -> Judged:
+def make_judged(
+    i: int, failure: str | None, value: float | None = None, text: str = "answer", group: str = ""
+) -> Judged:
     score = (0.4 if failure else 1.0) if value is None else value
-    return Judged(f"t-{i:04d}", group or f"g{i}", f"prompt {i}", text, 30 + i % 5, failure != "loop", score, failure, "why")
+    end = failure != "loop"
+    return Judged(f"t-{i:04d}", group or f"g{i}", f"prompt {i}", text, 30 + i % 5, end, score, failure, "why")
 
 
 def make_arm(name: str, failures: list[str | None], values: list[float] | None = None, **facts: str) -> Evaluation:

@@ -13,7 +13,9 @@ from dpo_workbench.evaluation.report import arm_table, examples, results_json, w
 from dpo_workbench.evaluation.verdict import verdict
 from dpo_workbench.runtime.errors import WorkbenchError
 
-HOSTILE = "<script>alert(1)</script><img src=http://x/y onerror=alert(1)>\u202e$\\href{javascript:}{}$ {{ 7*7 }} {% raw %}"
+HOSTILE = (
+    "<script>alert(1)</script><img src=http://x/y onerror=alert(1)>\u202e$\\href{javascript:}{}$ {{ 7*7 }} {% raw %}"
+)
 
 
 @pytest.fixture
@@ -22,7 +24,8 @@ def evaluations(arm):
         return ["loop" if i < k else "<b>odd</b>" if i == 59 else None for i in range(60)]
 
     made = {"base": arm("base", failures(50)), "sft": arm("sft", failures(30))}
-    made |= {"sft+dpo": arm("sft+dpo", [None, *failures(4)[:-2], "loop"]), "sft+sft on chosen": arm("more", failures(20))}
+    made |= {"sft+dpo": arm("sft+dpo", [None, *failures(4)[:-2], "loop"])}
+    made |= {"sft+sft on chosen": arm("more", failures(20))}
     rows = tuple(replace(row, answer=HOSTILE, prompt=HOSTILE, explanation=HOSTILE) for row in made["sft"].rows)
     other = tuple(replace(row, prompt=HOSTILE) for row in made["sft+dpo"].rows)
     control = tuple(replace(row, prompt=HOSTILE) for row in made["sft+sft on chosen"].rows)
@@ -38,7 +41,9 @@ def results():
         "machine": {"cores": 2, "torch": "2.13"},
         "mined": {"headroom": {"text": "Worth a try: <i>54 %</i>", "forecast": 0.54}},
         "training": {
-            "history": [{"step": i, "loss": 0.7 - 0.1 * i, "rewards/margins": 0.1 * i, "seconds": 0.2} for i in (1, 2, 3)],
+            "history": [
+                {"step": i, "loss": 0.7 - 0.1 * i, "rewards/margins": 0.1 * i, "seconds": 0.2} for i in (1, 2, 3)
+            ],
             "probes": [{"step": k, "score": 0.6 + k / 10, "failed": 0.4, "chosen_logratio": -0.1} for k in (0, 3)],
             "best_step": 3,
         },
@@ -82,8 +87,10 @@ def test_the_page_loads_and_runs_nothing(tmp_path, results, evaluations):
     tags = Page(page).tags
     policy = next(a["content"] for tag, a in tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    assert not {tag for tag, _ in tags} & {"script", "iframe", "link", "object", "form", "base", "b", "i", "a", "button"}
-    assert not [a for _, attributes in tags for a in attributes if a.startswith("on") or a in ("href", "srcdoc", "action")]
+    seen = {tag for tag, _ in tags}
+    assert not seen & {"script", "iframe", "link", "object", "form", "base", "b", "i", "a", "button"}
+    attributes = {name for _, all_of_one in tags for name in all_of_one}
+    assert not [a for a in attributes if a.startswith("on") or a in ("href", "srcdoc", "action")]
     assert all(a["src"].startswith("data:image/") for tag, a in tags if tag == "img")
     assert "49" not in re.findall(r"&#36; (.*?) raw", page) and "{{ 7*7 }}" in page
     assert "\\u202e" in page and "\u202e" not in page

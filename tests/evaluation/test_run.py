@@ -22,7 +22,8 @@ def score(example: Example, answer: str) -> Score:
         raise KeyboardInterrupt
     if "none" in answer:
         return None
-    return Score(1.0, None, answer, "right") if answer == example.reference else Score(0.25, "wrong_value", answer, "no")
+    right = answer == example.reference
+    return Score(1.0, None, answer, "right") if right else Score(0.25, "wrong_value", answer, "no")
 
 
 def task_with(n: int = 8) -> Task:
@@ -62,7 +63,9 @@ def test_counts_classes_and_means(answers, capsys):
 
 def test_settings_reach_the_model_and_the_result(answers):
     seen = answers(["a0"])
-    result = evaluate(FakeModel(), task_with(1).test, name="warm", temperature=0.7, max_new_tokens=3, seed=9, show=False)
+    result = evaluate(
+        FakeModel(), task_with(1).test, name="warm", temperature=0.7, max_new_tokens=3, seed=9, show=False
+    )
     want = {"temperature": 0.7, "max_new_tokens": 3, "seed": 9, "repetition_penalty": 1.0}
     assert result.decoding == want and want.items() <= seen.items()
     assert result.name == "warm"
@@ -111,10 +114,12 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     assert Evaluation.load(path) == evaluation()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"\n".join(b.split(b"\n")[:-2]), lambda b: b"", lambda b: b"[]"])
+@pytest.mark.parametrize("damage", ["cut in a row", "a row is missing", "empty", "a list"])
 def test_a_damaged_file_is_refused(tmp_path, damage):
     path = evaluation().save(tmp_path / "arm.jsonl")
-    path.write_bytes(damage(path.read_bytes()))
+    whole = path.read_bytes()
+    less = b"\n".join(whole.split(b"\n")[:-2])
+    path.write_bytes({"cut in a row": whole[:-20], "a row is missing": less, "empty": b"", "a list": b"[]"}[damage])
     with pytest.raises(WorkbenchError, match="must be a whole file"):
         Evaluation.load(path)
 

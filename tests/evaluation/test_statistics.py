@@ -49,7 +49,8 @@ def test_paired_difference_is_scipys_bca_for_groups_of_one():
     before, after = rng.random(80), rng.random(80)
     groups = [f"{i:03d}" for i in range(80)]
     got = s.paired_difference(before, after, groups, seed=5, resamples=4000)
-    want = stats.bootstrap((after - before,), np.mean, n_resamples=4000, rng=np.random.default_rng(5)).confidence_interval
+    seeded = np.random.default_rng(5)
+    want = stats.bootstrap((after - before,), np.mean, n_resamples=4000, random_state=seeded).confidence_interval
     assert got.estimate == pytest.approx((after - before).mean())
     assert (got.low, got.high) == pytest.approx((want.low, want.high), abs=1e-9)
     assert got.method.startswith("BCa")
@@ -70,7 +71,10 @@ def test_swapping_the_arms_turns_an_exact_interval_round():
     assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
 
 
-@pytest.mark.parametrize(("mended", "broken"), [(k, j) for k, j in itertools.product(range(10), range(10)) if k + j < 10])
+FEW = [(k, j) for k, j in itertools.product(range(10), range(10)) if k + j < 10]
+
+
+@pytest.mark.parametrize(("mended", "broken"), FEW)
 def test_few_changes_exclude_zero_just_where_exact_mcnemar_does(mended, broken):
     interval = s.paired_difference(*arms(mended, broken))
     significant = s.mcnemar_exact(mended, broken) <= 0.05

@@ -10,6 +10,7 @@ from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.verdict import OUTCOMES, verdict
 from dpo_workbench.runtime.errors import WorkbenchError
 
+
 def fails(*places: range, n: int = 300, failure: str = "loop") -> list[str | None]:
     """A list of n with that failure at these places."""
     return [failure if any(i in place for place in places) else None for i in range(n)]
@@ -67,8 +68,8 @@ def test_known_verdicts(arm, case):
 
 def test_a_cut_of_failures_does_not_make_up_for_a_lower_score(arm):
     # the first tries: failures -84 %, and the task's score collapsed
-    before, after = arm("before", BEFORE, [0.8] * 300), arm("after", GOOD, [0.8 - 0.3 * (i % 3 == 0) for i in range(300)])
-    got = verdict(before, after)
+    after = arm("after", GOOD, [0.8 - 0.3 * (i % 3 == 0) for i in range(300)])
+    got = verdict(arm("before", BEFORE, [0.8] * 300), after)
     assert got.outcome == "harmful" and "mean score falls" in got.reason
     assert got.numbers["failures"]["difference"]["high"] < 0  # the negative control: failures alone say "worth it"
 

@@ -17,7 +17,9 @@ def no_window():
 
 
 def classes() -> FailureClassesDisplay:
-    return FailureClassesDisplay({"loop": 40, "a_$x$": 10}, {"loop": 5, "wrong_value": 10}, 200, 100, ("sft", "sft+dpo"))
+    return FailureClassesDisplay(
+        {"loop": 40, "a_$x$": 10}, {"loop": 5, "wrong_value": 10}, 200, 100, ("sft", "sft+dpo")
+    )
 
 
 def test_classes_title_is_the_finding():

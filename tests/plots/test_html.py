@@ -54,7 +54,8 @@ def test_a_payload_becomes_text_and_nothing_else(name):
     assert Tags(escape(payload)).tags == []
     assert Tags(pre(payload)).tags == ["pre", "/pre"]
     assert Tags(f'<p title="{escape(payload)}">').tags == ["p"]
-    assert set(Tags(table([payload], [[payload]])).tags) <= {t for x in "table thead tbody tr th td".split() for t in (x, "/" + x)}
+    cells = {tag.removeprefix("/") for tag in Tags(table([payload], [[payload]])).tags}
+    assert cells == {"table", "thead", "tbody", "tr", "th", "td"}
     seen = Tags(escape(payload)).text
     if payload.isascii() and payload.isprintable() and len(payload) < 1000:
         assert seen == payload
@@ -62,7 +63,7 @@ def test_a_payload_becomes_text_and_nothing_else(name):
     assert len(escape(payload)) < 130_000
 
 
-@pytest.mark.parametrize("name", ["script", "img onerror", "closing pre", "open comment"])
+@pytest.mark.parametrize("name", ["script", "img onerror", "closing pre", "base href"])
 def test_the_check_can_fail(name):
     assert Tags(PAYLOADS[name]).tags
 

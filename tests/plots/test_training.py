@@ -7,7 +7,10 @@ import pytest
 from dpo_workbench.plots.training import TrainingDisplay
 
 HISTORY = [{"step": k, "loss": 0.7 / k, "rewards/margins": 0.1 * k} for k in range(1, 25)]
-PROBES = [{"step": 0, "score": 0.7, "failed": 0.4, "prompts": 40}, {"step": 24, "score": 0.8, "failed": 0.2, "prompts": 40}]
+PROBES = [
+    {"step": 0, "score": 0.7, "failed": 0.4, "prompts": 40},
+    {"step": 24, "score": 0.8, "failed": 0.2, "prompts": 40},
+]
 
 
 @pytest.fixture(autouse=True)

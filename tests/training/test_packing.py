@@ -1,0 +1,107 @@
+"""Packing is exact: each answer's log-probabilities are those of its own plain sequence, gradients too."""
+
+import pytest
+import torch
+
+from dpo_workbench.training.logps import answer_logps
+from dpo_workbench.training.packing import Row, pack
+from dpo_workbench.training.tokens import tokenise
+
+TEXTS = [
+    ("a", "the question", ("yes: 12", "no: cd cd cd 34")),
+    ("b", "a much longer question to the answer ab ab", ("yes", "the answer to the question is no")),
+    ("c", "ab", ("no: ab ab ab ab ab ab", "yes: 5")),
+]
+
+
+@pytest.fixture
+def rows(moved) -> list[Row]:
+    return tokenise(moved, TEXTS, 200)
+
+
+def plain_logps(network, row: Row) -> torch.Tensor:
+    """Each answer after its prompt as one sequence of its own."""
+    sums = []
+    for answer in row.answer_ids:
+        ids = torch.tensor([row.prompt_ids + answer])
+        logps = network(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        at = torch.arange(len(row.prompt_ids) - 1, ids.shape[1] - 1)
+        sums.append(logps[at, torch.tensor(answer)].sum())
+    return torch.stack(sums)
+
+
+def test_log_probabilities_equal_two_plain_sequences(moved, rows) -> None:
+    with moved.active() as network, torch.no_grad():
+        want = torch.cat([plain_logps(network, row) for row in rows])
+        got = answer_logps(network, pack(rows, 0))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+    assert len(want) == 6 and want.max() < -1
+
+
+def test_gradients_equal_two_plain_sequences(moved, rows) -> None:
+    weights = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0])
+
+    def gradients(packed: bool) -> list[torch.Tensor]:
+        with moved.active(trainable=True) as network:
+            logps = answer_logps(network, pack(rows, 0)) if packed else torch.cat([plain_logps(network, r) for r in rows])
+            return list(torch.autograd.grad((logps * weights).sum(), moved.adapter_parameters()))
+
+    for got, want in zip(gradients(True), gradients(False), strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm() and want.norm() > 0
+
+
+def test_answers_do_not_see_each_other(moved, rows) -> None:
+    row = rows[0]
+    other = Row("x", row.prompt_ids, (row.answer_ids[0], rows[1].answer_ids[1]))
+    shorter = Row("y", row.prompt_ids, (row.answer_ids[0], row.answer_ids[1][:1]))
+    swapped = Row("z", row.prompt_ids, row.answer_ids[::-1])
+    with moved.active() as network, torch.no_grad():
+        base, changed, cut, turned = (answer_logps(network, pack([r], 0)) for r in (row, other, shorter, swapped))
+    torch.testing.assert_close(changed[0], base[0], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(cut[0], base[0], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(turned.flip(0), base, rtol=1e-6, atol=1e-5)
+    assert abs(changed[1] - base[1]) > 0.1  # negative control: the rejected answer's own value did change
+
+
+def test_prompt_is_seen(moved, rows) -> None:
+    other = Row("x", rows[1].prompt_ids, rows[0].answer_ids)
+    with moved.active() as network, torch.no_grad():
+        assert (answer_logps(network, pack([other], 0)) - answer_logps(network, pack([rows[0]], 0))).abs().min() > 0.01
+
+
+@pytest.mark.parametrize("pad", [0, 5, 100])
+def test_padding_changes_nothing(moved, rows, pad: int) -> None:
+    with moved.active() as network, torch.no_grad():
+        alone = torch.cat([answer_logps(network, pack([row], pad)) for row in rows])
+        together = answer_logps(network, pack(rows, pad))
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-5)
+
+
+def test_mask_decodes_to_exactly_the_answers_and_their_end_tokens(moved, rows) -> None:
+    batch = pack(rows, 0)
+    texts = [text for _, _, answers in TEXTS for text in answers]
+    for number, text in enumerate(texts):
+        mine = batch.owner == number
+        assert moved.tokenizer.decode(batch.target[mine]) == text + "<|end|>"
+    assert batch.lengths.tolist() == [len(a) for row in rows for a in row.answer_ids] and batch.n_answers == 6
+    flat, width = batch.input_ids.flatten(), batch.input_ids.shape[1]
+    for row_number, row in enumerate(rows):  # each target is the token after the place that predicts it
+        start, first = row_number * width + len(row.prompt_ids), batch.owner == 2 * row_number
+        assert batch.source[first].tolist() == [start - 1, *range(start, start + len(row.answer_ids[0]) - 1)]
+        assert flat[batch.source[first][1:]].tolist() == batch.target[first][:-1].tolist()
+
+
+def test_attention_mask_by_hand() -> None:
+    """Prompt of 2, answers of 2 and 1, one place of padding."""
+    batch = pack([Row("r", (1, 2), ((3, 4), (5,))), Row("s", (1, 2, 3), ((4, 5, 6),))], 0)
+    assert batch.segments[0].tolist() == [0, 0, 1, 1, 2, -1]
+    assert batch.position_ids[0].tolist() == [0, 1, 2, 3, 2, 0]
+    assert batch.attention_mask()[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+    assert batch.ids == ("r", "s") and Row("r", (1, 2), ((3, 4), (5,))).n_tokens == 5
