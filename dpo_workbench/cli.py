@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,9 +27,13 @@ console = Console()
 errors = Console(stderr=True)
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
-AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one (receipts).")]
+AdapterName = Annotated[
+    str | None, typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one (receipts).")
+]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="A built-in task; see `dpo-workbench tasks`.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder that takes the results. A stopped run goes on in it.")]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Run folder that takes the results. A stopped run goes on in it.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
 
@@ -39,7 +44,9 @@ def demo(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/demo-MODEL by default.")] = None,
     task: TaskName = "receipts",
     from_scratch: Annotated[bool, typer.Option(help="Train the fine-tuned start too, not only the DPO stage.")] = False,
-    again: Annotated[bool, typer.Option(help="Go on with (or show) the run in --out instead of starting a new one.")] = False,
+    again: Annotated[
+        bool, typer.Option(help="Go on with (or show) the run in --out instead of starting a new one.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """The main job: fine-tuned start, mine failures, DPO beside its control, held-out test, verdict, report."""
@@ -105,15 +112,19 @@ def train(
     out: Out,
     model: ModelName = "nano",
     adapter: AdapterName = "receipts",
-    task: Annotated[str | None, typer.Option("--task", "-t", help="Task whose dev prompts are scored on the way.")] = "receipts",
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="Task whose dev prompts are scored on the way.")
+    ] = "receipts",
     loss: Annotated[str | None, typer.Option(help="sigmoid (DPO), ipo or dpop.")] = None,
     beta: Annotated[float | None, typer.Option(help="Lower lets the policy move further from the reference.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the LoRA weights.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
-    nll_weight: Annotated[float | None, typer.Option(help="Weight of the chosen answers' likelihood; steadies the run.")] = None,
+    nll_weight: Annotated[
+        float | None, typer.Option(help="Weight of the chosen answers' likelihood; steadies the run.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """LoRA DPO on a pair file; writes the best adapter by the task's dev score. The same command goes on after a stop."""
+    """LoRA DPO on a pair file; keeps the best adapter by the task's dev score. Run again after a stop to go on."""
     from dpo_workbench.pairs.pair import Pairs
     from dpo_workbench.training.config import TrainConfig
     from dpo_workbench.training.run import train as run_train
@@ -146,7 +157,9 @@ def evaluate(
 
     _log_to(out.parent)
     chosen = _task(task).split(split)[:limit]
-    done = run_evaluate(_model(model, adapter), chosen, name=name or f"{model}{f' + {adapter}' if adapter else ''}", seed=seed)
+    done = run_evaluate(
+        _model(model, adapter), chosen, name=name or f"{model}{f' + {adapter}' if adapter else ''}", seed=seed
+    )
     done.save(out)
     console.print(str(done), markup=False)
     console.print(f"answers: {out}", markup=False)
@@ -189,7 +202,7 @@ def _task(name: str) -> Any:
     return load_task(name)
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(*header)
     for row in rows:
         table.add_row(*row)
@@ -243,7 +256,9 @@ def _fail(error: Exception) -> None:
     try:
         _log.parent.mkdir(parents=True, exist_ok=True)
         with _log.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(timespec='seconds')} {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
+            file.write(
+                f"{datetime.now().isoformat(timespec='seconds')} {' '.join(sys.argv)}\n{traceback.format_exc()}\n"
+            )
         errors.print(f"traceback: {_log}", markup=False)
     except OSError:
         pass  # a full disk must not hide the message above

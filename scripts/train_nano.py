@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -23,11 +22,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpo_workbench.runtime.environment import data_folder, describe, keep_freed_memory
 from dpo_workbench.tasks.receipts_generator import POOLS, Pool, make_example
-from dpo_workbench.training.logps import token_logps
 from dpo_workbench.training.packing import Row, pack
 
 END, ANSWER = "<|end|>", "<|answer|>"
-TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}" + ANSWER + "{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}" + ANSWER + "{% endif %}"
+)
 VOCABULARY = 3072
 MAX_ITEMS = 6
 BATCH_TOKENS = 4096  # padded, in one step
@@ -37,8 +37,11 @@ def made_up_pool(rng: random.Random) -> Pool:
     """A pool like a split's, of random syllables and random layouts."""
 
     def word() -> str:
-        parts = [rng.choice("b c d f g h j k l m n p r s t v w z st pl gr ch th br".split()) + rng.choice(
-            "a e i o u ai ea oo ar en il un".split()) for _ in range(rng.choice((1, 2, 2, 3, 3)))]
+        parts = [
+            rng.choice("b c d f g h j k l m n p r s t v w z st pl gr ch th br".split())
+            + rng.choice("a e i o u ai ea oo ar en il un".split())
+            for _ in range(rng.choice((1, 2, 2, 3, 3)))
+        ]
         return "".join(parts) + rng.choice(("", "", "n", "s", "r", "ck", "ll"))
 
     def words(n: int, title: bool = False) -> tuple[str, ...]:
@@ -48,15 +51,42 @@ def made_up_pool(rng: random.Random) -> Pool:
     def layout() -> str:
         gaps = ("  ", "   ", " : ", " - ", " | ", " / ", ", ", " .... ", " = ", " x ", "; ", " ~ ")
         parts = ["{n}", "{q}"] if rng.random() < 0.5 else ["{q}", "{n}"]
-        around = {"{q}": rng.choice(("{q}", "{q}", "({q})", "x{q}", "{q} pc", "qty {q}", "[{q}]", "n={q}", "{q} @ {u}"))}
+        around = {
+            "{q}": rng.choice(("{q}", "{q}", "({q})", "x{q}", "{q} pc", "qty {q}", "[{q}]", "n={q}", "{q} @ {u}"))
+        }
         text = rng.choice(gaps).join(around.get(p, p) for p in parts) + rng.choice(gaps)
-        return rng.choice(("", "", "- ", "* ", "{i} ", "{i}. ")) + text + rng.choice(("{a}", "{a}", "{a} A", "EUR {a}", "${a}"))
+        return (
+            rng.choice(("", "", "- ", "* ", "{i} ", "{i}. "))
+            + text
+            + rng.choice(("{a}", "{a}", "{a} A", "EUR {a}", "${a}"))
+        )
 
-    labels = tuple(rng.choice((w.title(), w.upper())) + rng.choice((" {t}", ": {t}", " = {t}", " ({t})", " .. {t}"))
-                   for w in (*words(3), "total", "sum", "amount"))
-    dates = ("%Y-%m-%d", "%d.%m.%Y", "%d/%m/%Y", "%d %b %Y", "%b %d, %Y", "%d %B, %Y", "%B %d %Y", "%Y %m %d", "%d_%b_%Y")
-    return Pool(words(20, True), words(10, True), words(20), words(30), tuple(layout() for _ in range(8)), labels, dates,
-                (*words(3, True), ""), words(4, True))
+    labels = tuple(
+        rng.choice((w.title(), w.upper())) + rng.choice((" {t}", ": {t}", " = {t}", " ({t})", " .. {t}"))
+        for w in (*words(3), "total", "sum", "amount")
+    )
+    dates = (
+        "%Y-%m-%d",
+        "%d.%m.%Y",
+        "%d/%m/%Y",
+        "%d %b %Y",
+        "%b %d, %Y",
+        "%d %B, %Y",
+        "%B %d %Y",
+        "%Y %m %d",
+        "%d_%b_%Y",
+    )
+    return Pool(
+        words(20, True),
+        words(10, True),
+        words(20),
+        words(30),
+        tuple(layout() for _ in range(8)),
+        labels,
+        dates,
+        (*words(3, True), ""),
+        words(4, True),
+    )
 
 
 def documents(rng: random.Random, n: int, max_items: int) -> list[tuple[str, str]]:
@@ -76,8 +106,12 @@ def train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
     texts = [text for row in documents(rng, 4000, 12) for text in row]
     lists = " ".join(w for w in (*POOLS["train"].nouns, *POOLS["train"].adjectives) for _ in range(20))
     corpus = texts + [lists] + numbers * 60
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[END, ANSWER],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[END, ANSWER],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
     fast.chat_template = TEMPLATE
@@ -89,7 +123,11 @@ def copy_rows(rng: random.Random, vocabulary: int, answer: int, end: int, longes
     rows, total = [], 0
     while total < BATCH_TOKENS:
         n = rng.randrange(4, longest + 1)
-        few = [rng.randrange(2, vocabulary) for _ in range(rng.choice((6, 12, 40, vocabulary)))] if rng.random() < 0.4 else None
+        few = (
+            [rng.randrange(2, vocabulary) for _ in range(rng.choice((6, 12, 40, vocabulary)))]
+            if rng.random() < 0.4
+            else None
+        )
         tokens = tuple(rng.choice(few) if few else rng.randrange(2, vocabulary) for _ in range(n))
         rows.append(Row("copy", (*tokens, answer), ((*tokens, end),)))
         total += 2 * longest
@@ -108,11 +146,17 @@ def document_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, max_it
     return rows[start : start + width]
 
 
-def stage(share: float) -> tuple[str, int]:
-    """What is learned at this share of the time: kind and size (tokens to copy, or items)."""
-    plan = ((0.10, "copy", 12), (0.15, "copy", 24), (0.20, "copy", 48), (0.28, "doc", 1), (0.38, "doc", 2),
-            (0.5, "doc", 3), (1.0, "doc", MAX_ITEMS))
-    return next((kind, size) for until, kind, size in plan if share <= until)
+# What is learned, in order: kind, size (tokens to copy, or items), share of right tokens at which the next one begins.
+# A stage also ends at the given share of the time, so that a slow one cannot use up the rest.
+STAGES = (
+    ("copy", 12, 0.9, 0.3),
+    ("copy", 24, 0.9, 0.35),
+    ("copy", 48, 0.9, 0.4),
+    ("doc", 1, 0.9, 0.45),
+    ("doc", 2, 0.92, 0.5),
+    ("doc", 3, 0.94, 0.55),
+    ("doc", MAX_ITEMS, 2.0, 1.0),
+)
 
 
 def main() -> None:
@@ -127,19 +171,38 @@ def main() -> None:
     torch.manual_seed(args.seed)
     tokenizer = train_tokenizer(rng)
     answer, end = tokenizer.convert_tokens_to_ids([ANSWER, END])
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=256, intermediate_size=704, num_hidden_layers=4,
-                         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=2048, rope_theta=10000.0,
-                         tie_word_embeddings=True, initializer_range=0.05, bos_token_id=None, eos_token_id=end, pad_token_id=end)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=None,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
     model = LlamaForCausalLM(config)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-                  torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)]
-    start, step, tokens, log = time.monotonic(), 0, 0, []
+    optimizers = [
+        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    start, step, tokens, stage, right, log = time.monotonic(), 0, 0, 0, 0.0, []
     while (share := (time.monotonic() - start) / (60 * args.minutes)) < 1:
-        kind, size = stage(share)
-        rows = (copy_rows(rng, len(tokenizer), answer, end, size) if kind == "copy" else document_rows(rng, tokenizer, size))
+        kind, size, enough, until = STAGES[stage]
+        if right > enough or share > until:
+            stage, right = stage + 1, 0.0
+            kind, size, _, _ = STAGES[stage]
+        rows = (
+            copy_rows(rng, len(tokenizer), answer, end, size) if kind == "copy" else document_rows(rng, tokenizer, size)
+        )
         batch = pack(rows, end)
         lr = args.lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
         for optimizer in optimizers:
@@ -147,8 +210,12 @@ def main() -> None:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask(),
-                                 position_ids=batch.position_ids, use_cache=False).last_hidden_state
+            hidden = model.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask(),
+                position_ids=batch.position_ids,
+                use_cache=False,
+            ).last_hidden_state
             scores = model.lm_head(hidden.flatten(0, 1)[batch.source])
         loss = torch.nn.functional.cross_entropy(scores.float(), batch.target)
         loss.backward()
@@ -156,15 +223,29 @@ def main() -> None:
         for optimizer in optimizers:
             optimizer.step()
         step, tokens = step + 1, tokens + batch.input_ids.numel()
+        right = 0.9 * right + 0.1 * (scores.argmax(1) == batch.target).float().mean().item()
         if step % 50 == 0:
-            right = (scores.argmax(1) == batch.target).float().mean().item()
-            entry = {"step": step, "stage": f"{kind} {size}", "loss": round(loss.item(), 4), "right": round(right, 4), "tokens": tokens}
+            entry = {
+                "step": step,
+                "stage": f"{kind} {size}",
+                "loss": round(loss.item(), 4),
+                "right": round(right, 4),
+                "tokens": tokens,
+            }
             log.append(entry)
             print(entry, round(time.monotonic() - start), "s", flush=True)
         if step % 300 == 0:
             save(model, tokenizer, args.out)
     save(model, tokenizer, args.out)
-    note = {"minutes": args.minutes, "seed": args.seed, "lr": args.lr, "steps": step, "tokens": tokens, "machine": describe(), "log": log[:: max(1, len(log) // 40)]}
+    note = {
+        "minutes": args.minutes,
+        "seed": args.seed,
+        "lr": args.lr,
+        "steps": step,
+        "tokens": tokens,
+        "machine": describe(),
+        "log": log[:: max(1, len(log) // 40)],
+    }
     (args.out / "training.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
 
 

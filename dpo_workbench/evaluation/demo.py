@@ -90,9 +90,19 @@ def demo(
     recipe = recipe or RECIPES.get(model_name, RECIPES["smol"])
     recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
     path = Path(folder) if folder else Path("runs") / f"demo-{Path(model_name).name}"
-    stages = _Stages(path, {"model": model_name, "task": task_name, "from_scratch": from_scratch, **asdict(recipe)}, show)
+    settings = {
+        "model": model_name,
+        "task": task_name,
+        "from_scratch": from_scratch,
+        "arms": list(ARMS),
+        **asdict(recipe),
+    }
+    stages = _Stages(path, settings, show)
     task = load_task(task_name)
-    test, train_split = task.test[: recipe.test_prompts], task.train[recipe.sft_prompts : recipe.sft_prompts + recipe.mine_prompts]
+    test, train_split = (
+        task.test[: recipe.test_prompts],
+        task.train[recipe.sft_prompts : recipe.sft_prompts + recipe.mine_prompts],
+    )
     probe = task.dev[: recipe.probe_prompts]
     base = stages.timed("load", lambda: load_model(model_name))
     stages.say(repr(base))
@@ -104,10 +114,14 @@ def demo(
             lambda value, file: value.save(file),
             Evaluation.load,
         )
-        stages.say(f"{name}: {100 * done.failed_share:.1f} % of {done.n} held-out answers failed, score {done.mean_score:.3f}")
+        stages.say(
+            f"{name}: {100 * done.failed_share:.1f} % of {done.n} held-out answers failed, score {done.mean_score:.3f}"
+        )
         return done
 
-    start = stages.timed("sft", lambda: _sft_model(base, task, model_name, task_name, from_scratch, recipe, stages, probe))
+    start = stages.timed(
+        "sft", lambda: _sft_model(base, task, model_name, task_name, from_scratch, recipe, stages, probe)
+    )
     evaluations = {"base": arm("base", base), "sft": arm("sft", start)}
     found = stages.cached(
         "mined.json",
@@ -140,11 +154,20 @@ def demo(
 
 
 def _sft_model(
-    base: Model, task: Any, model_name: str, task_name: str, from_scratch: bool, recipe: Recipe, stages: _Stages, probe: Any
+    base: Model,
+    task: Any,
+    model_name: str,
+    task_name: str,
+    from_scratch: bool,
+    recipe: Recipe,
+    stages: _Stages,
+    probe: Any,
 ) -> Model:
     if model_name in RECIPES and not from_scratch:
         return load_adapter(base, task_name)
-    run = sft(base, task.train[: recipe.sft_prompts], recipe.sft, probe=probe, folder=stages.folder / "sft", show=stages.show)
+    run = sft(
+        base, task.train[: recipe.sft_prompts], recipe.sft, probe=probe, folder=stages.folder / "sft", show=stages.show
+    )
     run.model.save(stages.folder / "sft" / "adapter")
     return run.model
 
@@ -167,8 +190,8 @@ class _Stages:
 
             if json.loads(mark.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
                 raise WorkbenchError(
-                    f"A run folder holds one run. {folder} holds one with other settings (settings.json). Choose another "
-                    "folder with --out, or delete this one."
+                    f"A run folder holds one run. {folder} holds one with other settings (settings.json). Choose "
+                    "another folder with --out, or delete this one."
                 )
         else:
             write_json(mark, settings)
@@ -193,15 +216,35 @@ class _Stages:
         save(value, file)
         return value
 
-    def finish(self, evaluations: dict[str, Evaluation], found: Found, pairs: Pairs, run: Run, decided: Verdict) -> Path:
+    def command(self) -> str:
+        """How to repeat this run."""
+        scratch = " --from-scratch" if self.settings["from_scratch"] else ""
+        seed = self.settings["dpo"]["seed"]
+        return (
+            f"dpo-workbench demo --model {self.settings['model']} --task {self.settings['task']} --seed {seed}{scratch}"
+        )
+
+    def finish(
+        self, evaluations: dict[str, Evaluation], found: Found, pairs: Pairs, run: Run, decided: Verdict
+    ) -> Path:
         """Write results.json and report.html."""
         results = {
             "settings": self.settings,
+            "command": self.command(),
             "machine": describe(),
             "arms": {name: e.summary() for name, e in evaluations.items()},
-            "mined": {"failures": dict(found.failures), "samples": found.n_samples, "headroom": found.headroom().to_dict()},
+            "mined": {
+                "failures": dict(found.failures),
+                "samples": found.n_samples,
+                "headroom": found.headroom().to_dict(),
+            },
             "pairs": pairs.summary(),
-            "training": {"history": run.history, "probes": run.probes, "best_step": run.best_step, "finished": run.finished},
+            "training": {
+                "history": run.history,
+                "probes": run.probes,
+                "best_step": run.best_step,
+                "finished": run.finished,
+            },
             "verdict": {"outcome": decided.outcome, "text": decided.text, "numbers": decided.numbers},
             "times": {
                 "date": date.today().isoformat(),

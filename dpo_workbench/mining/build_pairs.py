@@ -77,12 +77,13 @@ def build_pairs(
 
 def _rejected(samples: Sequence[Sample], chosen: str, classes: tuple[str, ...] | None) -> list[Sample]:
     """Failed samples in the order in which they are used: loops, then cut off, then by class in turn."""
-    seen, by_class = {chosen.strip()}, {}
+    seen = {chosen.strip()}
+    by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         wanted = sample.failure in classes if classes is not None else sample.failure not in (None, "empty")
         if wanted and sample.text.strip() and sample.text.strip() not in seen:
             seen.add(sample.text.strip())
-            by_class.setdefault(sample.failure, []).append(sample)
+            by_class.setdefault(str(sample.failure), []).append(sample)
     names = sorted(by_class, key=lambda name: (name != "loop", name != "truncated", -len(by_class[name]), name))
     longest = max(map(len, by_class.values()), default=0)
     return [by_class[name][turn] for turn in range(longest) for name in names if turn < len(by_class[name])]

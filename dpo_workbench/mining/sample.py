@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dpo_workbench.mining.build_pairs import build_pairs
 from dpo_workbench.mining.headroom import Headroom
@@ -36,7 +37,7 @@ class Found:
 
     task: Task
     rows: tuple[tuple[Example, tuple[Sample, ...]], ...]
-    settings: dict[str, float | int | str]
+    settings: dict[str, Any]
 
     @property
     def failures(self) -> Counter[str]:
@@ -51,7 +52,9 @@ class Found:
         """Can preferences help here? From the samples alone, before any training."""
         return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows])
 
-    def pairs(self, *, per_prompt: int = 1, classes: tuple[str, ...] | None = None, use_reference: bool = True) -> Pairs:
+    def pairs(
+        self, *, per_prompt: int = 1, classes: tuple[str, ...] | None = None, use_reference: bool = True
+    ) -> Pairs:
         """The model's own good answers as chosen, its own failures as rejected; see `build_pairs`."""
         return build_pairs(self.task, self.rows, per_prompt, classes, use_reference)
 
@@ -134,5 +137,11 @@ def mine(
             score = task.score(example, answer.text, finished=answer.finished)
             scored.append(Sample(answer.text, answer.finished, score.value, score.failure, score.explanation))
         rows.append((example, tuple(scored)))
-    settings = {"samples": samples, "temperature": temperature, "max_new_tokens": limit, "seed": seed, "split": split.name}
+    settings = {
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": limit,
+        "seed": seed,
+        "split": split.name,
+    }
     return Found(task, tuple(rows), settings)

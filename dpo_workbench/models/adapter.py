@@ -99,8 +99,8 @@ def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor
         result = set_peft_model_state_dict(network, tensors, adapter_name=name)
     except RuntimeError as error:  # a size mismatch
         raise WorkbenchError(
-            f"An adapter's weights must fit the model. Got {str(error).strip().splitlines()[-1].strip()} Load it on the "
-            "model it was trained on."
+            f"An adapter's weights must fit the model. Got {str(error).strip().splitlines()[-1].strip()} Load it on "
+            "the model it was trained on."
         ) from error
     lacking = [key for key in result.missing_keys if f".{name}." in key]
     if result.unexpected_keys or lacking:
@@ -137,8 +137,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     other = [key for key in _NOT_PLAIN if settings.get(key)] + [k for k in ("r", "lora_alpha") if not settings.get(k)]
     if other:
         raise WorkbenchError(
-            f"An adapter must be plain LoRA with one rank. Got {other[0]}={settings.get(other[0])!r} in {config}. Merge it "
-            "into its model with PEFT and load the merged folder."
+            f"An adapter must be plain LoRA with one rank. Got {other[0]}={settings.get(other[0])!r} in {config}. Merge "
+            "it into its model with PEFT and load the merged folder."
         )
     return tensors, settings
 

@@ -184,13 +184,14 @@ def _batch(
     if on_answers:
         on_answers(int((~finished).sum()))
     texts = model.tokenizer.batch_decode(
-        [row[: n - int(done)] for row, n, done in zip(tokens.tolist(), lengths.tolist(), finished.tolist(), strict=True)],
+        [
+            row[: n - int(done)]
+            for row, n, done in zip(tokens.tolist(), lengths.tolist(), finished.tolist(), strict=True)
+        ],
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
-    return [
-        Answer(text, n, done) for text, n, done in zip(texts, lengths.tolist(), finished.tolist(), strict=True)
-    ]
+    return [Answer(text, n, done) for text, n, done in zip(texts, lengths.tolist(), finished.tolist(), strict=True)]
 
 
 def _prefill(
@@ -199,7 +200,7 @@ def _prefill(
     """Read each prompt once, a few at a time, and lay its keys and values down for all its samples.
 
     Returns:
-        The cache, the logits of the first answer token (R, V), which places are real (R, width), the last position (R,).
+        The cache, logits of the first answer token (R, V), which places are real (R, width), last position (R,).
     """
     width, n_rows = max(map(len, prompts)), len(prompts) * samples
     layers = range(network.config.num_hidden_layers)

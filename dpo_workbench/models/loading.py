@@ -208,7 +208,9 @@ def load_model(
     source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _checked(name))()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, attn_implementation="sdpa")
+        network = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise WorkbenchError(
             f"The model {name!r} could not be loaded ({_first_line(error)}). Three ways to get a model: `nano`, which "
@@ -263,7 +265,9 @@ def _checked(name: str) -> str:
             )
         return name
     if not (folder / "config.json").is_file():
-        raise WorkbenchError(f"A model folder must hold config.json. {folder} has none. Name the folder with the model.")
+        raise WorkbenchError(
+            f"A model folder must hold config.json. {folder} has none. Name the folder with the model."
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
         if pickled:

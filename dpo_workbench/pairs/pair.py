@@ -59,10 +59,13 @@ class Pairs(Sequence[Pair]):
             if ids[pair.id] > 1:
                 raise WorkbenchError(f"Pair ids must differ. Got {pair.id!r} {ids[pair.id]} times. Rename one.")
             if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
-                raise WorkbenchError(f"`prompt`, `chosen`, `rejected` must have text. Got an empty one in pair {pair.id!r}.")
+                raise WorkbenchError(
+                    f"`prompt`, `chosen`, `rejected` must have text. Got an empty one in pair {pair.id!r}."
+                )
             if pair.chosen.strip() == pair.rejected.strip() and pair.rejected_finished:
                 raise WorkbenchError(
-                    f"`rejected` must differ from `chosen`. Got the same text in pair {pair.id!r}. Drop the row or edit it."
+                    f"`rejected` must differ from `chosen`. Got the same text in pair {pair.id!r}. Drop the row "
+                    "or edit it."
                 )
 
     def __len__(self) -> int:
@@ -111,6 +114,7 @@ class Pairs(Sequence[Pair]):
 
         0.5 is chance. A rule near 1.0 is a shortcut that training may learn instead of the task.
         """
+
         def share(rule) -> float:
             return statistics.fmean(rule(p) for p in self.rows)
 

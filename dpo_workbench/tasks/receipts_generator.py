@@ -13,7 +13,7 @@ from datetime import date, timedelta
 
 from dpo_workbench.tasks.task import Example
 
-INSTRUCTION = 'Extract as JSON: vendor, date, items [[name, quantity, amount]], total.'
+INSTRUCTION = "Extract as JSON: vendor, date, items [[name, quantity, amount]], total."
 
 
 @dataclass(frozen=True)
@@ -37,32 +37,62 @@ def _words(text: str) -> tuple[str, ...]:
 
 POOLS = {
     "train": Pool(
-        _words("Hollow Oak,Brightwater,Old Mill,North Quay,Copper Lane,Fern Hill,Marlow,Kestrel,Two Rivers,Saltmarsh,"
-               "Linden,Juniper,Harbour,Ashdown,Millstone,Ravenna,Pinecrest,Tallow,Westgate,Corvane,Duskfield,Elmira,"
-               "Thornbury,Solway,Greta,Novak,Petrov,Okoye,Lindqvist,Marchetti,Tanaka,Osei,Haddad,Fontaine,Weller"),
-        _words("Grocers,Hardware,Supplies,Café,Market,Stores,Bakery,Trading,Pantry,Tools,Stationers,Foods,Depot,"
-               "Chemists,Nursery,Kitchen,Outfitters,Provisions"),
-        _words("smoked,oat,white,brown,fresh,dried,long,short,steel,brass,plain,salted,organic,mini,double,heavy,light,"
-               "blue,green,red,soft,hard,round,flat,cold,iced,roasted,ground,whole,sliced,ruled,lined,clear,matt"),
-        _words("milk,bread,paprika,rice,lentils,butter,honey,flour,sugar,tea,coffee,apples,carrots,onions,cheese,yoghurt,"
-               "bolt,hinge,bracket,screw,washer,nail,hammer,chisel,sandpaper,plank,dowel,paint,brush,tape,glue,rope,"
-               "notebook,pencil,envelope,folder,stapler,marker,eraser,paper,binder,seedling,compost,bulb,trowel,hose,"
-               "latte,scone,sandwich,soup,muffin,juice,beaker,pipette,gloves,filter,tubing,wipes,soap,towel,candle"),
-        ("{q} x {n}  {a}", "{n}  {q}  {a}", "{n} x{q} ..... {a}", "{q}  {n}  {a} A", "{n}\n   {q} @ {u}  {a}",
-         "- {n}, qty {q}: {a}", "{n} | {q} | {a}", "{q}x {n} ({u}) {a}", "{i} {n} / {q} pc / {a}", "{n}   {u} x {q} = {a}",
-         "{q} {n} EUR {a}", "{n} -- {q} -- ${a}"),
+        _words(
+            "Hollow Oak,Brightwater,Old Mill,North Quay,Copper Lane,Fern Hill,Marlow,Kestrel,Two Rivers,Saltmarsh,"
+            "Linden,Juniper,Harbour,Ashdown,Millstone,Ravenna,Pinecrest,Tallow,Westgate,Corvane,Duskfield,Elmira,"
+            "Thornbury,Solway,Greta,Novak,Petrov,Okoye,Lindqvist,Marchetti,Tanaka,Osei,Haddad,Fontaine,Weller"
+        ),
+        _words(
+            "Grocers,Hardware,Supplies,Café,Market,Stores,Bakery,Trading,Pantry,Tools,Stationers,Foods,Depot,"
+            "Chemists,Nursery,Kitchen,Outfitters,Provisions"
+        ),
+        _words(
+            "smoked,oat,white,brown,fresh,dried,long,short,steel,brass,plain,salted,organic,mini,double,heavy,light,"
+            "blue,green,red,soft,hard,round,flat,cold,iced,roasted,ground,whole,sliced,ruled,lined,clear,matt"
+        ),
+        _words(
+            "milk,bread,paprika,rice,lentils,butter,honey,flour,sugar,tea,coffee,apples,carrots,onions,cheese,yoghurt,"
+            "bolt,hinge,bracket,screw,washer,nail,hammer,chisel,sandpaper,plank,dowel,paint,brush,tape,glue,rope,"
+            "notebook,pencil,envelope,folder,stapler,marker,eraser,paper,binder,seedling,compost,bulb,trowel,hose,"
+            "latte,scone,sandwich,soup,muffin,juice,beaker,pipette,gloves,filter,tubing,wipes,soap,towel,candle"
+        ),
+        (
+            "{q} x {n}  {a}",
+            "{n}  {q}  {a}",
+            "{n} x{q} ..... {a}",
+            "{q}  {n}  {a} A",
+            "{n}\n   {q} @ {u}  {a}",
+            "- {n}, qty {q}: {a}",
+            "{n} | {q} | {a}",
+            "{q}x {n} ({u}) {a}",
+            "{i} {n} / {q} pc / {a}",
+            "{n}   {u} x {q} = {a}",
+            "{q} {n} EUR {a}",
+            "{n} -- {q} -- ${a}",
+        ),
         ("TOTAL  {t}", "Total: {t}", "Sum {t}", "Amount due: {t}", "TOTAL EUR {t}", "To pay .... {t}", "Balance ${t}"),
         ("%Y-%m-%d", "%d.%m.%Y", "%d/%m/%Y", "%d %b %Y", "%b %d, %Y"),
         ("RECEIPT", "Invoice copy", "Delivery note", "Sales slip", "", ""),
-        ("Thank you!", "VAT incl.", "Served by: till 3", "Card payment", "Goods received in order", "Keep this slip",
-         "Tel 555 0142", "No returns after 14 days", "Have a nice day"),
+        (
+            "Thank you!",
+            "VAT incl.",
+            "Served by: till 3",
+            "Card payment",
+            "Goods received in order",
+            "Keep this slip",
+            "Tel 555 0142",
+            "No returns after 14 days",
+            "Have a nice day",
+        ),
     ),
     "dev": Pool(
         _words("Larkspur,Stonebridge,Amberly,Windrush,Carden,Ibsen,Moreau,Abara,Kimura,Delgado,Farrow,Underhill"),
         _words("Delicatessen,Ironmongers,Wholesale,Garden Centre,Tearoom,Merchants,Lab Services"),
         _words("toasted,golden,narrow,wide,galvanised,sparkling,spiced,tinned,glossy,stiff,tall,warm"),
-        _words("walnuts,crackers,mustard,vinegar,prunes,celery,spanner,rivet,padlock,caulk,trestle,notepad,ribbon,"
-               "crayons,peat,shears,espresso,bagel,flask,swabs,detergent,lamp"),
+        _words(
+            "walnuts,crackers,mustard,vinegar,prunes,celery,spanner,rivet,padlock,caulk,trestle,notepad,ribbon,"
+            "crayons,peat,shears,espresso,bagel,flask,swabs,detergent,lamp"
+        ),
         ("{n}; {q}; {a}", "{i}. {n} - {q} units - {a}", "[{q}] {n} = {a}", "{n} * {q} * {a}"),
         ("TOTAL DUE {t}", "Grand total: {t}", "Total to pay = {t}"),
         ("%d-%m-%Y", "%d %B %Y", "%Y/%m/%d"),
@@ -70,17 +100,28 @@ POOLS = {
         ("Please come again", "Cash tendered", "Tax included", "Checked by: L.", "Open daily 8-18"),
     ),
     "test": Pool(
-        _words("Quillfeather,Redbank,Tidewell,Oxley,Vantor,Bramble,Castellan,Ndiaye,Sorensen,Yilmaz,Romero,Whitlock,"
-               "Eastmoor,Glenrow"),
+        _words(
+            "Quillfeather,Redbank,Tidewell,Oxley,Vantor,Bramble,Castellan,Ndiaye,Sorensen,Yilmaz,Romero,Whitlock,"
+            "Eastmoor,Glenrow"
+        ),
         _words("Emporium,Builders,Greengrocer,Coffee House,Office World,Farm Shop,Laboratories,Traders"),
         _words("crunchy,pickled,frozen,sturdy,slim,tempered,woven,creamy,bitter,coarse,square,curved,silver,violet"),
-        _words("almonds,noodles,chutney,olives,raisins,leeks,pears,pliers,gasket,valve,plaster,varnish,ladder,planner,"
-               "stamps,scissors,fertiliser,tulips,rake,mocha,croissant,syringe,goggles,bleach,napkins,kettle"),
+        _words(
+            "almonds,noodles,chutney,olives,raisins,leeks,pears,pliers,gasket,valve,plaster,varnish,ladder,planner,"
+            "stamps,scissors,fertiliser,tulips,rake,mocha,croissant,syringe,goggles,bleach,napkins,kettle"
+        ),
         ("{n}  qty={q}  amt={a}", "{q} pcs {n} : {a}", "{n} ({q}) {a}", "* {q} * {n} * {a}", "{n} _ {q} _ {a}"),
         ("TOTAL PAYABLE {t}", "Final amount: {t}", "Total ({t})", "Sum total {t}"),
         ("%d-%b-%Y", "%d. %B %Y", "%Y.%m.%d"),
         ("TILL RECEIPT", "Goods note", "Statement", ""),
-        ("We hope to see you soon", "Paid by voucher", "Prices include tax", "Signed: M. R.", "Ref 7781", "Customer copy"),
+        (
+            "We hope to see you soon",
+            "Paid by voucher",
+            "Prices include tax",
+            "Signed: M. R.",
+            "Ref 7781",
+            "Customer copy",
+        ),
     ),
 }
 _SIZES = ("50mm", "80mm", "100mm", "150mm", "200mm", "A4", "A5", "S", "M", "L", "XL", "250g", "500g", "1kg")

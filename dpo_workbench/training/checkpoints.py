@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dpo_workbench.runtime.run_folder import replace_folder
@@ -60,8 +61,8 @@ def load_checkpoint(folder: Path, identity: str) -> State | None:
                 print(f"{path} belongs to other settings, data or versions: passed over")
                 continue
             tensors = [load_file(path / f"{name}.safetensors") for name in ("adapter", "best_adapter", "optimizer")]
-            return State(saved["step"], *tensors, facts=saved["facts"])
-        except (OSError, ValueError, KeyError) as error:
+            return State(saved["step"], tensors[0], tensors[1], tensors[2], saved["facts"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             print(f"{path} is not whole ({error}): passed over")
     return None
 

@@ -20,7 +20,7 @@ def check_finite(what: str, value: Tensor, ids: Iterable[str], seen: dict[str, l
         return
     bad = [key for key, values in seen.items() if not all(map(_finite, values))]
     raise WorkbenchError(
-        f"The {what} must be finite. Got {float(value.sum())} in a batch with rows {', '.join(list(ids)[:8])}"
+        f"The {what} must be finite. Got {float(value.detach().sum())} in a batch with rows {', '.join(list(ids)[:8])}"
         f"{' (terms: ' + ', '.join(bad) + ')' if bad else ''}. The model was not changed by this batch. Look at these "
         "rows; if they are sound, lower lr or load the model with dtype=torch.float32."
     )

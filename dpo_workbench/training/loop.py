@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from dpo_workbench.models.loading import Model
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
+from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.losses import LOSSES, PairLogps, chosen_nll
 from dpo_workbench.training.packing import Batch, Row, pack
-from dpo_workbench.training.logps import answer_logps
 
 # reference logps of a row's answers, by row id: (chosen, rejected)
 Reference = dict[str, tuple[float, float]]
@@ -35,7 +35,8 @@ def train_step(
     micro-batches gives the same step. Nothing is updated when a loss or gradient is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    total, metrics = 0.0, {}
+    total = 0.0
+    metrics: Metrics = {}
     for batch in batches:
         loss, seen = objective(network, batch)
         check_finite("loss", loss, batch.ids, seen)
@@ -49,7 +50,9 @@ def train_step(
     return {"loss": total, "grad_norm": norm.item(), **{k: sum(v) / len(v) for k, v in metrics.items()}}
 
 
-def preference_objective(reference: Reference, config: TrainConfig, n_rows: int) -> Callable[..., tuple[Tensor, Metrics]]:
+def preference_objective(
+    reference: Reference, config: TrainConfig, n_rows: int
+) -> Callable[..., tuple[Tensor, Metrics]]:
     """The mean over `n_rows` pairs of a loss from `LOSSES` plus `nll_weight` times the chosen answer's mean NLL."""
 
     def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:

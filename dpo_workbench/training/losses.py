@@ -62,5 +62,5 @@ LOSSES: dict[str, Callable[[PairLogps, float], Tensor]] = {"sigmoid": sigmoid, "
 
 
 def chosen_nll(logps: PairLogps) -> Tensor:
-    """Mean negative log-likelihood of a chosen answer's tokens, the term of RPO (arXiv 2404.19733, eq. 1). Shape (B,)."""
+    """Mean negative log-likelihood of the chosen answers' tokens, RPO's term (arXiv 2404.19733, eq. 1). Shape (B,)."""
     return -logps.policy_chosen_logps / logps.chosen_lengths

@@ -51,9 +51,10 @@ class Run:
             parts.append(loop.step_line(done, done, self.history[-1]).split(" ", 2)[2].join(("Last step: ", ".")))
         if self.probes:
             first, kept = self.probes[0], next(p for p in self.probes if p["step"] == self.best_step)
+            unchanged = ": no later adapter scored higher, so the model is unchanged" if self.best_step == 0 else ""
             parts.append(
-                f"Dev score {first['score']:.3f} at the start, {kept['score']:.3f} at step {self.best_step}, which was kept"
-                + (": no later adapter scored higher, so the model is unchanged." if self.best_step == 0 else ".")
+                f"Dev score {first['score']:.3f} at the start, {kept['score']:.3f} at step {self.best_step}, which was "
+                f"kept{unchanged}."
             )
         return " ".join(parts)
 
@@ -134,7 +135,7 @@ def sft(
     task = getattr(examples, "task", None)
     if probe is None and task is not None and len(task.splits.get("dev", ())):
         probe = task.dev[:PROBE_PROMPTS]
-    texts = {(e.prompt, getattr(e, "chosen", None) or getattr(e, "reference", "")): e.id for e in examples}
+    texts = {(e.prompt, str(getattr(e, "chosen", None) or getattr(e, "reference", ""))): e.id for e in examples}
     if not texts:
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
     rows = tokenise(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens)
@@ -166,7 +167,9 @@ def _row(pair: Pair) -> tuple[str, str, tuple[str, ...]]:
     return pair.id, pair.prompt, (pair.chosen, pair.rejected if pair.rejected_finished else Unfinished(pair.rejected))
 
 
-def _held_out_metrics(policy: Model, rows: list[Row], reference: loop.Reference, config: TrainConfig) -> dict[str, float]:
+def _held_out_metrics(
+    policy: Model, rows: list[Row], reference: loop.Reference, config: TrainConfig
+) -> dict[str, float]:
     """Mean log-ratios (nats) of pairs that are never trained on. A falling chosen one is likelihood displacement."""
     chosen, rejected = [], []
     with policy.active() as network, torch.no_grad():
@@ -189,6 +192,8 @@ class _Trainer:
     watch: Callable[[], dict[str, float]]
     folder: Path | None
     show: bool
+    identity: str = ""  # of model, data and settings; a checkpoint of another run is passed over
+    saved: float = 0.0  # when the last checkpoint was written, by the monotonic clock
 
     def run(self) -> Run:
         config, policy = self.config, self.policy
@@ -212,9 +217,9 @@ class _Trainer:
         except KeyboardInterrupt:
             self.result.finished = False
             print(f"interrupted after {len(self.result.history)} of {n_steps} steps: history and best adapter are kept")
-        if self.result.probes and self.result.best_step != len(self.result.history):
+        if self.result.probes:  # also when an interrupt fell between an update and its entry in the history
             policy.set_adapter_tensors(self.best)
-        elif not self.result.probes:
+        else:
             self.result.best_step = len(self.result.history)
         self.result.seconds = time.monotonic() - begun
         return self.result
@@ -244,7 +249,9 @@ class _Trainer:
         if mean > best:
             self.best, self.result.best_step = self.policy.adapter_tensors(), step
         if self.show:
-            print(f"probe at step {step}: dev score {mean:.3f}, failed {100 * failed:.0f} % of {len(scores)}", flush=True)
+            print(
+                f"probe at step {step}: dev score {mean:.3f}, failed {100 * failed:.0f} % of {len(scores)}", flush=True
+            )
 
     def _checkpoint(self, step: int, after_probe: bool) -> None:
         if self.folder is None or not (after_probe or time.monotonic() - self.saved > 120):
@@ -261,7 +268,14 @@ class _Trainer:
             return 0
         rows = [(r.id, r.prompt_ids, r.answer_ids) for r in self.rows]
         probe = [e.id for e in self.probe] if self.probe else []
-        facts = (self.config.to_dict(), rows, probe, self.policy.fingerprint(), torch.__version__, torch.get_num_threads())
+        facts = (
+            self.config.to_dict(),
+            rows,
+            probe,
+            self.policy.fingerprint(),
+            torch.__version__,
+            torch.get_num_threads(),
+        )
         self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         state = load_checkpoint(self.folder / "checkpoints", self.identity)
         if state is None:

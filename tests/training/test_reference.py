@@ -1,0 +1,106 @@
+"""Reference values: cached under all they depend on, computed again when damaged, proved at step 0."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.training import reference
+from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.logps import answer_logps
+from dpo_workbench.training.packing import pack
+from dpo_workbench.training.reference import prove_start, reference_logps
+from dpo_workbench.training.run import _row
+from dpo_workbench.training.tokens import tokenise
+
+CONFIG = TrainConfig(batch_size=5, micro_tokens=150)
+
+
+@pytest.fixture
+def rows(moved, toy_pairs):
+    return tokenise(moved, map(_row, toy_pairs), 200)
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[int]:
+    """How many micro-batches were computed."""
+    calls: list[int] = []
+    monkeypatch.setattr(reference, "answer_logps", lambda n, b: calls.append(1) or answer_logps(n, b))
+    return calls
+
+
+def test_values_are_those_of_the_model_it_is_given(moved, tiny, rows) -> None:
+    got, base = (reference_logps(m, rows, CONFIG, None) for m in (moved, tiny))
+    with moved.active() as network, torch.no_grad():
+        for row in rows:
+            assert answer_logps(network, pack([row], 0)).tolist() == pytest.approx(got[row.id], abs=1e-4)
+    assert set(got) == {row.id for row in rows} and all(abs(got[i][0] - base[i][0]) > 1e-3 for i in got)
+
+
+def test_cache_is_hit(moved, rows, tmp_path, counted) -> None:
+    first = reference_logps(moved, rows, CONFIG, tmp_path)
+    n = len(counted)
+    assert n > 1 and reference_logps(moved, rows, CONFIG, tmp_path) == first and len(counted) == n
+
+
+@pytest.mark.parametrize("what", ["model", "adapter", "rows", "seed", "micro_tokens"])
+def test_cache_is_not_hit_by_anything_else(moved, tiny, rows, tmp_path, counted, what: str) -> None:
+    reference_logps(moved, rows, CONFIG, tmp_path)
+    n, model, config = len(counted), moved, CONFIG
+    if what == "model":
+        model = tiny
+    elif what == "adapter":
+        model = moved.with_new_adapter()
+        tensors = model.adapter_tensors()
+        next(iter(tensors.values())).mul_(1.01)
+        model.set_adapter_tensors(tensors)
+    elif what == "rows":
+        rows = [replace(rows[0], answer_ids=rows[0].answer_ids[::-1]), *rows[1:]]
+    else:
+        config = replace(CONFIG, **{what: 7 if what == "seed" else 151})
+    reference_logps(model, rows, config, tmp_path)
+    assert len(counted) > n
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other rows", "other key"])
+def test_damaged_cache_is_computed_again(moved, rows, tmp_path, capsys, damage: str) -> None:
+    from safetensors.torch import save_file
+
+    first = reference_logps(moved, rows, CONFIG, tmp_path)
+    (path,) = tmp_path.glob("*/logps.safetensors")
+    if damage == "other rows":
+        save_file({"logps": torch.zeros(3, 2)}, path)
+    elif damage == "other key":
+        save_file({"x": torch.zeros(3, 2)}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:20] if damage == "cut" else b"")
+    assert reference_logps(moved, rows, CONFIG, tmp_path) == first
+    assert "is damaged: computed again" in capsys.readouterr().out
+    assert reference_logps(moved, rows, CONFIG, tmp_path) == first and not capsys.readouterr().out
+
+
+def test_rows_are_counted(moved, rows) -> None:
+    counts: list[int] = []
+    reference_logps(moved, rows, CONFIG, None, counts.append)
+    assert sum(counts) == len(rows)
+
+
+def test_values_that_are_not_finite_are_refused(moved, rows, monkeypatch) -> None:
+    monkeypatch.setattr(reference, "answer_logps", lambda n, b: answer_logps(n, b) * float("nan"))
+    with pytest.raises(WorkbenchError, match="reference logps must be finite"):
+        reference_logps(moved, rows, CONFIG, None)
+
+
+def test_proof_at_step_0(moved, rows) -> None:
+    values = reference_logps(moved, rows, CONFIG, None)
+    policy = moved.with_new_adapter()
+    assert prove_start(policy, rows, values, CONFIG) == 0.0  # the same arithmetic in the same batches
+    with pytest.raises(WorkbenchError, match="At step 0 the policy must equal the reference .loss 0.6931.*Delete"):
+        prove_start(policy, rows, {i: (c - 1.0, r) for i, (c, r) in values.items()}, CONFIG)
+    with pytest.raises(WorkbenchError, match="At step 0"):  # shifts that cancel in the loss are seen too
+        prove_start(policy, rows, {i: (c - 1.0, r - 1.0) for i, (c, r) in values.items()}, CONFIG)
+    tensors = policy.adapter_tensors()
+    policy.set_adapter_tensors({k: v * 1.2 for k, v in tensors.items()})
+    with pytest.raises(WorkbenchError, match="At step 0"):
+        prove_start(policy, rows, values, CONFIG)

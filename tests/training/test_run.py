@@ -1,0 +1,296 @@
+"""Whole runs on a tiny model: what moves and what does not, resuming bit for bit, the best adapter, interrupts."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dpo_workbench.models.loading import load_model
+from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.task import Example, Score, Task
+from dpo_workbench.training import loop
+from dpo_workbench.training import run as run_module
+from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.run import Run, hold_out, sft, train
+
+CONFIG = TrainConfig(lr=2e-2, batch_size=4, epochs=2, rank=4, alpha=8, probes=2, held_out=0.2, nll_weight=0.1)
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model._causal().state_dict().items() if "lora_" not in k}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+def scripted(task: Task, scores: list[float]) -> Task:
+    """The task with dev scores that follow a script, one value a probe."""
+    left, n = list(scores), [0]
+
+    def score(example: Example, answer: str) -> Score:
+        value = left[min(n[0] // len(task.splits["dev"]), len(left) - 1)]
+        n[0] += 1
+        return Score(value, None if value == 1 else "wrong")
+
+    splits = {name: rows.examples for name, rows in task.splits.items()}
+    new = Task(task.name, splits, score, max_new_tokens=3)
+    new.score = lambda e, a, finished=True: score(e, a)  # type: ignore[method-assign]
+    return new
+
+
+def test_adapter_moves_and_base_weights_do_not(moved, toy_pairs) -> None:
+    start, base = moved.adapter_tensors(), None
+    with moved.active():
+        base = state(moved)
+    run = train(moved, toy_pairs, replace(CONFIG, probes=0), show=False)
+    assert run.finished and equal(state(run.model), base)
+    assert equal(moved.adapter_tensors(), start)  # the handle that came in
+    moved_on = run.model.adapter_tensors()
+    assert moved_on.keys() == start.keys() and all(not torch.equal(v, start[k]) for k, v in moved_on.items())
+
+
+def test_history_has_an_entry_a_step_and_the_loss_falls(moved, toy_pairs) -> None:
+    run = train(moved, toy_pairs, replace(CONFIG, epochs=6, probes=0, nll_weight=0.0), show=False)
+    assert [h["step"] for h in run.history] == list(range(1, 19))  # 10 pairs of 12 in batches of 4, 6 times
+    assert run.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3) > run.history[-1]["loss"] + 0.1
+    assert run.history[-1]["rewards/margins"] > 0.1 and run.best_step == 18
+    assert "18 steps in" in run.text and "Last step: loss" in run.text
+
+
+def test_policy_log_ratios_move_apart_for_each_loss(moved, toy_pairs) -> None:
+    for name in ("sigmoid", "ipo", "dpop"):
+        run = train(moved, toy_pairs, replace(CONFIG, loss=name, probes=0), show=False)
+        assert run.history[-1]["rewards/margins"] > 0, name
+
+
+def test_wrong_reference_is_caught_at_step_0(moved, toy_pairs, monkeypatch) -> None:
+    honest = run_module.reference_logps
+    monkeypatch.setattr(
+        run_module, "reference_logps", lambda *a: {i: (c, r - 2.0) for i, (c, r) in honest(*a).items()}
+    )
+    with pytest.raises(WorkbenchError, match="At step 0 the policy must equal the reference"):
+        train(moved, toy_pairs, CONFIG, show=False)
+    monkeypatch.undo()
+    assert train(moved, toy_pairs, replace(CONFIG, probes=0), show=False).finished  # negative control
+
+
+def stop_after(monkeypatch, n: int, error: type[BaseException]) -> None:
+    """The n-th step of the next run raises before anything is computed."""
+    honest, calls = loop.train_step, []
+
+    def sometimes(*args):
+        calls.append(1)
+        if len(calls) > n:
+            raise error
+        return honest(*args)
+
+    monkeypatch.setattr(loop, "train_step", sometimes)
+
+
+RESUME = replace(CONFIG, epochs=2, probes=3)  # 6 steps, probes and checkpoints after 2, 4 and 6
+
+
+def run_on(folder, model_folder, pairs, config=RESUME) -> Run:
+    """A run in what could be another process: the model is loaded anew."""
+    model = load_model(model_folder, device="cpu", dtype=torch.float32)
+    return train(model, pairs, config, folder=folder, show=False)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_resumed_equals_uninterrupted(tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys, stop, error) -> None:
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
+    stop_after(monkeypatch, stop, error)
+    try:
+        stopped = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+        assert error is KeyboardInterrupt and not stopped.finished and len(stopped.history) == stop
+    except RuntimeError:
+        assert error is RuntimeError
+    monkeypatch.undo()
+    capsys.readouterr()
+    again = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    assert f"going on after step {stop // 2 * 2}" in capsys.readouterr().out
+    assert again.history == whole.history and again.probes == whole.probes and again.best_step == whole.best_step
+    assert equal(again.model.adapter_tensors(), whole.model.adapter_tensors())
+    last = [sorted((tmp_path / n / "checkpoints").glob("step-*"))[-1] for n in ("whole", "cut")]
+    assert (last[0] / "adapter.safetensors").read_bytes() == (last[1] / "adapter.safetensors").read_bytes()
+    assert (last[0] / "optimizer.safetensors").read_bytes() == (last[1] / "optimizer.safetensors").read_bytes()
+
+
+def test_resuming_from_a_wrong_state_is_another_run(tiny_folder, toy_pairs, tmp_path, monkeypatch) -> None:
+    """Negative control of the test above: without the optimiser's state the bits differ."""
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
+    stop_after(monkeypatch, 3, RuntimeError)
+    with pytest.raises(RuntimeError):
+        run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    monkeypatch.undo()
+    monkeypatch.setattr(run_module, "unpack_optimizer", lambda *a: None)
+    again = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    assert again.history[:2] == whole.history[:2] and again.history != whole.history
+
+
+def test_resuming_does_not_hang_on_a_fingerprint_taken_before(tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys) -> None:
+    """An evaluation before the run takes the model's fingerprint; after a stop the script may skip it."""
+    stop_after(monkeypatch, 3, RuntimeError)
+    model = load_model(tiny_folder, device="cpu", dtype=torch.float32)
+    model.fingerprint()
+    with pytest.raises(RuntimeError):
+        train(model, toy_pairs, RESUME, folder=tmp_path, show=False)
+    monkeypatch.undo()
+    run_on(tmp_path, tiny_folder, toy_pairs)
+    assert "going on after step 2" in capsys.readouterr().out
+
+
+def test_damaged_newest_checkpoint_is_passed_over(tiny_folder, toy_pairs, tmp_path, capsys) -> None:
+    whole = run_on(tmp_path, tiny_folder, toy_pairs)
+    newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+    path = newest / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    capsys.readouterr()
+    again = run_on(tmp_path, tiny_folder, toy_pairs)
+    out = capsys.readouterr().out
+    assert "step-000006 is not whole (adapter.safetensors is damaged): passed over" in out and "after step 4" in out
+    assert again.history == whole.history and equal(again.model.adapter_tensors(), whole.model.adapter_tensors())
+
+
+@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"seed": 1}, {"beta": 0.2}])
+def test_a_checkpoint_of_other_settings_is_not_taken(tiny_folder, toy_pairs, tmp_path, capsys, change) -> None:
+    run_on(tmp_path, tiny_folder, toy_pairs)
+    capsys.readouterr()
+    run_on(tmp_path, tiny_folder, toy_pairs, replace(RESUME, **change))
+    out = capsys.readouterr().out
+    assert "belongs to other settings" in out and "going on" not in out
+
+
+def test_a_finished_run_is_not_run_again(tiny_folder, toy_pairs, tmp_path, monkeypatch) -> None:
+    whole = run_on(tmp_path, tiny_folder, toy_pairs)
+    stop_after(monkeypatch, 0, AssertionError)
+    again = run_on(tmp_path, tiny_folder, toy_pairs)
+    assert again.history == whole.history and equal(again.model.adapter_tensors(), whole.model.adapter_tensors())
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([0.2, 0.9, 0.5], 3), ([0.2, 0.3, 0.5], 6), ([0.7, 0.3, 0.5], 0), ([0.5, 0.5, 0.5], 0)]
+)
+def test_adapter_with_the_best_dev_score_is_kept(moved, toy_pairs, toy_task, scores, best) -> None:
+    pairs, kept = Pairs(toy_pairs.rows, scripted(toy_task, scores)), {}
+    honest = run_module._Trainer._probe
+
+    def probe(self, step: int) -> None:
+        kept[step] = self.policy.adapter_tensors()
+        honest(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module._Trainer, "_probe", probe)
+        run = train(moved, pairs, CONFIG, show=False)
+    assert [p["step"] for p in run.probes] == [0, 3, 6] and [p["score"] for p in run.probes] == pytest.approx(scores)
+    assert run.best_step == best and equal(run.model.adapter_tensors(), kept[best])
+    assert not equal(kept[0], kept[3]) and not equal(kept[3], kept[6])
+    assert ("the model is unchanged" in run.text) == (best == 0)
+    assert all(p["prompts"] == 4 and {"chosen_logratio", "rejected_logratio"} <= set(p) for p in run.probes)
+    assert run.probes[0]["chosen_logratio"] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_interrupt_keeps_history_and_the_best_adapter(moved, toy_pairs, toy_task, monkeypatch, capsys) -> None:
+    stop_after(monkeypatch, 4, KeyboardInterrupt)
+    run = train(moved, Pairs(toy_pairs.rows, scripted(toy_task, [0.9, 0.1])), CONFIG, show=False)
+    assert not run.finished and len(run.history) == 4 and run.best_step == 0
+    assert equal(run.model.adapter_tensors(), moved.adapter_tensors())
+    assert "interrupted after 4 of 6 steps" in capsys.readouterr().out and "(interrupted)" in run.text
+
+
+def test_interrupt_between_update_and_history_keeps_the_best_adapter(moved, toy_pairs, toy_task, monkeypatch) -> None:
+    honest, calls = loop.train_step, []
+
+    def late(*args):
+        calls.append(honest(*args))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return calls[-1]
+
+    monkeypatch.setattr(loop, "train_step", late)
+    run = train(moved, Pairs(toy_pairs.rows, scripted(toy_task, [0.9])), CONFIG, show=False)
+    assert run.history == [] and equal(run.model.adapter_tensors(), moved.adapter_tensors())
+
+
+def test_sft_learns_the_references(tiny, toy_task) -> None:
+    config = replace(CONFIG, epochs=12, lr=3e-2, probes=0)
+    run = sft(tiny, toy_task.train, config, show=False)
+    assert len(run.history) == 36 and tiny.adapter is None and run.model.adapter
+    assert run.history[-1]["loss"] < 0.5 * run.history[0]["loss"]
+    assert run.history[-1]["mean_logps"] == pytest.approx(-run.history[-1]["loss"], rel=0.2)
+
+
+def test_sft_on_pairs_takes_each_chosen_answer_once(tiny, toy_pairs, monkeypatch) -> None:
+    twice = Pairs([*toy_pairs.rows, *(replace(p, id=f"{p.id}b", rejected="no: 99") for p in toy_pairs)], toy_pairs.task)
+    seen = []
+    honest = run_module.tokenise
+    monkeypatch.setattr(run_module, "tokenise", lambda m, rows, n: honest(m, seen.append(list(rows)) or seen[-1], n))
+    sft(tiny, twice, replace(CONFIG, epochs=1, probes=0), show=False)
+    assert sorted(answers for _, _, answers in seen[0]) == sorted((p.chosen,) for p in toy_pairs)
+
+
+def test_sft_resumes_too(tiny_folder, toy_task, tmp_path, monkeypatch) -> None:
+    def go(folder) -> Run:
+        model = load_model(tiny_folder, device="cpu", dtype=torch.float32)
+        return sft(model, toy_task.train, replace(CONFIG, probes=3), folder=folder, show=False)
+
+    whole = go(tmp_path / "whole")
+    stop_after(monkeypatch, 3, KeyboardInterrupt)
+    assert not go(tmp_path / "cut").finished
+    monkeypatch.undo()
+    again = go(tmp_path / "cut")
+    assert again.history == whole.history and equal(again.model.adapter_tensors(), whole.model.adapter_tensors())
+
+
+def test_unknown_loss_and_no_examples_raise(moved, toy_pairs, toy_task) -> None:
+    with pytest.raises(WorkbenchError, match="`loss` must be one of sigmoid, ipo, dpop. Got 'dpo'"):
+        train(moved, toy_pairs, replace(CONFIG, loss="dpo"), show=False)
+    with pytest.raises(WorkbenchError, match="needs examples. Got none"):
+        sft(moved, toy_task.train[:0], CONFIG, show=False)
+
+
+def test_unfinished_rejected_answers_get_no_end_token() -> None:
+    cut = Pair("p", "q", "yes", "no no", rejected_finished=False)
+    assert [type(a).__name__ for a in run_module._row(cut)[2]] == ["str", "Unfinished"]
+    assert [type(a).__name__ for a in run_module._row(replace(cut, rejected_finished=True))[2]] == ["str", "str"]
+
+
+@pytest.mark.parametrize("n_groups", [1, 4, 40])
+def test_hold_out_keeps_groups_whole(n_groups: int) -> None:
+    pairs = [Pair(f"p{k}", "q", "a", "b", group=f"g{k % n_groups}") for k in range(40)]
+    held, kept = hold_out(pairs, replace(CONFIG, held_out=0.1))
+    assert len(held) + len(kept) == 40 and kept
+    assert not {p.group for p in held} & {p.group for p in kept}
+    assert len(held) == {1: 0, 4: 0, 40: 4}[n_groups]
+    assert hold_out(pairs, replace(CONFIG, held_out=0.0))[0] == []
+    assert hold_out(pairs, replace(CONFIG, held_out=0.1)) == (held, kept)
+
+
+def test_held_out_pairs_are_never_trained_on(moved, toy_pairs, monkeypatch) -> None:
+    seen: set[str] = set()
+    honest = loop.batch_rows
+    monkeypatch.setattr(loop, "batch_rows", lambda *a: [r for r in honest(*a) if not seen.add(r.id)])
+    train(moved, toy_pairs, CONFIG, show=False)
+    held, kept = hold_out(list(toy_pairs), CONFIG)
+    assert seen == {p.id for p in kept} and len(held) == 2
+
+
+def test_plain_lines_are_printed(moved, toy_pairs, capsys) -> None:
+    train(moved, toy_pairs, CONFIG)
+    out = capsys.readouterr().out
+    assert "step 6/6 loss" in out and "probe at step 0: dev score" in out
+    train(moved, toy_pairs, CONFIG, show=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_checkpoint_is_plain_json_and_safetensors(tiny_folder, toy_pairs, tmp_path) -> None:
+    run_on(tmp_path, tiny_folder, toy_pairs)
+    newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+    assert {p.suffix for p in newest.iterdir()} == {".json", ".safetensors"}
+    assert json.loads((newest / "state.json").read_text())["step"] == 6
+    shutil.rmtree(tmp_path / "reference")
