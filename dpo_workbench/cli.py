@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -232,17 +232,16 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except (typer.Exit, SystemExit):
-        raise
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("interrupted: what was saved is whole; the same command goes on from there")
-        sys.exit(130)
+        code = 130
     except Exception as error:
         _fail(error)
+    if code == 130:  # typer's own answer to a KeyboardInterrupt
+        errors.print("interrupted: what was saved is whole; the same command goes on from there")
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(error: Exception) -> None:
+def _fail(error: Exception) -> NoReturn:
     if isinstance(error, WorkbenchError):
         text = str(error)
     elif hasattr(error, "format_message"):  # a usage error of the command line

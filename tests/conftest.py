@@ -12,7 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and no fight
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test asks the network
 
 END = "<|end|>"
-TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
+)
 
 
 def make_tiny_folder(folder: Path, template: str | None = TEMPLATE, seed: int = 0) -> Path:
@@ -105,7 +107,18 @@ def toy_pairs(toy_task):
     from dpo_workbench.pairs.pair import Pair, Pairs
 
     rows = [
-        Pair(f"p{k}", e.prompt, f"yes: {k}", f"no: {'cd ' * (k % 3 + 1)}{k}", "reference", "own", 1.0, 0.0, "wrong", e.group)
+        Pair(
+            f"p{k}",
+            e.prompt,
+            f"yes: {k}",
+            f"no: {'cd ' * (k % 3 + 1)}{k}",
+            "reference",
+            "own",
+            1.0,
+            0.0,
+            "wrong",
+            e.group,
+        )
         for k, e in enumerate(toy_task.train)
     ]
     return Pairs(rows, toy_task)

@@ -134,6 +134,7 @@ def demo(
     pairs.save(path / "pairs.jsonl")
     stages.say(repr(pairs))
     run = stages.timed("dpo", lambda: train(start, pairs, recipe.dpo, probe=probe, folder=path / "dpo", show=show))
+    _stop_if_interrupted(run)
     run.model.save(path / "dpo" / "adapter")
     stages.say(repr(run))
     evaluations["sft+dpo"] = arm("sft+dpo", run.model)
@@ -141,6 +142,7 @@ def demo(
     control = stages.timed(
         "control", lambda: sft(start, pairs, control_config, probe=probe, folder=path / "control", show=show)
     )
+    _stop_if_interrupted(control)
     evaluations["sft+sft on chosen"] = arm("sft+sft on chosen", control.model)
     decided = verdict(
         evaluations["sft"],
@@ -168,8 +170,15 @@ def _sft_model(
     run = sft(
         base, task.train[: recipe.sft_prompts], recipe.sft, probe=probe, folder=stages.folder / "sft", show=stages.show
     )
+    _stop_if_interrupted(run)
     run.model.save(stages.folder / "sft" / "adapter")
     return run.model
+
+
+def _stop_if_interrupted(run: Run) -> None:
+    """A half-trained arm must not be measured as if it were done; the same command goes on from its checkpoint."""
+    if not run.finished:
+        raise KeyboardInterrupt
 
 
 def _limited(pairs: Pairs, most: int) -> Pairs:

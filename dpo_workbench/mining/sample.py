@@ -67,9 +67,23 @@ class Found:
     @classmethod
     def load(cls, path: str | Path, task: Task) -> Found:
         """Read what `save` wrote; `task` must be the one that was mined."""
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        path = Path(path)
+        if not path.is_file():
+            raise WorkbenchError(f"A file of mined samples must exist. Got no file at {path}. Check the path.")
         by_id = {e.id: e for split in task.splits.values() for e in split}
-        rows = tuple((by_id[r["example"]], tuple(Sample(**s) for s in r["samples"])) for r in data["rows"])
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            lacking = [r["example"] for r in data["rows"] if r["example"] not in by_id]
+            if lacking:
+                raise WorkbenchError(
+                    f"Samples must belong to the task's examples. Got {lacking[0]!r} in {path}, which was mined from "
+                    f"task {data['task']!r} and is not in task {task.name!r}. Load it with the task that was mined."
+                )
+            rows = tuple((by_id[r["example"]], tuple(Sample(**s) for s in r["samples"])) for r in data["rows"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkbenchError(
+                f"Mined samples must be as `Found.save` wrote them. Got {error} in {path}. Mine again."
+            ) from error
         return cls(task, rows, data["settings"])
 
     def __repr__(self) -> str:

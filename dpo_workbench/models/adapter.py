@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,9 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         seed: for the random A matrices.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT 0.21 asks a property that transformers 5.23 has renamed
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)
         if isinstance(network, PeftModel):
             network.add_adapter(name, config)
@@ -137,8 +140,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     other = [key for key in _NOT_PLAIN if settings.get(key)] + [k for k in ("r", "lora_alpha") if not settings.get(k)]
     if other:
         raise WorkbenchError(
-            f"An adapter must be plain LoRA with one rank. Got {other[0]}={settings.get(other[0])!r} in {config}. Merge "
-            "it into its model with PEFT and load the merged folder."
+            f"An adapter must be plain LoRA with one rank. Got {other[0]}={settings.get(other[0])!r} in {config}. "
+            "Merge it into its model with PEFT and load the merged folder."
         )
     return tensors, settings
 

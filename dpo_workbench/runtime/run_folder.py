@@ -96,7 +96,8 @@ def _flush(path: Path) -> None:
 
 
 def _disk_error(path: Path, error: Exception) -> WorkbenchError:
+    words = getattr(error, "strerror", None) or error
     return WorkbenchError(
-        f"Results must be written to {path.parent}. The system says: {getattr(error, 'strerror', None) or error}. What was saved before "
-        "is untouched. Free some space or choose another folder with --out."
+        f"Results must be written to {path.parent}. The system says: {words}. What was saved before is untouched. Free "
+        "some space or choose another folder with --out."
     )

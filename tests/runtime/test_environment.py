@@ -40,7 +40,11 @@ def test_device_as_asked_or_the_gpu_where_there_is_one(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "words"),
-    [((7, 5), torch.float32, "7.5 has no bf16"), ((8, 0), torch.bfloat16, "8.0 has bf16"), ((9, 0), torch.bfloat16, "9.0")],
+    [
+        ((7, 5), torch.float32, "7.5 has no bf16"),
+        ((8, 0), torch.bfloat16, "8.0 has bf16"),
+        ((9, 0), torch.bfloat16, "9.0"),
+    ],
 )
 def test_dtype_of_a_gpu_follows_its_capability(monkeypatch, capability, dtype, words: str) -> None:
     """A T4 (7.5) only emulates bf16, though torch says that it is supported."""
@@ -52,7 +56,12 @@ def test_dtype_of_a_gpu_follows_its_capability(monkeypatch, capability, dtype, w
 
 @pytest.mark.parametrize(
     ("flags", "dtype"),
-    [({"avx2"}, torch.float32), ({"amx_bf16"}, torch.bfloat16), ({"avx512_bf16", "avx2"}, torch.bfloat16), (set(), torch.float32)],
+    [
+        ({"avx2"}, torch.float32),
+        ({"amx_bf16"}, torch.bfloat16),
+        ({"avx512_bf16", "avx2"}, torch.bfloat16),
+        (set(), torch.float32),
+    ],
 )
 def test_dtype_of_a_cpu_follows_its_instructions(monkeypatch, flags, dtype) -> None:
     monkeypatch.setattr(environment, "_cpu_flags", lambda: flags)

@@ -12,7 +12,10 @@ from dpo_workbench.tasks.task import Example
 
 HEAD = "Extract as JSON: vendor, date, items [[name, quantity, amount]], total.\n\n"
 # A: point as decimal sign, one row twice. B: comma as decimal sign, capitals.
-PAGE_A = "Sales slip\nTallow Café\n14 Sep 2026\n2 x oat milk  3.80\n1 x white bread  12.00\n2 x oat milk  3.80\nTOTAL  19.60\nVAT"
+PAGE_A = (
+    "Sales slip\nTallow Café\n14 Sep 2026\n2 x oat milk  3.80\n1 x white bread  12.00\n2 x oat milk  3.80\n"
+    "TOTAL  19.60\nVAT incl."
+)
 PAGE_B = "CASH SALE\nIBSEN TEAROOM\nDate: 12 March 2026\nwarm swabs * 1 * 18,38\nrivet A5 * 2 * 37,18\nTOTAL DUE 55,56"
 MILK, BREAD = '["oat milk", 2, "3.80"]', '["white bread", 1, "12.00"]'
 SWABS, RIVET = '["warm swabs", 1, "18.38"]', '["rivet A5", 2, "37.18"]'
@@ -190,7 +193,9 @@ CASES = {
 FLAT = [(want, e, text) for want, rows in CASES.items() for e, text in rows]
 
 
-@pytest.mark.parametrize(("want", "example", "text"), FLAT, ids=[f"{w or 'correct'}-{i}" for i, (w, _, _) in enumerate(FLAT)])
+@pytest.mark.parametrize(
+    ("want", "example", "text"), FLAT, ids=[f"{w or 'correct'}-{i}" for i, (w, _, _) in enumerate(FLAT)]
+)
 def test_answers_checked_by_hand(want: str | None, example: Example, text: str) -> None:
     found = receipts.score(example, text)
     assert found.failure == want, found.explanation
@@ -217,7 +222,7 @@ def test_value_is_the_f1_of_fields() -> None:
 def test_fields_that_agree_in_rows_that_differ_are_not_full_marks() -> None:
     """Two articles of one name with their quantities swapped: every field occurs, no row does."""
     page = "Bill\nMoreau\n2024/05/16\npeat; 1; 2.00\npeat; 3; 4.50\nTOTAL DUE 6.50"
-    reference = '{"vendor": "Moreau", "date": "2024-05-16", "items": [["peat", 1, "2.00"], ["peat", 3, "4.50"]], "total": "6.50"}'
+    reference = b('["peat", 1, "2.00"], ["peat", 3, "4.50"]', "Moreau", "2024-05-16", "6.50")
     example = Example("c", HEAD + page, reference, "g")
     swapped = receipts.score(example, reference.replace('1, "2.00"', '3, "2.00"').replace('3, "4.50"', '1, "4.50"'))
     assert (swapped.value, swapped.failure) == (0.99, "wrong_value")
@@ -283,7 +288,26 @@ def test_hostile_text_gets_a_verdict(text: str) -> None:
             assert found.failure in ("empty", "loop", "truncated") and found.value < 1.0
 
 
-PIECES = ['"', "{", "}", "[", "]", ",", ":", "\\", "\\ud800", "\ud800", "null", "1e9", "-", "NaN", "```", "\n", MILK, BREAD]
+PIECES = [
+    '"',
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\\",
+    "\\ud800",
+    "\ud800",
+    "null",
+    "1e9",
+    "-",
+    "NaN",
+    "```",
+    "\n",
+    MILK,
+    BREAD,
+]
 MUTATED = st.builds(
     lambda text, at, piece, cut: text[: at % len(text)] + piece + text[at % len(text) + cut :],
     st.sampled_from([a(), b(), f"```json\n{a()}\n```"]),

@@ -23,7 +23,13 @@ def test_all_of_it_comes_back(tmp_path) -> None:
         assert all(torch.equal(v, getattr(got, part)[k]) for k, v in getattr(want, part).items())
     assert not torch.equal(got.adapter["a"], got.best_adapter["a"])
     names = {p.name for p in (tmp_path / "step-000007").iterdir()}
-    assert names == {"adapter.safetensors", "best_adapter.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"}
+    assert names == {
+        "adapter.safetensors",
+        "best_adapter.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "MANIFEST.json",
+    }
 
 
 def test_the_last_two_are_kept_in_the_order_of_steps(tmp_path) -> None:
@@ -51,7 +57,9 @@ def test_damaged_newest_is_passed_over(tmp_path, capsys, name: str, damage: str)
         save_checkpoint(tmp_path, state(step), "me")
     path = tmp_path / "step-000002" / name
     raw = path.read_bytes()
-    new = {"flip": raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:], "cut": raw[: len(raw) // 2], "gone": None, "empty": b""}[damage]
+    new = {"flip": raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:], "cut": raw[: len(raw) // 2], "gone": None, "empty": b""}[
+        damage
+    ]
     path.unlink() if new is None else path.write_bytes(new)
     assert load_checkpoint(tmp_path, "me").step == 1
     out = capsys.readouterr().out

@@ -43,7 +43,9 @@ def test_gradients_equal_two_plain_sequences(moved, rows) -> None:
 
     def gradients(packed: bool) -> list[torch.Tensor]:
         with moved.active(trainable=True) as network:
-            logps = answer_logps(network, pack(rows, 0)) if packed else torch.cat([plain_logps(network, r) for r in rows])
+            logps = (
+                answer_logps(network, pack(rows, 0)) if packed else torch.cat([plain_logps(network, r) for r in rows])
+            )
             return list(torch.autograd.grad((logps * weights).sum(), moved.adapter_parameters()))
 
     for got, want in zip(gradients(True), gradients(False), strict=True):

@@ -56,7 +56,8 @@ def test_adapter_moves_and_base_weights_do_not(moved, toy_pairs) -> None:
 def test_history_has_an_entry_a_step_and_the_loss_falls(moved, toy_pairs) -> None:
     run = train(moved, toy_pairs, replace(CONFIG, epochs=6, probes=0, nll_weight=0.0), show=False)
     assert [h["step"] for h in run.history] == list(range(1, 19))  # 10 pairs of 12 in batches of 4, 6 times
-    assert run.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3) > run.history[-1]["loss"] + 0.1
+    assert run.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert run.history[-1]["loss"] < 0.6
     assert run.history[-1]["rewards/margins"] > 0.1 and run.best_step == 18
     assert "18 steps in" in run.text and "Last step: loss" in run.text
 
@@ -69,9 +70,7 @@ def test_policy_log_ratios_move_apart_for_each_loss(moved, toy_pairs) -> None:
 
 def test_wrong_reference_is_caught_at_step_0(moved, toy_pairs, monkeypatch) -> None:
     honest = run_module.reference_logps
-    monkeypatch.setattr(
-        run_module, "reference_logps", lambda *a: {i: (c, r - 2.0) for i, (c, r) in honest(*a).items()}
-    )
+    monkeypatch.setattr(run_module, "reference_logps", lambda *a: {i: (c, r - 2.0) for i, (c, r) in honest(*a).items()})
     with pytest.raises(WorkbenchError, match="At step 0 the policy must equal the reference"):
         train(moved, toy_pairs, CONFIG, show=False)
     monkeypatch.undo()
@@ -133,7 +132,9 @@ def test_resuming_from_a_wrong_state_is_another_run(tiny_folder, toy_pairs, tmp_
     assert again.history[:2] == whole.history[:2] and again.history != whole.history
 
 
-def test_resuming_does_not_hang_on_a_fingerprint_taken_before(tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys) -> None:
+def test_resuming_does_not_hang_on_a_fingerprint_taken_before(
+    tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys
+) -> None:
     """An evaluation before the run takes the model's fingerprint; after a stop the script may skip it."""
     stop_after(monkeypatch, 3, RuntimeError)
     model = load_model(tiny_folder, device="cpu", dtype=torch.float32)
@@ -193,6 +194,22 @@ def test_adapter_with_the_best_dev_score_is_kept(moved, toy_pairs, toy_task, sco
     assert ("the model is unchanged" in run.text) == (best == 0)
     assert all(p["prompts"] == 4 and {"chosen_logratio", "rejected_logratio"} <= set(p) for p in run.probes)
     assert run.probes[0]["chosen_logratio"] == pytest.approx(0.0, abs=1e-3)
+
+
+def test_best_adapter_from_before_the_stop_is_kept(tiny_folder, toy_pairs, toy_task, tmp_path, monkeypatch) -> None:
+    """Best after step 2, stopped after 5, resumed from 4 with nothing better to come."""
+
+    def go(folder, scores: list[float]) -> Run:
+        return run_on(folder, tiny_folder, Pairs(toy_pairs.rows, scripted(toy_task, scores)))
+
+    whole = go(tmp_path / "whole", [0.1, 0.9, 0.2, 0.3])
+    stop_after(monkeypatch, 5, RuntimeError)
+    with pytest.raises(RuntimeError):
+        go(tmp_path / "cut", [0.1, 0.9, 0.2])
+    monkeypatch.undo()
+    again = go(tmp_path / "cut", [0.3])
+    assert again.best_step == whole.best_step == 2 and again.probes == whole.probes
+    assert equal(again.model.adapter_tensors(), whole.model.adapter_tensors())
 
 
 def test_interrupt_keeps_history_and_the_best_adapter(moved, toy_pairs, toy_task, monkeypatch, capsys) -> None:

@@ -35,7 +35,9 @@ def test_too_long_row_raises_and_is_not_cut(tiny) -> None:
         tokenise(tiny, [("r", "a", ("y", "n")), ("long", "ab", ("yes", "no"))], row.n_tokens - 1)
 
 
-@pytest.mark.parametrize("answer", ["yes<|end|>", "<|end|>", "a<|end|>b", *map(Unfinished, ("yes<|end|>no", "yes<|end|>"))])
+@pytest.mark.parametrize(
+    "answer", ["yes<|end|>", "<|end|>", "a<|end|>b", *map(Unfinished, ("yes<|end|>no", "yes<|end|>"))]
+)
 def test_end_token_inside_the_text_raises(tiny, answer: str) -> None:
     with pytest.raises(WorkbenchError, match="must not hold the end token '<|end|>'.*'r'"):
         tokenise(tiny, [("r", "ab", (answer, "no"))], 100)

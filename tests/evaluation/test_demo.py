@@ -1,0 +1,75 @@
+"""The whole chain on nano, small: repeatable, resumable, and honest about what is in its folder."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dpo_workbench.evaluation import demo as module
+from dpo_workbench.evaluation.demo import ARMS, RECIPES, demo
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.training.config import TrainConfig
+
+SMALL = replace(
+    RECIPES["nano"],
+    test_prompts=16,
+    mine_prompts=24,
+    max_pairs=12,
+    probe_prompts=6,
+    dpo=TrainConfig(epochs=1, batch_size=6, probes=1, held_out=0.0),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "one"
+    return demo("nano", folder, recipe=SMALL, show=False)
+
+
+def without_times(folder):
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert results.pop("times")
+    return results
+
+
+def test_every_arm_and_result_is_there(finished):
+    assert tuple(finished.evaluations) == ARMS
+    assert all(e.n == 16 for e in finished.evaluations.values())
+    for name in ("results.json", "report.html", "pairs.jsonl", "mined.json", "settings.json"):
+        assert (finished.folder / name).stat().st_size > 0
+    assert (finished.folder / "dpo" / "adapter" / "adapter_model.safetensors").is_file()
+    results = without_times(finished.folder)
+    assert results["verdict"]["outcome"] == finished.verdict.outcome
+    assert results["arms"]["sft"]["n_failed"] == finished.evaluations["sft"].n_failed
+
+
+def test_same_command_twice_gives_the_same_results(finished, tmp_path):
+    again = demo("nano", tmp_path / "two", recipe=SMALL, show=False)
+    assert without_times(again.folder) == without_times(finished.folder)
+
+
+def test_another_seed_gives_other_results(finished, tmp_path):
+    other = demo("nano", tmp_path / "three", recipe=SMALL, seed=1, show=False)
+    assert without_times(other.folder)["mined"] != without_times(finished.folder)["mined"]
+
+
+def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
+    folder, calls = tmp_path / "stopped", []
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            demo("nano", folder, recipe=SMALL, show=False)
+    assert (folder / "mined.json").is_file() and not (folder / "results.json").exists()
+    monkeypatch.setattr(module, "mine", lambda *a, **k: calls.append(a))
+    demo("nano", folder, recipe=SMALL, show=False)
+    assert not calls, "a finished stage ran again"
+    assert without_times(folder) == without_times(finished.folder)
+
+
+def test_a_folder_holds_one_run(finished):
+    with pytest.raises(WorkbenchError, match="other settings"):
+        demo("nano", finished.folder, recipe=SMALL, seed=5, show=False)

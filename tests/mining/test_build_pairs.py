@@ -1,0 +1,84 @@
+"""Pairs from samples: whose answer is chosen, which failures come first, and what is said when there is nothing."""
+
+import pytest
+
+from dpo_workbench.mining.build_pairs import build_pairs
+from dpo_workbench.mining.sample import Sample
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.task import Example, Score, Task
+
+ROW = Example("e", "prompt", "the reference", "g")
+GOOD, BETTER = Sample("good", True, 1.0, None, ""), Sample("also good", True, 1.0, None, "")
+
+
+def bad(text: str, failure: str, value: float = 0.2) -> Sample:
+    return Sample(text, failure not in ("loop", "truncated"), value, failure, "why")
+
+
+def task_of(value: float = 1.0) -> Task:
+    return Task("t", {"train": [ROW]}, lambda e, a: Score(value, None if value == 1 else "wrong"))
+
+
+def build(samples, per_prompt: int = 9, classes=None, use_reference: bool = True, task: Task | None = None):
+    return build_pairs(task or task_of(), [(ROW, samples)], per_prompt, classes, use_reference)
+
+
+def test_own_pass_against_own_failure() -> None:
+    (pair,) = build([bad("no", "wrong", 0.3), GOOD, BETTER])
+    assert (pair.chosen, pair.rejected, pair.chosen_from, pair.rejected_from) == ("good", "no", "own", "own")
+    assert (pair.chosen_score, pair.rejected_score, pair.failure) == (1.0, 0.3, "wrong")
+    assert (pair.id, pair.prompt, pair.group, pair.rejected_finished) == ("e/0", "prompt", "g", True)
+
+
+def test_reference_as_chosen_says_so() -> None:
+    (pair,) = build([bad("no", "wrong")])
+    assert (pair.chosen, pair.chosen_from) == ("the reference", "reference")
+    with pytest.raises(WorkbenchError, match="none of the 1 failed samples could be paired"):
+        build([bad("no", "wrong")], use_reference=False)
+    with pytest.raises(WorkbenchError, match="the reference answers should"):  # one that does not pass is not chosen
+        build([bad("no", "wrong")], task=task_of(0.5))
+
+
+def test_loops_come_first_then_cut_off_then_classes_in_turn() -> None:
+    samples = [
+        GOOD,
+        bad("w1", "wrong"),
+        bad("w2", "wrong"),
+        bad("w3", "wrong"),
+        bad("j1", "invalid"),
+        bad("j2", "invalid"),
+        bad("t1", "truncated"),
+        bad("l1", "loop"),
+        bad("l2", "loop"),
+    ]
+    pairs = build(samples)
+    assert [p.rejected for p in pairs] == ["l1", "t1", "w1", "j1", "l2", "w2", "j2", "w3"]
+    assert [p.id for p in pairs] == [f"e/{k}" for k in range(8)]
+    assert [p.rejected_finished for p in pairs[:3]] == [False, False, True]
+    assert [p.rejected for p in build(samples, per_prompt=1)] == ["l1"]
+    assert [p.rejected for p in build(samples, per_prompt=3)] == ["l1", "t1", "w1"]
+
+
+def test_each_text_once_and_never_the_chosen_one() -> None:
+    samples = [GOOD, bad("no", "wrong"), bad(" no\n", "wrong"), bad("good", "truncated"), bad("no", "loop")]
+    assert [p.rejected for p in build(samples)] == ["no"]
+
+
+def test_empty_answers_are_left_out_and_classes_can_be_named() -> None:
+    samples = [GOOD, bad("", "empty"), bad("j", "invalid"), bad("w", "wrong")]
+    assert {p.rejected for p in build(samples)} == {"j", "w"}
+    assert [p.rejected for p in build(samples, classes=("invalid",))] == ["j"]
+    with pytest.raises(WorkbenchError, match="could be paired"):
+        build(samples, classes=("empty",))
+    with pytest.raises(WorkbenchError, match="allow other classes"):
+        build(samples, classes=("loop",))
+
+
+def test_everything_passed_is_nothing_to_mend() -> None:
+    with pytest.raises(WorkbenchError, match="Of 2 samples, every sample passed, so there is nothing to mend"):
+        build([GOOD, BETTER])
+
+
+def test_pairs_know_their_task() -> None:
+    task = task_of()
+    assert build([GOOD, bad("no", "wrong")], task=task).task is task

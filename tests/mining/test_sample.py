@@ -1,0 +1,103 @@
+"""`mine`: samples with scores, what it refuses, and what comes of a task that always or never passes."""
+
+import pytest
+
+from dpo_workbench.mining.sample import Found, mine
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.task import Score, Task
+
+
+def judged(task: Task, score) -> Task:
+    return Task(task.name, {k: v.examples for k, v in task.splits.items()}, score, max_new_tokens=30)
+
+
+def half(example, answer: str) -> Score:
+    """An answer passes if its length is even: any model gets some right and some wrong."""
+    return Score(1.0) if len(answer) % 2 == 0 else Score(0.25, "odd")
+
+
+@pytest.fixture
+def found(tiny, toy_task) -> Found:
+    return mine(tiny, judged(toy_task, half).train, 4, seed=3, show=False)
+
+
+def test_every_prompt_has_its_scored_samples(found, toy_task) -> None:
+    assert [e.id for e, _ in found.rows] == [e.id for e in toy_task.train]
+    assert all(len(samples) == 4 for _, samples in found.rows) and found.n_samples == 48
+    for _, samples in found.rows:
+        for s in samples:
+            if s.finished and s.text.strip():
+                assert (s.failure, s.value) == ((None, 1.0) if len(s.text) % 2 == 0 else ("odd", 0.25))
+            else:
+                assert s.failure in ("truncated", "loop", "empty")
+    assert {None, "odd", "truncated"} <= {s.failure for _, samples in found.rows for s in samples}
+    assert sum(found.failures.values()) == sum(s.failure is not None for _, x in found.rows for s in x)
+    assert found.settings == {"samples": 4, "temperature": 1.0, "max_new_tokens": 30, "seed": 3, "split": "train"}
+    assert "12 prompts, 48 samples" in repr(found)
+
+
+def test_same_seed_same_samples(found, tiny, toy_task) -> None:
+    split = judged(toy_task, half).train
+    assert mine(tiny, split, 4, seed=3, show=False).rows == found.rows
+    assert mine(tiny, split, 4, seed=4, show=False).rows != found.rows
+
+
+def test_headroom_and_pairs_follow_from_the_samples(found) -> None:
+    head = found.headroom()
+    assert head.n_prompts == 12 and head.samples == 4
+    assert head.failed_share == pytest.approx(sum(found.failures.values()) / 48)
+    pairs = found.pairs()
+    assert pairs.task is found.task and len(pairs) <= 12 and len(found.pairs(per_prompt=3)) > len(pairs)
+    own = [p for p in pairs if p.chosen_from == "own"]
+    assert own and all(len(p.chosen) % 2 == 0 for p in own)
+
+
+def test_samples_survive_the_disk(found, tmp_path) -> None:
+    again = Found.load(found.save(tmp_path / "deep" / "mined.json"), found.task)
+    assert again.rows == found.rows and again.settings == found.settings
+    assert again.pairs().rows == found.pairs().rows
+
+
+def test_found_of_another_task_or_no_file_is_named(found, tmp_path) -> None:
+    path = found.save(tmp_path / "mined.json")
+    with pytest.raises(WorkbenchError, match="no file at"):
+        Found.load(tmp_path / "other.json", found.task)
+    examples = found.task.train[:3].examples
+    with pytest.raises(WorkbenchError, match="'train-3'.*mined from task 'toy'"):
+        Found.load(path, Task("small", {"train": examples}, half))
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(WorkbenchError, match=r"mined\.json"):
+        Found.load(path, found.task)
+
+
+def test_test_split_is_refused(tiny, toy_task) -> None:
+    for split in (toy_task.test, toy_task.test[:1]):
+        with pytest.raises(WorkbenchError, match="must not touch the test split"):
+            mine(tiny, split, 2, show=False)
+    assert mine(tiny, toy_task.dev, 1, max_new_tokens=2, show=False).n_samples == 4  # negative control
+
+
+def test_empty_split_is_refused(tiny, toy_task) -> None:
+    with pytest.raises(WorkbenchError, match="Mining needs prompts. Got an empty split"):
+        mine(tiny, toy_task.train[:0], 2, show=False)
+
+
+def test_a_task_that_always_passes_leaves_nothing_to_mend(tiny, toy_task, monkeypatch) -> None:
+    task = judged(toy_task, lambda e, a: Score(1.0))
+    monkeypatch.setattr(task, "score", lambda e, a, finished=True: Score(1.0))
+    found = mine(tiny, task.train, 2, show=False)
+    assert found.headroom().advice == "nothing to mend" and not found.failures
+    with pytest.raises(WorkbenchError, match="every sample passed, so there is nothing to mend"):
+        found.pairs()
+
+
+def test_a_task_that_never_passes_says_so(tiny, toy_task) -> None:
+    found = mine(tiny, judged(toy_task, lambda e, a: Score(0.0, "wrong")).train, 2, show=False)
+    assert found.headroom().advice == "train more first" and found.headroom().forecast == 0.0
+    with pytest.raises(WorkbenchError, match="none of the 24 failed samples.*check that `score` can pass"):
+        found.pairs()
+
+
+def test_limit_is_the_tasks_unless_given(tiny, toy_task) -> None:
+    assert mine(tiny, toy_task.train[:1], 1, show=False).settings["max_new_tokens"] == toy_task.max_new_tokens
+    assert mine(tiny, toy_task.train[:1], 1, max_new_tokens=3, show=False).settings["max_new_tokens"] == 3

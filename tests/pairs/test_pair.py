@@ -1,0 +1,119 @@
+"""Pair sets: what they refuse, the shortcuts by hand, and files that name the line that is wrong."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.runtime.errors import WorkbenchError
+
+ONE = Pair("a", "prompt", "better", "worse", "own", "own", 1.0, 0.2, "wrong", "g1")
+TWO = Pair(
+    "b", "prompt\u2028é", "ok", "a longer one", "reference", "own", 1.0, 0.0, "loop", "g1", rejected_finished=False
+)
+
+
+def test_no_pairs_raise() -> None:
+    with pytest.raises(WorkbenchError, match="must have pairs. Got none.*headroom"):
+        Pairs([])
+
+
+def test_id_twice_raises() -> None:
+    with pytest.raises(WorkbenchError, match="ids must differ. Got 'a' 2 times"):
+        Pairs([ONE, replace(TWO, id="a")])
+
+
+@pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_empty_text_raises(name: str, text: str) -> None:
+    with pytest.raises(WorkbenchError, match="must have text. Got an empty one in pair 'a'"):
+        Pairs([replace(ONE, **{name: text})])
+
+
+def test_equal_answers_raise_unless_one_was_cut() -> None:
+    """An answer that never ends differs from the same text with its end, though not in its letters."""
+    for text in ("better", " better\n"):
+        with pytest.raises(WorkbenchError, match="`rejected` must differ from `chosen`.*'a'. Drop the row"):
+            Pairs([replace(ONE, rejected=text)])
+    assert len(Pairs([replace(ONE, rejected="better", rejected_finished=False)])) == 1
+
+
+def test_pairs_are_a_sequence() -> None:
+    pairs = Pairs([ONE, TWO], task="the task")  # type: ignore[arg-type]
+    part = pairs[1:]
+    assert isinstance(part, Pairs) and part.rows == [TWO] and part.task == "the task"
+    assert pairs[0] is ONE and list(pairs) == [ONE, TWO] and len(pairs) == 2
+    with pytest.raises(WorkbenchError, match="Got none"):
+        pairs[5:]
+
+
+def test_shortcuts_by_hand() -> None:
+    """better (6) against worse (5): longer wins. ok (2) against 12 letters: shorter wins. So 0.5 of each."""
+    found = Pairs([ONE, TWO]).shortcuts()
+    assert found == {"shorter wins": 0.5, "finished wins": 0.75, "reference wins": 0.75}
+    assert Pairs([TWO]).shortcuts() == {"shorter wins": 1.0, "finished wins": 1.0, "reference wins": 1.0}
+    same = replace(ONE, rejected="bitter", chosen_from="human", rejected_from="human")
+    assert Pairs([same]).shortcuts() == {"shorter wins": 0.5, "finished wins": 0.5, "reference wins": 0.5}
+
+
+def test_summary_counts() -> None:
+    facts = Pairs([ONE, TWO, replace(ONE, id="c", group="g2", failure=None)]).summary()
+    assert (facts["pairs"], facts["groups"]) == (3, 2)
+    assert facts["rejected by class"] == {"wrong": 1, "loop": 1, "unknown": 1}
+    assert facts["chosen from"] == {"own": 2, "reference": 1}
+    assert "Pairs: 3 in 2 groups" in repr(Pairs([ONE, TWO, replace(ONE, id="c", group="g2")]))
+
+
+def test_pairs_survive_the_disk(tmp_path) -> None:
+    pairs = Pairs([ONE, TWO, replace(ONE, id="c", chosen="line\r\nline \x85 \ud800")])
+    path = pairs.save(tmp_path / "deep" / "pairs.jsonl")
+    assert Pairs.load(path).rows == pairs.rows
+    assert path.read_bytes().count(b"\n") == 3  # one line each, whatever the texts hold
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").rstrip())
+    assert Pairs.load(path).rows == pairs.rows
+
+
+def test_short_rows_get_defaults(tmp_path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"id": "a", "prompt": "p", "chosen": "c", "rejected": "r"}')
+    (pair,) = Pairs.load(path, task="t").rows  # type: ignore[arg-type]
+    assert pair == Pair("a", "p", "c", "r") and (pair.chosen_from, pair.weight, pair.rejected_finished) == (
+        "human",
+        1.0,
+        True,
+    )
+
+
+GOOD = json.dumps(asdict(ONE)).encode()
+BAD_ROWS = {
+    "not JSON": b"{'id': 'a'}",
+    "cut": GOOD[:40],
+    "list": b"[]",
+    "scalar": b"3",
+    "missing key": b'{"id": "x", "prompt": "p", "chosen": "c"}',
+    "misspelt key": GOOD.replace(b'"chosen"', b'"choosen"'),
+    "number for text": GOOD.replace(b'"prompt": "prompt"', b'"prompt": 5'),
+    "null for text": GOOD.replace(b'"chosen": "better"', b'"chosen": null'),
+    "messages for text": GOOD.replace(b'"chosen": "better"', b'"chosen": [{"role": "user"}]'),
+    "number as id": GOOD.replace(b'"id": "a"', b'"id": 1'),
+    "invalid UTF-8": GOOD.replace(b"worse", b"w\xffrse"),
+    "UTF-16": '{"id": "a"}'.encode("utf-16"),
+    "nested too deep": b'{"id":' * 100_000,
+}
+
+
+@pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_bad_row_is_named_by_file_and_line(tmp_path, row: bytes) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(GOOD + b"\n\n" + row)
+    with pytest.raises(WorkbenchError, match=r"pairs\.jsonl:3: .*Mend or drop the row"):
+        Pairs.load(path)
+
+
+def test_missing_and_empty_files(tmp_path) -> None:
+    with pytest.raises(WorkbenchError, match="no file at .*none.jsonl"):
+        Pairs.load(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_bytes(b"\n")
+    with pytest.raises(WorkbenchError, match="Got none"):
+        Pairs.load(tmp_path / "empty.jsonl")

@@ -1,0 +1,163 @@
+"""The command line: help, errors as one paragraph with a log, exit codes, and the commands that need no training."""
+
+import json
+import sys
+
+import pytest
+
+from dpo_workbench import cli
+from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.runtime.errors import WorkbenchError
+
+COMMANDS = ("demo", "models", "tasks", "mine", "train", "evaluate", "report")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the program in an empty folder; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_log", cli.Path("dpo-workbench-error.log"))
+    for console in (cli.console, cli.errors):
+        monkeypatch.setattr(console, "_width", 2000)  # no line breaks but the program's own
+
+    def go(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dpo-workbench", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return go
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(run, command: str) -> None:
+    code, out, err = run(command, "--help")
+    assert code == 0 and "Usage" in out and command in out and err == ""
+
+
+def test_help_lists_all_commands(run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0 and all(command in out for command in COMMANDS)
+    code, out, err = run()
+    assert code in (0, 2) and all(command in out + err for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--nonsense",),
+        ("mine", "--out", "x", "--sampels", "3"),
+        ("nonsense",),
+        ("train",),
+        ("mine",),
+        ("mine", "--out", "x", "--samples", "0"),
+        ("mine", "--out", "x", "--samples", "many"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(run, arguments, tmp_path) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2 and "--help" in err and "Traceback" not in err and "error.log" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_option_names_the_nearest(run) -> None:
+    assert "--samples" in run("mine", "--out", "x", "--sampels", "3")[2]
+
+
+def test_tasks(run) -> None:
+    code, out, _ = run("tasks")
+    assert code == 0 and "receipts" in out and "train 640, dev 200, test 320" in out
+
+
+def test_models(run) -> None:
+    code, out, _ = run("models")
+    assert code == 0 and all(word in out for word in ("nano", "smol", "SmolLM2-135M-Instruct", "owner/name"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "log"),
+    [
+        (("train", "none.jsonl", "--out", "r"), "A pair file must exist. Got no file at none.jsonl", "r/error.log"),
+        (("mine", "--out", "r", "--model", "./none"), "'./none', which is no folder", "r/error.log"),
+        (("mine", "--out", "r", "--model", "a/b/c"), "'a/b/c', which is no folder", "r/error.log"),
+        (("evaluate", "--out", "r/x.json", "--task", "recipts"), "Did you mean 'receipts'", "r/error.log"),
+        (
+            ("evaluate", "--out", "r/x.json", "--split", "tset"),
+            "in split 'tset'. It has train, dev, test",
+            "r/error.log",
+        ),
+    ],
+)
+def test_an_error_is_one_paragraph_and_a_log(run, tmp_path, arguments, words: str, log: str) -> None:
+    code, _, err = run(*arguments)
+    assert code == 1 and words in err and "Traceback" not in err
+    assert err.startswith("error: ") and err.strip().count("\n") == 1  # the paragraph, and where the traceback is
+    assert f"traceback: {log}" in err
+    text = (tmp_path / log).read_text()
+    assert "Traceback" in text and "WorkbenchError" in text and " ".join(arguments) in text
+
+
+def test_markup_in_an_error_is_shown_as_it_is(run, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "dpo_workbench.tasks.builtin.task_names", lambda: (_ for _ in ()).throw(WorkbenchError("[red]x[/] [/b]"))
+    )
+    code, _, err = run("tasks")
+    assert code == 1 and "[red]x[/] [/b]" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (RuntimeError("boom"), 1, "RuntimeError: boom. This should not happen: please report"),
+        (MemoryError(), 1, "Memory must hold the batch"),
+        (RuntimeError("CUDA out of memory. Tried to"), 1, "Lower micro_tokens"),
+        (KeyboardInterrupt(), 130, "interrupted: what was saved is whole"),
+    ],
+)
+def test_other_errors(run, monkeypatch, error: BaseException, code: int, words: str) -> None:
+    def fails():
+        raise error
+
+    monkeypatch.setattr("dpo_workbench.tasks.builtin.task_names", fails)
+    got, _, err = run("tasks")
+    assert got == code and words in err and "Traceback" not in err
+
+
+def test_log_that_cannot_be_written_does_not_hide_the_message(run, tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run("train", "none.jsonl", "--out", "file/run")
+    assert code == 1 and "A pair file must exist" in err
+
+
+def test_mine_train_evaluate_on_a_tiny_model(run, tiny_folder, tmp_path) -> None:
+    """The whole way by the shell. The tiny model fails everything, so the references are chosen."""
+    model = ("--model", str(tiny_folder), "--adapter", "none")
+    code, out, err = run("mine", "--out", "m", *model, "-n", "3", "--samples", "2")
+    assert code == 0, err
+    assert "headroom: 100 %" in out and "3 prompts, 6 samples" in out
+    assert len(Pairs.load(tmp_path / "m" / "pairs.jsonl")) == 3
+    assert json.loads((tmp_path / "m" / "mined.json").read_text())["settings"]["samples"] == 2
+
+
+def test_train_writes_an_adapter(run, tiny_folder, tmp_path) -> None:
+    Pairs([Pair(f"p{k}", f"q {k}", "yes", "no") for k in range(3)]).save(tmp_path / "pairs.jsonl")
+    arguments = ("train", "pairs.jsonl", "--out", "t", "--model", str(tiny_folder), "-a", "none", "--task", "")
+    code, out, err = run(*arguments, "--epochs", "2", "--loss", "ipo")
+    assert code == 0, err
+    assert "Run: 2 steps" in out and (tmp_path / "t" / "adapter" / "adapter_model.safetensors").is_file()
+    code, _, err = run(*arguments, "--loss", "dop")
+    assert code == 1 and "`loss` must be one of sigmoid, ipo, dpop. Got 'dop'" in err
+
+
+def test_fresh_folder_goes_on_with_an_unfinished_run_only(tmp_path) -> None:
+    folder = tmp_path / "demo-nano"
+    assert cli._fresh(folder) == folder
+    folder.mkdir()
+    assert cli._fresh(folder) == folder
+    (folder / "results.json").write_text("{}")
+    assert cli._fresh(folder) == tmp_path / "demo-nano-2"
+    (tmp_path / "demo-nano-2").mkdir()
+    (tmp_path / "demo-nano-2" / "results.json").write_text("{}")
+    assert cli._fresh(folder) == tmp_path / "demo-nano-3"
