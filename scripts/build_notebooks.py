@@ -54,7 +54,9 @@ def build(path: Path) -> str:
     }
     card = notebook.cells[2]
     for name, text in rows.items():
-        card.source, n = re.subn(rf"^\| {name} \|.*$", lambda _, n=name, t=text: f"| {n} | {t} |", card.source, flags=re.M)
+        card.source, n = re.subn(
+            rf"^\| {name} \|.*$", lambda _, n=name, t=text: f"| {n} | {t} |", card.source, flags=re.M
+        )
         assert n == 1, f"{path.name}: the card must have one row '{name}'"
     nbformat.validate(notebook)
     nbformat.write(notebook, path)

@@ -18,9 +18,14 @@ PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RULES = ROOT / "tests" / "nbval_sanitize.cfg"
 CHECK = "# NBVAL_CHECK_OUTPUT"
 MARKERS = {"NBVAL_CHECK_OUTPUT", "NBVAL_IGNORE_OUTPUT", "NBVAL_RAISES_EXCEPTION", "NBVAL_SKIP"}
+COLAB = "https://colab.research.google.com/github/dpo-workbench/dpo_workbench/blob/main/notebooks/"
+BINDER = "https://mybinder.org/v2/gh/dpo-workbench/dpo_workbench/main?urlpath=lab/tree/notebooks/"
+END = ["## What you can now claim, and what not", "## Questions", "## Exercises", "## Next"]
 CARD = ["You will be able to", "You need", "Time", "Peak memory", "Downloads", "Last run"]
 LEVELS = ["Change a number", "Write five lines", "Your own data"]
-MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|usr|opt|mnt|var|content|Users)/[\w.@+~-]+|\b[A-Za-z]:\\\\?\w+")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/])/(?:home|root|tmp|work|usr|opt|mnt|var|content|Users)/[\w.@+~-]+|\b[A-Za-z]:\\\\?\w+"
+)
 SECRET = re.compile(r"\b(?:hf_[A-Za-z]{20,}|gh[pousr]_\w{20,}|sk-[\w-]{20,}|AKIA[A-Z0-9]{12,}|eyJ[\w-]{10,}\.eyJ)")
 
 Notebook = dict[str, Any]
@@ -50,6 +55,11 @@ def plain_python(cell: dict[str, Any]) -> str:
 
 def asserts_in(cell: dict[str, Any]) -> int:
     return sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(plain_python(cell))))
+
+
+def output_text(cell: dict[str, Any]) -> str:
+    """What a cell printed."""
+    return "".join("".join(output.get("text", "")) for output in cell["outputs"])
 
 
 def file_problems(notebook: Notebook, name: str, size: int) -> list[str]:
@@ -105,10 +115,10 @@ def check_problems(notebook: Notebook, name: str, size: int) -> list[str]:
 
 
 def anatomy_problems(notebook: Notebook, name: str, size: int) -> list[str]:
-    """Badges, title, card, setup, sections that end in a prediction and its assert, recap, questions, exercises, next."""
+    """Badges, title, card, setup, sections with their predictions, recap, questions, exercises, next."""
     found = []
     first = [source(cell) for cell in notebook["cells"][:4]]
-    for link in (f"dpo_workbench/blob/main/notebooks/{name}", f"mybinder.org/v2/gh/dpo-workbench/dpo_workbench/main?urlpath=lab/tree/notebooks/{name}"):
+    for link in (COLAB + name, BINDER + name):
         if link not in first[0]:
             found.append(f"the first cell must have the badge that opens {link}")
     if not re.match(r"# .*\?\n", first[1] + "\n"):
@@ -117,13 +127,13 @@ def anatomy_problems(notebook: Notebook, name: str, size: int) -> list[str]:
         found.append(f"the card's rows must be {CARD}; got {rows}")
     if [cell["cell_type"] for cell in notebook["cells"][:4]] != ["markdown"] * 3 + ["code"]:
         found.append("badges, title and card must be markdown cells, followed by the setup cell")
-    elif "BUDGET" not in first[3] or not "".join(cells(notebook, "code")[0]["outputs"][:1] and cells(notebook, "code")[0]["outputs"][0].get("text", "")).startswith("budget: tiny"):
+    elif not output_text(notebook["cells"][3]).startswith("budget: tiny"):
         found.append("the setup cell's stored output must start with the budget it ran under, `tiny`")
-    heads = [line for cell in cells(notebook, "markdown") for line in source(cell).splitlines() if line.startswith("## ")]
-    if [h for h in heads if not re.match(r"## \d", h)] != ["## What you can now claim, and what not", "## Questions", "## Exercises", "## Next"]:
+    whole = "\n".join(map(source, cells(notebook, "markdown")))
+    heads = re.findall(r"^## .*$", whole, flags=re.M)
+    if [head for head in heads if not re.match(r"## \d", head)] != END:
         found.append(f"after the numbered sections: recap, questions, exercises, next; got {heads}")
     found += section_problems(notebook)
-    whole = "\n".join(map(source, cells(notebook, "markdown")))
     if not 5 <= (n := whole.count("<details>")) <= 8:
         found.append(f"{n} folded answers; 5 to 8")
     if lost := [level for level in LEVELS if f"**{level}" not in whole]:
@@ -145,6 +155,8 @@ def section_problems(notebook: Notebook) -> list[str]:
     found = []
     for head, inside in sections:
         code = [cell for cell in inside if cell["cell_type"] == "code"]
+        if sum(len(re.findall(r"^## ", source(c), flags=re.M)) for c in inside if c["cell_type"] == "markdown") > 1:
+            found.append(f"a heading inside a cell after {head!r}; each starts its own cell")
         if re.match(r"## \d", head) and not (code and asserts_in(code[-1])):
             found.append(f"{head!r} must end with a cell that asserts")
         elif code and not any("**Predict" in source(cell) for cell in inside[-3:] if cell["cell_type"] == "markdown"):
@@ -157,11 +169,15 @@ def rhythm_problems(notebook: Notebook, name: str, size: int) -> list[str]:
     found = []
     lengths = [code_lines(cell) for cell in cells(notebook, "code")]
     if max(lengths) > 20 or statistics.median(lengths) > 6:
-        found.append(f"code cells of at most 20 lines, median at most 6; got {max(lengths)} and {statistics.median(lengths)}")
+        found.append(
+            f"code cells of at most 20 lines, median at most 6; got {max(lengths)} and {statistics.median(lengths)}"
+        )
     runs = [len(list(run)) for kind, run in groupby(notebook["cells"], lambda c: c["cell_type"]) if kind == "code"]
     if max(runs) > 2:
         found.append(f"{max(runs)} code cells in a row; at most 2")
-    words = sum(len(re.findall(r"\w+", re.sub(r"\(https?:[^)]*\)", "", source(c)))) for c in cells(notebook, "markdown"))
+    words = sum(
+        len(re.findall(r"\w+", re.sub(r"\(https?:[^)]*\)", "", source(c)))) for c in cells(notebook, "markdown")
+    )
     if not 8 <= words / sum(lengths) <= 20:
         found.append(f"{words / sum(lengths):.1f} words of prose a line of code; 8 to 20")
     return found
@@ -226,7 +242,7 @@ def _replace_everywhere(notebook: Notebook, old: str, new: str) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable, Callable[[Notebook], Any], str]] = {
-    "invalid": (file_problems, lambda n: n.update(nbformat_minor="x"), "valid"),
+    "invalid": (file_problems, lambda n: _code(n).update(surprise=1), "valid"),
     "never run": (file_problems, lambda n: _code(n).update(execution_count=None), "counts"),
     "run twice": (file_problems, lambda n: _code(n).update(execution_count=7), "counts"),
     "widgets": (file_problems, lambda n: n["metadata"].update(widgets={}), "widgets"),
@@ -249,6 +265,11 @@ DAMAGE: dict[str, tuple[Callable, Callable[[Notebook], Any], str]] = {
     "no prediction": (anatomy_problems, lambda n: _replace_everywhere(n, "**Predict", "**Think"), "prediction"),
     "no answers": (anatomy_problems, lambda n: _replace_everywhere(n, "<details>", ""), "folded"),
     "no level": (anatomy_problems, lambda n: _replace_everywhere(n, "**Your own data", ""), "exercises"),
+    "heading inside a cell": (
+        anatomy_problems,
+        lambda n: n["cells"][6].update(source=source(n["cells"][6]) + "\n\n## 9 More"),
+        "heading",
+    ),
     "dead link": (anatomy_problems, lambda n: _replace_everywhere(n, "## Next", "## Next\n[x](nowhere.ipynb)"), "link"),
     "long cell": (rhythm_problems, lambda n: _code(n).update(source="x = 1\n" * 21), "lines"),
     "code run": (rhythm_problems, _insert_code, "in a row"),

@@ -28,7 +28,8 @@ class Recipe:
     """The sizes and settings of a demo, chosen on dev prompts (docs/recipe.md) for one model."""
 
     test_prompts: int
-    sft_prompts: int  # the first of the training split; what follows them is mined
+    sft_prompts: int  # of the training split, from its start: what `--from-scratch` fine-tunes on
+    mine_from: int  # the first training prompt that is mined
     mine_prompts: int
     samples: int
     max_pairs: int
@@ -39,8 +40,30 @@ class Recipe:
 
 
 RECIPES = {
-    "nano": Recipe(200, 240, 160, 4, 96, 1.0, 40, TrainConfig(probes=2), SFT_CONFIG),
-    "smol": Recipe(200, 240, 96, 4, 64, 1.0, 40, TrainConfig(probes=3), SFT_CONFIG),
+    "nano": Recipe(
+        test_prompts=200,
+        sft_prompts=240,
+        mine_from=240,
+        mine_prompts=160,
+        samples=4,
+        max_pairs=96,
+        temperature=1.0,
+        probe_prompts=40,
+        dpo=TrainConfig(probes=2),
+        sft=SFT_CONFIG,
+    ),
+    "smol": Recipe(
+        test_prompts=200,
+        sft_prompts=640,
+        mine_from=0,
+        mine_prompts=96,
+        samples=4,
+        max_pairs=64,
+        temperature=1.0,
+        probe_prompts=32,
+        dpo=TrainConfig(lr=3e-4, batch_size=8, probes=2),
+        sft=SFT_CONFIG,
+    ),
 }
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
 
@@ -101,7 +124,7 @@ def demo(
     task = load_task(task_name)
     test, train_split = (
         task.test[: recipe.test_prompts],
-        task.train[recipe.sft_prompts : recipe.sft_prompts + recipe.mine_prompts],
+        task.train[recipe.mine_from :][: recipe.mine_prompts],
     )
     probe = task.dev[: recipe.probe_prompts]
     base = stages.timed("load", lambda: load_model(model_name))

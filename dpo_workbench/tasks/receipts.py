@@ -6,6 +6,7 @@ import json
 import re
 import reprlib
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -110,12 +111,12 @@ def _amount(value: str) -> str:
         return value.strip()
 
 
-def _rows(answer: dict[str, Any]) -> Counter:
+def _rows(answer: dict[str, Any]) -> Counter[Any]:
     return Counter((_text(n), q, _amount(a)) for n, q, a in answer["items"])
 
 
-def _fields(answer: dict[str, Any]) -> Counter:
-    fields = Counter([("vendor", _text(answer["vendor"])), ("date", answer["date"].strip())])
+def _fields(answer: dict[str, Any]) -> Counter[Any]:
+    fields: Counter[Any] = Counter([("vendor", _text(answer["vendor"])), ("date", answer["date"].strip())])
     fields["total", _amount(answer["total"])] += 1
     for name, quantity, amount in answer["items"]:
         name = _text(name)
@@ -144,6 +145,6 @@ def _failure(prompt: str, reference: dict[str, Any], found: dict[str, Any]) -> t
     invented += [v for v in amounts if v not in printed and (_AMOUNT.fullmatch(v) or _text(v) not in page)]
     if invented:
         return "invented_value", f"{invented[0][:80]!r} does not stand in the document"
-    same = {"vendor": _text, "date": str.strip, "total": _amount}
+    same: dict[str, Callable[[str], str]] = {"vendor": _text, "date": str.strip, "total": _amount}
     wrong = next((key for key, plain in same.items() if plain(found[key]) != plain(reference[key])), "an item")
     return "wrong_value", f"{wrong} differs from the reference"

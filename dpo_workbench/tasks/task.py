@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -86,7 +86,7 @@ class Task:
     def __init__(
         self,
         name: str,
-        splits: dict[str, Iterable[Example]],
+        splits: Mapping[str, Iterable[Example]],
         score: Callable[[Example, str], Score],
         description: str = "",
         max_new_tokens: int = 256,

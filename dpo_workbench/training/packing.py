@@ -86,5 +86,14 @@ def pack(rows: list[Row], pad_id: int, device: torch.device | str = "cpu") -> Ba
             owner += [answer_number] * len(answer)
             answer_number += 1
             start = stop
-    tensors = (input_ids, positions, segments, torch.tensor(source), torch.tensor(target), torch.tensor(owner))
-    return Batch(tuple(row.id for row in rows), *(t.to(device) for t in tensors), n_answers=answer_number)
+    flat = torch.tensor([source, target, owner], device=device)
+    return Batch(
+        ids=tuple(row.id for row in rows),
+        input_ids=input_ids.to(device),
+        position_ids=positions.to(device),
+        segments=segments.to(device),
+        source=flat[0],
+        target=flat[1],
+        owner=flat[2],
+        n_answers=answer_number,
+    )
