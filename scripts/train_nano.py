@@ -1,11 +1,12 @@
-"""Make `data/nano`: a Llama of 5 million parameters that copies well and writes JSON, from scratch on a CPU.
+"""Make `data/nano`: a Llama of 4 million parameters that copies well and writes JSON, from scratch on a CPU.
 
-    python scripts/train_nano.py --minutes 40        # then: python scripts/train_adapters.py nano
+    python scripts/train_nano.py --minutes 30        # then: python scripts/train_adapters.py nano
 
 Copying is what a model of this size learns last, so it comes first: the weights start with an induction circuit, then
-there are random tokens to repeat, then short documents, then longer ones. The documents are made by the task's own generator from *made-up* words and layouts (syllables drawn
-at random), so nothing of any split is learned here and unknown words are copied piece by piece. Documents have at most
-6 items: the long ones are left to fine-tuning, which is where the failures that the course is about come from.
+there are random tokens to repeat, then short documents, then longer ones. The documents are made by the task's own
+generator from *made-up* words and layouts (syllables drawn at random), so nothing of any split is learned here and
+unknown words are copied piece by piece. Documents have at most 6 items: the long ones are left to fine-tuning, which is
+where the failures that the course is about come from.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -33,10 +36,12 @@ MAX_ITEMS = 6
 BATCH_TOKENS = 4096  # padded, in one step
 
 
-def made_up_pool(rng: random.Random) -> Pool:
-    """A pool like a split's, of random syllables and random layouts."""
+def made_up_pool(rng: random.Random, pieces: Sequence[str] = ()) -> Pool:
+    """A pool like a split's, of random syllables, random pieces of the vocabulary, and random layouts."""
 
     def word() -> str:
+        if pieces and rng.random() < 0.5:
+            return "".join(rng.choice(pieces) for _ in range(rng.choice((1, 1, 2, 3))))
         parts = [
             rng.choice("b c d f g h j k l m n p r s t v w z st pl gr ch th br".split())
             + rng.choice("a e i o u ai ea oo ar en il un".split())
@@ -89,9 +94,12 @@ def made_up_pool(rng: random.Random) -> Pool:
     )
 
 
-def documents(rng: random.Random, n: int, max_items: int) -> list[tuple[str, str]]:
-    """`n` (prompt, answer) texts."""
-    pools = [made_up_pool(rng) for _ in range(max(1, n // 12))]
+def documents(
+    rng: random.Random, n: int, max_items: int, real: float = 0.0, pieces: Sequence[str] = ()
+) -> list[tuple[str, str]]:
+    """`n` (prompt, answer) texts, the share `real` of them with the words and layouts of the training split."""
+    pools = [made_up_pool(rng, pieces) for _ in range(max(1, n // 12))]
+    pools += [POOLS["train"]] * round(len(pools) * real / (1 - real))
     made = (make_example(rng.choice(pools), rng, "x", "x", max_items) for _ in range(n))
     return [(e.prompt, e.reference) for e in made]
 
@@ -134,10 +142,11 @@ def copy_rows(rng: random.Random, vocabulary: int, answer: int, end: int, longes
     return rows
 
 
-def document_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, max_items: int) -> list[Row]:
+def document_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, max_items: int, real: float) -> list[Row]:
     """A batch of documents of similar length."""
     answer, end = tokenizer.convert_tokens_to_ids([ANSWER, END])
-    pairs = documents(rng, 48, max_items)
+    pieces = [w.strip() for w in map(tokenizer.decode, range(2, len(tokenizer))) if w.strip().isalpha() and w.isascii()]
+    pairs = documents(rng, 48, max_items, real, pieces)
     ids = tokenizer([text for pair in pairs for text in pair], add_special_tokens=False)["input_ids"]
     rows = [Row("doc", (*ids[2 * k], answer), ((*ids[2 * k + 1], end),)) for k in range(len(pairs))]
     rows.sort(key=lambda r: r.n_tokens)
@@ -155,7 +164,8 @@ STAGES = (
     ("doc", 1, 0.9, 0.15),
     ("doc", 2, 0.93, 0.25),
     ("doc", 3, 0.95, 0.4),
-    ("doc", MAX_ITEMS, 2.0, 1.0),
+    ("doc", MAX_ITEMS, 0.92, 0.5),
+    ("real", MAX_ITEMS, 2.0, 1.0),  # every second document with the training split's own words
 )
 
 
@@ -169,7 +179,7 @@ def wire_copying(model: LlamaForCausalLM, gain: float = 24.0) -> None:
     from here. (The circuit: Olsson et al. 2022, arXiv 2209.11895.)
     """
     config = model.config
-    width, dim = config.hidden_size, config.head_dim
+    dim = config.head_dim
     half, noted, words = dim // 2, 64, 3 * 53
     spread = config.initializer_range
     embedding = model.model.embed_tokens.weight
@@ -214,6 +224,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=data_folder() / "nano")
+    parser.add_argument("--start", type=Path, help="go on from this folder's weights, at the last stage")
     args = parser.parse_args()
     keep_freed_memory()
     rng = random.Random(args.seed)
@@ -237,6 +248,8 @@ def main() -> None:
     )
     model = LlamaForCausalLM(config)
     wire_copying(model)
+    if args.start:
+        model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -244,14 +257,17 @@ def main() -> None:
         torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    start, step, tokens, stage, right, log = time.monotonic(), 0, 0, 0, 0.0, []
+    start, step, tokens, right, log = time.monotonic(), 0, 0, 0.0, []
+    stage = len(STAGES) - 1 if args.start else 0
     while (share := (time.monotonic() - start) / (60 * args.minutes)) < 1:
         kind, size, enough, until = STAGES[stage]
         if right > enough or share > until:
             stage, right = stage + 1, 0.0
             kind, size, _, _ = STAGES[stage]
         rows = (
-            copy_rows(rng, len(tokenizer), answer, end, size) if kind == "copy" else document_rows(rng, tokenizer, size)
+            copy_rows(rng, len(tokenizer), answer, end, size)
+            if kind == "copy"
+            else document_rows(rng, tokenizer, size, 0.5 if kind == "real" else 0.0)
         )
         batch = pack(rows, end)
         lr = args.lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
@@ -288,6 +304,7 @@ def main() -> None:
             save(model, tokenizer, args.out)
     save(model, tokenizer, args.out)
     note = {
+        "start": str(args.start or "scratch"),
         "minutes": args.minutes,
         "seed": args.seed,
         "lr": args.lr,
