@@ -1,13 +1,18 @@
-"""Make the shipped adapters: `python scripts/train_adapters.py nano smol` -> data/adapters/MODEL-receipts.
+"""Make a shipped adapter by supervised fine-tuning: data/adapters/MODEL-receipts.
 
-Supervised fine-tuning on the first prompts of the training split, as the demo does with --from-scratch. The dev score
-on the way goes into training.json beside the weights, so that anyone can see whether the curve was flat.
+    python scripts/train_adapters.py nano
+    python scripts/train_adapters.py smol --prompts :240 --lr 5e-4 --epochs 2 --out work/smol-first
+    python scripts/train_adapters.py smol --prompts 240: --lr 1e-3 --epochs 1 --start work/smol-first
+
+The dev score on the way goes into training.json beside the weights, so that anyone can see whether the curve was flat.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -19,32 +24,33 @@ from dpo_workbench.runtime.run_folder import write_json
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", choices=sorted(RECIPES))
+    parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--task", default="receipts")
-    parser.add_argument("--work", default="work/adapters", help="folder for checkpoints; a stopped run goes on there")
+    parser.add_argument("--prompts", help="a slice of the training split, such as :240; the recipe's by default")
+    parser.add_argument("--lr", type=float, help="the recipe's by default")
+    parser.add_argument("--epochs", type=int, help="the recipe's by default")
+    parser.add_argument("--start", type=Path, help="go on from this adapter")
+    parser.add_argument("--out", type=Path, help="data/adapters/MODEL-TASK by default")
     args = parser.parse_args()
-    task = dw.load_task(args.task)
-    for name in args.models:
-        recipe = RECIPES[name]
-        run = dw.sft(
-            dw.load_model(name),
-            task.train[: recipe.sft_prompts],
-            recipe.sft,
-            probe=task.dev[: recipe.probe_prompts],
-            folder=f"{args.work}/{name}-{args.task}",
-        )
-        folder = run.model.save(data_folder() / "adapters" / f"{name}-{args.task}", dtype=torch.bfloat16)
-        note = {
-            "command": " ".join(["python", *sys.argv]),
-            "prompts": recipe.sft_prompts,
-            "config": recipe.sft.to_dict(),
-            "probes": run.probes,
-            "loss": [round(h["loss"], 4) for h in run.history],
-            "seconds": round(run.seconds),
-            "machine": dw.describe(),
-        }
-        write_json(folder / "training.json", note)
-        print(run)
+    recipe, task = RECIPES[args.model], dw.load_task(args.task)
+    first, _, last = (args.prompts or f":{recipe.sft_prompts}").partition(":")
+    rows = task.train[int(first) if first else None : int(last) if last else None]
+    config = replace(recipe.sft, lr=args.lr or recipe.sft.lr, epochs=args.epochs or recipe.sft.epochs)
+    out = args.out or data_folder() / "adapters" / f"{args.model}-{args.task}"
+    model = dw.load_model(args.model, adapter=args.start)
+    run = dw.sft(model, rows, config, probe=task.dev[: recipe.probe_prompts], folder=f"work/{out.name}")
+    run.model.save(out, dtype=torch.bfloat16)
+    note = {
+        "command": " ".join(["python", *sys.argv]),
+        "prompts": len(rows),
+        "config": config.to_dict(),
+        "probes": run.probes,
+        "loss": [round(h["loss"], 4) for h in run.history],
+        "seconds": round(run.seconds),
+        "machine": dw.describe(),
+    }
+    write_json(out / "training.json", note)
+    print(run)
 
 
 if __name__ == "__main__":
