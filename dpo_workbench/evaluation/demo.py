@@ -50,7 +50,7 @@ RECIPES = {
         temperature=1.0,
         probe_prompts=40,
         dpo=TrainConfig(probes=2),
-        sft=SFT_CONFIG,
+        sft=replace(SFT_CONFIG, lr=2e-4, probes=3),
     ),
     "smol": Recipe(
         test_prompts=200,
