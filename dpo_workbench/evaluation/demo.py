@@ -49,8 +49,8 @@ RECIPES = {
         max_pairs=96,
         temperature=1.0,
         probe_prompts=40,
-        dpo=TrainConfig(probes=2),
-        sft=replace(SFT_CONFIG, lr=2e-4, probes=3),
+        dpo=TrainConfig(lr=3e-5, probes=2),
+        sft=replace(SFT_CONFIG, lr=3e-5, probes=2),
     ),
     "smol": Recipe(
         test_prompts=200,
@@ -61,7 +61,7 @@ RECIPES = {
         max_pairs=48,
         temperature=1.0,
         probe_prompts=24,
-        dpo=TrainConfig(lr=3e-4, batch_size=8, probes=1, micro_tokens=1024),
+        dpo=TrainConfig(batch_size=8, probes=1, micro_tokens=1024),
         sft=SFT_CONFIG,
     ),
 }
