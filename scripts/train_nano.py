@@ -1,6 +1,6 @@
 """Make `data/nano`: a Llama of 4 million parameters that copies well and writes JSON, from scratch on a CPU.
 
-    python scripts/train_nano.py --minutes 30        # then: python scripts/train_adapters.py nano
+    python scripts/train_nano.py --minutes 50        # then: python scripts/train_adapters.py nano
 
 Copying is what a model of this size learns last, so it comes first: the weights start with an induction circuit, then
 there are random tokens to repeat, then short documents, then longer ones. The documents are made by the task's own
@@ -33,6 +33,8 @@ TEMPLATE = (
 )
 VOCABULARY = 3072
 MAX_ITEMS = 6
+MARKS = ("", "", "", *"-:|/,.;~=*_+#>", "--", "..", "->", "::")
+TOTALS = ("total", "sum", "amount", "balance", "due", "to pay", "payable", "grand", "final")
 BATCH_TOKENS = 4096  # padded, in one step
 
 
@@ -53,34 +55,40 @@ def made_up_pool(rng: random.Random, pieces: Sequence[str] = ()) -> Pool:
         made = (" ".join(word() for _ in range(rng.choice((1, 1, 2)))) for _ in range(n))
         return tuple(w.title() if title else w for w in made)
 
-    def layout() -> str:
-        gaps = ("  ", "   ", " : ", " - ", " | ", " / ", ", ", " .... ", " = ", " x ", "; ", " ~ ")
-        parts = ["{n}", "{q}"] if rng.random() < 0.5 else ["{q}", "{n}"]
-        around = {
-            "{q}": rng.choice(("{q}", "{q}", "({q})", "x{q}", "{q} pc", "qty {q}", "[{q}]", "n={q}", "{q} @ {u}"))
-        }
-        text = rng.choice(gaps).join(around.get(p, p) for p in parts) + rng.choice(gaps)
-        return (
-            rng.choice(("", "", "- ", "* ", "{i} ", "{i}. "))
-            + text
-            + rng.choice(("{a}", "{a}", "{a} A", "EUR {a}", "${a}"))
-        )
+    def mark(n: int = 1) -> str:
+        """What stands between two fields: punctuation, at times doubled, with or without spaces."""
+        sign = rng.choice(MARKS) * rng.choice((1, 1, 1, n, 2 * n))
+        return sign if sign and rng.random() < 0.2 else f" {sign} "
 
-    labels = tuple(
-        rng.choice((w.title(), w.upper())) + rng.choice((" {t}", ": {t}", " = {t}", " ({t})", " .. {t}"))
-        for w in (*words(3), "total", "sum", "amount")
-    )
-    dates = (
-        "%Y-%m-%d",
-        "%d.%m.%Y",
-        "%d/%m/%Y",
-        "%d %b %Y",
-        "%b %d, %Y",
-        "%d %B, %Y",
-        "%B %d %Y",
-        "%Y %m %d",
-        "%d_%b_%Y",
-    )
+    def layout() -> str:
+        quantity = rng.choice(("{q}", "{q}", f"{word()} {{q}}", f"{{q}} {word()}", f"{word()}={{q}}", "{q}x", "x{q}"))
+        amount = rng.choice(
+            ("{a}",) * 4 + (f"{word()}={{a}}", f"{word().upper()} {{a}}", "{a} A", "${a}", f"{word()} {{a}}")
+        )
+        if rng.random() < 0.3:
+            quantity += rng.choice((" @ {u}", " ({u})", " x {u}", f" {word()} {{u}}"))
+        if rng.random() < 0.2:
+            quantity = rng.choice(("({})", "[{}]", "<{}>")).replace("{}", quantity)
+        fields = ["{n}", quantity] if rng.random() < 0.5 else [quantity, "{n}"]
+        fields.insert(rng.choice((0, 1, 2, 2, 2, 2, 2, 2)), amount)
+        text = fields[0] + (rng.choice(("\n  ", "\n     ")) if rng.random() < 0.08 else mark(2)) + fields[1]
+        return rng.choice(("", "", "", f"{rng.choice(MARKS)} ", "{i} ", "{i}. ", "{i}) ")) + text + mark(3) + fields[2]
+
+    def label() -> str:
+        first = " ".join(rng.choice((word(), rng.choice(TOTALS))) for _ in range(rng.choice((1, 1, 2, 2, 3))))
+        style = rng.choice((str.title, str.upper, str.capitalize))
+        return style(first) + rng.choice((" {t}", ": {t}", " ({t})", " EUR {t}", " ${t}", f"{mark(2)}{{t}}"))
+
+    def day() -> str:
+        sign = rng.choice(("-", ".", "/", " ", "_", ":"))
+        if rng.random() < 0.5:
+            return sign.join(("%Y", "%m", "%d") if rng.random() < 0.5 else ("%d", "%m", "%Y"))
+        month, sign = rng.choice(("%b", "%B")), rng.choice((sign, ". ", ", ", "  "))
+        other = rng.choice((sign, " "))
+        return f"{month}{other}%d{sign}%Y" if rng.random() < 0.4 else f"%d{sign}{month}{other}%Y"
+
+    labels = tuple(label() for _ in range(6))
+    dates = tuple(day() for _ in range(6))
     return Pool(
         words(20, True),
         words(10, True),
@@ -161,11 +169,11 @@ STAGES = (
     ("copy", 12, 0.9, 0.04),
     ("copy", 24, 0.92, 0.06),
     ("copy", 48, 0.92, 0.08),
-    ("doc", 1, 0.9, 0.15),
-    ("doc", 2, 0.93, 0.25),
-    ("doc", 3, 0.95, 0.4),
-    ("doc", MAX_ITEMS, 0.92, 0.5),
-    ("real", MAX_ITEMS, 2.0, 1.0),  # every second document with the training split's own words
+    ("doc", 1, 0.9, 0.12),
+    ("doc", 2, 0.93, 0.2),
+    ("doc", 3, 0.95, 0.3),
+    ("doc", MAX_ITEMS, 2.0, 0.7),
+    ("real", MAX_ITEMS, 2.0, 1.0),  # every third document with the training split's own words
 )
 
 
@@ -267,7 +275,7 @@ def main() -> None:
         rows = (
             copy_rows(rng, len(tokenizer), answer, end, size)
             if kind == "copy"
-            else document_rows(rng, tokenizer, size, 0.5 if kind == "real" else 0.0)
+            else document_rows(rng, tokenizer, size, 1 / 3 if kind == "real" else 0.0)
         )
         batch = pack(rows, end)
         lr = args.lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
@@ -310,6 +318,7 @@ def main() -> None:
         "lr": args.lr,
         "steps": step,
         "tokens": tokens,
+        "threads": torch.get_num_threads(),
         "machine": describe(),
         "log": log[:: max(1, len(log) // 40)],
     }

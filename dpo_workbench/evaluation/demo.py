@@ -62,7 +62,7 @@ RECIPES = {
         temperature=1.0,
         probe_prompts=24,
         dpo=TrainConfig(batch_size=8, probes=1, micro_tokens=1024),
-        sft=SFT_CONFIG,
+        sft=replace(SFT_CONFIG, lr=8e-4, epochs=3, batch_size=8, micro_tokens=1024, probes=4),
     ),
 }
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")

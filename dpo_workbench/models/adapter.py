@@ -96,8 +96,16 @@ def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 
 
-def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
-    """Write weights (as from `adapter_tensors`) into the adapter `name`; every one must be there."""
+def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor], *, some: bool = False) -> None:
+    """Write weights (as from `adapter_tensors`) into the adapter `name`.
+
+    Args:
+        network, name, tensors: which adapter, and its weights by PEFT's file names.
+        some: layers without weights may stay as they are; else every one must be there.
+
+    Raises:
+        WorkbenchError: weights that the network has no place for, of another size, or missing.
+    """
     try:
         result = set_peft_model_state_dict(network, tensors, adapter_name=name)
     except RuntimeError as error:  # a size mismatch
@@ -106,7 +114,7 @@ def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor
             "the model it was trained on."
         ) from error
     lacking = [key for key in result.missing_keys if f".{name}." in key]
-    if result.unexpected_keys or lacking:
+    if result.unexpected_keys or (lacking and not some):
         raise WorkbenchError(
             f"An adapter's weights must fit the model. Got {len(result.unexpected_keys)} unknown and {len(lacking)} "
             f"missing weights (such as {(list(result.unexpected_keys) + lacking)[0]!r}). Load it on the model it was "

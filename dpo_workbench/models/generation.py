@@ -95,7 +95,7 @@ def generate(
         seed: of the draws.
         repetition_penalty: above 1 divides (or, below zero, multiplies) the scores of tokens that the answer already
             has (CTRL, arXiv 1909.05858, equation 13; here the prompt's tokens are not counted, as copying is the job).
-        rows: answers in a batch; lower it if memory runs out.
+        rows: about how many answers in a batch (at most half as many again); lower it if memory runs out.
         on_answers: called with the number of answers that just finished.
 
     Raises:
@@ -111,7 +111,8 @@ def generate(
     ids = [model.prompt_ids(p) for p in prompts]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     answers: list[list[Answer]] = [[] for _ in ids]
-    per_batch = max(1, rows // samples)
+    n_batches = max(1, round(len(ids) * samples / rows))  # of equal size: a small last one costs as many passes
+    per_batch = -(-len(ids) // n_batches)
     with model.merged() as network, torch.inference_mode():
         for number, start in enumerate(range(0, len(order), per_batch)):
             chosen = order[start : start + per_batch]

@@ -109,9 +109,9 @@ class Model:
         """Copies of this handle's adapter weights; empty without an adapter."""
         return lora.adapter_tensors(self.network, self.adapter) if self.adapter else {}
 
-    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Overwrite this handle's adapter weights."""
-        lora.set_adapter_tensors(self.network, self._need_adapter(), tensors)
+    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor], *, some: bool = False) -> None:
+        """Overwrite this handle's adapter weights; with `some`, those of the other layers stay as they are."""
+        lora.set_adapter_tensors(self.network, self._need_adapter(), tensors, some=some)
 
     def _need_adapter(self) -> str:
         if self.adapter is None:
@@ -246,7 +246,8 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
         )
     tensors, config = lora.read_adapter(folder)
     handle = replace(model, adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
-    handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()})
+    # an adapter on some of the layers only: on the others the fresh one changes nothing
+    handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, some=True)
     return handle
 
 

@@ -173,6 +173,20 @@ def test_saved_adapter_is_read_by_peft(moved, tiny_folder, tmp_path) -> None:
         torch.testing.assert_close(theirs(torch.tensor([moved.prompt_ids(PROMPT)])).logits, logits(moved))
 
 
+def test_adapter_of_peft_on_some_layers_computes_the_same(tiny_folder, tmp_path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32), config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = load_model(tiny_folder, adapter=tmp_path / "adapter", device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        want = theirs(torch.tensor([ours.prompt_ids(PROMPT)])).logits
+    torch.testing.assert_close(want, logits(ours))
+    assert not torch.equal(want, logits(load_model(tiny_folder, device="cpu", dtype=torch.float32)))
+
+
 def test_handle_without_adapter_cannot_be_saved_or_set(tiny, tmp_path) -> None:
     for call in (lambda: tiny.save(tmp_path / "x"), lambda: tiny.set_adapter_tensors({}), tiny.adapter_parameters):
         with pytest.raises(WorkbenchError, match="needs an adapter"):
