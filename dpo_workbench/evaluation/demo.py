@@ -34,6 +34,7 @@ class Recipe:
     samples: int
     max_pairs: int
     temperature: float
+    classes: tuple[str, ...] | None  # failure classes that may be rejected; None = all
     probe_prompts: int
     dpo: TrainConfig
     sft: TrainConfig
@@ -48,6 +49,7 @@ RECIPES = {
         samples=4,
         max_pairs=48,
         temperature=1.0,
+        classes=None,
         probe_prompts=24,
         dpo=TrainConfig(lr=5e-4, probes=2),
         sft=replace(SFT_CONFIG, probes=0),  # dev has layouts that nano cannot read: a probe there keeps no step at all
@@ -60,6 +62,7 @@ RECIPES = {
         samples=4,
         max_pairs=48,
         temperature=1.0,
+        classes=None,
         probe_prompts=24,
         dpo=TrainConfig(batch_size=8, probes=1, micro_tokens=1024),
         sft=replace(SFT_CONFIG, lr=8e-4, epochs=3, batch_size=8, micro_tokens=1024, probes=4),
@@ -153,7 +156,7 @@ def demo(
         lambda file: Found.load(file, task),
     )
     stages.say(f"{found}\nheadroom: {found.headroom()}")
-    pairs = stages.timed("pairs", lambda: _limited(found.pairs(), recipe.max_pairs))
+    pairs = stages.timed("pairs", lambda: _limited(found.pairs(classes=recipe.classes), recipe.max_pairs))
     pairs.save(path / "pairs.jsonl")
     stages.say(repr(pairs))
     run = stages.timed("dpo", lambda: train(start, pairs, recipe.dpo, probe=probe, folder=path / "dpo", show=show))

@@ -14,11 +14,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.embedded import nano_folder, smol_folder
 from dpo_workbench.runtime.environment import choose_device, choose_dtype, data_folder, keep_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.progress import quiet
 from dpo_workbench.runtime.run_folder import replace_folder
 
 # ChatML without the default system message that SmolLM2's own template puts in front (20 tokens a short task can spare)
@@ -201,6 +203,8 @@ def load_model(
     """
     name = str(name)
     keep_freed_memory()
+    if quiet():
+        transformers_logging.disable_progress_bar()
     where = choose_device(device)
     reason = "as asked"
     if dtype is None:

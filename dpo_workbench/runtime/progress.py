@@ -23,7 +23,7 @@ def progress(total: int, what: str, show: bool = True, *, done: int = 0) -> Iter
         show: False prints nothing at all.
         done: how many were done before, in a run that goes on.
     """
-    bar = _bar(total, what, done) if show and not _quiet() else None
+    bar = _bar(total, what, done) if show and not quiet() else None
 
     def advance(n: int = 1) -> None:
         nonlocal done
@@ -47,7 +47,8 @@ def in_notebook() -> bool:
     return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"
 
 
-def _quiet() -> bool:
+def quiet() -> bool:
+    """True where a bar would only fill a file: with the variable CI set, or where stderr is no terminal."""
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         return True
     return not in_notebook() and not (sys.stderr is not None and sys.stderr.isatty())
