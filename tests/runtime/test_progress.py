@@ -29,7 +29,7 @@ def test_a_file_gets_one_plain_line(monkeypatch, capsys):
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(module, "_quiet", lambda: False)
+    monkeypatch.setattr(module, "quiet", lambda: False)
     count()
     err = capsys.readouterr().err
     assert "answers" in err and "3/3" in err and "answers: 3 of 3\n" not in err
@@ -54,7 +54,7 @@ def test_going_on_counts_from_where_it_was(monkeypatch, capsys):
 
 
 def test_a_notebook_without_widgets_uses_the_plain_bar(monkeypatch, capsys, recwarn):
-    monkeypatch.setattr(module, "_quiet", lambda: False)
+    monkeypatch.setattr(module, "quiet", lambda: False)
     monkeypatch.setattr(module, "in_notebook", lambda: True)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     count()
