@@ -232,13 +232,15 @@ def _prefill(
 
 def _forward(network: nn.Module, ids: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
     """Logits of the last place. Shape (R, V)."""
+    # an index, not a count: a slice is no contiguous tensor, and the product would copy the head's weights for each row
+    last = torch.tensor([ids.shape[1] - 1], device=ids.device)
     return network(
         input_ids=ids,
         position_ids=positions,
         attention_mask=mask,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=last,
     ).logits[:, -1]
 
 
