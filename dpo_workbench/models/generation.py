@@ -49,16 +49,18 @@ class _Buffer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def lay(self, filled: _Buffer, rows: slice, n_rows: int, width: int, samples: int) -> None:
-        """Copy a freshly read prompt batch into `rows`, right-aligned to `width`, `samples` times each."""
+    def lay(self, read: _Buffer, lengths: list[int], first: int, n_rows: int, width: int, samples: int) -> None:
+        """Copy freshly read prompts into the rows from `first`, right-aligned to `width`, `samples` times each."""
         if self.length == 0:
             for name in ("keys", "values"):
-                old = getattr(filled, name)
+                old = getattr(read, name)
                 setattr(self, name, old.new_zeros(n_rows, old.shape[1], self.capacity, old.shape[3]))
-            self.dtype, self.device, self.is_initialized = filled.dtype, filled.device, True
+            self.dtype, self.device, self.is_initialized = read.dtype, read.device, True
         self.length = width
-        self.keys[rows, :, width - filled.length : width] = filled.keys.repeat_interleave(samples, 0)
-        self.values[rows, :, width - filled.length : width] = filled.values.repeat_interleave(samples, 0)
+        for r, n in enumerate(lengths):
+            rows = slice(first + r * samples, first + (r + 1) * samples)
+            self.keys[rows, :, width - n : width] = read.keys[r, :, :n]
+            self.values[rows, :, width - n : width] = read.values[r, :, :n]
 
     def take(self, rows: Tensor) -> None:
         """Keep the named rows, in that order."""
@@ -181,7 +183,7 @@ def _batch(
             break
         position = position + 1
         real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
-        logits = _forward(network, token[:, None], position[:, None], real[:, None, None, :], cache)
+        logits = _forward(network, token[:, None], position[:, None], real[:, None, None, :], cache, [0])[:, 0]
     if on_answers:
         on_answers(int((~finished).sum()))
     texts = model.tokenizer.batch_decode(
@@ -210,38 +212,37 @@ def _prefill(
     logits = []
     for start in range(0, len(prompts), PREFILL):
         part = prompts[start : start + PREFILL]
-        longest = max(map(len, part))
-        ids = torch.full((len(part), longest), pad, device=device)
-        here = torch.zeros((len(part), longest), dtype=torch.bool, device=device)
-        for r, prompt in enumerate(part):
-            ids[r, longest - len(prompt) :] = torch.tensor(prompt, device=device)
-            here[r, longest - len(prompt) :] = True
-        positions = here.cumsum(1).sub(1).clamp(min=0)
-        mask = torch.ones(longest, longest, dtype=torch.bool, device=device).tril() & here[:, None, :]
-        mask |= torch.eye(longest, dtype=torch.bool, device=device)  # a padded place sees itself, or it would be NaN
-        small = Cache(layers=[_Buffer(longest) for _ in layers])
-        out = _forward(network, ids, positions, mask[:, None], small)
-        rows = slice(start * samples, (start + len(part)) * samples)
-        for layer, filled in zip(cache.layers, small.layers, strict=True):
-            layer.lay(filled, rows, n_rows, width, samples)  # type: ignore[attr-defined]
-        real[rows, width - longest :] = here.repeat_interleave(samples, 0)
-        logits.append(out.repeat_interleave(samples, 0))
-    lengths = torch.tensor([len(p) - 1 for p in prompts], device=device).repeat_interleave(samples)
-    return cache, torch.cat(logits), real, lengths
+        lengths = [len(p) for p in part]
+        ids = torch.full((len(part), max(lengths)), pad, device=device)
+        for r, prompt in enumerate(part):  # padded at the end, where a causal model does not look: no mask is needed
+            ids[r, : len(prompt)] = torch.tensor(prompt, device=device)
+            first = (start + r) * samples
+            real[first : first + samples, width - len(prompt) :] = True
+        ends = sorted(set(lengths))
+        small = Cache(layers=[_Buffer(ids.shape[1]) for _ in layers])
+        positions = torch.arange(ids.shape[1], device=device)[None].expand(len(part), -1)
+        out = _forward(network, ids, positions, None, small, [n - 1 for n in ends])  # (rows, ends, V)
+        for layer, read in zip(cache.layers, small.layers, strict=True):
+            layer.lay(read, lengths, start * samples, n_rows, width, samples)  # type: ignore[attr-defined]
+        last = torch.stack([out[r, ends.index(n)] for r, n in enumerate(lengths)])
+        logits.append(last.repeat_interleave(samples, 0))
+    last_places = torch.tensor([len(p) - 1 for p in prompts], device=device).repeat_interleave(samples)
+    return cache, torch.cat(logits), real, last_places
 
 
-def _forward(network: nn.Module, ids: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-    """Logits of the last place. Shape (R, V)."""
-    # an index, not a count: a slice is no contiguous tensor, and the product would copy the head's weights for each row
-    last = torch.tensor([ids.shape[1] - 1], device=ids.device)
+def _forward(
+    network: nn.Module, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache, places: list[int]
+) -> Tensor:
+    """Logits of the named places. Shape (R, places, V)."""
     return network(
         input_ids=ids,
         position_ids=positions,
         attention_mask=mask,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=last,
-    ).logits[:, -1]
+        # an index, not a count: a slice is no contiguous tensor, and the product would copy the head for each row
+        logits_to_keep=torch.tensor(places, device=ids.device),
+    ).logits
 
 
 def _keep(cache: Cache, rows: Tensor) -> None:
