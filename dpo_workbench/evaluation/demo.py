@@ -43,8 +43,8 @@ class Recipe:
 RECIPES = {
     "nano": Recipe(
         test_prompts=200,
-        sft_prompts=240,
-        mine_from=240,
+        sft_prompts=640,
+        mine_from=640,
         mine_prompts=80,
         samples=4,
         max_pairs=48,
@@ -57,7 +57,7 @@ RECIPES = {
     "smol": Recipe(
         test_prompts=200,
         sft_prompts=640,
-        mine_from=0,
+        mine_from=640,
         mine_prompts=64,
         samples=4,
         max_pairs=48,
