@@ -23,7 +23,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpo_workbench.runtime.environment import data_folder, describe, keep_freed_memory
-from dpo_workbench.tasks.receipts_generator import POOLS, Pool, make_example
+from dpo_workbench.tasks.receipts_generator import LABELS, POOLS, Pool, draw_date, draw_label, draw_line, make_example
 from dpo_workbench.training.packing import Row, pack
 
 END, ANSWER = "<|end|>", "<|answer|>"
@@ -31,8 +31,6 @@ TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}" + ANSWER + "{% endif %}"
 )
 VOCABULARY = 3072
-MARKS = ("", "", "", *"-:|/,.;~=*_+#>", "--", "..", "->", "::")
-TOTALS = ("total", "sum", "amount", "balance", "due", "to pay", "payable", "grand", "final")
 BATCH_TOKENS = 4096  # padded, in one step
 
 
@@ -53,46 +51,14 @@ def made_up_pool(rng: random.Random, pieces: Sequence[str] = ()) -> Pool:
         made = (" ".join(word() for _ in range(rng.choice((1, 1, 2)))) for _ in range(n))
         return tuple(w.title() if title else w for w in made)
 
-    def mark(n: int = 1) -> str:
-        """What stands between two fields: punctuation, at times doubled, with or without spaces."""
-        sign = rng.choice(MARKS) * rng.choice((1, 1, 1, n, 2 * n))
-        return sign if sign and rng.random() < 0.2 else f" {sign} "
-
-    def layout() -> str:
-        quantity = rng.choice(("{q}", "{q}", f"{word()} {{q}}", f"{{q}} {word()}", f"{word()}={{q}}", "{q}x", "x{q}"))
-        amount = rng.choice(
-            ("{a}",) * 4 + (f"{word()}={{a}}", f"{word().upper()} {{a}}", "{a} A", "${a}", f"{word()} {{a}}")
-        )
-        if rng.random() < 0.3:
-            quantity += rng.choice((" @ {u}", " ({u})", " x {u}", f" {word()} {{u}}"))
-        if rng.random() < 0.2:
-            quantity = rng.choice(("({})", "[{}]", "<{}>")).replace("{}", quantity)
-        fields = ["{n}", quantity] if rng.random() < 0.5 else [quantity, "{n}"]
-        fields.insert(rng.choice((0, 1, 2, 2, 2, 2, 2, 2)), amount)
-        text = fields[0] + (rng.choice(("\n  ", "\n     ")) if rng.random() < 0.08 else mark(2)) + fields[1]
-        return rng.choice(("", "", "", f"{rng.choice(MARKS)} ", "{i} ", "{i}. ", "{i}) ")) + text + mark(3) + fields[2]
-
-    def label() -> str:
-        first = " ".join(rng.choice((word(), rng.choice(TOTALS))) for _ in range(rng.choice((1, 1, 2, 2, 3))))
-        style = rng.choice((str.title, str.upper, str.capitalize))
-        return style(first) + rng.choice((" {t}", ": {t}", " ({t})", " EUR {t}", " ${t}", f"{mark(2)}{{t}}"))
-
-    def day() -> str:
-        sign = rng.choice(("-", ".", "/", " ", "_", ":"))
-        if rng.random() < 0.5:
-            return sign.join(("%Y", "%m", "%d") if rng.random() < 0.5 else ("%d", "%m", "%Y"))
-        month, sign = rng.choice(("%b", "%B")), rng.choice((sign, ". ", ", ", "  "))
-        other = rng.choice((sign, " "))
-        return f"{month}{other}%d{sign}%Y" if rng.random() < 0.4 else f"%d{sign}{month}{other}%Y"
-
-    labels = tuple(label() for _ in range(6))
-    dates = tuple(day() for _ in range(6))
+    labels = tuple(draw_label(rng, lambda: rng.choice((word(), rng.choice(LABELS["train"])))) for _ in range(6))
+    dates = tuple(draw_date(rng) for _ in range(6))
     return Pool(
         words(20, True),
         words(10, True),
         words(20),
         words(30),
-        tuple(layout() for _ in range(8)),
+        tuple(draw_line(rng, word) for _ in range(8)),
         labels,
         dates,
         (*words(3, True), ""),

@@ -2,14 +2,18 @@
 
 Run by `scripts/make_receipts.py`. Everything is drawn from a seed. Train, dev and test share no vendor word, no item
 word, no wording of a label and no line layout, so a split by group is a real test. (Made-up brands are drawn afresh for
-each document; one of the test split's 512 occurs in train too.) All words are this project's own.
+each document and may recur.) All words are this project's own.
+
+The first 640 documents of train have hand-written layouts (`POOLS`), the others drawn ones (`wide_pool`). Dev and test
+have drawn ones only: new to a model, but no stranger than those that it has learned from.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 
 from dpo_workbench.tasks.task import Example
@@ -140,9 +144,95 @@ def make_examples(split: str, n: int, seed: int, max_items: int = 12) -> list[Ex
         seed: of the whole split.
         max_items: the longest list of items; 12 in the shipped data.
     """
-    pool = POOLS[split]
     rng = random.Random(f"receipts/{split}/{seed}")
-    return [make_example(pool, rng, f"{split}-{k:04d}", split, max_items) for k in range(n)]
+    plain = min(n, PLAIN) if split == "train" else 0
+    made = [make_example(POOLS[split], rng, f"{split}-{k:04d}", split, max_items) for k in range(plain)]
+    wide = wide_pool(split)
+    return made + [make_example(wide, rng, f"{split}-{k:04d}", f"{split}-wide", max_items) for k in range(plain, n)]
+
+
+def wide_pool(split: str) -> Pool:
+    """The split's words with many drawn layouts; no layout or label is shared between splits."""
+    pools, seen = {}, {line for pool in POOLS.values() for line in (*pool.lines, *pool.totals)}
+    for name, many in (("train", 60), ("dev", 24), ("test", 36)):
+        rng = random.Random(f"receipts/layouts/{name}")
+        units, words = UNITS[name], LABELS[name]
+        pool = replace(
+            POOLS[name],
+            lines=_distinct(lambda r=rng, u=units: draw_line(r, lambda: r.choice(u)), many, seen),
+            totals=_distinct(lambda r=rng, w=words: draw_label(r, lambda: r.choice(w)), many // 3, seen),
+            dates=POOLS[name].dates + tuple(draw_date(rng) for _ in range(8)),
+        )
+        pools[name] = pool
+    return pools[split]
+
+
+def _distinct(draw: Callable[[], str], n: int, seen: set[str]) -> tuple[str, ...]:
+    made: list[str] = []
+    while len(made) < n:
+        text = draw()
+        if text not in seen:
+            seen.add(text)
+            made.append(text)
+    return tuple(made)
+
+
+PLAIN = 640
+MARKS = ("", "", "", *"-:|/,.;~=*_+#>", "--", "..", "->", "::")
+UNITS = {
+    "train": ("pc", "qty", "no.", "each", "of"),
+    "dev": ("units", "count", "ea", "n"),
+    "test": ("pcs", "number", "items", "k"),
+}
+LABELS = {
+    "train": ("total", "sum", "amount", "balance", "due", "to pay", "charged"),
+    "dev": ("grand total", "total due", "bill total", "all in all", "payment"),
+    "test": ("total payable", "final amount", "sum total", "you pay", "overall"),
+}
+
+
+def draw_line(rng: random.Random, word: Callable[[], str]) -> str:
+    """A random line layout: name, quantity and amount in some order, with marks, unit words and perhaps a unit price.
+
+    Args:
+        rng: what is drawn from.
+        word: draws one word to stand beside a number.
+    """
+    quantity = rng.choice(("{q}", "{q}", f"{word()} {{q}}", f"{{q}} {word()}", f"{word()}={{q}}", "{q}x", "x{q}"))
+    money = ("{a}",) * 4 + (f"{word()}={{a}}", f"{word().upper()} {{a}}", "{a} A", "${a}", f"{word()} {{a}}")
+    amount = rng.choice(money)
+    if rng.random() < 0.3:
+        quantity += rng.choice((" @ {u}", " ({u})", " x {u}", f" {word()} {{u}}"))
+    if rng.random() < 0.2:
+        quantity = rng.choice(("({})", "[{}]", "<{}>")).replace("{}", quantity)
+    fields = ["{n}", quantity] if rng.random() < 0.5 else [quantity, "{n}"]
+    fields.insert(rng.choice((0, 1, 2, 2, 2, 2, 2, 2)), amount)
+    between = rng.choice(("\n  ", "\n     ")) if rng.random() < 0.08 else _mark(rng, 2)
+    start = rng.choice(("", "", "", f"{rng.choice(MARKS)} ", "{i} ", "{i}. ", "{i}) "))
+    return start + fields[0] + between + fields[1] + _mark(rng, 3) + fields[2]
+
+
+def draw_label(rng: random.Random, word: Callable[[], str]) -> str:
+    """A random wording of the total, of one to three words from `word`."""
+    text = " ".join(word() for _ in range(rng.choice((1, 1, 2, 2, 3))))
+    style = rng.choice((str.title, str.upper, str.capitalize))
+    return style(text) + rng.choice((" {t}", ": {t}", " ({t})", " EUR {t}", " ${t}", f"{_mark(rng, 2)}{{t}}"))
+
+
+def draw_date(rng: random.Random) -> str:
+    """A random way to write a date that can be read in one way only, for `strftime`."""
+    sign = rng.choice(("-", ".", "/", " ", "_", ":"))
+    if rng.random() < 0.5:
+        return sign.join(("%Y", "%m", "%d") if rng.random() < 0.5 else ("%d", "%m", "%Y"))
+    month, sign = rng.choice(("%b", "%B")), rng.choice((sign, ". ", ", ", "  "))
+    other = rng.choice((sign, " "))
+    return f"{month}{other}%d{sign}%Y" if rng.random() < 0.4 else f"%d{sign}{month}{other}%Y"
+
+
+def _mark(rng: random.Random, most: int) -> str:
+    """What stands between two fields: punctuation, at times repeated, with or without spaces."""
+    sign = rng.choice(MARKS) * rng.choice((1, 1, 1, most, 2 * most))
+    return sign if sign and rng.random() < 0.2 else f" {sign} "
 
 
 def make_example(pool: Pool, rng: random.Random, example_id: str, split: str, max_items: int) -> Example:

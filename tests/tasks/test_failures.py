@@ -98,7 +98,7 @@ def test_no_false_alarm_on_any_reference() -> None:
             cut = detect(e.reference, prompt=e.prompt, finished=False)
             assert cut is not None and cut[0] == "truncated", e.id
             n += 1
-    assert n == 1480
+    assert n == 1640
 
 
 def test_only_unfinished_answers_are_loops() -> None:

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 import pytest
 
 from dpo_workbench.tasks import receipts
-from dpo_workbench.tasks.receipts_generator import INSTRUCTION, POOLS, make_example, make_examples
+from dpo_workbench.tasks.receipts_generator import INSTRUCTION, POOLS, make_example, make_examples, wide_pool
 
 TASK = receipts.load()
 
@@ -90,3 +90,19 @@ def test_max_items_and_layout_of_a_pool_of_ones_own() -> None:
     name, quantity, amount = json.loads(made.reference)["items"][0]
     assert re.search(rf"<{quantity}\|{re.escape(name)}\|{amount.replace('.', '[.,]')}>", made.prompt)
     assert made.group == "x-layout0-0" and made.id == "mine"
+
+
+def test_drawn_layouts_are_many_and_belong_to_one_split() -> None:
+    pools = {split: wide_pool(split) for split in POOLS}
+    for one, other in itertools.combinations(pools, 2):
+        assert not set(pools[one].lines) & set(pools[other].lines) and not set(pools[one].totals) & set(
+            pools[other].totals
+        )
+    hand_written = {line for pool in POOLS.values() for line in pool.lines}
+    assert all(len(set(p.lines)) >= 24 and not hand_written & set(p.lines) for p in pools.values())
+    assert all(
+        line.count("{n}") == 1 and line.count("{a}") == 1 and "{q}" in line for p in pools.values() for line in p.lines
+    )
+    assert pools["dev"] == wide_pool("dev")
+    seen = {name: {e.group.split("-layout")[0] for e in split} for name, split in TASK.splits.items()}
+    assert seen == {"train": {"train", "train-wide"}, "dev": {"dev-wide"}, "test": {"test-wide"}}
