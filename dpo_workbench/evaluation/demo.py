@@ -43,29 +43,29 @@ class Recipe:
 RECIPES = {
     "nano": Recipe(
         test_prompts=200,
-        sft_prompts=640,
-        mine_from=640,
-        mine_prompts=80,
+        sft_prompts=960,
+        mine_from=960,
+        mine_prompts=120,
         samples=4,
         max_pairs=48,
-        temperature=1.0,
+        temperature=0.7,
         classes=None,
-        probe_prompts=24,
-        dpo=TrainConfig(lr=5e-4, probes=2),
-        sft=replace(SFT_CONFIG, probes=0),  # dev has layouts that nano cannot read: a probe there keeps no step at all
+        probe_prompts=48,
+        dpo=TrainConfig(lr=1e-3, probes=2),
+        sft=replace(SFT_CONFIG, epochs=1, probes=2),
     ),
     "smol": Recipe(
         test_prompts=200,
-        sft_prompts=640,
-        mine_from=640,
+        sft_prompts=960,
+        mine_from=960,
         mine_prompts=64,
         samples=4,
         max_pairs=48,
-        temperature=1.0,
+        temperature=0.7,
         classes=None,
         probe_prompts=24,
-        dpo=TrainConfig(batch_size=8, probes=1, micro_tokens=1024),
-        sft=replace(SFT_CONFIG, lr=8e-4, epochs=3, batch_size=8, micro_tokens=1024, probes=4),
+        dpo=TrainConfig(lr=1e-4, batch_size=8, probes=1, micro_tokens=1024),
+        sft=replace(SFT_CONFIG, lr=8e-4, batch_size=8, micro_tokens=1024),
     ),
 }
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
@@ -208,9 +208,17 @@ def _stop_if_interrupted(run: Run) -> None:
 
 
 def _limited(pairs: Pairs, most: int) -> Pairs:
-    """At most `most` pairs, those with an own good answer first."""
-    ordered = sorted(pairs, key=lambda p: p.chosen_from != "own")[:most]
-    return Pairs(ordered, pairs.task)
+    """At most `most` pairs, own good answers first, as many with the longer answer chosen as with the shorter one.
+
+    Lost rows make short failures and repeated rows long ones. Where one kind prevails, DPO learns "write more" (or
+    less) and trades one class for the other.
+    """
+    ordered = sorted(pairs, key=lambda p: p.chosen_from != "own")
+    longer = [p for p in ordered if len(p.chosen) > len(p.rejected)]
+    shorter = [p for p in ordered if len(p.chosen) < len(p.rejected)]
+    level = [p for p in ordered if len(p.chosen) == len(p.rejected)]
+    both = [p for two in zip(longer, shorter, strict=False) for p in two] or ordered
+    return Pairs((both + level)[:most], pairs.task)
 
 
 class _Stages:
