@@ -52,7 +52,7 @@ RECIPES = {
         classes=None,
         probe_prompts=48,
         dpo=TrainConfig(lr=1e-3, probes=2),
-        sft=replace(SFT_CONFIG, epochs=1, probes=2),
+        sft=SFT_CONFIG,
     ),
     "smol": Recipe(
         test_prompts=200,
@@ -156,7 +156,7 @@ def demo(
         lambda file: Found.load(file, task),
     )
     stages.say(f"{found}\nheadroom: {found.headroom()}")
-    pairs = stages.timed("pairs", lambda: _limited(found.pairs(classes=recipe.classes), recipe.max_pairs))
+    pairs = stages.timed("pairs", lambda: limited(found.pairs(classes=recipe.classes), recipe.max_pairs))
     pairs.save(path / "pairs.jsonl")
     stages.say(repr(pairs))
     run = stages.timed("dpo", lambda: train(start, pairs, recipe.dpo, probe=probe, folder=path / "dpo", show=show))
@@ -207,7 +207,7 @@ def _stop_if_interrupted(run: Run) -> None:
         raise KeyboardInterrupt
 
 
-def _limited(pairs: Pairs, most: int) -> Pairs:
+def limited(pairs: Pairs, most: int) -> Pairs:
     """At most `most` pairs, own good answers first, as many with the longer answer chosen as with the shorter one.
 
     Lost rows make short failures and repeated rows long ones. Where one kind prevails, DPO learns "write more" (or

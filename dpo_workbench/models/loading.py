@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging as transformers_logging
 
 from dpo_workbench.models import adapter as lora
-from dpo_workbench.models.embedded import nano_folder, smol_folder
+from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
 from dpo_workbench.runtime.environment import choose_device, choose_dtype, data_folder, keep_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.progress import quiet
@@ -169,7 +169,8 @@ class Model:
 
         name = self._need_adapter()
         config = self.network.peft_config[name]
-        text = config.to_dict() | {"base_model_name_or_path": self.source, "inference_mode": True}
+        base = {"nano": "nano", "smol": SMOL_HUB_ID}.get(self.name, self.source)  # theirs are folders of this machine
+        text = config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
         with replace_folder(Path(folder)) as fresh:
             tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
             save_file(tensors, fresh / "adapter_model.safetensors")
