@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dpo_workbench as dw
-from dpo_workbench.evaluation.demo import RECIPES, limited
+from dpo_workbench.evaluation.demo import RECIPES
 from dpo_workbench.mining.sample import Found
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.runtime.run_folder import write_json
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def settings() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and changes of each setting; `even` pairs are limited as the demo limits them, `mixed` ones come in order."""
+    """Name and changes of each setting; pairs are `even` as in the demo, or `mixed` as they come."""
     for pairs in ("even", "mixed"):
         for lr in (3e-4, 1e-3):
             yield f"{pairs} pairs, lr {lr:g}", {"pairs": pairs, "lr": lr}
@@ -49,7 +49,7 @@ def main() -> None:
         dw.mine(model, prompts, recipe.samples, temperature=recipe.temperature).save(mined)
     pairs = Found.load(mined, task).pairs()
     own_first = sorted(pairs, key=lambda p: p.chosen_from != "own")[: recipe.max_pairs]
-    sets = {"even": limited(pairs, recipe.max_pairs), "mixed": Pairs(own_first, task)}
+    sets = {"even": pairs.even(recipe.max_pairs), "mixed": Pairs(own_first, task)}
     before = dw.evaluate(model, task.dev, name="sft")
     done["start"] = before.summary() | {"machine": dw.describe(), "date": date.today().isoformat(), "seed": 0}
     for name, change in settings():

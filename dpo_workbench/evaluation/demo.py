@@ -156,7 +156,7 @@ def demo(
         lambda file: Found.load(file, task),
     )
     stages.say(f"{found}\nheadroom: {found.headroom()}")
-    pairs = stages.timed("pairs", lambda: limited(found.pairs(classes=recipe.classes), recipe.max_pairs))
+    pairs = stages.timed("pairs", lambda: found.pairs(classes=recipe.classes).even(recipe.max_pairs))
     pairs.save(path / "pairs.jsonl")
     stages.say(repr(pairs))
     run = stages.timed("dpo", lambda: train(start, pairs, recipe.dpo, probe=probe, folder=path / "dpo", show=show))
@@ -205,20 +205,6 @@ def _stop_if_interrupted(run: Run) -> None:
     """A half-trained arm must not be measured as if it were done; the same command goes on from its checkpoint."""
     if not run.finished:
         raise KeyboardInterrupt
-
-
-def limited(pairs: Pairs, most: int) -> Pairs:
-    """At most `most` pairs, own good answers first, as many with the longer answer chosen as with the shorter one.
-
-    Lost rows make short failures and repeated rows long ones. Where one kind prevails, DPO learns "write more" (or
-    less) and trades one class for the other.
-    """
-    ordered = sorted(pairs, key=lambda p: p.chosen_from != "own")
-    longer = [p for p in ordered if len(p.chosen) > len(p.rejected)]
-    shorter = [p for p in ordered if len(p.chosen) < len(p.rejected)]
-    level = [p for p in ordered if len(p.chosen) == len(p.rejected)]
-    both = [p for two in zip(longer, shorter, strict=False) for p in two] or ordered
-    return Pairs((both + level)[:most], pairs.task)
 
 
 class _Stages:

@@ -124,6 +124,22 @@ class Pairs(Sequence[Pair]):
             "reference wins": share(lambda p: _half((p.chosen_from == "reference") - (p.rejected_from == "reference"))),
         }
 
+    def even(self, most: int | None = None) -> Pairs:
+        """As many pairs with the longer answer chosen as with the shorter one, own good answers first.
+
+        Lost rows make short failures and repeated rows long ones. Where one kind prevails, DPO learns "write more" (or
+        less) and trades one class for the other. If all pairs lie on one side, all stay.
+
+        Args:
+            most: at most so many pairs.
+        """
+        rows = sorted(self.rows, key=lambda p: p.chosen_from != "own")
+        longer = [p for p in rows if len(p.chosen) > len(p.rejected)]
+        shorter = [p for p in rows if len(p.chosen) < len(p.rejected)]
+        level = [p for p in rows if len(p.chosen) == len(p.rejected)]
+        both = [p for two in zip(longer, shorter, strict=False) for p in two] or longer or shorter
+        return Pairs((both + level)[:most], self.task)
+
     def summary(self) -> dict[str, object]:
         """Counts by failure class and origin, and the shortcuts."""
         return {
