@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from functools import partial
 
 from dpo_workbench.tasks.task import Example
 
@@ -156,11 +157,10 @@ def wide_pool(split: str) -> Pool:
     pools, seen = {}, {line for pool in POOLS.values() for line in (*pool.lines, *pool.totals)}
     for name, many in (("train", 60), ("dev", 24), ("test", 36)):
         rng = random.Random(f"receipts/layouts/{name}")
-        units, words = UNITS[name], LABELS[name]
         pool = replace(
             POOLS[name],
-            lines=_distinct(lambda r=rng, u=units: draw_line(r, lambda: r.choice(u)), many, seen),
-            totals=_distinct(lambda r=rng, w=words: draw_label(r, lambda: r.choice(w)), many // 3, seen),
+            lines=_distinct(partial(draw_line, rng, partial(rng.choice, UNITS[name])), many, seen),
+            totals=_distinct(partial(draw_label, rng, partial(rng.choice, LABELS[name])), many // 3, seen),
             dates=POOLS[name].dates + tuple(draw_date(rng) for _ in range(8)),
         )
         pools[name] = pool
