@@ -41,7 +41,7 @@ def test_the_check_above_can_fail() -> None:
 def test_module_imports(name: str) -> None:
     if name == "dpo_workbench.__main__":
         pytest.skip("runs the command line")
-    importlib.import_module(name)
+    assert importlib.import_module(name).__name__ == name
 
 
 def test_modules_were_found() -> None:

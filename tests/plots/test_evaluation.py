@@ -46,7 +46,9 @@ def test_classes_as_text():
 
 
 def test_no_failures_at_all_can_be_drawn():
-    FailureClassesDisplay({}, {}, 5, 5).plot().figure_.canvas.draw()
+    display = FailureClassesDisplay({}, {}, 5, 5).plot()
+    display.figure_.canvas.draw()
+    assert "no class changed" in display.ax_.get_title(loc="left")
 
 
 def test_classes_go_into_a_given_ax():

@@ -122,8 +122,9 @@ def test_echo() -> None:
 def test_ten_megabytes_are_read_in_linear_time(unit: str) -> None:
     """A rule of quadratic cost would not come back within the test run."""
     text = unit * (10_000_000 // len(unit))
-    detect(text, prompt=text[:1000], finished=False)
-    loop_reason("".join(f"row {k} of {k * k}\n" for k in range(500_000)))
+    found = detect(text, prompt=text[:1000], finished=False)
+    assert found is not None and found[0] == ("loop" if text.strip() else "empty")
+    assert loop_reason("".join(f"row {k} of {k * k}\n" for k in range(500_000)))
 
 
 def test_masked_window_is_bounded(monkeypatch) -> None:
