@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=data_folder() / "nano")
+    parser.add_argument("--max-items", type=int, default=12, help="the longest list in the last stage's documents")
     parser.add_argument("--start", type=Path, help="go on from this folder's weights and tokenizer, at the last stage")
     args = parser.parse_args()
     keep_freed_memory()
@@ -239,7 +240,7 @@ def main() -> None:
         rows = (
             copy_rows(rng, len(tokenizer), answer, end, size)
             if kind == "copy"
-            else document_rows(rng, tokenizer, size, 1 / 3 if kind == "real" else 0.0)
+            else document_rows(rng, tokenizer, min(size, args.max_items), 1 / 3 if kind == "real" else 0.0)
         )
         batch = pack(rows, end)
         lr = args.lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
@@ -279,6 +280,7 @@ def main() -> None:
         "start": str(args.start or "scratch"),
         "minutes": args.minutes,
         "seed": args.seed,
+        "max_items": args.max_items,
         "lr": args.lr,
         "steps": step,
         "tokens": tokens,

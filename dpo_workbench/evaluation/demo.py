@@ -133,10 +133,16 @@ def demo(
     base = stages.timed("load", lambda: load_model(model_name))
     stages.say(repr(base))
 
-    def arm(name: str, model: Model) -> Evaluation:
+    def arm(name: str, model: Model, run: Run | None = None) -> Evaluation:
+        def answered() -> Evaluation:
+            if run and run.unchanged:
+                stages.say(f"{name}: the adapter that was kept is the one it began with, so its answers are sft's")
+                return replace(evaluations["sft"], name=name)
+            return evaluate(model, test, name=name, show=show)
+
         done = stages.cached(
             f"evaluations/{name}.json",
-            lambda: evaluate(model, test, name=name, show=show),
+            answered,
             lambda value, file: value.save(file),
             Evaluation.load,
         )
@@ -163,13 +169,13 @@ def demo(
     _stop_if_interrupted(run)
     run.model.save(path / "dpo" / "adapter")
     stages.say(repr(run))
-    evaluations["sft+dpo"] = arm("sft+dpo", run.model)
+    evaluations["sft+dpo"] = arm("sft+dpo", run.model, run)
     control_config = replace(recipe.dpo, nll_weight=0.0)
     control = stages.timed(
         "control", lambda: sft(start, pairs, control_config, probe=probe, folder=path / "control", show=show)
     )
     _stop_if_interrupted(control)
-    evaluations["sft+sft on chosen"] = arm("sft+sft on chosen", control.model)
+    evaluations["sft+sft on chosen"] = arm("sft+sft on chosen", control.model, control)
     decided = verdict(
         evaluations["sft"],
         evaluations["sft+dpo"],

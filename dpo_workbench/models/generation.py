@@ -14,6 +14,7 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 64  # answers in one batch
+AHEAD, MATCH = 5, 4  # tokens guessed in one pass, and how many last tokens must have stood before at best
 PREFILL = 8  # prompts read at one time; few, so that their activations stay in the processor's cache
 
 
@@ -27,48 +28,52 @@ class Answer:
 
 
 class _Buffer(DynamicLayer):
-    """A layer's keys and values in one buffer that is written in place, where the default one is copied each token."""
+    """A layer's keys and values in one buffer written in place (the default one is copied each token), place = position."""
 
     def __init__(self, capacity: int):
         super().__init__()
         self.capacity, self.length = capacity, 0
+        self.places: Tensor | None = None  # (R, new): where the next keys go; None = after the last
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        rows, heads, new, dim = key_states.shape
-        if self.length == 0:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.keys = key_states.new_empty(rows, heads, self.capacity, dim)
-            self.values = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
-            self.is_initialized = True
-        stop = self.length + new
-        self.keys[:, :, self.length : stop] = key_states
-        self.values[:, :, self.length : stop] = value_states
-        self.length = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        n_rows, _, new, _ = key_states.shape
+        if not self.is_initialized:
+            self._make(n_rows, key_states)
+        if self.places is None:
+            part = slice(self.length, self.length + new)
+            self.keys[:, :, part], self.values[:, :, part] = key_states, value_states
+            self.length += new
+        else:
+            rows = torch.arange(n_rows, device=key_states.device)[:, None]
+            self.keys[rows, :, self.places] = key_states.transpose(1, 2)
+            self.values[rows, :, self.places] = value_states.transpose(1, 2)
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def get_seq_length(self) -> int:
         return self.length
 
-    def lay(self, read: _Buffer, lengths: list[int], first: int, n_rows: int, width: int, samples: int) -> None:
-        """Copy freshly read prompts into the rows from `first`, right-aligned to `width`, `samples` times each."""
-        if self.length == 0:
-            for name in ("keys", "values"):
-                old = getattr(read, name)
-                setattr(self, name, old.new_zeros(n_rows, old.shape[1], self.capacity, old.shape[3]))
-            self.dtype, self.device, self.is_initialized = read.dtype, read.device, True
-        self.length = width
+    def _make(self, n_rows: int, like: Tensor) -> None:
+        self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
+        shape = (n_rows, like.shape[1], self.capacity, like.shape[3])
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)  # zeros: what is masked must be finite
+
+    def lay(self, read: _Buffer, lengths: list[int], first: int, n_rows: int, samples: int) -> None:
+        """Copy freshly read prompts into the rows from `first`, `samples` times each."""
+        if not self.is_initialized:
+            self._make(n_rows, read.keys)
+        self.length = max(self.length, *lengths)
         for r, n in enumerate(lengths):
             rows = slice(first + r * samples, first + (r + 1) * samples)
-            self.keys[rows, :, width - n : width] = read.keys[r, :, :n]
-            self.values[rows, :, width - n : width] = read.values[r, :, :n]
+            self.keys[rows, :, :n] = read.keys[r, :, :n]
+            self.values[rows, :, :n] = read.values[r, :, :n]
 
     def take(self, rows: Tensor) -> None:
         """Keep the named rows, in that order."""
-        old, n = (self.keys, self.values), self.length
-        self.keys = old[0].new_empty(len(rows), *old[0].shape[1:])
-        self.values = old[1].new_empty(len(rows), *old[1].shape[1:])
-        self.keys[:, :, :n] = old[0][rows, :, :n]
-        self.values[:, :, :n] = old[1][rows, :, :n]
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(len(rows), *old.shape[1:])
+            new[:, :, : self.length] = old[rows, :, : self.length]
+            setattr(self, name, new)
 
 
 def generate(
@@ -87,6 +92,11 @@ def generate(
 
     Prompts are sorted by length and generated in batches of about `rows` answers. The same arguments on the same
     machine give the same answers: each batch draws from a generator of its own.
+
+    Answers that copy (fields of a document, rows of JSON, loops) are guessed a few tokens ahead: what followed the last
+    tokens where they stood before is checked in one pass, and kept up to the first token that the model would not have
+    drawn. The distribution is that of one token at a time (speculative decoding, arXiv 2211.17192, with a draft looked
+    up in prompt and answer).
 
     Args:
         model: the handle to sample from.
@@ -132,17 +142,17 @@ class _Sampler:
     penalty: float
     generator: torch.Generator
 
-    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:  # (R, V) (R, t) -> (R,)
+    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:  # (R, n, V) (R, t) -> (R, n)
         logits = logits.float()
         if self.penalty != 1.0 and history.shape[1]:
-            seen = logits.gather(1, history)
+            seen = logits[:, 0].gather(1, history)
             seen = torch.where(seen > 0, seen / self.penalty, seen * self.penalty)
-            logits = logits.scatter(1, history, seen)
+            logits = logits[:, 0].scatter(1, history, seen)[:, None]
         if self.temperature <= 0:
-            return logits.argmax(dim=1)
-        mass = (logits / self.temperature).softmax(dim=1).cumsum(dim=1)  # one draw a row: far cheaper than multinomial
-        draw = torch.rand(len(mass), 1, generator=self.generator, device=mass.device) * mass[:, -1:]
-        return torch.searchsorted(mass, draw, right=True)[:, 0].clamp(max=mass.shape[1] - 1)
+            return logits.argmax(dim=-1)
+        mass = (logits / self.temperature).softmax(-1).cumsum(-1)  # one draw a place: far cheaper than multinomial
+        draw = torch.rand(*mass.shape[:2], 1, generator=self.generator, device=mass.device) * mass[..., -1:]
+        return torch.searchsorted(mass, draw, right=True)[..., 0].clamp(max=mass.shape[-1] - 1)
 
 
 def _batch(
@@ -156,59 +166,79 @@ def _batch(
 ) -> list[Answer]:
     """Answers of one batch, `samples` in a row for each prompt."""
     device, end = model.device, model.tokenizer.eos_token_id
-    cache, logits, real, position = _prefill(network, prompts, samples, limit, end, device)
-    n_rows = len(prompts) * samples
-    tokens = torch.full((n_rows, limit), end, device=device)
-    lengths = torch.full((n_rows,), limit)
-    finished = torch.zeros(n_rows, dtype=torch.bool)
-    active = torch.arange(n_rows, device=device)  # rows of `tokens` that the cache still holds
-    running = torch.ones(n_rows, dtype=torch.bool, device=device)
-    for t in range(limit):
-        token = sampler(logits, tokens[active, :t])
-        tokens[active, t] = token
-        ended = running & (token == end)
-        if ended.any():
-            rows = active[ended].cpu()
-            lengths[rows], finished[rows] = t + 1, True
-            running = running & ~ended
-            if on_answers:
-                on_answers(int(ended.sum()))
-            if not running.any():
-                break
-            if running.float().mean() < 0.85:
-                keep = running.nonzero()[:, 0]
-                _keep(cache, keep)
-                active, token, position, real, running = (x[keep] for x in (active, token, position, real, running))
-        if t + 1 == limit:
+    n_rows, ahead = len(prompts) * samples, AHEAD if sampler.penalty == 1.0 else 0
+    starts = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(samples)
+    text = torch.full((n_rows, int(starts.max()) + limit + ahead + 1), end, device=device)  # prompts, then answers
+    for r, prompt in enumerate(prompts):
+        text[r * samples : (r + 1) * samples, : len(prompt)] = torch.tensor(prompt, device=device)
+    cache, logits = _prefill(network, prompts, samples, text.shape[1], end, device)
+    lengths, finished = starts.clone(), torch.zeros(n_rows, dtype=torch.bool, device=device)
+    active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
+    guess = text.new_empty(n_rows, 0)
+    while True:
+        length, start = lengths[active], starts[active]
+        answer = text[active[:, None], start[:, None] + torch.arange(int((length - start).max()), device=device)]
+        drawn = sampler(logits, answer)  # (R, 1 + guessed)
+        right = (drawn[:, :-1] == guess).long().cumprod(1).sum(1) + 1  # tokens that stand: the right guesses and one more
+        ended = (drawn == end).long()
+        to_end = torch.where(ended.any(1), ended.argmax(1) + 1, limit + 1)
+        new = torch.minimum(torch.minimum(right, to_end), start + limit - length)
+        new[finished[active] | (length - start >= limit)] = 0
+        places = length[:, None] + torch.arange(drawn.shape[1], device=device)
+        kept = torch.arange(drawn.shape[1], device=device) < new[:, None]
+        text[active[:, None], places] = torch.where(kept, drawn, text[active[:, None], places])
+        lengths[active] = length = length + new
+        finished[active] |= (to_end <= new) & (new > 0)
+        running = ~finished[active] & (length - start < limit)
+        if on_answers and (new > 0).any():
+            on_answers(int(((new > 0) & ~running).sum()))
+        if not running.any():
             break
-        position = position + 1
-        real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
-        logits = _forward(network, token[:, None], position[:, None], real[:, None, None, :], cache, [0])[:, 0]
-    if on_answers:
-        on_answers(int((~finished).sum()))
+        if running.float().mean() < 0.85:
+            keep = running.nonzero()[:, 0]
+            for layer in cache.layers:
+                layer.take(keep)  # type: ignore[attr-defined]
+            active, length = active[keep], length[keep]
+        guess = _guess(text[active], length, ahead)
+        tokens = torch.cat([text[active, length - 1][:, None], guess], dim=1)
+        logits = _next(network, tokens, length - 1, cache)
+    tokens_of = [row[a:b] for row, a, b in zip(text.tolist(), starts.tolist(), lengths.tolist(), strict=True)]
     texts = model.tokenizer.batch_decode(
-        [
-            row[: n - int(done)]
-            for row, n, done in zip(tokens.tolist(), lengths.tolist(), finished.tolist(), strict=True)
-        ],
+        [row[:-1] if done else row for row, done in zip(tokens_of, finished.tolist(), strict=True)],
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
-    return [Answer(text, n, done) for text, n, done in zip(texts, lengths.tolist(), finished.tolist(), strict=True)]
+    return [Answer(t, len(row), done) for t, row, done in zip(texts, tokens_of, finished.tolist(), strict=True)]
+
+
+def _guess(text: Tensor, lengths: Tensor, n: int) -> Tensor:
+    """The n tokens that followed the last tokens of each row where they stood before: the longest match (up to
+    MATCH tokens), and of these the latest. (R, T) (R,) -> (R, n)."""
+    if n == 0:
+        return text.new_empty(len(text), 0)
+    rows = torch.arange(len(text), device=text.device)
+    places = torch.arange(text.shape[1], device=text.device)
+    same = (places < lengths[:, None] - 1).long()  # a match ends before the last token
+    score = torch.zeros_like(text)
+    for back in range(MATCH):
+        shifted = text.roll(back, 1)
+        same = same * (shifted == text[rows, (lengths - 1 - back).clamp(min=0)][:, None]) * (places >= back)
+        score += same
+    best = (score * text.shape[1] + places).argmax(1)
+    return text[rows[:, None], (best[:, None] + 1 + torch.arange(n, device=text.device)).clamp(max=text.shape[1] - 1)]
 
 
 def _prefill(
-    network: nn.Module, prompts: list[list[int]], samples: int, limit: int, pad: int, device: torch.device
-) -> tuple[Cache, Tensor, Tensor, Tensor]:
+    network: nn.Module, prompts: list[list[int]], samples: int, capacity: int, pad: int, device: torch.device
+) -> tuple[Cache, Tensor]:
     """Read each prompt once, a few at a time, and lay its keys and values down for all its samples.
 
     Returns:
-        The cache, logits of the first answer token (R, V), which places are real (R, width), last position (R,).
+        The cache, and the logits of the first answer token (R, 1, V).
     """
-    width, n_rows = max(map(len, prompts)), len(prompts) * samples
+    n_rows = len(prompts) * samples
     layers = range(network.config.num_hidden_layers)
-    cache = Cache(layers=[_Buffer(width + limit) for _ in layers])
-    real = torch.zeros((n_rows, width), dtype=torch.bool, device=device)
+    cache = Cache(layers=[_Buffer(capacity) for _ in layers])
     logits = []
     for start in range(0, len(prompts), PREFILL):
         part = prompts[start : start + PREFILL]
@@ -216,18 +246,25 @@ def _prefill(
         ids = torch.full((len(part), max(lengths)), pad, device=device)
         for r, prompt in enumerate(part):  # padded at the end, where a causal model does not look: no mask is needed
             ids[r, : len(prompt)] = torch.tensor(prompt, device=device)
-            first = (start + r) * samples
-            real[first : first + samples, width - len(prompt) :] = True
         ends = sorted(set(lengths))
         small = Cache(layers=[_Buffer(ids.shape[1]) for _ in layers])
         positions = torch.arange(ids.shape[1], device=device)[None].expand(len(part), -1)
         out = _forward(network, ids, positions, None, small, [n - 1 for n in ends])  # (rows, ends, V)
         for layer, read in zip(cache.layers, small.layers, strict=True):
-            layer.lay(read, lengths, start * samples, n_rows, width, samples)  # type: ignore[attr-defined]
+            layer.lay(read, lengths, start * samples, n_rows, samples)  # type: ignore[attr-defined]
         last = torch.stack([out[r, ends.index(n)] for r, n in enumerate(lengths)])
         logits.append(last.repeat_interleave(samples, 0))
-    last_places = torch.tensor([len(p) - 1 for p in prompts], device=device).repeat_interleave(samples)
-    return cache, torch.cat(logits), real, last_places
+    return cache, torch.cat(logits)[:, None]
+
+
+def _next(network: nn.Module, tokens: Tensor, first: Tensor, cache: Cache) -> Tensor:
+    """Logits after each of the tokens, which stand from place `first` of their rows. (R, n) (R,) -> (R, n, V)."""
+    places = first[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (R, n)
+    stop = int(places.max()) + 1
+    for layer in cache.layers:
+        layer.places, layer.length = places, stop  # type: ignore[attr-defined]
+    mask = torch.arange(stop, device=tokens.device) <= places[..., None]  # (R, n, stop)
+    return _forward(network, tokens, places, mask[:, None], cache, list(range(tokens.shape[1])))
 
 
 def _forward(
@@ -244,7 +281,3 @@ def _forward(
         logits_to_keep=torch.tensor(places, device=ids.device),
     ).logits
 
-
-def _keep(cache: Cache, rows: Tensor) -> None:
-    for layer in cache.layers:
-        layer.take(rows)  # type: ignore[attr-defined]

@@ -43,6 +43,11 @@ class Run:
     seconds: float = 0.0
 
     @property
+    def unchanged(self) -> bool:
+        """True when no adapter scored higher than the one that the run began with, which was kept."""
+        return bool(self.probes) and self.best_step == 0
+
+    @property
     def text(self) -> str:
         """One paragraph: what was trained, what the probes saw, which adapter was kept."""
         done = len(self.history)
@@ -51,7 +56,7 @@ class Run:
             parts.append(loop.step_line(done, done, self.history[-1]).split(" ", 2)[2].join(("Last step: ", ".")))
         if self.probes:
             first, kept = self.probes[0], next(p for p in self.probes if p["step"] == self.best_step)
-            unchanged = ": no later adapter scored higher, so the model is unchanged" if self.best_step == 0 else ""
+            unchanged = ": no later adapter scored higher, so the model is unchanged" if self.unchanged else ""
             parts.append(
                 f"Dev score {first['score']:.3f} at the start, {kept['score']:.3f} at step {self.best_step}, which was "
                 f"kept{unchanged}."

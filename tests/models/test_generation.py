@@ -1,5 +1,7 @@
 """Generation: transformers' own greedy answers, reproducible samples, rows that leave the batch, and merged weights."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def test_rows_that_ended_leave_the_batch(tiny, monkeypatch) -> None:
     sizes, forward = [], generation._forward
 
     def counted(network, ids, *rest):
-        if ids.shape[1] == 1:  # an answer's token; the others read prompts
+        if ids.shape[1] == 1 + generation.AHEAD:  # answers' tokens; the others read prompts
             sizes.append(len(ids))
         return forward(network, ids, *rest)
 
@@ -56,12 +58,50 @@ def test_rows_that_ended_leave_the_batch(tiny, monkeypatch) -> None:
 
 
 def test_unwritten_memory_is_not_seen(moved, monkeypatch) -> None:
-    """Buffers are not cleared: what lies in them, even NaN, must not reach an answer."""
+    """What lies in the buffers beyond a row's own tokens must not reach an answer."""
     want = generate(moved, PROMPTS, max_new_tokens=24)
-    empty = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: empty(x, *shape).fill_(float("nan")))
+    zeros = torch.Tensor.new_zeros
+    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda x, *shape: zeros(x, *shape).fill_(50))
     assert generate(moved, PROMPTS, max_new_tokens=24) == want
-    assert torch.ones(1).new_empty(2).isnan().all()  # the trap was set
+    assert (torch.ones(1).new_zeros(2) == 50).all()  # the trap was set
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 12])
+def test_guesses_change_no_answer_and_save_passes(tiny, monkeypatch, ahead: int) -> None:
+    """Rows that repeat themselves: with guesses the same answers come in fewer passes, one token at a time in none."""
+    passes, step = [], generation._next
+    monkeypatch.setattr(generation, "_next", lambda *args: passes.append(1) or step(*args))
+    monkeypatch.setattr(generation, "AHEAD", 0)
+    prompts = [p + " ab ab ab ab" for p in PROMPTS]
+    want = generate(tiny, prompts, max_new_tokens=40)
+    alone = len(passes)
+    passes.clear()
+    monkeypatch.setattr(generation, "AHEAD", ahead)
+    assert generate(tiny, prompts, max_new_tokens=40) == want
+    assert len(passes) < alone if ahead else len(passes) == alone
+
+
+def test_sampled_guesses_keep_the_distribution(tiny) -> None:
+    """The second and third token of many samples, drawn with guesses and without, in total variation."""
+
+    def drawn(seed: int, penalty: float) -> Counter[str]:  # a penalty other than 1, however small, forbids guesses
+        (answers,) = generate(
+            tiny, ["ab ab"], samples=6000, temperature=0.5, max_new_tokens=3, rows=6000, seed=seed,
+            repetition_penalty=penalty,
+        )  # fmt: skip
+        return Counter(a.text for a in answers)
+
+    def distance(one: Counter[str], other: Counter[str]) -> float:
+        return sum(abs(one[k] - other[k]) for k in {*one, *other}) / 12000
+
+    alone = drawn(0, 1.0 + 1e-9)
+    assert distance(drawn(1, 1.0), alone) < 1.25 * distance(drawn(2, 1.0 + 1e-9), alone)
+
+
+def test_a_guess_is_what_followed_the_longest_and_latest_match() -> None:
+    text = torch.tensor([[1, 2, 3, 9, 2, 3, 8, 1, 2, 3, 0, 0, 0], [5, 7, 5, 6, 5, 0, 0, 0, 0, 0, 0, 0, 0]])
+    assert generation._guess(text, torch.tensor([10, 5]), 2).tolist() == [[9, 2], [6, 5]]
+    assert generation._guess(text, torch.tensor([10, 5]), 0).shape == (2, 0)
 
 
 def test_samples_follow_the_seed(tiny) -> None:

@@ -68,13 +68,10 @@ def test_counting_that_ends_and_goes_on_is_no_loop() -> None:
 
 
 def test_known_false_alarm_of_equal_rows() -> None:
-    """train-0099 has 6 equal rows and goes on; an earlier rule took them for a loop."""
-    row = next(e for e in receipts.load().train if e.id == "train-0099")
-    rows = re.findall(r"\[[^\[\]]*\]", row.reference)
-    assert max(map(rows.count, rows)) == 6
-    assert loop_reason(row.reference) is None
-    before_the_rest = row.reference[: row.reference.rindex(max(rows, key=rows.count)) + 20]
-    assert loop_reason(before_the_rest) is not None  # the rule can still see them where the text ends in them
+    """Six equal rows, and the text goes on; an earlier rule took them for a loop."""
+    equal = '{"vendor": "Old Mill Tools", "items": [' + '["brass washer", 2, "3.10"], ' * 6
+    assert loop_reason(equal + '["oat milk", 1, "1.95"]], "total": "20.55"}') is None
+    assert loop_reason(equal) is not None  # the rule can still see them where the text ends in them
 
 
 def test_compression_alone() -> None:
@@ -98,7 +95,7 @@ def test_no_false_alarm_on_any_reference() -> None:
             cut = detect(e.reference, prompt=e.prompt, finished=False)
             assert cut is not None and cut[0] == "truncated", e.id
             n += 1
-    assert n == 1640
+    assert n == 2760
 
 
 def test_only_unfinished_answers_are_loops() -> None:
