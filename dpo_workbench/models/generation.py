@@ -28,7 +28,10 @@ class Answer:
 
 
 class _Buffer(DynamicLayer):
-    """A layer's keys and values in one buffer written in place (the default one is copied each token), place = position."""
+    """A layer's keys and values in one buffer that is written in place, where the default one is copied each token.
+
+    Each row's tokens lie at their positions, so rows may be of different lengths and a wrong guess is written over.
+    """
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -179,7 +182,9 @@ def _batch(
         length, start = lengths[active], starts[active]
         answer = text[active[:, None], start[:, None] + torch.arange(int((length - start).max()), device=device)]
         drawn = sampler(logits, answer)  # (R, 1 + guessed)
-        right = (drawn[:, :-1] == guess).long().cumprod(1).sum(1) + 1  # tokens that stand: the right guesses and one more
+        right = (drawn[:, :-1] == guess).long().cumprod(1).sum(
+            1
+        ) + 1  # the right guesses, and one more
         ended = (drawn == end).long()
         to_end = torch.where(ended.any(1), ended.argmax(1) + 1, limit + 1)
         new = torch.minimum(torch.minimum(right, to_end), start + limit - length)
@@ -280,4 +285,3 @@ def _forward(
         # an index, not a count: a slice is no contiguous tensor, and the product would copy the head for each row
         logits_to_keep=torch.tensor(places, device=ids.device),
     ).logits
-

@@ -1,7 +1,5 @@
 """The generic failures: each rule for loops alone, and no false alarm on any reference answer."""
 
-import re
-
 import pytest
 
 from dpo_workbench.tasks import failures, receipts
