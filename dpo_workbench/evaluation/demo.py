@@ -34,7 +34,7 @@ class Recipe:
     samples: int
     max_pairs: int
     temperature: float
-    classes: tuple[str, ...] | None  # failure classes that may be rejected; None = all
+    target: tuple[str, ...]  # the mined classes: what training shall cut, and what is counted again
     probe_prompts: int
     dpo: TrainConfig
     sft: TrainConfig
@@ -43,28 +43,28 @@ class Recipe:
 RECIPES = {
     "nano": Recipe(
         test_prompts=200,
-        sft_prompts=960,
-        mine_from=960,
+        sft_prompts=1680,
+        mine_from=1680,
         mine_prompts=120,
         samples=4,
         max_pairs=48,
         temperature=0.7,
-        classes=None,
+        target=("loop", "repeated_item"),
         probe_prompts=48,
         dpo=TrainConfig(lr=1e-3, probes=2),
         sft=SFT_CONFIG,
     ),
     "smol": Recipe(
         test_prompts=200,
-        sft_prompts=960,
-        mine_from=960,
-        mine_prompts=64,
+        sft_prompts=1680,
+        mine_from=1680,
+        mine_prompts=80,
         samples=4,
-        max_pairs=48,
+        max_pairs=60,
         temperature=0.7,
-        classes=None,
-        probe_prompts=24,
-        dpo=TrainConfig(lr=1e-4, batch_size=8, probes=1, micro_tokens=1024),
+        target=("missing_field",),
+        probe_prompts=48,
+        dpo=TrainConfig(lr=4e-5, nll_weight=1.0, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0),
         sft=replace(SFT_CONFIG, lr=8e-4, batch_size=8, micro_tokens=1024),
     ),
 }
@@ -162,17 +162,23 @@ def demo(
         lambda file: Found.load(file, task),
     )
     stages.say(f"{found}\nheadroom: {found.headroom()}")
-    pairs = stages.timed("pairs", lambda: found.pairs(classes=recipe.classes).even(recipe.max_pairs))
+    pairs = stages.timed("pairs", lambda: found.pairs()[: recipe.max_pairs])
     pairs.save(path / "pairs.jsonl")
     stages.say(repr(pairs))
-    run = stages.timed("dpo", lambda: train(start, pairs, recipe.dpo, probe=probe, folder=path / "dpo", show=show))
+    run = stages.timed(
+        "dpo",
+        lambda: train(start, pairs, recipe.dpo, probe=probe, target=recipe.target, folder=path / "dpo", show=show),
+    )
     _stop_if_interrupted(run)
     run.model.save(path / "dpo" / "adapter")
     stages.say(repr(run))
     evaluations["sft+dpo"] = arm("sft+dpo", run.model, run)
     control_config = replace(recipe.dpo, nll_weight=0.0)
     control = stages.timed(
-        "control", lambda: sft(start, pairs, control_config, probe=probe, folder=path / "control", show=show)
+        "control",
+        lambda: sft(
+            start, pairs, control_config, probe=probe, target=recipe.target, folder=path / "control", show=show
+        ),
     )
     _stop_if_interrupted(control)
     evaluations["sft+sft on chosen"] = arm("sft+sft on chosen", control.model, control)
@@ -180,7 +186,7 @@ def demo(
         evaluations["sft"],
         evaluations["sft+dpo"],
         control=evaluations["sft+sft on chosen"],
-        mined=sorted({p.failure for p in pairs if p.failure}),
+        mined=recipe.target,
         headroom=found.headroom(),
     )
     report = stages.finish(evaluations, found, pairs, run, decided)

@@ -14,7 +14,8 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 64  # answers in one batch
-AHEAD, MATCH = 5, 4  # tokens guessed in one pass, and how many last tokens must have stood before at best
+AHEAD, MATCH = 7, 4  # tokens guessed in one pass, and how many last tokens must have stood before at best
+PASS = {"cpu": 80}  # tokens in one pass that cost little more than one a row; beyond, a guess costs what it saves
 PREFILL = 8  # prompts read at one time; few, so that their activations stay in the processor's cache
 
 
@@ -169,9 +170,9 @@ def _batch(
 ) -> list[Answer]:
     """Answers of one batch, `samples` in a row for each prompt."""
     device, end = model.device, model.tokenizer.eos_token_id
-    n_rows, ahead = len(prompts) * samples, AHEAD if sampler.penalty == 1.0 else 0
+    n_rows, most = len(prompts) * samples, AHEAD if sampler.penalty == 1.0 else 0
     starts = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(samples)
-    text = torch.full((n_rows, int(starts.max()) + limit + ahead + 1), end, device=device)  # prompts, then answers
+    text = torch.full((n_rows, int(starts.max()) + limit + most + 1), end, device=device)  # prompts, then answers
     for r, prompt in enumerate(prompts):
         text[r * samples : (r + 1) * samples, : len(prompt)] = torch.tensor(prompt, device=device)
     cache, logits = _prefill(network, prompts, samples, text.shape[1], end, device)
@@ -182,9 +183,7 @@ def _batch(
         length, start = lengths[active], starts[active]
         answer = text[active[:, None], start[:, None] + torch.arange(int((length - start).max()), device=device)]
         drawn = sampler(logits, answer)  # (R, 1 + guessed)
-        right = (drawn[:, :-1] == guess).long().cumprod(1).sum(
-            1
-        ) + 1  # the right guesses, and one more
+        right = (drawn[:, :-1] == guess).long().cumprod(1).sum(1) + 1  # the right guesses, and one more
         ended = (drawn == end).long()
         to_end = torch.where(ended.any(1), ended.argmax(1) + 1, limit + 1)
         new = torch.minimum(torch.minimum(right, to_end), start + limit - length)
@@ -204,7 +203,8 @@ def _batch(
             for layer in cache.layers:
                 layer.take(keep)  # type: ignore[attr-defined]
             active, length = active[keep], length[keep]
-        guess = _guess(text[active], length, ahead)
+        ahead = min(most, PASS.get(device.type, 512) // len(active) - 1)
+        guess = _guess(text[active], length, max(0, ahead))
         tokens = torch.cat([text[active, length - 1][:, None], guess], dim=1)
         logits = _next(network, tokens, length - 1, cache)
     tokens_of = [row[a:b] for row, a, b in zip(text.tolist(), starts.tolist(), lengths.tolist(), strict=True)]
