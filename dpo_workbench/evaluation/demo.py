@@ -15,7 +15,7 @@ from dpo_workbench.evaluation.verdict import Verdict, verdict
 from dpo_workbench.mining.sample import Found, mine
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.runtime.environment import describe, peak_memory_gib
+from dpo_workbench.runtime.environment import describe, peak_memory_gib, release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.builtin import load_task
@@ -34,6 +34,8 @@ class Recipe:
     samples: int
     max_pairs: int
     temperature: float
+    per_prompt: int  # pairs of one prompt at most
+    classes: tuple[str, ...] | None  # failure classes that are rejected; None = all
     target: tuple[str, ...]  # the mined classes: what training shall cut, and what is counted again
     probe_prompts: int
     dpo: TrainConfig
@@ -45,13 +47,15 @@ RECIPES = {
         test_prompts=200,
         sft_prompts=1680,
         mine_from=1680,
-        mine_prompts=120,
+        mine_prompts=320,
         samples=4,
-        max_pairs=48,
+        max_pairs=160,
         temperature=0.7,
-        target=("loop", "repeated_item"),
-        probe_prompts=48,
-        dpo=TrainConfig(lr=1e-3, probes=2),
+        per_prompt=2,
+        classes=("invalid_json", "loop", "repeated_item"),
+        target=("invalid_json", "loop", "repeated_item"),
+        probe_prompts=96,
+        dpo=TrainConfig(lr=5e-4, nll_weight=0.5, batch_size=8, probes=1, held_out=0.0),
         sft=SFT_CONFIG,
     ),
     "smol": Recipe(
@@ -62,9 +66,11 @@ RECIPES = {
         samples=4,
         max_pairs=60,
         temperature=0.7,
+        per_prompt=1,
+        classes=None,
         target=("missing_field",),
         probe_prompts=48,
-        dpo=TrainConfig(lr=4e-5, nll_weight=1.0, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0),
+        dpo=TrainConfig(lr=4e-5, nll_weight=1.0, batch_size=8, probes=1, micro_tokens=1024, held_out=0.0),
         sft=replace(SFT_CONFIG, lr=8e-4, batch_size=8, micro_tokens=1024),
     ),
 }
@@ -162,7 +168,9 @@ def demo(
         lambda file: Found.load(file, task),
     )
     stages.say(f"{found}\nheadroom: {found.headroom()}")
-    pairs = stages.timed("pairs", lambda: found.pairs()[: recipe.max_pairs])
+    pairs = stages.timed(
+        "pairs", lambda: found.pairs(per_prompt=recipe.per_prompt, classes=recipe.classes)[: recipe.max_pairs]
+    )
     pairs.save(path / "pairs.jsonl")
     stages.say(repr(pairs))
     run = stages.timed(
@@ -244,6 +252,7 @@ class _Stages:
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         begun = time.monotonic()
         value = work()
+        release_freed_memory()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
         return value
 

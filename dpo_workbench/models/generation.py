@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from dpo_workbench.models.loading import Model
+from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 64  # answers in one batch
@@ -137,6 +138,7 @@ def generate(
             done = _batch(model, network, [ids[i] for i in chosen], samples, max_new_tokens, sampler, on_answers)
             for place, i in enumerate(chosen):
                 answers[i] = done[place * samples : (place + 1) * samples]
+    release_freed_memory()
     return answers
 
 

@@ -111,12 +111,24 @@ def keep_freed_memory() -> None:
     By default each large tensor is mapped, zeroed page by page, and unmapped again; on a virtual machine that costs
     more than the arithmetic on it. Does nothing on other systems.
     """
-    if sys.platform != "linux":
-        return
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # musl has none
+    mallopt = _libc("mallopt")
+    if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         mallopt(m_mmap_threshold, 32 * 2**20)  # larger ones go back at once, or the heap would grow in holes
         mallopt(m_trim_threshold, 2**30)
+
+
+def release_freed_memory() -> None:
+    """Hand what `keep_freed_memory` kept back to the system, so that the peaks of two stages do not add up."""
+    trim = _libc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _libc(name: str) -> Any:
+    """A function of the C library, or None where there is none such (macOS, Windows, musl)."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    return getattr(ctypes.CDLL(None), name, None)

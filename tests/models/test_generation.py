@@ -44,14 +44,10 @@ def test_some_answers_end_and_some_are_cut(tiny) -> None:
 
 
 def test_rows_that_ended_leave_the_batch(tiny, monkeypatch) -> None:
-    sizes, forward = [], generation._forward
-
-    def counted(network, ids, *rest):
-        if ids.shape[1] == 1 + generation.AHEAD:  # answers' tokens; the others read prompts
-            sizes.append(len(ids))
-        return forward(network, ids, *rest)
-
-    monkeypatch.setattr(generation, "_forward", counted)
+    sizes, step = [], generation._next
+    monkeypatch.setattr(
+        generation, "_next", lambda network, ids, *rest: sizes.append(len(ids)) or step(network, ids, *rest)
+    )
     dropped = generate(tiny, PROMPTS, max_new_tokens=24)
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 2 and sizes[0] > len(PROMPTS) / 2
     assert dropped == generate(tiny, PROMPTS, max_new_tokens=24, rows=1)

@@ -82,6 +82,8 @@ def test_peak_memory_is_a_plausible_number_of_gib() -> None:
 
 def test_keep_freed_memory_is_harmless(monkeypatch) -> None:
     environment.keep_freed_memory()
+    environment.release_freed_memory()
     monkeypatch.setattr(environment.sys, "platform", "win32")
     environment.keep_freed_memory()
+    environment.release_freed_memory()
     assert torch.ones(1000, 1000).sum() == 1_000_000
