@@ -26,12 +26,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def settings() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and changes of each setting; pairs are `even` as in the demo, or `mixed` as they come."""
-    for pairs in ("even", "mixed"):
-        for lr in (3e-4, 1e-3):
-            yield f"{pairs} pairs, lr {lr:g}", {"pairs": pairs, "lr": lr}
-    yield "even pairs, lr 0.001, nll_weight 1", {"pairs": "even", "lr": 1e-3, "nll_weight": 1.0}
-    yield "control: SFT on the chosen of even pairs, lr 0.001", {"pairs": "even", "lr": 1e-3, "control": True}
+    """Name and changes of each setting; pairs of the recipe's classes (`target`), or of all (`all`)."""
+    yield "the recipe", {"pairs": "target"}
+    for lr in (2e-4, 1e-3):
+        yield f"lr {lr:g}", {"pairs": "target", "lr": lr}
+    yield "nll_weight 0", {"pairs": "target", "nll_weight": 0.0}
+    yield "pairs of all classes", {"pairs": "all"}
+    yield "pairs of all classes, even in length", {"pairs": "even"}
+    yield "control: SFT on the chosen", {"pairs": "target", "control": True}
 
 
 def main() -> None:
@@ -47,9 +49,13 @@ def main() -> None:
     if not mined.is_file():
         prompts = task.train[recipe.mine_from :][: recipe.mine_prompts]
         dw.mine(model, prompts, recipe.samples, temperature=recipe.temperature).save(mined)
-    pairs = Found.load(mined, task).pairs()
-    own_first = sorted(pairs, key=lambda p: p.chosen_from != "own")[: recipe.max_pairs]
-    sets = {"even": pairs.even(recipe.max_pairs), "mixed": Pairs(own_first, task)}
+    found = Found.load(mined, task)
+    every = sorted(found.pairs(per_prompt=recipe.per_prompt), key=lambda p: p.chosen_from != "own")
+    sets = {
+        "target": found.pairs(per_prompt=recipe.per_prompt, classes=recipe.classes)[: recipe.max_pairs],
+        "all": Pairs(every[: recipe.max_pairs], task),
+        "even": Pairs(every, task).even(recipe.max_pairs),
+    }
     before = dw.evaluate(model, task.dev, name="sft")
     done["start"] = before.summary() | {"machine": dw.describe(), "date": date.today().isoformat(), "seed": 0}
     for name, change in settings():
@@ -63,7 +69,7 @@ def main() -> None:
         done[name] = after.summary() | {
             "pairs": chosen.summary(),
             "last_step": run.history[-1],
-            "failures_now": dw.verdict(before, after).numbers["failures"],
+            "target_failures": dw.verdict(before, after, mined=recipe.target).numbers["mined"],
         }
         write_json(target, done)
         print(name, "->", dict(after.failures), f"score {after.mean_score:.3f}", flush=True)
