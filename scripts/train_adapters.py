@@ -1,8 +1,8 @@
 """Make a shipped adapter by supervised fine-tuning: data/adapters/MODEL-receipts.
 
-    python scripts/train_adapters.py nano --prompts 640:960
-    python scripts/train_adapters.py smol --prompts :640 --epochs 3 --out work/smol-first
-    python scripts/train_adapters.py smol --prompts 640:960 --epochs 1 --lr 5e-4 --start work/smol-first
+    python scripts/train_adapters.py nano --prompts :1680 --epochs 2 --lr 1e-3
+    python scripts/train_adapters.py smol --prompts :1600 --epochs 1 --lr 8e-4 --out work/smol-short
+    python scripts/train_adapters.py smol --prompts 1520:1680 --epochs 1 --lr 3e-4 --start work/smol-short
 
 The dev score on the way goes into training.json beside the weights, so that anyone can see whether the curve was flat.
 """
