@@ -134,10 +134,10 @@ def test_log_that_cannot_be_written_does_not_hide_the_message(run, tmp_path) -> 
 def test_mine_train_evaluate_on_a_tiny_model(run, tiny_folder, tmp_path) -> None:
     """The whole way by the shell. The tiny model fails everything, so the references are chosen."""
     model = ("--model", str(tiny_folder), "--adapter", "none")
-    code, out, err = run("mine", "--out", "m", *model, "-n", "3", "--samples", "2")
+    code, out, err = run("mine", "--out", "m", *model, "-n", "9", "--samples", "2")
     assert code == 0, err
-    assert "headroom: 100 %" in out and "3 prompts, 6 samples" in out
-    assert len(Pairs.load(tmp_path / "m" / "pairs.jsonl")) == 3
+    assert "headroom: 100 %" in out and "9 prompts, 18 samples" in out
+    assert 1 <= len(Pairs.load(tmp_path / "m" / "pairs.jsonl")) <= 9  # empty answers are not rejected ones
     assert json.loads((tmp_path / "m" / "mined.json").read_text())["settings"]["samples"] == 2
 
 
