@@ -183,8 +183,9 @@ def _batch(
     guess = text.new_empty(n_rows, 0)
     while True:
         length, start = lengths[active], starts[active]
-        answer = text[active[:, None], start[:, None] + torch.arange(int((length - start).max()), device=device)]
-        drawn = sampler(logits, answer)  # (R, 1 + guessed)
+        said = int((length - start).max()) if sampler.penalty != 1.0 else 0  # only the penalty looks back
+        history = text[active[:, None], start[:, None] + torch.arange(said, device=device)]
+        drawn = sampler(logits, history)  # (R, 1 + guessed)
         right = (drawn[:, :-1] == guess).long().cumprod(1).sum(1) + 1  # the right guesses, and one more
         ended = (drawn == end).long()
         to_end = torch.where(ended.any(1), ended.argmax(1) + 1, limit + 1)
