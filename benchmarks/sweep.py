@@ -19,7 +19,6 @@ from typing import Any
 import dpo_workbench as dw
 from dpo_workbench.evaluation.demo import RECIPES
 from dpo_workbench.mining.sample import Found
-from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.runtime.run_folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,11 +49,11 @@ def main() -> None:
         prompts = task.train[recipe.mine_from :][: recipe.mine_prompts]
         dw.mine(model, prompts, recipe.samples, temperature=recipe.temperature).save(mined)
     found = Found.load(mined, task)
-    every = sorted(found.pairs(per_prompt=recipe.per_prompt), key=lambda p: p.chosen_from != "own")
+    every = found.pairs(per_prompt=recipe.per_prompt)
     sets = {
-        "target": found.pairs(per_prompt=recipe.per_prompt, classes=recipe.classes)[: recipe.max_pairs],
-        "all": Pairs(every[: recipe.max_pairs], task),
-        "even": Pairs(every, task).even(recipe.max_pairs),
+        "target": found.pairs(per_prompt=recipe.per_prompt, classes=recipe.classes, most=recipe.max_pairs),
+        "all": found.pairs(per_prompt=recipe.per_prompt, most=recipe.max_pairs),
+        "even": every.even(recipe.max_pairs),
     }
     before = dw.evaluate(model, task.dev, name="sft")
     done["start"] = before.summary() | {"machine": dw.describe(), "date": date.today().isoformat(), "seed": 0}

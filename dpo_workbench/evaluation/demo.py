@@ -169,27 +169,25 @@ def demo(
     )
     stages.say(f"{found}\nheadroom: {found.headroom()}")
     pairs = stages.timed(
-        "pairs", lambda: found.pairs(per_prompt=recipe.per_prompt, classes=recipe.classes)[: recipe.max_pairs]
+        "pairs",
+        lambda: found.pairs(per_prompt=recipe.per_prompt, classes=recipe.classes, most=recipe.max_pairs),
     )
     pairs.save(path / "pairs.jsonl")
     stages.say(repr(pairs))
-    run = stages.timed(
-        "dpo",
-        lambda: train(start, pairs, recipe.dpo, probe=probe, target=recipe.target, folder=path / "dpo", show=show),
-    )
-    _stop_if_interrupted(run)
-    run.model.save(path / "dpo" / "adapter")
-    stages.say(repr(run))
-    evaluations["sft+dpo"] = arm("sft+dpo", run.model, run)
-    control_config = replace(recipe.dpo, nll_weight=0.0)
-    control = stages.timed(
-        "control",
-        lambda: sft(
-            start, pairs, control_config, probe=probe, target=recipe.target, folder=path / "control", show=show
-        ),
-    )
-    _stop_if_interrupted(control)
-    evaluations["sft+sft on chosen"] = arm("sft+sft on chosen", control.model, control)
+
+    def trained(stage: str, name: str, fit: Callable[..., Run], config: TrainConfig, earlier: Run | None = None) -> Run:
+        settings = {"probe": probe, "target": recipe.target, "folder": path / stage, "show": show}
+        run = stages.timed(
+            stage, lambda: fit(start, pairs, config, start=earlier.start if earlier else None, **settings)
+        )
+        _stop_if_interrupted(run)
+        run.model.save(path / stage / "adapter")
+        stages.say(repr(run))
+        evaluations[name] = arm(name, run.model, run)
+        return run
+
+    run = trained("dpo", "sft+dpo", train, recipe.dpo)
+    trained("control", "sft+sft on chosen", sft, replace(recipe.dpo, nll_weight=0.0), run)
     decided = verdict(
         evaluations["sft"],
         evaluations["sft+dpo"],

@@ -19,6 +19,7 @@ def build_pairs(
     per_prompt: int,
     classes: tuple[str, ...] | None,
     use_reference: bool,
+    most: int | None = None,
 ) -> Pairs:
     """Pairs from mined samples.
 
@@ -32,6 +33,7 @@ def build_pairs(
         per_prompt: at most so many pairs a prompt.
         classes: failure classes to use as rejected; None takes all but `empty` (an empty answer teaches length only).
         use_reference: False leaves out prompts without a passing sample.
+        most: at most so many pairs; those with the model's own good answer come first.
 
     Raises:
         WorkbenchError: no pair can be made; says why.
@@ -72,6 +74,8 @@ def build_pairs(
             "(the reference answers should), allow other classes, or allow reference answers as chosen"
         )
         raise WorkbenchError(f"Pairs need a better and a worse answer to one prompt. Of {total} samples, {why}.")
+    if most is not None:
+        pairs = sorted(pairs, key=lambda pair: pair.chosen_from != "own")[:most]
     return Pairs(pairs, task)
 
 

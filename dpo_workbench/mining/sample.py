@@ -53,10 +53,15 @@ class Found:
         return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows])
 
     def pairs(
-        self, *, per_prompt: int = 1, classes: tuple[str, ...] | None = None, use_reference: bool = True
+        self,
+        *,
+        per_prompt: int = 1,
+        classes: tuple[str, ...] | None = None,
+        use_reference: bool = True,
+        most: int | None = None,
     ) -> Pairs:
         """The model's own good answers as chosen, its own failures as rejected; see `build_pairs`."""
-        return build_pairs(self.task, self.rows, per_prompt, classes, use_reference)
+        return build_pairs(self.task, self.rows, per_prompt, classes, use_reference, most)
 
     def save(self, path: str | Path) -> Path:
         """Write all samples and scores as one JSON file."""

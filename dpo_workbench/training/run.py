@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,15 @@ from dpo_workbench.training.tokens import Unfinished, tokenise
 PROBE_PROMPTS = 48
 
 
+@dataclass(frozen=True)
+class Start:
+    """The first probe of a run, which another run from the same model need not answer again."""
+
+    identity: str  # of the model, the dev prompts and the target
+    entry: dict[str, float]
+    values: list[float]  # the score of each dev prompt
+
+
 @dataclass
 class Run:
     """What came of a run: the model with the best adapter, and its history."""
@@ -42,6 +51,7 @@ class Run:
     best_step: int = 0  # steps done when the kept adapter was saved
     finished: bool = True  # False: interrupted, and the model is the best until then
     seconds: float = 0.0
+    start: Start | None = None  # what the first probe saw
 
     @property
     def unchanged(self) -> bool:
@@ -81,6 +91,7 @@ def train(
     probe: Split | None = None,
     target: Sequence[str] = (),
     folder: str | Path | None = None,
+    start: Start | None = None,
     show: bool = True,
 ) -> Run:
     """LoRA DPO on one device, from `model` as it is; `model` itself stays unchanged and serves as the reference.
@@ -95,6 +106,7 @@ def train(
             than one paired standard error, the one with the fewest such failures is kept: on some dozen prompts a
             smaller difference in score is noise (the one-standard-error rule of Breiman et al. 1984, section 3.4.3).
         folder: for checkpoints and the reference cache; the same call with the same folder goes on where it stopped.
+        start: `start` of another run. Where model, probe and target are the same, its first probe is taken over.
         show: progress bar and plain lines.
 
     Returns:
@@ -122,7 +134,7 @@ def train(
     def objective(batch: Sequence[Row]) -> Callable:
         return loop.preference_objective(reference, config, len(batch))
 
-    return _Trainer(policy, rows, config, objective, probe, tuple(target), watch, folder, show).run()
+    return _Trainer(policy, rows, config, objective, probe, tuple(target), watch, folder, start, show).run()
 
 
 def sft(
@@ -133,6 +145,7 @@ def sft(
     probe: Split | None = None,
     target: Sequence[str] = (),
     folder: str | Path | None = None,
+    start: Start | None = None,
     show: bool = True,
 ) -> Run:
     """Supervised fine-tuning with LoRA: on a split's reference answers, or on the chosen answers of pairs.
@@ -141,7 +154,7 @@ def sft(
         model: where to start; stays unchanged.
         examples: a `Split`, or `Pairs` (each prompt's chosen answer once): the control arm of DPO.
         config: see `SFT_CONFIG`; loss, beta and nll_weight do not matter here.
-        probe, target, folder, show: as in `train`.
+        probe, target, folder, start, show: as in `train`.
     """
     task = getattr(examples, "task", None)
     if probe is None and task is not None and len(task.splits.get("dev", ())):
@@ -156,7 +169,7 @@ def sft(
         return loop.sft_objective(sum(len(row.answer_ids[0]) for row in batch))
 
     folder = Path(folder) if folder else None
-    return _Trainer(policy, rows, config, objective, probe, tuple(target), dict, folder, show).run()
+    return _Trainer(policy, rows, config, objective, probe, tuple(target), dict, folder, start, show).run()
 
 
 def hold_out(pairs: list[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
@@ -211,9 +224,9 @@ class _Trainer:
     target: tuple[str, ...]
     watch: Callable[[], dict[str, float]]
     folder: Path | None
+    start: Start | None
     show: bool
     identity: str = ""  # of model, data and settings; a checkpoint of another run is passed over
-    start_values: list[float] | None = None  # the start's score of each dev prompt
     saved: float = 0.0  # when the last checkpoint was written, by the monotonic clock
 
     def run(self) -> Run:
@@ -259,26 +272,46 @@ class _Trainer:
         """Answer and score the dev prompts; keep the adapter when it is better than any before."""
         if self.probe is None or not self.config.probes:
             return
-        task = self.probe.task
-        answers = generate(self.policy, [e.prompt for e in self.probe], max_new_tokens=task.max_new_tokens)
-        scores = [task.score(e, a[0].text, finished=a[0].finished) for e, a in zip(self.probe, answers, strict=True)]
-        values = [s.value for s in scores]
-        n, mean = len(values), statistics.fmean(values)
-        entry = {"step": step, "score": mean, "failed": sum(s.failure is not None for s in scores) / n, "prompts": n}
+        seen = self._first_probe() if step == 0 else self._answer_probe()
+        start = self.result.start = self.result.start or seen
+        entry = {"step": step, **seen.entry}
         if self.target:
-            self.start_values = self.start_values or values
-            lost = [old - new for old, new in zip(self.start_values, values, strict=True)]
-            entry["target"] = sum(s.failure in self.target for s in scores) / n
-            entry["standard_error"] = statistics.stdev(lost) / math.sqrt(n) if n > 1 else 0.0
+            lost = [old - new for old, new in zip(start.values, seen.values, strict=True)]
+            entry["standard_error"] = statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
         self.result.probes.append(entry | self.watch())
         if _best(self.result.probes)["step"] == step:
             self.best, self.result.best_step = self.policy.adapter_tensors(), step
         if self.show:
             aim = f", {', '.join(self.target)} {100 * entry['target']:.0f} %" if self.target else ""
             print(
-                f"probe at step {step}: dev score {mean:.3f}, failed {100 * entry['failed']:.0f} % of {n}{aim}",
+                f"probe at step {step}: dev score {entry['score']:.3f}, "
+                f"failed {100 * entry['failed']:.0f} % of {len(seen.values)}{aim}",
                 flush=True,
             )
+
+    def _first_probe(self) -> Start:
+        """What another run saw from this very start, or this run's own answers."""
+        assert self.probe is not None
+        facts = (self.policy.fingerprint(), [e.id for e in self.probe], self.target)
+        identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        if self.start and self.start.identity == identity:
+            return self.start
+        return replace(self._answer_probe(), identity=identity)
+
+    def _answer_probe(self) -> Start:
+        assert self.probe is not None
+        task = self.probe.task
+        answers = generate(self.policy, [e.prompt for e in self.probe], max_new_tokens=task.max_new_tokens)
+        scores = [task.score(e, a[0].text, finished=a[0].finished) for e, a in zip(self.probe, answers, strict=True)]
+        values, n = [s.value for s in scores], len(scores)
+        entry = {
+            "score": statistics.fmean(values),
+            "failed": sum(s.failure is not None for s in scores) / n,
+            "prompts": n,
+        }
+        if self.target:
+            entry["target"] = sum(s.failure in self.target for s in scores) / n
+        return Start("", entry, values)
 
     def _checkpoint(self, step: int, after_probe: bool) -> None:
         if self.folder is None or not (after_probe or time.monotonic() - self.saved > 120):
@@ -287,7 +320,7 @@ class _Trainer:
             "history": self.result.history,
             "probes": self.result.probes,
             "best_step": self.result.best_step,
-            "start_values": self.start_values,
+            "start": asdict(self.result.start) if self.result.start else None,
         }
         state = State(step, self.policy.adapter_tensors(), self.best, pack_optimizer(self.optimizer), facts)
         save_checkpoint(self.folder / "checkpoints", state, self.identity)
@@ -318,6 +351,6 @@ class _Trainer:
         self.best = state.best_adapter
         self.result.history, self.result.probes = state.facts["history"], state.facts["probes"]
         self.result.best_step = state.facts["best_step"]
-        self.start_values = state.facts["start_values"]
+        self.result.start = Start(**state.facts["start"]) if state.facts["start"] else None
         print(f"going on after step {state.step}")
         return state.step

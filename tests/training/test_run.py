@@ -328,3 +328,19 @@ def test_probes_count_the_target(tiny, toy_pairs, toy_task) -> None:
     run = train(tiny, toy_pairs, replace(CONFIG, probes=2), target=("wrong",), probe=toy_task.dev, show=False)
     assert all(0 <= p["target"] <= p["failed"] and p["standard_error"] >= 0 for p in run.probes)
     assert run.probes[0]["standard_error"] == 0 and _best(run.probes)["step"] == run.best_step
+
+
+def test_the_first_probe_of_an_equal_start_is_taken_over(tiny, moved, toy_pairs, toy_task, monkeypatch) -> None:
+    settings = {"target": ("wrong",), "probe": toy_task.dev, "show": False}
+    first = train(moved, toy_pairs, replace(CONFIG, probes=1), **settings)
+    answered = []
+    honest = run_module.generate
+    monkeypatch.setattr(run_module, "generate", lambda model, *a, **k: answered.append(model) or honest(model, *a, **k))
+    alone = sft(moved, toy_pairs, replace(CONFIG, probes=1), **settings)
+    assert len(answered) == 2
+    again = sft(moved, toy_pairs, replace(CONFIG, probes=1), start=first.start, **settings)
+    assert len(answered) == 3 and again.probes == alone.probes
+    for other, change in ((tiny, {}), (moved, {"target": ()}), (moved, {"probe": toy_task.dev[:2]})):  # not the same
+        before = len(answered)
+        sft(other, toy_pairs, replace(CONFIG, probes=1), start=first.start, **{**settings, **change})
+        assert len(answered) == before + 2
