@@ -1,11 +1,10 @@
 """Write data/receipts/{train,dev,test}.jsonl: `python scripts/make_receipts.py`."""
 
 from dpo_workbench.runtime.environment import data_folder
-from dpo_workbench.tasks.receipts_generator import make_examples
+from dpo_workbench.tasks.receipts_generator import SEEDS, make_examples
 from dpo_workbench.tasks.task import write_examples
 
 SIZES = {"train": 2240, "dev": 200, "test": 320}
-SEEDS = {"train": 0, "dev": 0, "test": 1}  # test is drawn anew when a recipe changes after its figures were seen
 
 if __name__ == "__main__":
     for split, n in SIZES.items():

@@ -40,7 +40,9 @@ def test_reference_as_chosen_says_so() -> None:
 
 
 def test_at_most_so_many_pairs_own_good_answers_first() -> None:
-    rows = [(Example(f"e{k}", f"p{k}", "the reference", "g"), [bad("no", "wrong")] + [GOOD] * (k % 2)) for k in range(4)]
+    rows = [
+        (Example(f"e{k}", f"p{k}", "the reference", "g"), [bad("no", "wrong")] + [GOOD] * (k % 2)) for k in range(4)
+    ]
     pairs = build_pairs(task_of(), rows, 1, None, True, most=3)
     assert [(p.id, p.chosen_from) for p in pairs] == [("e1/0", "own"), ("e3/0", "own"), ("e0/0", "reference")]
     assert [p.id for p in build_pairs(task_of(), rows, 1, None, True)] == [f"e{k}/0" for k in range(4)]
