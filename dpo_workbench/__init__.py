@@ -30,6 +30,7 @@ _HOMES = {
     "models.generation": ("generate",),
     "pairs.pair": ("Pair", "Pairs"),
     "mining.sample": ("mine", "Found"),
+    "mining.branch": ("branch",),
     "mining.headroom": ("Headroom",),
     "training.config": ("TrainConfig", "SFT_CONFIG"),
     "training.run": ("train", "sft", "Run"),

@@ -88,19 +88,29 @@ def mine(
     task: TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="1.0 samples from the model as it is.")] = 1.0,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A failure class to mend, more than once for several: rejected are such answers, chosen "
+            "the same with a better ending of the model's own. All classes by default."
+        ),
+    ] = None,
     limit: Limit = None,
     seed: Seed = 0,
 ) -> None:
     """Sample answers to the training prompts, class the failures, and write pairs.jsonl."""
+    from dpo_workbench.mining.branch import branch
     from dpo_workbench.mining.sample import mine as run_mine
 
     _log_to(out)
     handle, loaded = _model(model, adapter), _task(task)
     found = run_mine(handle, loaded.train[:limit], samples, temperature=temperature, seed=seed)
+    if target:
+        found = branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")
     console.print(repr(found), markup=False)
-    console.print(f"headroom: {found.headroom()}", markup=False)
-    pairs = found.pairs()
+    console.print(f"headroom: {found.headroom(target or ())}", markup=False)
+    pairs = found.pairs(classes=tuple(target) if target else None)
     pairs.save(out / "pairs.jsonl")
     console.print(repr(pairs), markup=False)
     console.print(f"pairs: {out / 'pairs.jsonl'}", markup=False)

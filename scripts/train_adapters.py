@@ -29,13 +29,19 @@ def main() -> None:
     parser.add_argument("--prompts", help="a slice of the training split, such as :240; the recipe's by default")
     parser.add_argument("--lr", type=float, help="the recipe's by default")
     parser.add_argument("--epochs", type=int, help="the recipe's by default")
+    parser.add_argument("--last", action="store_true", help="keep the last adapter: labels may teach what dev punishes")
     parser.add_argument("--start", type=Path, help="go on from this adapter")
     parser.add_argument("--out", type=Path, help="data/adapters/MODEL-TASK by default")
     args = parser.parse_args()
     recipe, task = RECIPES[args.model], dw.load_task(args.task)
     first, _, last = (args.prompts or f":{recipe.sft_prompts}").partition(":")
     rows = task.train[int(first) if first else None : int(last) if last else None]
-    config = replace(recipe.sft, lr=args.lr or recipe.sft.lr, epochs=args.epochs or recipe.sft.epochs)
+    config = replace(
+        recipe.sft,
+        lr=args.lr or recipe.sft.lr,
+        epochs=args.epochs or recipe.sft.epochs,
+        probes=0 if args.last else recipe.sft.probes,
+    )
     out = args.out or data_folder() / "adapters" / f"{args.model}-{args.task}"
     model = dw.load_model(args.model, adapter=args.start)
     run = dw.sft(model, rows, config, probe=task.dev[: recipe.probe_prompts], folder=f"work/{out.name}")

@@ -72,7 +72,8 @@ def verdict(
         before, after: the same prompts, answered by the model before and after training.
         control: the same prompts after spending the budget otherwise: more SFT on the chosen answers.
         mined: the failure classes that were trained on.
-        headroom: what `found.headroom()` gave; its `forecast` (expected relative cut) is compared with the outcome.
+        headroom: what `found.headroom(target)` gave; its `forecast` (expected relative cut) is compared with the
+            outcome, of the mined classes where the headroom has a target, else of all failures.
 
     Raises:
         WorkbenchError: the arms did not answer the same prompts of one split, or no prompt was scored in both.
@@ -82,8 +83,9 @@ def verdict(
         numbers["control"] = {"name": control.name, **_compare(control, after, mined)}
     forecast = getattr(headroom, "forecast", None)
     if forecast is not None:
-        cut = numbers["failures"]["relative_cut"]
-        numbers["forecast"] = {"expected_cut": float(forecast), "seen_cut": cut and cut["estimate"]}
+        of = "mined" if mined and getattr(headroom, "target", ()) else "failures"
+        cut = numbers[of]["relative_cut"]
+        numbers["forecast"] = {"of": of, "expected_cut": float(forecast), "seen_cut": cut and cut["estimate"]}
     outcome, reason = _decide(numbers)
     text = wording.paragraph(numbers, outcome)
     return Verdict(outcome, reason, text, before.name, after.name, control.name if control else None, numbers)

@@ -131,13 +131,14 @@ def _control(numbers: dict[str, Any]) -> list[str]:
 def _forecast(numbers: dict[str, Any]) -> list[str]:
     if "forecast" not in numbers:
         return []
-    expected, seen = numbers["forecast"]["expected_cut"], numbers["forecast"]["seen_cut"]
+    of, expected, seen = (numbers["forecast"][key] for key in ("of", "expected_cut", "seen_cut"))
+    what = "the cut of the mined classes" if of == "mined" else "the cut"
     if seen is None:
-        return [f"The headroom put the cut at up to {100 * expected:.0f} %; there was nothing to cut here."]
-    cut = numbers["failures"]["relative_cut"]
+        return [f"The headroom put {what} at up to {100 * expected:.0f} %; there was nothing to cut here."]
+    cut = numbers[of]["relative_cut"]
     inside = "inside" if cut["low"] <= expected <= cut["high"] else "outside"
     return [
-        f"The headroom before training put the cut at up to {100 * expected:.0f} %; it came to {100 * seen:.1f} %, and "
+        f"The headroom before training put {what} at up to {100 * expected:.0f} %; it came to {100 * seen:.1f} %, and "
         f"the forecast lies {inside} the interval."
     ]
 

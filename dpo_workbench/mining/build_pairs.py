@@ -1,4 +1,4 @@
-"""Scored samples -> preference pairs: own pass against own failure for the same prompt."""
+"""Scored samples -> preference pairs: the model's own better answer against its own failure for the same prompt."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dpo_workbench.tasks.task import Example, Task
 if TYPE_CHECKING:
     from dpo_workbench.mining.sample import Sample
 
+GAP = 0.02  # by how much an own answer that does not pass must beat the rejected one: less than a field of a long list
+
 
 def build_pairs(
     task: Task,
@@ -23,41 +25,42 @@ def build_pairs(
 ) -> Pairs:
     """Pairs from mined samples.
 
-    Chosen is the model's own passing answer. Where it has none, the reference answer takes its place if
-    `use_reference`, and the pair says so (`chosen_from`). Rejected are the prompt's failed samples, each text once,
-    one of each failure class before a second of any, loops first, since the rarest harm is the one to mend.
+    Chosen is the rejected answer with a better ending, where `branch` found one; else the model's own passing answer.
+    Where classes are named and no sample passes, it is the own answer with the highest score that is free of these
+    classes and beats the rejected one by `GAP`: not perfect, but on-policy and better in what is aimed at. Else the
+    reference answer takes its place if `use_reference`, and the pair says so (`chosen_from`). Rejected are the prompt's
+    failed samples, each text once, one of each failure class before a second of any, loops first, since the rarest harm
+    is the one to mend.
 
     Args:
         task: whose `score` judged the samples.
         rows: examples with their samples.
         per_prompt: at most so many pairs a prompt.
         classes: failure classes to use as rejected; None takes all but `empty` (an empty answer teaches length only).
-        use_reference: False leaves out prompts without a passing sample.
-        most: at most so many pairs; those with the model's own good answer come first.
+        use_reference: False leaves out prompts without an own answer to choose.
+        most: at most so many pairs: better endings first, then other own answers, then references.
 
     Raises:
         WorkbenchError: no pair can be made; says why.
     """
-    pairs = []
+    pairs: list[Pair] = []
+    ranks: dict[str, int] = {}
     for example, samples in rows:
         good = next((s for s in samples if s.failure is None), None)
-        if good:
-            chosen, origin, value = good.text, "own", good.value
-        else:
-            standard = task.score(example, example.reference)
-            if not use_reference or standard.failure:
+        for number, bad in enumerate(_rejected(samples, good, classes)[:per_prompt]):
+            own = bad.better or good or _better(samples, bad, classes)
+            if own is None and (not use_reference or task.score(example, example.reference).failure):
                 continue
-            chosen, origin, value = example.reference, "reference", standard.value
-        for number, bad in enumerate(_rejected(samples, chosen, classes)[:per_prompt]):
+            ranks[f"{example.id}/{number}"] = 0 if bad.better else 1 if own else 2
             pairs.append(
                 Pair(
                     id=f"{example.id}/{number}",
                     prompt=example.prompt,
-                    chosen=chosen,
+                    chosen=own.text if own else example.reference,
                     rejected=bad.text,
-                    chosen_from=origin,
+                    chosen_from="own" if own else "reference",
                     rejected_from="own",
-                    chosen_score=value,
+                    chosen_score=own.value if own else 1.0,
                     rejected_score=bad.value,
                     failure=bad.failure,
                     group=example.group,
@@ -75,13 +78,20 @@ def build_pairs(
         )
         raise WorkbenchError(f"Pairs need a better and a worse answer to one prompt. Of {total} samples, {why}.")
     if most is not None:
-        pairs = sorted(pairs, key=lambda pair: pair.chosen_from != "own")[:most]
+        pairs = sorted(pairs, key=lambda pair: ranks[pair.id])[:most]
     return Pairs(pairs, task)
 
 
-def _rejected(samples: Sequence[Sample], chosen: str, classes: tuple[str, ...] | None) -> list[Sample]:
+def _better(samples: Sequence[Sample], bad: Sample, classes: tuple[str, ...] | None) -> Sample | None:
+    """The best own answer outside the named classes, if it beats the rejected one by `GAP`."""
+    others = [s for s in samples if classes and s.finished and s.failure not in classes]
+    best = max(others, key=lambda s: s.value, default=None)
+    return best if best and best.value >= bad.value + GAP else None
+
+
+def _rejected(samples: Sequence[Sample], good: Sample | None, classes: tuple[str, ...] | None) -> list[Sample]:
     """Failed samples in the order in which they are used: loops, then cut off, then by class in turn."""
-    seen = {chosen.strip()}
+    seen = {good.text.strip()} if good else set()
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         wanted = sample.failure in classes if classes is not None else sample.failure not in (None, "empty")

@@ -21,14 +21,18 @@ class Headroom:
     never_share: float  # prompts with no passing sample: capability is lacking
     forecast: float  # expected relative cut of failures, see `of`
     classes: dict[str, float] = field(default_factory=dict)  # failure class -> share of it on mixed prompts
+    target: tuple[str, ...] = ()  # the failure classes that count as failing here; none named = all
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[tuple[float, str | None]]]) -> Headroom:
+    def of(cls, rows: Sequence[Sequence[tuple[float, str | None]]], target: Sequence[str] = ()) -> Headroom:
         """From (score, failure class) of each sample of each prompt.
 
         The forecast is the share of failed samples whose prompt also has a passing sample: the failures that a better
-        choice among the model's own answers would mend. It is a ceiling of propensity, not a promise.
+        choice among the model's own answers would mend. It is a ceiling of propensity, not a promise. With a target,
+        only answers of these classes fail, and any other answer passes.
         """
+        if target:
+            rows = [[(value, f if f in target else None) for value, f in samples] for samples in rows]
         flat = [s for samples in rows for s in samples]
         failed: Counter[str] = Counter(f for _, f in flat if f)
         mixed = [samples for samples in rows if 0 < sum(f is not None for _, f in samples) < len(samples)]
@@ -44,6 +48,7 @@ class Headroom:
             never_share=sum(all(f for _, f in samples) for samples in rows) / len(rows),
             forecast=sum(on_mixed.values()) / n_failed if n_failed else 0.0,
             classes={name: on_mixed[name] / n for name, n in failed.most_common()},
+            target=tuple(target),
         )
 
     @property
@@ -56,8 +61,9 @@ class Headroom:
     @property
     def text(self) -> str:
         """What the numbers mean, in words."""
+        fail = f"fail as {', '.join(self.target)}" if self.target else "fail"
         facts = (
-            f"{100 * self.failed_share:.0f} % of {self.n_prompts} x {self.samples} samples fail. "
+            f"{100 * self.failed_share:.0f} % of {self.n_prompts} x {self.samples} samples {fail}. "
             f"{100 * self.mixed_share:.0f} % of the prompts have both a passing and a failing sample, "
             f"{100 * self.never_share:.0f} % have no passing one. Mean score {self.mean_score:.3f}, best of "
             f"{self.samples} {self.best_score:.3f}."

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo_workbench.mining.build_pairs import build_pairs
 from dpo_workbench.mining.headroom import Headroom
-from dpo_workbench.models.generation import generate
+from dpo_workbench.models.generation import Answer, generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -29,6 +30,13 @@ class Sample:
     value: float
     failure: str | None
     explanation: str
+    better: Sample | None = None  # the same answer with a better ending of the model's own, see `branch`
+
+    @classmethod
+    def judge(cls, task: Task, example: Example, answer: Answer) -> Sample:
+        """One answer with the task's score."""
+        score = task.score(example, answer.text, finished=answer.finished)
+        return cls(answer.text, answer.finished, score.value, score.failure, score.explanation)
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,9 @@ class Found:
     def n_samples(self) -> int:
         return sum(len(samples) for _, samples in self.rows)
 
-    def headroom(self) -> Headroom:
-        """Can preferences help here? From the samples alone, before any training."""
-        return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows])
+    def headroom(self, target: Sequence[str] = ()) -> Headroom:
+        """Can preferences help here, with all failures or with the classes of `target`? Before any training."""
+        return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows], target)
 
     def pairs(
         self,
@@ -84,7 +92,7 @@ class Found:
                     f"Samples must belong to the task's examples. Got {lacking[0]!r} in {path}, which was mined from "
                     f"task {data['task']!r} and is not in task {task.name!r}. Load it with the task that was mined."
                 )
-            rows = tuple((by_id[r["example"]], tuple(Sample(**s) for s in r["samples"])) for r in data["rows"])
+            rows = tuple((by_id[r["example"]], tuple(map(_sample, r["samples"]))) for r in data["rows"])
         except (ValueError, KeyError, TypeError) as error:
             raise WorkbenchError(
                 f"Mined samples must be as `Found.save` wrote them. Got {error} in {path}. Mine again."
@@ -99,12 +107,20 @@ class Found:
             f"mean score {mean:.3f}"
         ]
         lines += [f"  {name:16s} {n:5d}" for name, n in self.failures.most_common()]
+        if "branch" in self.settings:
+            better = sum(s.better is not None for _, samples in self.rows for s in samples)
+            lines.append(f"better endings found: {better}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         from dpo_workbench.plots.html import pre
 
         return pre(repr(self))
+
+
+def _sample(values: dict[str, Any]) -> Sample:
+    better = values.get("better")
+    return Sample(**{**values, "better": better and Sample(**better)})
 
 
 def mine(
@@ -149,13 +165,7 @@ def mine(
             seed=seed,
             on_answers=advance,
         )
-    rows = []
-    for example, answers in zip(split, drawn, strict=True):
-        scored = []
-        for answer in answers:
-            score = task.score(example, answer.text, finished=answer.finished)
-            scored.append(Sample(answer.text, answer.finished, score.value, score.failure, score.explanation))
-        rows.append((example, tuple(scored)))
+    rows = [(e, tuple(Sample.judge(task, e, a) for a in answers)) for e, answers in zip(split, drawn, strict=True)]
     settings = {
         "samples": samples,
         "temperature": temperature,

@@ -91,6 +91,7 @@ def generate(
     seed: int = 0,
     repetition_penalty: float = 1.0,
     rows: int = ROWS,
+    begun: Sequence[Sequence[int]] | None = None,
     on_answers: Callable[[int], None] | None = None,
 ) -> list[list[Answer]]:
     """Sample answers; the result is in the order of `prompts`, `samples` answers each.
@@ -113,6 +114,8 @@ def generate(
         repetition_penalty: above 1 divides (or, below zero, multiplies) the scores of tokens that the answer already
             has (CTRL, arXiv 1909.05858, equation 13; here the prompt's tokens are not counted, as copying is the job).
         rows: about how many answers in a batch (at most half as many again); lower it if memory runs out.
+        begun: for each prompt the token ids that its answers begin with, fewer than `max_new_tokens`; they count as
+            part of the answer. None: nothing is given.
         on_answers: called with the number of answers that just finished.
 
     Raises:
@@ -125,7 +128,8 @@ def generate(
             f"Several samples need a temperature above 0, or all are the same. Got samples={samples}, "
             f"temperature={temperature}. Set temperature=1.0."
         )
-    ids = [model.prompt_ids(p) for p in prompts]
+    given = [list(b) for b in begun] if begun is not None else [[] for _ in prompts]
+    ids = [model.prompt_ids(p) + b for p, b in zip(prompts, given, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     answers: list[list[Answer]] = [[] for _ in ids]
     n_batches = max(1, round(len(ids) * samples / rows))  # of equal size: a small last one costs as many passes
@@ -135,7 +139,8 @@ def generate(
             chosen = order[start : start + per_batch]
             generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + number)
             sampler = _Sampler(temperature, repetition_penalty, generator)
-            done = _batch(model, network, [ids[i] for i in chosen], samples, max_new_tokens, sampler, on_answers)
+            texts, said = [ids[i] for i in chosen], [len(given[i]) for i in chosen]
+            done = _batch(model, network, texts, said, samples, max_new_tokens, sampler, on_answers)
             for place, i in enumerate(chosen):
                 answers[i] = done[place * samples : (place + 1) * samples]
     release_freed_memory()
@@ -165,20 +170,22 @@ def _batch(
     model: Model,
     network: nn.Module,
     prompts: list[list[int]],
+    begun: list[int],
     samples: int,
     limit: int,
     sampler: _Sampler,
     on_answers: Callable[[int], None] | None,
 ) -> list[Answer]:
-    """Answers of one batch, `samples` in a row for each prompt."""
+    """Answers of one batch, `samples` in a row for each prompt, whose last `begun` tokens are the answer's first."""
     device, end = model.device, model.tokenizer.eos_token_id
     n_rows, most = len(prompts) * samples, AHEAD if sampler.penalty == 1.0 else 0
-    starts = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(samples)
+    lengths = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(samples)
+    starts = lengths - torch.tensor(begun, device=device).repeat_interleave(samples)
     text = torch.full((n_rows, int(starts.max()) + limit + most + 1), end, device=device)  # prompts, then answers
     for r, prompt in enumerate(prompts):
         text[r * samples : (r + 1) * samples, : len(prompt)] = torch.tensor(prompt, device=device)
     cache, logits = _prefill(network, prompts, samples, text.shape[1], end, device)
-    lengths, finished = starts.clone(), torch.zeros(n_rows, dtype=torch.bool, device=device)
+    finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
     active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
     guess = text.new_empty(n_rows, 0)
     while True:

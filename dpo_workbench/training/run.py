@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -35,9 +34,8 @@ PROBE_PROMPTS = 48
 class Start:
     """The first probe of a run, which another run from the same model need not answer again."""
 
-    identity: str  # of the model, the dev prompts and the target
+    identity: str  # of the model and the dev prompts
     entry: dict[str, float]
-    values: list[float]  # the score of each dev prompt
 
 
 @dataclass
@@ -89,7 +87,6 @@ def train(
     config: TrainConfig | None = None,
     *,
     probe: Split | None = None,
-    target: Sequence[str] = (),
     folder: str | Path | None = None,
     start: Start | None = None,
     show: bool = True,
@@ -102,11 +99,8 @@ def train(
         config: see `TrainConfig`.
         probe: dev examples that are answered and scored on the way; the adapter with the best score is kept. By
             default the first 48 dev examples of the pairs' task.
-        target: failure classes to be cut. With them, of the adapters whose dev score is not below the start's by more
-            than one paired standard error, the one with the fewest such failures is kept: on some dozen prompts a
-            smaller difference in score is noise (the one-standard-error rule of Breiman et al. 1984, section 3.4.3).
         folder: for checkpoints and the reference cache; the same call with the same folder goes on where it stopped.
-        start: `start` of another run. Where model, probe and target are the same, its first probe is taken over.
+        start: `start` of another run. Where model and probe are the same, its first probe is taken over.
         show: progress bar and plain lines.
 
     Returns:
@@ -134,7 +128,7 @@ def train(
     def objective(batch: Sequence[Row]) -> Callable:
         return loop.preference_objective(reference, config, len(batch))
 
-    return _Trainer(policy, rows, config, objective, probe, tuple(target), watch, folder, start, show).run()
+    return _Trainer(policy, rows, config, objective, probe, watch, folder, start, show).run()
 
 
 def sft(
@@ -143,23 +137,22 @@ def sft(
     config: TrainConfig = SFT_CONFIG,
     *,
     probe: Split | None = None,
-    target: Sequence[str] = (),
     folder: str | Path | None = None,
     start: Start | None = None,
     show: bool = True,
 ) -> Run:
-    """Supervised fine-tuning with LoRA: on a split's reference answers, or on the chosen answers of pairs.
+    """Supervised fine-tuning with LoRA: on a split's labels (or references), or on the chosen answers of pairs.
 
     Args:
         model: where to start; stays unchanged.
         examples: a `Split`, or `Pairs` (each prompt's chosen answer once): the control arm of DPO.
         config: see `SFT_CONFIG`; loss, beta and nll_weight do not matter here.
-        probe, target, folder, start, show: as in `train`.
+        probe, folder, start, show: as in `train`.
     """
     task = getattr(examples, "task", None)
     if probe is None and task is not None and len(task.splits.get("dev", ())):
         probe = task.dev[:PROBE_PROMPTS]
-    texts = {(e.prompt, str(getattr(e, "chosen", None) or getattr(e, "reference", ""))): e.id for e in examples}
+    texts = {(e.prompt, e.chosen if isinstance(e, Pair) else e.label or e.reference): e.id for e in examples}
     if not texts:
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
     rows = tokenise(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens)
@@ -169,7 +162,7 @@ def sft(
         return loop.sft_objective(sum(len(row.answer_ids[0]) for row in batch))
 
     folder = Path(folder) if folder else None
-    return _Trainer(policy, rows, config, objective, probe, tuple(target), dict, folder, start, show).run()
+    return _Trainer(policy, rows, config, objective, probe, dict, folder, start, show).run()
 
 
 def hold_out(pairs: list[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
@@ -204,14 +197,6 @@ def _held_out_metrics(
     return {"chosen_logratio": sum(chosen) / len(chosen), "rejected_logratio": sum(rejected) / len(rejected)}
 
 
-def _best(probes: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The first probe with the highest score; with targets, see `train`."""
-    if "target" not in probes[0]:
-        return max(probes, key=lambda p: p["score"])
-    as_good = [p for p in probes if p["score"] >= probes[0]["score"] - p["standard_error"]]
-    return min(as_good, key=lambda p: (p["target"], -p["score"]))
-
-
 @dataclass
 class _Trainer:
     """The state of a run in progress."""
@@ -221,7 +206,6 @@ class _Trainer:
     config: TrainConfig
     objective: Callable[[Sequence[Row]], Callable]
     probe: Split | None
-    target: tuple[str, ...]
     watch: Callable[[], dict[str, float]]
     folder: Path | None
     start: Start | None
@@ -273,26 +257,19 @@ class _Trainer:
         if self.probe is None or not self.config.probes:
             return
         seen = self._first_probe() if step == 0 else self._answer_probe()
-        start = self.result.start = self.result.start or seen
+        self.result.start = self.result.start or seen
         entry = {"step": step, **seen.entry}
-        if self.target:
-            lost = [old - new for old, new in zip(start.values, seen.values, strict=True)]
-            entry["standard_error"] = statistics.stdev(lost) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
         self.result.probes.append(entry | self.watch())
-        if _best(self.result.probes)["step"] == step:
+        if max(self.result.probes, key=lambda p: p["score"])["step"] == step:
             self.best, self.result.best_step = self.policy.adapter_tensors(), step
         if self.show:
-            aim = f", {', '.join(self.target)} {100 * entry['target']:.0f} %" if self.target else ""
-            print(
-                f"probe at step {step}: dev score {entry['score']:.3f}, "
-                f"failed {100 * entry['failed']:.0f} % of {len(seen.values)}{aim}",
-                flush=True,
-            )
+            failed, n = 100 * entry["failed"], entry["prompts"]
+            print(f"probe at step {step}: dev score {entry['score']:.3f}, failed {failed:.0f} % of {n}", flush=True)
 
     def _first_probe(self) -> Start:
         """What another run saw from this very start, or this run's own answers."""
         assert self.probe is not None
-        facts = (self.policy.fingerprint(), [e.id for e in self.probe], self.target)
+        facts = (self.policy.fingerprint(), [e.id for e in self.probe])
         identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         if self.start and self.start.identity == identity:
             return self.start
@@ -303,15 +280,12 @@ class _Trainer:
         task = self.probe.task
         answers = generate(self.policy, [e.prompt for e in self.probe], max_new_tokens=task.max_new_tokens)
         scores = [task.score(e, a[0].text, finished=a[0].finished) for e, a in zip(self.probe, answers, strict=True)]
-        values, n = [s.value for s in scores], len(scores)
         entry = {
-            "score": statistics.fmean(values),
-            "failed": sum(s.failure is not None for s in scores) / n,
-            "prompts": n,
+            "score": statistics.fmean(s.value for s in scores),
+            "failed": sum(s.failure is not None for s in scores) / len(scores),
+            "prompts": len(scores),
         }
-        if self.target:
-            entry["target"] = sum(s.failure in self.target for s in scores) / n
-        return Start("", entry, values)
+        return Start("", entry)
 
     def _checkpoint(self, step: int, after_probe: bool) -> None:
         if self.folder is None or not (after_probe or time.monotonic() - self.saved > 120):
@@ -337,7 +311,6 @@ class _Trainer:
             self.config.to_dict(),
             rows,
             probe,
-            self.target,
             self.policy.fingerprint(),
             torch.__version__,
             torch.get_num_threads(),

@@ -126,6 +126,9 @@ def test_the_forecast_is_compared(arm):
     none = verdict(arm("before", fails()), arm("after", fails()), headroom=headroom)
     assert "nothing to cut" in none.text
     assert "headroom" not in verdict(arm("before", BEFORE), arm("after", GOOD)).text
+    aimed = SimpleNamespace(forecast=0.9, target=("loop",))
+    text = verdict(arm("before", BEFORE), arm("after", GOOD), mined=["loop"], headroom=aimed).text
+    assert "put the cut of the mined classes at up to 90 %" in text
 
 
 def test_other_prompts_or_another_split_are_refused(arm):

@@ -39,6 +39,17 @@ def test_reference_as_chosen_says_so() -> None:
         build([bad("no", "wrong")], task=task_of(0.5))
 
 
+def test_own_better_answer_outside_the_named_classes() -> None:
+    samples = [bad("slip", "wrong", 0.8), bad("lost", "missing", 0.5), bad("one lost", "missing", 0.79)]
+    pair, other = build(samples, classes=("missing",))
+    assert (other.rejected, other.chosen_from) == ("one lost", "reference")  # too near
+    assert (pair.chosen, pair.rejected, pair.chosen_from, pair.chosen_score) == ("slip", "lost", "own", 0.8)
+    assert {p.chosen_from for p in build(samples)} == {"reference"}  # all classes are rejected: nothing own is left
+    assert build([*samples, GOOD], classes=("missing",))[0].chosen == "good"
+    cut = bad("on and on", "truncated", 0.9)
+    assert {p.chosen_from for p in build([cut, *samples[1:]], classes=("missing",))} == {"reference"}
+
+
 def test_at_most_so_many_pairs_own_good_answers_first() -> None:
     rows = [
         (Example(f"e{k}", f"p{k}", "the reference", "g"), [bad("no", "wrong")] + [GOOD] * (k % 2)) for k in range(4)

@@ -48,6 +48,14 @@ def test_advice(rows, advice: str, words: str) -> None:
     assert found.advice == advice and words in found.text and str(found) == found.text
 
 
+def test_a_target_counts_only_its_classes() -> None:
+    found = Headroom.of(ROWS, ("loop",))  # 3 loops, on b and d, which have other answers too
+    assert (found.failed_share, found.mixed_share, found.never_share) == (3 / 16, 0.5, 0.0)
+    assert found.forecast == 1.0 and found.classes == {"loop": 1.0} and found.target == ("loop",)
+    assert "samples fail as loop. 50 % of the prompts" in found.text
+    assert found.mean_score == Headroom.of(ROWS).mean_score
+
+
 def test_no_failures_forecast_nothing() -> None:
     found = Headroom.of([[OK, OK]])
     assert (found.forecast, found.classes, found.mixed_share, found.never_share) == (0.0, {}, 0.0, 0.0)

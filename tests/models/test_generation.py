@@ -138,6 +138,18 @@ def test_results_come_in_the_order_of_prompts(tiny) -> None:
     assert [generate(tiny, [p], max_new_tokens=12)[0] for p in PROMPTS] == forward
 
 
+def test_a_begun_answer_goes_on_as_it_would_have(tiny) -> None:
+    """Greedy answers cut anywhere and taken up again are the same answers: text, length and limit."""
+    whole = [a for (a,) in generate(tiny, PROMPTS, max_new_tokens=24)]
+    ids = [tiny.tokenizer(a.text, add_special_tokens=False)["input_ids"] for a in whole]
+    same = [k for k, (a, i) in enumerate(zip(whole, ids, strict=True)) if len(i) + a.finished == a.n_tokens]
+    assert len(same) > 1  # answers whose text is cut into the tokens that were drawn
+    for share in (0.3, 0.8):
+        begun = [ids[k][: int(share * len(ids[k]))] for k in same]
+        again = generate(tiny, [PROMPTS[k] for k in same], begun=begun, max_new_tokens=24)
+        assert [a for (a,) in again] == [whole[k] for k in same]
+
+
 def test_repetition_penalty_forbids_what_was_said(tiny) -> None:
     (plain,), (without) = (
         generate(tiny, ["ab"], max_new_tokens=20)[0],

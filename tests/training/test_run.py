@@ -14,7 +14,7 @@ from dpo_workbench.tasks.task import Example, Score, Task
 from dpo_workbench.training import loop
 from dpo_workbench.training import run as run_module
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.run import Run, _best, hold_out, sft, train
+from dpo_workbench.training.run import Run, hold_out, sft, train
 
 CONFIG = TrainConfig(lr=2e-2, batch_size=4, epochs=2, rank=4, alpha=8, probes=2, held_out=0.2, nll_weight=0.1)
 
@@ -313,25 +313,8 @@ def test_checkpoint_is_plain_json_and_safetensors(tiny_folder, toy_pairs, tmp_pa
     shutil.rmtree(tmp_path / "reference")
 
 
-def test_with_a_target_the_fewest_such_failures_within_one_standard_error_are_kept() -> None:
-    def probe(step: int, score: float, target: float, error: float = 0.02) -> dict[str, float]:
-        return {"step": step, "score": score, "target": target, "standard_error": error}
-
-    start = probe(0, 0.80, 0.25, 0.0)
-    assert _best([start, probe(5, 0.79, 0.10), probe(9, 0.70, 0.0)])["step"] == 5  # the last one costs too much score
-    assert _best([start, probe(5, 0.79, 0.10), probe(9, 0.81, 0.10)])["step"] == 9  # ties: the higher score
-    assert _best([start, probe(5, 0.85, 0.30)])["step"] == 0  # more failures of the target, however high the score
-    assert _best([{"step": 0, "score": 0.8}, {"step": 5, "score": 0.79}, {"step": 9, "score": 0.8}])["step"] == 0
-
-
-def test_probes_count_the_target(tiny, toy_pairs, toy_task) -> None:
-    run = train(tiny, toy_pairs, replace(CONFIG, probes=2), target=("wrong",), probe=toy_task.dev, show=False)
-    assert all(0 <= p["target"] <= p["failed"] and p["standard_error"] >= 0 for p in run.probes)
-    assert run.probes[0]["standard_error"] == 0 and _best(run.probes)["step"] == run.best_step
-
-
 def test_the_first_probe_of_an_equal_start_is_taken_over(tiny, moved, toy_pairs, toy_task, monkeypatch) -> None:
-    settings = {"target": ("wrong",), "probe": toy_task.dev, "show": False}
+    settings = {"probe": toy_task.dev, "show": False}
     first = train(moved, toy_pairs, replace(CONFIG, probes=1), **settings)
     answered = []
     honest = run_module.generate
@@ -340,7 +323,7 @@ def test_the_first_probe_of_an_equal_start_is_taken_over(tiny, moved, toy_pairs,
     assert len(answered) == 2
     again = sft(moved, toy_pairs, replace(CONFIG, probes=1), start=first.start, **settings)
     assert len(answered) == 3 and again.probes == alone.probes
-    for other, change in ((tiny, {}), (moved, {"target": ()}), (moved, {"probe": toy_task.dev[:2]})):  # not the same
+    for other, change in ((tiny, {}), (moved, {"probe": toy_task.dev[:2]})):  # not the same
         before = len(answered)
         sft(other, toy_pairs, replace(CONFIG, probes=1), start=first.start, **{**settings, **change})
         assert len(answered) == before + 2
