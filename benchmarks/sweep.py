@@ -17,27 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import dpo_workbench as dw
-from dpo_workbench.evaluation.demo import RECIPES
+from dpo_workbench.evaluation.demo import RECIPES, Recipe
 from dpo_workbench.mining.sample import Found
 from dpo_workbench.runtime.run_folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def settings() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and changes of each setting; pairs of the recipe's classes (`target`), or of all (`all`)."""
-    yield "the recipe", {"pairs": "target"}
-    for lr in (2e-4, 1e-3):
-        yield f"lr {lr:g}", {"pairs": "target", "lr": lr}
-    yield "nll_weight 0", {"pairs": "target", "nll_weight": 0.0}
-    yield "pairs of all classes", {"pairs": "all"}
-    yield "pairs of all classes, even in length", {"pairs": "even"}
-    yield "control: SFT on the chosen", {"pairs": "target", "control": True}
+def settings(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and changes of each setting; pairs with `branched` endings, or of `whole` samples alone."""
+    yield "the recipe", {}
+    for factor in (0.4, 2.5):
+        yield f"lr {factor * recipe.dpo.lr:g}", {"lr": factor * recipe.dpo.lr}
+    yield "nll_weight 0", {"nll_weight": 0.0}
+    yield "pairs of whole samples, references where none passes", {"pairs": "whole"}
+    yield "control: SFT on the chosen", {"control": True}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(RECIPES))
+    parser.add_argument("--prompts", type=int, default=200, help="of dev")
     parser.add_argument("--work", type=Path, default=Path("work/sweep"))
     args = parser.parse_args()
     recipe, task = RECIPES[args.model], dw.load_task("receipts")
@@ -47,26 +47,28 @@ def main() -> None:
     mined = args.work / f"mined-{args.model}.json"
     if not mined.is_file():
         prompts = task.train[recipe.mine_from :][: recipe.mine_prompts]
-        dw.mine(model, prompts, recipe.samples, temperature=recipe.temperature).save(mined)
+        whole = dw.mine(model, prompts, recipe.samples, temperature=recipe.temperature)
+        dw.branch(model, whole, recipe.target).save(mined)
     found = Found.load(mined, task)
-    every = found.pairs(per_prompt=recipe.per_prompt)
+    plain = tuple((e, tuple(replace(s, better=None) for s in samples)) for e, samples in found.rows)
+    chosen = {"per_prompt": recipe.per_prompt, "classes": recipe.target, "most": recipe.max_pairs}
     sets = {
-        "target": found.pairs(per_prompt=recipe.per_prompt, classes=recipe.classes, most=recipe.max_pairs),
-        "all": found.pairs(per_prompt=recipe.per_prompt, most=recipe.max_pairs),
-        "even": every.even(recipe.max_pairs),
+        "branched": found.pairs(**chosen, use_reference=False),
+        "whole": replace(found, rows=plain).pairs(**chosen),
     }
-    before = dw.evaluate(model, task.dev, name="sft")
+    dev = task.dev[: args.prompts]
+    before = dw.evaluate(model, dev, name="sft")
     done["start"] = before.summary() | {"machine": dw.describe(), "date": date.today().isoformat(), "seed": 0}
-    for name, change in settings():
+    for name, change in settings(recipe):
         if name in done:
             continue
         change = dict(change)
-        chosen, control = sets[change.pop("pairs")], change.pop("control", False)
+        pairs, control = sets[change.pop("pairs", "branched")], change.pop("control", False)
         config = replace(recipe.dpo, probes=0, **change)
-        run = (dw.sft if control else dw.train)(model, chosen, config, probe=None)
-        after = dw.evaluate(run.model, task.dev, name=name)
+        run = (dw.sft if control else dw.train)(model, pairs, config)
+        after = dw.evaluate(run.model, dev, name=name)
         done[name] = after.summary() | {
-            "pairs": chosen.summary(),
+            "pairs": pairs.summary(),
             "last_step": run.history[-1],
             "target_failures": dw.verdict(before, after, mined=recipe.target).numbers["mined"],
         }

@@ -4,7 +4,7 @@ from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.tasks.receipts_generator import SEEDS, make_examples
 from dpo_workbench.tasks.task import write_examples
 
-SIZES = {"train": 2240, "dev": 200, "test": 320}
+SIZES = {"train": 2480, "dev": 200, "test": 320}
 
 if __name__ == "__main__":
     for split, n in SIZES.items():

@@ -68,7 +68,7 @@ def test_unknown_option_names_the_nearest(run) -> None:
 
 def test_tasks(run) -> None:
     code, out, _ = run("tasks")
-    assert code == 0 and "receipts" in out and "train 2240, dev 200, test 320" in out
+    assert code == 0 and "receipts" in out and "train 2480, dev 200, test 320" in out
 
 
 def test_models(run) -> None:

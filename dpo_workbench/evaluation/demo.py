@@ -12,6 +12,7 @@ from typing import Any
 from dpo_workbench.evaluation.report import write_report
 from dpo_workbench.evaluation.run import Evaluation, evaluate
 from dpo_workbench.evaluation.verdict import Verdict, verdict
+from dpo_workbench.mining.branch import branch
 from dpo_workbench.mining.sample import Found, mine
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
@@ -35,8 +36,7 @@ class Recipe:
     max_pairs: int
     temperature: float
     per_prompt: int  # pairs of one prompt at most
-    classes: tuple[str, ...] | None  # failure classes that are rejected; None = all
-    target: tuple[str, ...]  # the mined classes: what training shall cut, and what is counted again
+    target: tuple[str, ...]  # the mined classes: what is rejected in the pairs and counted again at the end
     probe_prompts: int
     dpo: TrainConfig
     sft: TrainConfig
@@ -45,29 +45,27 @@ class Recipe:
 RECIPES = {
     "nano": Recipe(
         test_prompts=200,
-        sft_prompts=1680,
-        mine_from=1680,
+        sft_prompts=2080,
+        mine_from=2080,
         mine_prompts=320,
         samples=4,
         max_pairs=160,
         temperature=0.7,
         per_prompt=2,
-        classes=("invalid_json", "loop", "repeated_item"),
-        target=("invalid_json", "loop", "repeated_item"),
+        target=("missing_field",),
         probe_prompts=96,
         dpo=TrainConfig(lr=5e-4, nll_weight=0.5, batch_size=8, probes=1, held_out=0.0),
         sft=SFT_CONFIG,
     ),
     "smol": Recipe(
         test_prompts=200,
-        sft_prompts=1680,
-        mine_from=1680,
+        sft_prompts=2080,
+        mine_from=2080,
         mine_prompts=80,
         samples=4,
         max_pairs=60,
         temperature=0.7,
         per_prompt=1,
-        classes=None,
         target=("missing_field",),
         probe_prompts=48,
         dpo=TrainConfig(lr=4e-5, nll_weight=1.0, batch_size=8, probes=1, micro_tokens=1024, held_out=0.0),
@@ -161,22 +159,30 @@ def demo(
         "sft", lambda: _sft_model(base, task, model_name, task_name, from_scratch, recipe, stages, probe)
     )
     evaluations = {"base": arm("base", base), "sft": arm("sft", start)}
+
+    def mined() -> Found:
+        found = mine(start, train_split, recipe.samples, temperature=recipe.temperature, seed=seed, show=show)
+        return branch(start, found, recipe.target, seed=seed, show=show)
+
     found = stages.cached(
         "mined.json",
-        lambda: mine(start, train_split, recipe.samples, temperature=recipe.temperature, seed=seed, show=show),
+        mined,
         lambda value, file: value.save(file),
         lambda file: Found.load(file, task),
     )
-    stages.say(f"{found}\nheadroom: {found.headroom()}")
+    headroom = found.headroom(recipe.target)
+    stages.say(f"{found}\nheadroom: {headroom}")
     pairs = stages.timed(
         "pairs",
-        lambda: found.pairs(per_prompt=recipe.per_prompt, classes=recipe.classes, most=recipe.max_pairs),
+        lambda: found.pairs(
+            per_prompt=recipe.per_prompt, classes=recipe.target, use_reference=False, most=recipe.max_pairs
+        ),
     )
     pairs.save(path / "pairs.jsonl")
     stages.say(repr(pairs))
 
     def trained(stage: str, name: str, fit: Callable[..., Run], config: TrainConfig, earlier: Run | None = None) -> Run:
-        settings = {"probe": probe, "target": recipe.target, "folder": path / stage, "show": show}
+        settings = {"probe": probe, "folder": path / stage, "show": show}
         run = stages.timed(
             stage, lambda: fit(start, pairs, config, start=earlier.start if earlier else None, **settings)
         )
@@ -193,7 +199,7 @@ def demo(
         evaluations["sft+dpo"],
         control=evaluations["sft+sft on chosen"],
         mined=recipe.target,
-        headroom=found.headroom(),
+        headroom=headroom,
     )
     report = stages.finish(evaluations, found, pairs, run, decided)
     return Demo(path, evaluations, found, pairs, run, decided, report)
@@ -284,7 +290,7 @@ class _Stages:
             "mined": {
                 "failures": dict(found.failures),
                 "samples": found.n_samples,
-                "headroom": found.headroom().to_dict(),
+                "headroom": found.headroom(self.settings["target"]).to_dict(),
             },
             "pairs": pairs.summary(),
             "training": {

@@ -13,7 +13,15 @@ from typing import Any
 from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.tasks.task import Example, Score, Task, read_examples
 
-FAILURES = ("invalid_json", "wrong_schema", "repeated_item", "missing_field", "invented_value", "wrong_value")
+FAILURES = (
+    "invalid_json",
+    "wrong_schema",
+    "missing_field",
+    "repeated_item",
+    "missing_item",
+    "invented_value",
+    "wrong_value",
+)
 _KEYS = ("vendor", "date", "items", "total")
 _AMOUNT = re.compile(r"-?\d+\.\d\d")
 
@@ -36,8 +44,8 @@ def score(example: Example, answer: str) -> Score:
 
     The value is the F1 over fields: vendor, date, total, and for each item its name, its quantity and its amount, as
     multisets. Text is compared without regard to case and spacing, amounts as decimal numbers. Classes, in order:
-    `invalid_json`, `wrong_schema`, `repeated_item` (a row more often than the document has it), `missing_field`
-    (an empty field or fewer items), `invented_value` (a value that the document does not print), `wrong_value`.
+    `invalid_json`, `wrong_schema`, `missing_field` (a blank one), `repeated_item` (a row more often than the document
+    has it), `missing_item` (fewer rows), `invented_value` (a value that the document does not print), `wrong_value`.
     """
     reference = json.loads(example.reference)
     try:
@@ -127,16 +135,18 @@ def _fields(answer: dict[str, Any]) -> Counter[Any]:
 
 
 def _failure(prompt: str, reference: dict[str, Any], found: dict[str, Any]) -> tuple[str, str]:
+    empty = [key for key in ("vendor", "date", "total") if not found[key].strip()]
+    if not all(name.strip() and amount.strip() for name, _, amount in found["items"]):
+        empty.append("an item's name or amount")
+    if empty:
+        return "missing_field", f"{empty[0]} is blank"
     want, got = _rows(reference), _rows(found)
     for row, n in got.items():
         if n > max(want[row], 1):
             return "repeated_item", f"{row[0][:80]!r} is listed {n} times; the document has it {want[row]} times"
-    empty = [key for key in ("vendor", "date", "total") if not found[key].strip()]
-    if not all(name.strip() and amount.strip() for name, _, amount in found["items"]):
-        empty.append("an item's name or amount")
-    if empty or sum(got.values()) < sum(want.values()):
-        lacking = empty[0] if empty else next((row[0] for row in want if row not in got), "an item")
-        return "missing_field", f"lacks {lacking!r}"
+    if sum(got.values()) < sum(want.values()):
+        lacking = next((row[0] for row in want if row not in got), "an item")
+        return "missing_item", f"lacks {lacking!r}"
     page = _text(prompt.split("\n\n", 1)[-1]).replace(",", ".")
     printed = set(re.findall(r"\d+\.\d\d", page))  # whole amounts: 2.00 does not stand where 12.00 is printed
     texts = [found["vendor"], *(name for name, _, _ in found["items"])]

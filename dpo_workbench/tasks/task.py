@@ -15,13 +15,18 @@ from dpo_workbench.tasks import failures
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its reference answer. Examples of one `group` never fall on two sides of a split."""
+    """One prompt with its reference answer. Examples of one `group` never fall on two sides of a split.
+
+    A `label` is what somebody wrote for it in haste, where that is not the reference: supervised fine-tuning learns
+    from labels as they are found, the verifier never sees them.
+    """
 
     id: str
     prompt: str
     reference: str
     group: str
     extra: dict[str, Any] = field(default_factory=dict)
+    label: str | None = None
 
 
 @dataclass(frozen=True)

@@ -121,24 +121,29 @@ REPEATED_ITEM = [
     (A, a(items=f"{MILK}, {BREAD}, {BREAD}, {MILK}")),
     (A, a(items=f'{MILK}, {BREAD}, {MILK}, ["Oat  MILK", 2, "3.8"]')),
     (A, a(items=", ".join([MILK] * 12))),
-    (A, a(items=f"{BREAD}, {BREAD}")),  # before missing_field
+    (A, a(items=f"{BREAD}, {BREAD}")),  # before missing_item
     (A, a(items='["tea", 1, "1.00"], ["tea", 1, "1.00"]')),  # before invented_value
     (B, b(items=f"{SWABS}, {SWABS}, {RIVET}")),
-    (B, b(items=f"{SWABS}, {RIVET}, {RIVET}", vendor="")),
+    (B, b(items=f"{SWABS}, {RIVET}, {RIVET}", total="56.00")),
 ]
 MISSING_FIELD = [
-    (A, a(items="")),
-    (A, a(items=MILK)),
-    (A, a(items=f"{MILK}, {BREAD}")),  # the second of two equal rows
-    (A, a(items=f"{MILK}, {MILK}")),
     (A, a(vendor="")),
     (A, a(vendor="  ")),
     (A, a(date="")),
     (A, a(total="")),
+    (A, a(total="", items=f"{MILK}, {BREAD}, {MILK}, {MILK}")),  # before repeated_item
     (A, a(items=f'["", 2, "3.80"], {BREAD}, {MILK}')),
     (A, a(items=f'{MILK}, ["white bread", 1, ""], {MILK}')),
-    (B, b(items=SWABS, total="18.38")),
     (B, b(items="", vendor="", date="", total="")),
+]
+MISSING_ITEM = [
+    (A, a(items="")),
+    (A, a(items=MILK)),
+    (A, a(items=f"{MILK}, {BREAD}")),  # the second of two equal rows
+    (A, a(items=f"{MILK}, {MILK}")),
+    (B, b(items="")),
+    (B, b(items=RIVET)),
+    (B, b(items=SWABS, total="18.38")),
     (B, b(items='["silver kettle", 1, "9.99"]')),  # before invented_value
 ]
 INVENTED_VALUE = [
@@ -187,6 +192,7 @@ CASES = {
     "wrong_schema": WRONG_SCHEMA,
     "repeated_item": REPEATED_ITEM,
     "missing_field": MISSING_FIELD,
+    "missing_item": MISSING_ITEM,
     "invented_value": INVENTED_VALUE,
     "wrong_value": WRONG_VALUE,
 }

@@ -12,6 +12,7 @@ import pytest
 from dpo_workbench.tasks import receipts
 from dpo_workbench.tasks.receipts_generator import (
     INSTRUCTION,
+    LABELLED,
     POOLS,
     SEEDS,
     SHORT,
@@ -93,6 +94,16 @@ def test_lengths_up_to_twelve_items_and_repeated_rows_occur() -> None:
     assert max(most) == 2 and 0.02 < sum(n > 1 for n in most) / len(most) < 0.2  # a legitimate repetition occurs
     short = [e.extra["items"] for e in TASK.train[:SHORT]]  # what fine-tuning learns from
     assert max(short) == SHORT_ITEMS < max(e.extra["items"] for e in TASK.train[SHORT:])
+
+
+def test_every_second_label_of_what_is_fine_tuned_on_has_a_blank_total() -> None:
+    labelled = [e for e in TASK.train if e.label is not None]
+    assert {e.id for e in labelled} < {e.id for e in TASK.train[:LABELLED]}
+    assert 0.47 < len(labelled) / LABELLED < 0.53
+    for example in labelled:
+        assert json.loads(example.label) == json.loads(example.reference) | {"total": ""}
+        assert TASK.score(example, example.label).failure == "missing_field"
+    assert all(e.label is None for split in (TASK.dev, TASK.test) for e in split)
 
 
 def test_max_items_and_layout_of_a_pool_of_ones_own() -> None:

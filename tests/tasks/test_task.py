@@ -118,6 +118,6 @@ def test_missing_and_empty_files_are_named(tmp_path, content: bytes) -> None:
 def test_builtin_tasks_load_and_unknown_ones_get_the_nearest_name() -> None:
     assert task_names() == ["receipts"]
     task = load_task("receipts")
-    assert {name: len(rows) for name, rows in task.splits.items()} == {"train": 2240, "dev": 200, "test": 320}
+    assert {name: len(rows) for name, rows in task.splits.items()} == {"train": 2480, "dev": 200, "test": 320}
     with pytest.raises(WorkbenchError, match="Got 'receipt'. Did you mean 'receipts'"):
         load_task("receipt")
