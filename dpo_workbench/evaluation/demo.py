@@ -47,29 +47,29 @@ RECIPES = {
         test_prompts=200,
         sft_prompts=2080,
         mine_from=2080,
-        mine_prompts=320,
+        mine_prompts=64,
         samples=4,
-        max_pairs=160,
+        max_pairs=48,
         temperature=0.7,
         per_prompt=2,
         target=("missing_field",),
-        probe_prompts=96,
-        dpo=TrainConfig(lr=5e-4, nll_weight=0.5, batch_size=8, probes=1, held_out=0.0),
+        probe_prompts=48,
+        dpo=TrainConfig(lr=5e-4, epochs=1, batch_size=8, probes=1, held_out=0.0),
         sft=SFT_CONFIG,
     ),
     "smol": Recipe(
         test_prompts=200,
         sft_prompts=2080,
         mine_from=2080,
-        mine_prompts=80,
+        mine_prompts=48,
         samples=4,
-        max_pairs=60,
+        max_pairs=48,
         temperature=0.7,
         per_prompt=1,
         target=("missing_field",),
-        probe_prompts=48,
-        dpo=TrainConfig(lr=4e-5, nll_weight=1.0, batch_size=8, probes=1, micro_tokens=1024, held_out=0.0),
-        sft=replace(SFT_CONFIG, lr=8e-4, batch_size=8, micro_tokens=1024),
+        probe_prompts=32,
+        dpo=TrainConfig(lr=1e-4, epochs=1, batch_size=8, probes=1, micro_tokens=1024, held_out=0.0),
+        sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024),
     ),
 }
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
@@ -162,7 +162,7 @@ def demo(
 
     def mined() -> Found:
         found = mine(start, train_split, recipe.samples, temperature=recipe.temperature, seed=seed, show=show)
-        return branch(start, found, recipe.target, seed=seed, show=show)
+        return branch(start, found, recipe.target, per_prompt=recipe.per_prompt, seed=seed, show=show)
 
     found = stages.cached(
         "mined.json",

@@ -15,6 +15,7 @@ from dpo_workbench.evaluation.statistics import (
     paired_difference,
     prompts_needed,
     relative_cut,
+    sign_flip,
     smallest_detectable,
 )
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -57,13 +58,15 @@ def verdict(
     """Compare two arms prompt by prompt, and decide.
 
     A change of failures is *clear* when its paired 95 % interval excludes zero and the exact McNemar test has
-    p < 0.05: the first respects groups, the second is exact for few prompts, and both must agree. A change of the
-    mean score is clear when its paired 95 % interval excludes zero. "Failures" are answers of any failure class; the
+    p < 0.05: the first respects groups, the second is exact for few prompts, and both must agree. A fall of
+    the mean score is clear when its paired 95 % interval excludes zero; a rise, when the paired permutation test has
+    p < 0.05 as well. "Failures" are answers of any failure class; the
     mined classes are reported beside them and decide nothing, as a loop that became a wrong value is still a failure.
 
     Rules, in this order; the first that applies decides:
         1. harmful: the mean score falls clearly, or failures rise clearly. A cut of failures does not make up for it.
-        2. cannot tell: failures do not fall clearly. The text names the smallest difference that the set can show.
+        2. cannot tell: neither do failures fall clearly, nor does the mean score rise clearly (an answer with one wrong
+           field less is better, if still a failure). The text names the smallest difference that the set can show.
         3. not worth it: the control arm is clearly better than DPO in failures or in score.
         4. not worth it: the control has as few failures as DPO or fewer, and its score is not clearly lower.
         5. worth it. Where the lead over the control is not clear, or no control was given, the reason says so.
@@ -97,12 +100,14 @@ def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
         return "harmful", "the mean score falls, and its interval is clear of zero"
     if _clear_failures(numbers) > 0:
         return "harmful", "failures rise, and the interval is clear of zero"
-    if _clear_failures(numbers) == 0:
+    rises = _clear(numbers["score"]) > 0 and numbers["score"]["sign_flip_p"] < 0.05
+    if _clear_failures(numbers) == 0 and not rises:
         if numbers["failures"]["before"] == 0:
             return "cannot tell", "no prompt of this test set failed before, so it cannot show a cut"
         return "cannot tell", f"this test set sees only differences of {numbers['sees_points']} points or more"
+    gain = "failures fall, and the score holds" if _clear_failures(numbers) else "the score rises, and failures do not"
     if "control" not in numbers:
-        return "worth it", "failures fall, the interval is clear of zero, and the score holds; no control arm was given"
+        return "worth it", f"{gain}, clear of zero; no control arm was given"
     control = numbers["control"]
     score, failures = _clear(control["score"]), _clear_failures(control)  # DPO minus control
     if failures > 0 or score < 0:
@@ -111,8 +116,8 @@ def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
         return "not worth it", "the control arm did as well"
     if failures < 0 or score > 0:
         better = "fewer failures" if failures < 0 else "a better score"
-        return "worth it", f"failures fall, the score holds, and the control arm is beaten: {better}, clear of zero"
-    return "worth it", "failures fall and the score holds; the lead over the control arm is not clear of zero"
+        return "worth it", f"{gain}; the control arm is beaten: {better}, clear of zero"
+    return "worth it", f"{gain}; the lead over the control arm is not clear of zero"
 
 
 def _clear(change: dict[str, Any]) -> int:
@@ -142,6 +147,7 @@ def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None)
             "before": float(np.mean(old)),
             "after": float(np.mean(new)),
             "difference": paired_difference(old, new, groups).to_dict(),
+            "sign_flip_p": sign_flip(old, new, groups),
         },
         "tokens": {
             "before": float(np.mean([row.n_tokens for row in was])),

@@ -20,7 +20,7 @@ def branch(
     found: Found,
     classes: Sequence[str],
     *,
-    samples: int = 2,
+    samples: int = 4,
     per_prompt: int = 2,
     temperature: float = 1.0,
     seed: int = 0,

@@ -58,7 +58,8 @@ class Found:
 
     def headroom(self, target: Sequence[str] = ()) -> Headroom:
         """Can preferences help here, with all failures or with the classes of `target`? Before any training."""
-        return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows], target)
+        mended = [any(s.better and s.failure in target for s in samples) for _, samples in self.rows]
+        return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows], target, mended)
 
     def pairs(
         self,

@@ -14,7 +14,7 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 
-ROWS = 64  # answers in one batch
+ROWS = 96  # answers in one batch
 AHEAD, MATCH = 7, 4  # tokens guessed in one pass, and how many last tokens must have stood before at best
 PASS = {"cpu": 80}  # tokens in one pass that cost little more than one a row; beyond, a guess costs what it saves
 PREFILL = 8  # prompts read at one time; few, so that their activations stay in the processor's cache

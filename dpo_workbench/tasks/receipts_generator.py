@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import partial
@@ -213,7 +213,7 @@ def with_label(example: Example) -> Example:
     return replace(example, label=_answer(json.loads(example.reference) | {"total": ""}))
 
 
-def _answer(values: dict[str, object]) -> str:
+def _answer(values: Mapping[str, object]) -> str:
     return json.dumps(values, ensure_ascii=False)
 
 

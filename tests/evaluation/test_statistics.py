@@ -181,3 +181,12 @@ def coverage(grouped: bool, tries: int = 120) -> float:
 def test_intervals_by_group_cover_and_intervals_that_ignore_groups_do_not():
     assert coverage(grouped=True) >= 0.9
     assert coverage(grouped=False) < 0.8  # the negative control: what ignoring groups would claim
+
+
+def test_sign_flip_is_mcnemar_for_yes_and_no_and_sees_groups() -> None:
+    before, after = [1.0] * 9 + [0.0] * 2 + [1.0] * 20, [0.0] * 9 + [1.0] * 2 + [1.0] * 20
+    alone = [str(k) for k in range(31)]
+    assert s.sign_flip(before, after, alone) == pytest.approx(s.mcnemar_exact(9, 2))
+    assert s.sign_flip(before, after, ["one"] * 31) == 1.0  # one group that changed has one sign
+    assert s.sign_flip(before, before, alone) == 1.0
+    assert s.sign_flip([0.0] * 40, [0.1] * 40, [str(k) for k in range(40)]) < 0.001

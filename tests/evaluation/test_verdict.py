@@ -117,6 +117,16 @@ def test_mined_classes_are_reported_and_decide_nothing(arm):
     assert got.outcome == "cannot tell" and got.numbers["mined"]["after"] == 0
 
 
+def test_a_clear_rise_of_the_score_counts_where_failures_stay(arm):
+    """A field mended in 30 of 90 answers that fail for another reason, too."""
+    was = [0.4 if f else 1.0 for f in BEFORE]
+    after = [0.5 if k < 30 else v for k, v in enumerate(was)]
+    got = verdict(arm("before", BEFORE, values=was), arm("after", BEFORE, values=after))
+    assert got.outcome == "worth it" and "the score rises, and failures do not" in got.reason
+    few = [0.5 if k < 4 else v for k, v in enumerate(was)]  # four alone could be chance: p = 0.125
+    assert verdict(arm("before", BEFORE, values=was), arm("after", BEFORE, values=few)).outcome == "cannot tell"
+
+
 def test_the_forecast_is_compared(arm):
     headroom = SimpleNamespace(forecast=0.6, text="...")
     got = verdict(arm("before", BEFORE), arm("after", GOOD), headroom=headroom)

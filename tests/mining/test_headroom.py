@@ -56,6 +56,12 @@ def test_a_target_counts_only_its_classes() -> None:
     assert found.mean_score == Headroom.of(ROWS).mean_score
 
 
+def test_better_endings_count_as_answers_that_pass() -> None:
+    found = Headroom.of(ROWS, ("wrong",), [False, False, True, False])  # c: all four wrong, one with a better ending
+    assert (found.mixed_share, found.never_share, found.forecast) == (0.5, 0.0, 1.0)
+    assert Headroom.of(ROWS, ("wrong",)).forecast == 0.2
+
+
 def test_no_failures_forecast_nothing() -> None:
     found = Headroom.of([[OK, OK]])
     assert (found.forecast, found.classes, found.mixed_share, found.never_share) == (0.0, {}, 0.0, 0.0)
