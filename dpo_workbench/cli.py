@@ -95,6 +95,7 @@ def mine(
             "the same with a better ending of the model's own. All classes by default."
         ),
     ] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many prompts: those that fine-tuning has seen.")] = 0,
     limit: Limit = None,
     seed: Seed = 0,
 ) -> None:
@@ -104,7 +105,7 @@ def mine(
 
     _log_to(out)
     handle, loaded = _model(model, adapter), _task(task)
-    found = run_mine(handle, loaded.train[:limit], samples, temperature=temperature, seed=seed)
+    found = run_mine(handle, loaded.train[skip:][:limit], samples, temperature=temperature, seed=seed)
     if target:
         found = branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")

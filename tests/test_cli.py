@@ -141,6 +141,15 @@ def test_mine_train_evaluate_on_a_tiny_model(run, tiny_folder, tmp_path) -> None
     assert json.loads((tmp_path / "m" / "mined.json").read_text())["settings"]["samples"] == 2
 
 
+def test_mine_aims_at_named_classes_and_leaves_prompts_out(run, tiny_folder, tmp_path) -> None:
+    model = ("--model", str(tiny_folder), "--adapter", "none")
+    code, out, _ = run("mine", "--out", "m", *model, "--skip", "2400", "-n", "3", "--samples", "2", "--target", "truncated")
+    assert "samples fail as truncated" in out and "better endings found" in out, code
+    mined = json.loads((tmp_path / "m" / "mined.json").read_text())
+    assert [row["example"] for row in mined["rows"]] == ["train-2400", "train-2401", "train-2402"]
+    assert mined["settings"]["branch"]["classes"] == ["truncated"]
+
+
 def test_train_writes_an_adapter(run, tiny_folder, tmp_path) -> None:
     Pairs([Pair(f"p{k}", f"q {k}", "yes", "no") for k in range(3)]).save(tmp_path / "pairs.jsonl")
     arguments = ("train", "pairs.jsonl", "--out", "t", "--model", str(tiny_folder), "-a", "none", "--task", "")

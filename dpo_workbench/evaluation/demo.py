@@ -68,7 +68,7 @@ RECIPES = {
         per_prompt=1,
         target=("missing_field",),
         probe_prompts=32,
-        dpo=TrainConfig(lr=1e-4, epochs=1, batch_size=8, probes=1, micro_tokens=1024, held_out=0.0),
+        dpo=TrainConfig(lr=6e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=1, micro_tokens=1024, held_out=0.0),
         sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024),
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dpo_workbench.mining.build_pairs import GAP
+from dpo_workbench.mining.build_pairs import GAP, check_classes
 from dpo_workbench.mining.sample import Found, Sample
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
@@ -50,8 +50,9 @@ def branch(
     Returns:
         The same samples; where a better ending was found, `Sample.better` holds it.
     Raises:
-        WorkbenchError: no classes are named.
+        WorkbenchError: no classes are named, or not in a list.
     """
+    check_classes(classes)
     if not classes:
         raise WorkbenchError("`branch` must know what to mend. Got no classes. Name some of `found.failures`.")
     todo = []

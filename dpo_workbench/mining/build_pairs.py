@@ -19,7 +19,7 @@ def build_pairs(
     task: Task,
     rows: Sequence[tuple[Example, Sequence[Sample]]],
     per_prompt: int,
-    classes: tuple[str, ...] | None,
+    classes: Sequence[str] | None,
     use_reference: bool,
     most: int | None = None,
 ) -> Pairs:
@@ -41,8 +41,9 @@ def build_pairs(
         most: at most so many pairs: better endings first, then other own answers, then references.
 
     Raises:
-        WorkbenchError: no pair can be made; says why.
+        WorkbenchError: no pair can be made; says why. Or `classes` is a text.
     """
+    check_classes(classes)
     pairs: list[Pair] = []
     ranks: dict[str, int] = {}
     for example, samples in rows:
@@ -82,14 +83,20 @@ def build_pairs(
     return Pairs(pairs, task)
 
 
-def _better(samples: Sequence[Sample], bad: Sample, classes: tuple[str, ...] | None) -> Sample | None:
+def check_classes(classes: Sequence[str] | None) -> None:
+    """Raise where one name stands in place of a list: each of its letters would be taken for a class."""
+    if isinstance(classes, str):
+        raise WorkbenchError(f"Failure classes must be a list. Got the text {classes!r}. Write [{classes!r}].")
+
+
+def _better(samples: Sequence[Sample], bad: Sample, classes: Sequence[str] | None) -> Sample | None:
     """The best own answer outside the named classes, if it beats the rejected one by `GAP`."""
     others = [s for s in samples if classes and s.finished and s.failure not in classes]
     best = max(others, key=lambda s: s.value, default=None)
     return best if best and best.value >= bad.value + GAP else None
 
 
-def _rejected(samples: Sequence[Sample], good: Sample | None, classes: tuple[str, ...] | None) -> list[Sample]:
+def _rejected(samples: Sequence[Sample], good: Sample | None, classes: Sequence[str] | None) -> list[Sample]:
     """Failed samples in the order in which they are used: loops, then cut off, then by class in turn."""
     seen = {good.text.strip()} if good else set()
     by_class: dict[str, list[Sample]] = {}

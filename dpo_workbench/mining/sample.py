@@ -65,7 +65,7 @@ class Found:
         self,
         *,
         per_prompt: int = 1,
-        classes: tuple[str, ...] | None = None,
+        classes: Sequence[str] | None = None,
         use_reference: bool = True,
         most: int | None = None,
     ) -> Pairs:

@@ -15,6 +15,7 @@ from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 96  # answers in one batch
+GROW = 64  # places by which the buffer of keys and values grows: few answers are as long as they may be
 AHEAD, MATCH = 7, 4  # tokens guessed in one pass, and how many last tokens must have stood before at best
 PASS = {"cpu": 80}  # tokens in one pass that cost little more than one a row; beyond, a guess costs what it saves
 PREFILL = 8  # prompts read at one time; few, so that their activations stay in the processor's cache
@@ -44,6 +45,7 @@ class _Buffer(DynamicLayer):
         n_rows, _, new, _ = key_states.shape
         if not self.is_initialized:
             self._make(n_rows, key_states)
+        self._fit(self.length if self.places is not None else self.length + new)
         if self.places is None:
             part = slice(self.length, self.length + new)
             self.keys[:, :, part], self.values[:, :, part] = key_states, value_states
@@ -61,6 +63,12 @@ class _Buffer(DynamicLayer):
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
         shape = (n_rows, like.shape[1], self.capacity, like.shape[3])
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)  # zeros: what is masked must be finite
+
+    def _fit(self, length: int) -> None:
+        if length > self.capacity:
+            more = length + GROW - self.capacity
+            self.keys, self.values = (nn.functional.pad(old, (0, 0, 0, more)) for old in (self.keys, self.values))
+            self.capacity += more
 
     def lay(self, read: _Buffer, lengths: list[int], first: int, n_rows: int, samples: int) -> None:
         """Copy freshly read prompts into the rows from `first`, `samples` times each."""
@@ -184,7 +192,7 @@ def _batch(
     text = torch.full((n_rows, int(starts.max()) + limit + most + 1), end, device=device)  # prompts, then answers
     for r, prompt in enumerate(prompts):
         text[r * samples : (r + 1) * samples, : len(prompt)] = torch.tensor(prompt, device=device)
-    cache, logits = _prefill(network, prompts, samples, text.shape[1], end, device)
+    cache, logits = _prefill(network, prompts, samples, int(lengths.max()) + GROW, end, device)
     finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
     active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
     guess = text.new_empty(n_rows, 0)

@@ -62,3 +62,7 @@ def test_nothing_to_branch_and_no_class(tiny, found) -> None:
     assert branch(tiny, found, ("no such class",), show=False).rows == found.rows
     with pytest.raises(WorkbenchError, match="must know what to mend"):
         branch(tiny, found, (), show=False)
+    with pytest.raises(WorkbenchError, match="must be a list. Got the text 'odd'"):
+        branch(tiny, found, "odd", show=False)
+    with pytest.raises(WorkbenchError, match="must be a list. Got the text 'odd'"):
+        found.pairs(classes="odd")

@@ -5,12 +5,15 @@ import torch
 
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import Row, pack
-from dpo_workbench.training.tokens import tokenise
+from dpo_workbench.training.tokens import Unfinished, tokenise
 
 TEXTS = [
     ("a", "the question", ("yes: 12", "no: cd cd cd 34")),
     ("b", "a much longer question to the answer ab ab", ("yes", "the answer to the question is no")),
     ("c", "ab", ("no: ab ab ab ab ab ab", "yes: 5")),
+    ("d", "the question", ("yes: ab ab cd 12", "yes: ab ab ab 34 56")),  # one beginning
+    ("e", "ab cd", ("no: cd cd", Unfinished("no: cd cd cd cd"))),  # one goes on where the other ends
+    ("f", "ab cd", ("no: cd cd cd", Unfinished("no: cd cd"))),  # nothing is left of the other
 ]
 
 
@@ -35,11 +38,11 @@ def test_log_probabilities_equal_two_plain_sequences(moved, rows) -> None:
         want = torch.cat([plain_logps(network, row) for row in rows])
         got = answer_logps(network, pack(rows, 0))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
-    assert len(want) == 6 and want.max() < -1
+    assert len(want) == 12 and want.max() < -1
 
 
 def test_gradients_equal_two_plain_sequences(moved, rows) -> None:
-    weights = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0])
+    weights = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0] * 2)
 
     def gradients(packed: bool) -> list[torch.Tensor]:
         with moved.active(trainable=True) as network:
@@ -84,13 +87,24 @@ def test_mask_decodes_to_exactly_the_answers_and_their_end_tokens(moved, rows) -
     texts = [text for _, _, answers in TEXTS for text in answers]
     for number, text in enumerate(texts):
         mine = batch.owner == number
-        assert moved.tokenizer.decode(batch.target[mine]) == text + "<|end|>"
-    assert batch.lengths.tolist() == [len(a) for row in rows for a in row.answer_ids] and batch.n_answers == 6
+        assert moved.tokenizer.decode(batch.target[mine]) == text + "<|end|>" * (not isinstance(text, Unfinished))
+    assert batch.lengths.tolist() == [len(a) for row in rows for a in row.answer_ids] and batch.n_answers == 12
     flat, width = batch.input_ids.flatten(), batch.input_ids.shape[1]
     for row_number, row in enumerate(rows):  # each target is the token after the place that predicts it
-        start, first = row_number * width + len(row.prompt_ids), batch.owner == 2 * row_number
-        assert batch.source[first].tolist() == [start - 1, *range(start, start + len(row.answer_ids[0]) - 1)]
-        assert flat[batch.source[first][1:]].tolist() == batch.target[first][:-1].tolist()
+        start = row_number * width + len(row.prompt_ids)
+        for answer, own in zip(row.answer_ids, (batch.owner == 2 * row_number, batch.owner == 2 * row_number + 1)):
+            assert flat[batch.source[own][1:]].tolist() == batch.target[own][:-1].tolist() == list(answer[:-1])
+            assert batch.source[own][0] == start - 1
+
+
+def test_a_common_beginning_is_there_once(rows) -> None:
+    assert [row.n_shared for row in rows[:3]] == [0, 0, 0] and rows[3].n_shared > 2
+    assert rows[4].n_shared == len(rows[4].answer_ids[0]) - 1 and rows[5].n_shared == len(rows[5].answer_ids[1])
+    assert Row("one", (1, 2), ((3, 4),)).n_shared == 0 and Row("one", (1, 2), ((3, 4),)).n_tokens == 4
+    for row in rows[3:]:
+        batch = pack([row], 0)
+        assert batch.input_ids.shape[1] == row.n_tokens < len(row.prompt_ids) + sum(map(len, row.answer_ids))
+        assert (batch.segments == 0).sum() == len(row.prompt_ids) + row.n_shared
 
 
 def test_attention_mask_by_hand() -> None:
