@@ -92,7 +92,8 @@ def test_mask_decodes_to_exactly_the_answers_and_their_end_tokens(moved, rows) -
     flat, width = batch.input_ids.flatten(), batch.input_ids.shape[1]
     for row_number, row in enumerate(rows):  # each target is the token after the place that predicts it
         start = row_number * width + len(row.prompt_ids)
-        for answer, own in zip(row.answer_ids, (batch.owner == 2 * row_number, batch.owner == 2 * row_number + 1)):
+        for number, answer in enumerate(row.answer_ids):
+            own = batch.owner == 2 * row_number + number
             assert flat[batch.source[own][1:]].tolist() == batch.target[own][:-1].tolist() == list(answer[:-1])
             assert batch.source[own][0] == start - 1
 
