@@ -105,9 +105,11 @@ def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
         if numbers["failures"]["before"] == 0:
             return "cannot tell", "no prompt of this test set failed before, so it cannot show a cut"
         return "cannot tell", f"this test set sees only differences of {numbers['sees_points']} points or more"
-    gain = "failures fall, and the score holds" if _clear_failures(numbers) else "the score rises, and failures do not"
+    gain = "the score rises clear of zero, and failures do not rise"
+    if _clear_failures(numbers) < 0:
+        gain = "failures fall clear of zero, and the score holds"
     if "control" not in numbers:
-        return "worth it", f"{gain}, clear of zero; no control arm was given"
+        return "worth it", f"{gain}; no control arm was given"
     control = numbers["control"]
     score, failures = _clear(control["score"]), _clear_failures(control)  # DPO minus control
     if failures > 0 or score < 0:

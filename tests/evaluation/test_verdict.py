@@ -122,7 +122,7 @@ def test_a_clear_rise_of_the_score_counts_where_failures_stay(arm):
     was = [0.4 if f else 1.0 for f in BEFORE]
     after = [0.5 if k < 30 else v for k, v in enumerate(was)]
     got = verdict(arm("before", BEFORE, values=was), arm("after", BEFORE, values=after))
-    assert got.outcome == "worth it" and "the score rises, and failures do not" in got.reason
+    assert got.outcome == "worth it" and "the score rises clear of zero" in got.reason
     few = [0.5 if k < 4 else v for k, v in enumerate(was)]  # four alone could be chance: p = 0.125
     assert verdict(arm("before", BEFORE, values=was), arm("after", BEFORE, values=few)).outcome == "cannot tell"
 
