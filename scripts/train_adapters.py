@@ -1,10 +1,10 @@
 """Make a shipped adapter by supervised fine-tuning: data/adapters/MODEL-receipts.
 
-    python scripts/train_adapters.py nano --prompts :1680 --epochs 2 --lr 1e-3
-    python scripts/train_adapters.py smol --prompts :1600 --epochs 1 --lr 8e-4 --out work/smol-short
-    python scripts/train_adapters.py smol --prompts 1520:1680 --epochs 1 --lr 3e-4 --start work/smol-short
+    python scripts/train_adapters.py nano --prompts :1680 --epochs 2 --lr 1e-3 --out work/nano-before
+    python scripts/train_adapters.py nano --prompts 1600:2080 --epochs 1 --lr 1e-3 --last --start work/nano-before
 
-The dev score on the way goes into training.json beside the weights, so that anyone can see whether the curve was flat.
+The commands of the shipped ones stand in their training.json. So does the dev score on the way, so that anyone can see
+whether the curve was flat.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import dpo_workbench as dw
 from dpo_workbench.evaluation.demo import RECIPES
 from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.training.config import SFT_CONFIG
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
         recipe.sft,
         lr=args.lr or recipe.sft.lr,
         epochs=args.epochs or recipe.sft.epochs,
-        probes=0 if args.last else recipe.sft.probes,
+        probes=0 if args.last else SFT_CONFIG.probes,
     )
     out = args.out or data_folder() / "adapters" / f"{args.model}-{args.task}"
     model = dw.load_model(args.model, adapter=args.start)

@@ -55,7 +55,7 @@ RECIPES = {
         target=("missing_field",),
         probe_prompts=48,
         dpo=TrainConfig(lr=5e-4, epochs=1, batch_size=8, probes=1, held_out=0.0),
-        sft=SFT_CONFIG,
+        sft=replace(SFT_CONFIG, probes=0),  # the last adapter: its labels teach what dev punishes
     ),
     "smol": Recipe(
         test_prompts=200,
@@ -69,7 +69,7 @@ RECIPES = {
         target=("missing_field",),
         probe_prompts=32,
         dpo=TrainConfig(lr=6e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=1, micro_tokens=1024, held_out=0.0),
-        sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024),
+        sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024, probes=0),
     ),
 }
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
