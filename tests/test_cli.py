@@ -143,12 +143,12 @@ def test_mine_train_evaluate_on_a_tiny_model(run, tiny_folder, tmp_path) -> None
 
 def test_mine_aims_at_named_classes_and_leaves_prompts_out(run, tiny_folder, tmp_path) -> None:
     model = ("--model", str(tiny_folder), "--adapter", "none")
-    aim = ("--skip", "2400", "-n", "3", "--samples", "2", "--target", "truncated")
+    aim = ("--skip", "2400", "-n", "3", "--samples", "2", "--target", "invalid_json")
     code, out, err = run("mine", "--out", "m", *model, *aim)
-    assert code == 0 and "samples fail as truncated" in out and "better endings found" in out, err
+    assert code == 0 and "samples fail as invalid_json" in out and "better endings found" in out, err
     mined = json.loads((tmp_path / "m" / "mined.json").read_text())
     assert [row["example"] for row in mined["rows"]] == ["train-2400", "train-2401", "train-2402"]
-    assert mined["settings"]["branch"]["classes"] == ["truncated"]
+    assert mined["settings"]["branch"]["classes"] == ["invalid_json"]
 
 
 def test_train_writes_an_adapter(run, tiny_folder, tmp_path) -> None:
