@@ -111,7 +111,7 @@ def mine(
     found.save(out / "mined.json")
     console.print(repr(found), markup=False)
     console.print(f"headroom: {found.headroom(target or ())}", markup=False)
-    pairs = found.pairs(classes=tuple(target) if target else None)
+    pairs = found.pairs(classes=target or None)
     pairs.save(out / "pairs.jsonl")
     console.print(repr(pairs), markup=False)
     console.print(f"pairs: {out / 'pairs.jsonl'}", markup=False)

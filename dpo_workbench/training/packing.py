@@ -9,6 +9,7 @@ arXiv 2410.20305, taken past the prompt).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Row:
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[tuple[int, ...], ...]  # each with its end token
 
-    @property
+    @cached_property
     def n_shared(self) -> int:
         """Tokens of the answers' common beginning; 0 for a single answer."""
         if len(self.answer_ids) < 2:
