@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dpo_workbench.models.attention import use_attention
 from dpo_workbench.runtime.environment import data_folder, describe, keep_freed_memory
 from dpo_workbench.tasks.receipts_generator import LABELS, POOLS, Pool, draw_date, draw_label, draw_line, make_example
 from dpo_workbench.training.packing import Row, pack
@@ -220,6 +221,7 @@ def main() -> None:
         pad_token_id=end,
     )
     model = LlamaForCausalLM(config)
+    model.set_attn_implementation(use_attention())
     wire_copying(model)
     if args.start:
         model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
@@ -242,7 +244,7 @@ def main() -> None:
             if kind == "copy"
             else document_rows(rng, tokenizer, min(size, args.max_items), 1 / 3 if kind == "real" else 0.0)
         )
-        batch = pack(rows, end)
+        batch = pack(rows)
         lr = args.lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -251,9 +253,10 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(
                 input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask(),
+                attention_mask=torch.ones(1, 1, 1, 1).bool(),
                 position_ids=batch.position_ids,
                 use_cache=False,
+                layout=batch.layout,
             ).last_hidden_state
             scores = model.lm_head(hidden.flatten(0, 1)[batch.source])
         loss = torch.nn.functional.cross_entropy(scores.float(), batch.target)

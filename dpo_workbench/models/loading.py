@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging as transformers_logging
 
 from dpo_workbench.models import adapter as lora
+from dpo_workbench.models.attention import use_attention
 from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
 from dpo_workbench.runtime.environment import choose_device, choose_dtype, data_folder, keep_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -214,7 +215,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         network = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+            source, dtype=dtype, use_safetensors=True, attn_implementation=use_attention()
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise WorkbenchError(

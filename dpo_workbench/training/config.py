@@ -19,7 +19,8 @@ class TrainConfig:
     lr: float = 5e-5  # peak learning rate of the LoRA weights; too high ruins answers, not rewards
     epochs: int = 2  # passes over the pairs
     batch_size: int = 16  # rows in one optimiser step
-    micro_tokens: int = 1536  # padded tokens in one forward pass; lower = less memory, same result
+    micro_tokens: int = 1536  # tokens in one forward pass; lower = less memory, same result
+    packing: bool = True  # compute what answers share once; off by itself for models that cannot (slower, same result)
     warmup: float = 0.1  # share of steps in which the learning rate rises; then it falls to 0 in a straight line
     max_grad_norm: float = 1.0  # gradients longer than this are shortened to it
     rank: int = 16  # LoRA rank; higher = more capacity and memory

@@ -49,12 +49,12 @@ def token_logps(network: nn.Module, batch: Batch) -> Tensor:
         batch: from `pack`.
     """
     causal = network.get_base_model() if hasattr(network, "peft_config") else network
+    packed = {}
+    if batch.layout is not None:  # a mask of four dimensions, so that transformers makes none
+        packed = {"layout": batch.layout, "attention_mask": torch.ones(1, 1, 1, 1, device=batch.target.device).bool()}
     hidden = causal.get_decoder()(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask(),
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state  # (R, T, H)
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **packed
+    ).last_hidden_state  # (1, T, H)
     hidden = hidden.flatten(0, 1)[batch.source]  # (N, H)
     scale = float(getattr(causal.config, "logits_scaling", 1.0) or 1.0)
     return _TokenLogps.apply(hidden, causal.get_output_embeddings().weight, batch.target, scale)

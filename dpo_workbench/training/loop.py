@@ -14,7 +14,7 @@ from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.losses import LOSSES, PairLogps, chosen_nll
-from dpo_workbench.training.packing import Batch, Row, pack
+from dpo_workbench.training.packing import Batch, Row, lay_out, pack
 
 # reference logps of a row's answers, by row id: (chosen, rejected)
 Reference = dict[str, tuple[float, float]]
@@ -111,16 +111,29 @@ def steps_per_epoch(n_rows: int, config: TrainConfig) -> int:
 
 
 def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
-    """Rows sorted by length and cut so that rows x longest stays under `micro_tokens` (one row always goes)."""
-    pad = model.tokenizer.eos_token_id
+    """Rows sorted by length and cut so that a batch's tokens stay under `micro_tokens` (one row always goes)."""
     group: list[Row] = []
+
+    def batch() -> Batch:
+        if config.packing:
+            return pack(group, model.device)
+        return lay_out(group, model.tokenizer.eos_token_id, model.device)
+
     for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
-        if group and (len(group) + 1) * group[0].n_tokens > config.micro_tokens:
-            yield pack(group, pad, model.device)
+        if group and _tokens([*group, row], config.packing) > config.micro_tokens:
+            yield batch()
             group = []
         group.append(row)
     if group:
-        yield pack(group, pad, model.device)
+        yield batch()
+
+
+def _tokens(rows: Sequence[Row], packing: bool) -> int:
+    """Tokens of a batch, padding included."""
+    if packing:
+        return sum(row.n_tokens for row in rows)
+    sizes = [len(row.prompt_ids) + len(answer) for row in rows for answer in row.answer_ids]
+    return max(sizes) * len(sizes)
 
 
 def learning_rate(step: int, n_steps: int, config: TrainConfig) -> float:

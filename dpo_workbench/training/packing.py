@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dpo_workbench.models.attention import Layout
+
 
 @dataclass(frozen=True)
 class Row:
@@ -39,13 +41,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a micro-batch as tensors. R rows, T tokens of the longest row, A answers, N answer tokens in all."""
+    """Rows of a micro-batch as tensors. T tokens in all, A answers, N answer tokens in all."""
 
     ids: tuple[str, ...]
-    input_ids: Tensor  # (R, T)
-    position_ids: Tensor  # (R, T)
-    segments: Tensor  # (R, T): 0 what all answers share, 1.. the rest of each, -1 padding
-    source: Tensor  # (N,) flat index into R*T: the position whose output predicts the token
+    input_ids: Tensor  # (1, T) packed; (A, longest) when each answer is laid out by itself
+    position_ids: Tensor | None  # (1, T); None = counted by the model
+    layout: Layout | None  # who sees whom; None = plain causal sequences
+    source: Tensor  # (N,) flat index into input_ids: the position whose output predicts the token
     target: Tensor  # (N,) the answer token
     owner: Tensor  # (N,) which answer the token belongs to, 0 .. A-1, row by row
     n_answers: int
@@ -55,58 +57,75 @@ class Batch:
         """Tokens in each answer, end token included. Shape (A,)."""
         return torch.bincount(self.owner, minlength=self.n_answers)
 
-    def attention_mask(self) -> Tensor:
-        """True where a token may look: earlier, and in the shared part or its own answer. Shape (R, 1, T, T)."""
-        seg = self.segments
-        length = seg.shape[1]
-        earlier = torch.ones(length, length, dtype=torch.bool, device=seg.device).tril()
-        same = (seg[:, None, :] == seg[:, :, None]) | (seg[:, None, :] == 0)
-        return (same & earlier)[:, None]
 
-
-def pack(rows: list[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Lay rows side by side, padded to the longest.
+def pack(rows: list[Row], device: torch.device | str = "cpu") -> Batch:
+    """Lay rows one after the other into a single sequence, without padding.
 
     Args:
         rows: at least one; every prompt and every answer has at least one token.
-        pad_id: any valid token id; padded places are masked.
         device: where the tensors go.
     """
-    width = max(row.n_tokens for row in rows)
-    input_ids = torch.full((len(rows), width), pad_id)
-    positions = torch.zeros((len(rows), width), dtype=torch.long)
-    segments = torch.full((len(rows), width), -1)
+    tokens: list[int] = []
+    positions: list[int] = []
+    layout: list[tuple[int, int, tuple[int, ...]]] = []
     source: list[int] = []
-    target: list[int] = []
-    owner: list[int] = []
-    answer_number = 0
-    for r, row in enumerate(rows):
-        shared = row.prompt_ids + row.answer_ids[0][: row.n_shared]
-        input_ids[r, : len(shared)] = torch.tensor(shared)
-        positions[r, : len(shared)] = torch.arange(len(shared))
-        segments[r, : len(shared)] = 0
-        start = len(shared)
-        for number, answer in enumerate(row.answer_ids, 1):
-            rest = answer[row.n_shared :]
-            stop = start + len(rest)
-            input_ids[r, start:stop] = torch.tensor(rest)
-            positions[r, start:stop] = len(shared) + torch.arange(len(rest))
-            segments[r, start:stop] = number
+    for row in rows:
+        start, shared = len(tokens), row.prompt_ids + row.answer_ids[0][: row.n_shared]
+        rests = [answer[row.n_shared :] for answer in row.answer_ids]
+        layout.append((start, len(shared), tuple(map(len, rests))))
+        tokens += shared
+        positions += range(len(shared))
+        for rest in rests:
             # a token is predicted at the place before it: the first one at the prompt's last place
-            places = [*range(len(row.prompt_ids) - 1, len(shared)), *range(start, stop)]
-            source += [r * width + place for place in places[: len(answer)]]
-            target += answer
-            owner += [answer_number] * len(answer)
-            answer_number += 1
-            start = stop
+            places = [
+                *range(start + len(row.prompt_ids) - 1, start + len(shared)),
+                *range(len(tokens), len(tokens) + len(rest)),
+            ]
+            source += places[: row.n_shared + len(rest)]
+            tokens += rest
+            positions += range(len(shared), len(shared) + len(rest))
+    return _batch(rows, torch.tensor([tokens]), torch.tensor([positions]), Layout(tuple(layout)), source, device)
+
+
+def lay_out(rows: list[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Each answer after its own copy of the prompt, padded at the end, where a causal model does not look.
+
+    For models that cannot take a pack. Values and gradients are those of `pack`.
+
+    Args:
+        rows: as for `pack`.
+        pad_id: any valid token id.
+        device: where the tensors go.
+    """
+    whole = [row.prompt_ids + answer for row in rows for answer in row.answer_ids]
+    width = max(map(len, whole))
+    ids = torch.tensor([[*tokens, *[pad_id] * (width - len(tokens))] for tokens in whole])
+    firsts = [len(row.prompt_ids) - 1 for row in rows for _ in row.answer_ids]
+    source = [
+        a * width + i for a, (t, first) in enumerate(zip(whole, firsts, strict=True)) for i in range(first, len(t) - 1)
+    ]
+    return _batch(rows, ids, None, None, source, device)
+
+
+def _batch(
+    rows: list[Row],
+    ids: Tensor,
+    positions: Tensor | None,
+    layout: Layout | None,
+    source: list[int],
+    device: torch.device | str,
+) -> Batch:
+    answers = [answer for row in rows for answer in row.answer_ids]
+    target = [token for answer in answers for token in answer]
+    owner = [number for number, answer in enumerate(answers) for _ in answer]
     flat = torch.tensor([source, target, owner], device=device)
     return Batch(
         ids=tuple(row.id for row in rows),
-        input_ids=input_ids.to(device),
-        position_ids=positions.to(device),
-        segments=segments.to(device),
+        input_ids=ids.to(device),
+        position_ids=None if positions is None else positions.to(device),
+        layout=layout,
         source=flat[0],
         target=flat[1],
         owner=flat[2],
-        n_answers=answer_number,
+        n_answers=len(answers),
     )

@@ -24,7 +24,7 @@ from dpo_workbench.training.checkpoints import State, load_checkpoint, pack_opti
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
 from dpo_workbench.training.losses import LOSSES
 from dpo_workbench.training.packing import Row
-from dpo_workbench.training.reference import prove_start, reference_logps
+from dpo_workbench.training.reference import prove_packing, prove_start, reference_logps
 from dpo_workbench.training.tokens import Unfinished, tokenise
 
 PROBE_PROMPTS = 48
@@ -117,6 +117,7 @@ def train(
     held, kept = hold_out(list(pairs), config)
     rows, watched = (tokenise(model, map(_row, part), config.max_tokens) for part in (kept, held))
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
+    config = prove_packing(model, rows, config)
     with progress(len(rows) + len(watched), "reference", show) as advance:
         reference = reference_logps(model, rows, config, folder and folder / "reference", advance)
         reference |= reference_logps(model, watched, config, None, advance) if watched else {}
@@ -157,6 +158,7 @@ def sft(
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
     rows = tokenise(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens)
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
+    config = prove_packing(model, rows, config)
 
     def objective(batch: Sequence[Row]) -> Callable:
         return loop.sft_objective(sum(len(row.answer_ids[0]) for row in batch))

@@ -55,7 +55,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 def test_sums_by_answer_and_chunks_of_any_size_agree(tiny, monkeypatch) -> None:
-    batch = pack([Row("a", (3, 4, 5), ((6, 7), (8, 9, 10, 0))), Row("b", (3,), ((6,), (7, 8)))], 0)
+    batch = pack([Row("a", (3, 4, 5), ((6, 7), (8, 9, 10, 0))), Row("b", (3,), ((6,), (7, 8)))])
     with torch.no_grad():
         per_token, sums = token_logps(tiny.network, batch), answer_logps(tiny.network, batch)
         assert per_token.shape == (9,) and sums.shape == (4,) and per_token.dtype == torch.float32
@@ -67,7 +67,7 @@ def test_sums_by_answer_and_chunks_of_any_size_agree(tiny, monkeypatch) -> None:
 
 def test_scaled_logits_are_those_of_the_model(tiny) -> None:
     """Granite divides its logits; what training sees must be what the model computes."""
-    batch = pack([Row("a", (3, 4, 5), ((6, 7),))], 0)
+    batch = pack([Row("a", (3, 4, 5), ((6, 7),))])
     with torch.no_grad():
         plain = answer_logps(tiny.network, batch)
         tiny.network.config.logits_scaling = 4.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpo_workbench.training.logps import answer_logps
-from dpo_workbench.training.packing import Row, pack
+from dpo_workbench.training.packing import Row, lay_out, pack
 from dpo_workbench.training.tokens import Unfinished, tokenise
 
 TEXTS = [
@@ -36,7 +36,7 @@ def plain_logps(network, row: Row) -> torch.Tensor:
 def test_log_probabilities_equal_two_plain_sequences(moved, rows) -> None:
     with moved.active() as network, torch.no_grad():
         want = torch.cat([plain_logps(network, row) for row in rows])
-        got = answer_logps(network, pack(rows, 0))
+        got = answer_logps(network, pack(rows))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
     assert len(want) == 12 and want.max() < -1
 
@@ -46,9 +46,7 @@ def test_gradients_equal_two_plain_sequences(moved, rows) -> None:
 
     def gradients(packed: bool) -> list[torch.Tensor]:
         with moved.active(trainable=True) as network:
-            logps = (
-                answer_logps(network, pack(rows, 0)) if packed else torch.cat([plain_logps(network, r) for r in rows])
-            )
+            logps = answer_logps(network, pack(rows)) if packed else torch.cat([plain_logps(network, r) for r in rows])
             return list(torch.autograd.grad((logps * weights).sum(), moved.adapter_parameters()))
 
     for got, want in zip(gradients(True), gradients(False), strict=True):
@@ -61,7 +59,7 @@ def test_answers_do_not_see_each_other(moved, rows) -> None:
     shorter = Row("y", row.prompt_ids, (row.answer_ids[0], row.answer_ids[1][:1]))
     swapped = Row("z", row.prompt_ids, row.answer_ids[::-1])
     with moved.active() as network, torch.no_grad():
-        base, changed, cut, turned = (answer_logps(network, pack([r], 0)) for r in (row, other, shorter, swapped))
+        base, changed, cut, turned = (answer_logps(network, pack([r])) for r in (row, other, shorter, swapped))
     torch.testing.assert_close(changed[0], base[0], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(cut[0], base[0], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(turned.flip(0), base, rtol=1e-6, atol=1e-5)
@@ -71,31 +69,38 @@ def test_answers_do_not_see_each_other(moved, rows) -> None:
 def test_prompt_is_seen(moved, rows) -> None:
     other = Row("x", rows[1].prompt_ids, rows[0].answer_ids)
     with moved.active() as network, torch.no_grad():
-        assert (answer_logps(network, pack([other], 0)) - answer_logps(network, pack([rows[0]], 0))).abs().min() > 0.01
+        assert (answer_logps(network, pack([other])) - answer_logps(network, pack([rows[0]]))).abs().min() > 0.01
+
+
+def test_rows_of_a_pack_do_not_see_each_other(moved, rows) -> None:
+    with moved.active() as network, torch.no_grad():
+        alone = torch.cat([answer_logps(network, pack([row])) for row in rows])
+        together, turned = answer_logps(network, pack(rows)), answer_logps(network, pack(rows[::-1]))
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(turned.view(-1, 2).flip(0).flatten(), alone, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("pad", [0, 5, 100])
-def test_padding_changes_nothing(moved, rows, pad: int) -> None:
+def test_laid_out_one_by_one_the_values_are_the_same(moved, rows, pad: int) -> None:
     with moved.active() as network, torch.no_grad():
-        alone = torch.cat([answer_logps(network, pack([row], pad)) for row in rows])
-        together = answer_logps(network, pack(rows, pad))
-    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-5)
+        packed, plain = answer_logps(network, pack(rows)), answer_logps(network, lay_out(rows, pad))
+    torch.testing.assert_close(plain, packed, rtol=1e-6, atol=1e-5)
 
 
 def test_mask_decodes_to_exactly_the_answers_and_their_end_tokens(moved, rows) -> None:
-    batch = pack(rows, 0)
+    batch = pack(rows)
     texts = [text for _, _, answers in TEXTS for text in answers]
     for number, text in enumerate(texts):
         mine = batch.owner == number
         assert moved.tokenizer.decode(batch.target[mine]) == text + "<|end|>" * (not isinstance(text, Unfinished))
     assert batch.lengths.tolist() == [len(a) for row in rows for a in row.answer_ids] and batch.n_answers == 12
-    flat, width = batch.input_ids.flatten(), batch.input_ids.shape[1]
-    for row_number, row in enumerate(rows):  # each target is the token after the place that predicts it
-        start = row_number * width + len(row.prompt_ids)
-        for number, answer in enumerate(row.answer_ids):
-            own = batch.owner == 2 * row_number + number
-            assert flat[batch.source[own][1:]].tolist() == batch.target[own][:-1].tolist() == list(answer[:-1])
-            assert batch.source[own][0] == start - 1
+    for made in (batch, lay_out(rows, 0)):  # each target is the token after the place that predicts it
+        flat = made.input_ids.flatten()
+        for row_number, row in enumerate(rows):
+            for number, answer in enumerate(row.answer_ids):
+                own = made.owner == 2 * row_number + number
+                assert flat[made.source[own][1:]].tolist() == made.target[own][:-1].tolist() == list(answer[:-1])
+                assert flat[made.source[own][0]] == row.prompt_ids[-1]
 
 
 def test_a_common_beginning_is_there_once(rows) -> None:
@@ -103,22 +108,15 @@ def test_a_common_beginning_is_there_once(rows) -> None:
     assert rows[4].n_shared == len(rows[4].answer_ids[0]) - 1 and rows[5].n_shared == len(rows[5].answer_ids[1])
     assert Row("one", (1, 2), ((3, 4),)).n_shared == 0 and Row("one", (1, 2), ((3, 4),)).n_tokens == 4
     for row in rows[3:]:
-        batch = pack([row], 0)
+        batch = pack([row])
         assert batch.input_ids.shape[1] == row.n_tokens < len(row.prompt_ids) + sum(map(len, row.answer_ids))
-        assert (batch.segments == 0).sum() == len(row.prompt_ids) + row.n_shared
+        assert batch.layout.rows[0][:2] == (0, len(row.prompt_ids) + row.n_shared)
 
 
-def test_attention_mask_by_hand() -> None:
-    """Prompt of 2, answers of 2 and 1, one place of padding."""
-    batch = pack([Row("r", (1, 2), ((3, 4), (5,))), Row("s", (1, 2, 3), ((4, 5, 6),))], 0)
-    assert batch.segments[0].tolist() == [0, 0, 1, 1, 2, -1]
-    assert batch.position_ids[0].tolist() == [0, 1, 2, 3, 2, 0]
-    assert batch.attention_mask()[0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 1],
-    ]
+def test_layout_by_hand() -> None:
+    batch = pack([Row("r", (1, 2), ((3, 4), (5,))), Row("s", (1, 2, 3), ((4, 5, 6),))])
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 2, 3, 4, 5]]
+    assert batch.layout.rows == ((0, 2, (2, 1)), (5, 3, (3,)))
+    assert batch.source.tolist() == [1, 2, 1, 7, 8, 9] and batch.target.tolist() == [3, 4, 5, 4, 5, 6]
     assert batch.ids == ("r", "s") and Row("r", (1, 2), ((3, 4), (5,))).n_tokens == 5

@@ -10,7 +10,7 @@ from dpo_workbench.training import reference
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import pack
-from dpo_workbench.training.reference import prove_start, reference_logps
+from dpo_workbench.training.reference import prove_packing, prove_start, reference_logps
 from dpo_workbench.training.run import _row
 from dpo_workbench.training.tokens import tokenise
 
@@ -34,7 +34,7 @@ def test_values_are_those_of_the_model_it_is_given(moved, tiny, rows) -> None:
     got, base = (reference_logps(m, rows, CONFIG, None) for m in (moved, tiny))
     with moved.active() as network, torch.no_grad():
         for row in rows:
-            assert answer_logps(network, pack([row], 0)).tolist() == pytest.approx(got[row.id], abs=1e-4)
+            assert answer_logps(network, pack([row])).tolist() == pytest.approx(got[row.id], abs=1e-4)
     assert set(got) == {row.id for row in rows} and all(abs(got[i][0] - base[i][0]) > 1e-3 for i in got)
 
 
@@ -104,3 +104,22 @@ def test_proof_at_step_0(moved, rows) -> None:
     policy.set_adapter_tensors({k: v * 1.2 for k, v in tensors.items()})
     with pytest.raises(WorkbenchError, match="At step 0"):
         prove_start(policy, rows, values, CONFIG)
+
+
+def test_a_model_that_cannot_take_packs_is_found_out_and_trained_all_the_same(moved, rows, monkeypatch, capsys) -> None:
+    """Without its layout a pack is one causal sequence: the answers see each other and the rows before them."""
+    assert prove_packing(moved, rows, CONFIG) == CONFIG and capsys.readouterr().out == ""
+    want = reference_logps(moved, rows, CONFIG, None)
+    monkeypatch.setattr(moved.network.config, "_attn_implementation", "sdpa")
+    plain = prove_packing(moved, rows, CONFIG)
+    assert not plain.packing and "cannot take packed rows" in capsys.readouterr().out
+    for row_id, values in reference_logps(moved, rows, plain, None).items():
+        assert values == pytest.approx(want[row_id], abs=1e-4)
+    assert prove_packing(moved, rows, plain) == plain
+
+
+def test_a_window_shorter_than_a_row_switches_packing_off(moved, rows) -> None:
+    longest = max(row.n_tokens for row in rows)
+    for window, packing in ((longest, True), (longest - 1, False)):
+        moved.network.config.sliding_window = window
+        assert prove_packing(moved, rows, CONFIG).packing is packing

@@ -24,7 +24,7 @@ def test_bpe_does_not_merge_across_the_join(tmp_path, make_tiny_folder) -> None:
     (row,) = tokenise(plain, [("r", "is t", ("he",))], 100)
     joined = list(row.prompt_ids + row.answer_ids[0][:-1])
     assert plain.tokenizer.decode(joined) == "is the" and joined != whole  # the merge was possible and did not happen
-    batch = pack([row], 0)
+    batch = pack([row])
     assert plain.tokenizer.decode(batch.target) == "he<|end|>"
 
 
@@ -55,7 +55,7 @@ def test_unfinished_answer_gets_no_end_token(tiny) -> None:
     end = tiny.tokenizer.eos_token_id
     (row,) = tokenise(tiny, [("r", "ab", ("the answer", Unfinished("the answer")))], 100)
     assert row.answer_ids[0] == (*row.answer_ids[1], end) and end not in row.answer_ids[1]
-    batch = pack([row], 0)
+    batch = pack([row])
     assert tiny.tokenizer.decode(batch.target[batch.owner == 1]) == "the answer"
 
 

@@ -1,0 +1,186 @@
+"""The attention of all models here: a pack of rows costs what its rows cost, and grouped heads read each key once.
+
+`use_attention` hangs `attention` into transformers' attention interface. Without a `Layout` it computes what SDPA does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "dpo_workbench"
+BLOCK = 96  # queries at a time on a CPU: their scores stay in its cache, and what they cannot see is not computed
+FOLD = 8  # query tokens a row up to which the heads of a group are laid side by side (generation)
+
+
+class _Block(NamedTuple):
+    """Queries first..stop-1, which see the keys row..shared-1, and own.. up to themselves. Places in the pack."""
+
+    row: int
+    shared: int
+    own: int
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a pack lie: each one's first place, its shared tokens, and the tokens of each answer's rest."""
+
+    rows: tuple[tuple[int, int, tuple[int, ...]], ...]
+
+    @cached_property
+    def parts(self) -> list[_Block]:
+        """One block for each row's shared part, and one for each answer's rest, in the order of their places."""
+        found = []
+        for row, shared, rests in self.rows:
+            start = row + shared
+            found.append(_Block(row, row, row, row, start))
+            for rest in rests:
+                if rest:
+                    found.append(_Block(row, row + shared, start, start, start + rest))
+                start += rest
+        return found
+
+    @cached_property
+    def blocks(self) -> list[_Block]:
+        """`parts` in pieces of about `BLOCK` queries."""
+        found = []
+        for part in self.parts:
+            n = max(1, round((part.stop - part.first) / BLOCK))
+            edges = [part.first + (part.stop - part.first) * i // n for i in range(n + 1)]
+            found += [part._replace(first=a, stop=b) for a, b in zip(edges, edges[1:], strict=False)]
+        return found
+
+
+def use_attention() -> str:
+    """Make `attention` known to transformers; returns the name to load a model with."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,  # (R, heads, n, D)
+    key: Tensor,  # (R, key heads, m, D)
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Softmax attention for transformers' attention interface, with these arguments. Returns (R, n, heads, D).
+
+    With `layout` R is 1, a token sees what its row's layout says, and mask, dropout and sliding windows are not looked
+    at (`training.packing.can_pack` asks whether that is right for a model).
+    """
+    if layout is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query, key = query.to(value.dtype), key.to(value.dtype)  # they differ under autocast
+        if query.device.type == "cpu":
+            return _BlockAttention.apply(query, key, value, scale, layout), None
+        return _attention_of_parts(query, key, value, scale, layout), None
+    n_rows, heads, n, size = query.shape
+    groups = heads // key.shape[1]
+    one_mask = attention_mask is not None and attention_mask.shape[1] == 1
+    if groups > 1 and 1 < n <= FOLD and one_mask and kwargs.get("softcap") is None:
+        folded = query.reshape(n_rows, key.shape[1], groups * n, size)
+        mask = attention_mask.repeat(1, 1, groups, 1)  # type: ignore[union-attr]
+        out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        return out.reshape(n_rows, heads, n, -1).transpose(1, 2).contiguous(), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+
+def _attention_of_parts(query: Tensor, key: Tensor, value: Tensor, scale: float, layout: Layout) -> Tensor:
+    """One SDPA call a part: for devices whose kernels do their own blocking."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    sizes = [part.stop - part.first for part in layout.parts]
+    out, front = [], (key, value)
+    for part, q, k, v in zip(layout.parts, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True):
+        if part.first == part.row:
+            front = (k, v)  # the row's shared part, for its answers
+            out.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale))
+            continue
+        k, v = torch.cat([front[0], k], dim=2), torch.cat([front[1], v], dim=2)
+        n, m = q.shape[2], k.shape[2]
+        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        out.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
+    return torch.cat(out, dim=2).transpose(1, 2)
+
+
+class _BlockAttention(torch.autograd.Function):
+    """Block by block as products and softmax; backward computes the scores again, so nothing quadratic is kept."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, layout: Layout) -> Tensor:
+        q, k, v = query[0].unflatten(0, (key.shape[1], -1)), key[0], value[0]  # (K, G, T, D) (K, T, D) (K, T, D)
+        out = q.new_empty(q.shape[2], *q.shape[:2], v.shape[-1])  # (T, K, G, D)
+        for block, seen in _with_seen(layout.blocks, k, v):
+            p = _probabilities(q, seen[0], block, scale)
+            out[block.first : block.stop] = torch.bmm(p, seen[1]).unflatten(1, (q.shape[1], -1)).permute(2, 0, 1, 3)
+        ctx.save_for_backward(q, k, v)
+        ctx.scale, ctx.layout = scale, layout
+        return out.flatten(1, 2)[None]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v = ctx.saved_tensors
+        grad = grad[0].unflatten(1, q.shape[:2]).permute(1, 2, 0, 3)  # (K, G, T, D)
+        grad_q = torch.empty_like(q)
+        sums = torch.promote_types(k.dtype, torch.float32)
+        grad_k, grad_v = torch.zeros_like(k, dtype=sums), torch.zeros_like(v, dtype=sums)
+        for block, seen in _with_seen(ctx.layout.blocks, k, v):
+            places = slice(block.first, block.stop)
+            up = grad[:, :, places].flatten(1, 2)  # (K, G n, D)
+            p = _probabilities(q, seen[0], block, ctx.scale)
+            _add(grad_v, block, torch.bmm(p.transpose(1, 2), up))
+            slope = torch._softmax_backward_data(torch.bmm(up, seen[1].transpose(1, 2)), p, -1, p.dtype)
+            grad_q[:, :, places] = torch.bmm(slope, seen[0]).unflatten(1, (q.shape[1], -1))
+            _add(grad_k, block, torch.bmm(slope.transpose(1, 2), q[:, :, places].flatten(1, 2)))
+        grad_q, grad_k = grad_q.mul_(ctx.scale), grad_k.mul_(ctx.scale)
+        return grad_q.flatten(0, 1)[None], grad_k.to(k.dtype)[None], grad_v.to(v.dtype)[None], None, None
+
+
+def _with_seen(blocks: Sequence[_Block], *tensors: Tensor) -> Iterator[tuple[_Block, list[Tensor]]]:
+    """Each block with the part of (K, T, D) tensors that its queries may see."""
+    for block in blocks:
+        if block.own == block.shared:
+            yield block, [x[:, block.row : block.stop] for x in tensors]
+        else:
+            seen = ((x[:, block.row : block.shared], x[:, block.own : block.stop]) for x in tensors)
+            yield block, [torch.cat(both, dim=1) for both in seen]
+
+
+def _probabilities(q: Tensor, k: Tensor, block: _Block, scale: float) -> Tensor:
+    """Softmax of the block's scores (K, G n, m), the future left out. The last n keys are the queries' own places."""
+    n = block.stop - block.first
+    scores = torch.bmm(q[:, :, block.first : block.stop].flatten(1, 2) * scale, k.transpose(1, 2))
+    scores[..., -n:].unflatten(1, (q.shape[1], n)).masked_fill_(_future(n), float("-inf"))
+    return scores.softmax(-1)
+
+
+@lru_cache(maxsize=256)
+def _future(n: int) -> Tensor:
+    """True where a key stands after the query. Shape (n, n)."""
+    return torch.ones(n, n, dtype=torch.bool).triu(1)
+
+
+def _add(total: Tensor, block: _Block, part: Tensor) -> None:
+    """Add a block's share (K, m, D) to the places that it has seen."""
+    n = block.shared - block.row
+    if n:
+        total[:, block.row : block.shared] += part[:, :n]
+    total[:, block.own : block.stop] += part[:, n:]

@@ -1,0 +1,79 @@
+"""Attention over a pack equals masked SDPA over the whole, values and gradients; grouped heads change nothing."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from dpo_workbench.models import attention as module
+from dpo_workbench.models.attention import Layout, _attention_of_parts, attention
+
+ROWS = ((0, 5, (3, 2)), (10, 1, (1,)), (12, 4, (0, 6)), (22, 7, ()))  # shared tokens, then what is left of each answer
+N_TOKENS = 29
+
+
+def allowed(rows, n: int) -> torch.Tensor:
+    """True where a token may look, written down place by place. Shape (n, n)."""
+    mask = torch.zeros(n, n, dtype=torch.bool)
+    for row, shared, rests in rows:
+        spans = [(row, row + shared)]
+        for rest in rests:
+            spans.append((spans[-1][1], spans[-1][1] + rest))
+        for first, stop in spans:
+            for query in range(first, stop):
+                mask[query, row : min(query + 1, row + shared)] = True
+                mask[query, first : query + 1] = True
+    return mask
+
+
+def inputs(heads: int, groups: int, dtype=torch.float64) -> list[torch.Tensor]:
+    torch.manual_seed(heads + groups)
+    sizes = (heads * groups, heads, heads)
+    return [torch.randn(1, h, N_TOKENS, 8, dtype=dtype, requires_grad=True) for h in sizes]
+
+
+def outcome(compute, tensors) -> list[torch.Tensor]:
+    out = compute(*tensors)
+    torch.manual_seed(9)
+    return [out, *torch.autograd.grad((out * torch.randn(out.shape, dtype=out.dtype)).sum(), tensors)]
+
+
+@pytest.mark.parametrize("block", [2, 3, 96])
+@pytest.mark.parametrize(("heads", "groups"), [(1, 1), (2, 1), (2, 3)])
+def test_pack_equals_masked_attention(monkeypatch, heads: int, groups: int, block: int) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    tensors, layout = inputs(heads, groups), Layout(ROWS)
+
+    def plain(q, k, v):
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        return scaled_dot_product_attention(q, k, v, attn_mask=allowed(ROWS, N_TOKENS), scale=0.3).transpose(1, 2)
+
+    want = outcome(plain, tensors)
+    for name, compute in {
+        "blocks": lambda q, k, v: attention(None, q, k, v, None, scaling=0.3, layout=layout)[0],
+        "parts": lambda q, k, v: _attention_of_parts(q, k, v, 0.3, layout),  # what a GPU runs
+    }.items():
+        for got, right in zip(outcome(compute, tensors), want, strict=True):
+            torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12, msg=lambda m: f"{name}: {m}")
+    other = outcome(lambda q, k, v: _attention_of_parts(q, k, v, 0.3, Layout(((0, N_TOKENS, ()),))), tensors)
+    assert (other[0] - want[0]).abs().max() > 0.1  # negative control: one causal sequence is something else
+
+
+def test_blocks_cover_each_place_once_and_stay_small() -> None:
+    layout = Layout(((0, 1000, (300, 1)), (1301, 90, (40,))))
+    places = [p for b in layout.blocks for p in range(b.first, b.stop)]
+    assert places == list(range(1431))
+    assert max(b.stop - b.first for b in layout.blocks) <= 1.5 * module.BLOCK
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 20])
+def test_heads_of_a_group_side_by_side_change_nothing(n: int) -> None:
+    """(R, heads, n, D) queries against longer keys under a mask of their own, as in generation."""
+    torch.manual_seed(n)
+    q, k, v = torch.randn(3, 6, n, 8), torch.randn(3, 2, 30, 8), torch.randn(3, 2, 30, 8)
+    mask = torch.rand(3, 1, n, 30) < 0.6
+    mask[..., 0] = True
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 3
+    got = attention(layer, q, k, v, mask)[0]
+    k, v = (x.repeat_interleave(3, dim=1) for x in (k, v))
+    torch.testing.assert_close(got, scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2))
