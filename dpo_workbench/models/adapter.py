@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from dpo_workbench.runtime.errors import WorkbenchError
 
@@ -25,11 +26,8 @@ class _LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])  # (T, in)
-        a_low, b_low = a.to(x.dtype), b.to(x.dtype)
-        inner = flat @ a_low.T  # (T, rank)
-        out = nn.functional.linear(flat, weight, bias)
-        out.addmm_(inner, b_low.T, alpha=scale)
+        flat, a_low, b_low = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)  # (T, in) (rank, in) (out, rank)
+        out, inner = _product(flat, weight, bias, a_low, b_low, scale)
         ctx.save_for_backward(flat, weight, a_low, b_low, inner)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, a.dtype
         return out.view(*x.shape[:-1], -1)
@@ -37,35 +35,113 @@ class _LoraProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         flat, weight, a_low, b_low, inner = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
+        grad = grad.flatten(0, -2)
         down = (grad @ b_low) * ctx.scale  # (T, rank)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(down, a_low).view(ctx.shape)
-        grad_a = (down.T @ flat).to(ctx.dtype)
+        grad_x = (grad @ weight).addmm_(down, a_low).view(ctx.shape) if ctx.needs_input_grad[0] else None
         grad_b = (grad.T @ inner).to(ctx.dtype) * ctx.scale
-        return grad_x, None, None, grad_a, grad_b, None
+        return grad_x, None, None, (down.T @ flat).to(ctx.dtype), grad_b, None
+
+
+class _GatedLoraProduct(torch.autograd.Function):
+    """`_LoraProduct` of x = silu(gate) * up, of which only gate and up are kept: x is made again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx, gate: Tensor, up: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        flat, a_low, b_low = silu(gate).mul_(up).flatten(0, -2), a.to(gate.dtype), b.to(gate.dtype)
+        out, inner = _product(flat, weight, bias, a_low, b_low, scale)
+        ctx.save_for_backward(gate, up, weight, a_low, b_low, inner)
+        ctx.scale, ctx.dtype = scale, a.dtype
+        return out.view(*gate.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        gate, up, weight, a_low, b_low, inner = ctx.saved_tensors
+        grad = grad.flatten(0, -2)
+        down = (grad @ b_low) * ctx.scale  # (T, rank)
+        grad_x = (grad @ weight).addmm_(down, a_low).view_as(gate)
+        act = silu(gate)
+        grad_up = grad_x * act
+        flat = act.mul_(up).flatten(0, -2)
+        grad_b = (grad.T @ inner).to(ctx.dtype) * ctx.scale
+        grad_gate = torch.ops.aten.silu_backward(grad_x.mul_(up), gate)
+        return grad_gate, grad_up, None, None, (down.T @ flat).to(ctx.dtype), grad_b, None
+
+
+def _product(
+    flat: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    inner = flat @ a.T  # (T, rank)
+    return nn.functional.linear(flat, weight, bias).addmm_(inner, b.T, alpha=scale), inner
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + eps) * weight with a frozen weight, in fp32 inside; of x no fp32 copy is kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        high = x.float()
+        inverse = torch.rsqrt(high.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return weight * (high * inverse).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight, inverse = ctx.saved_tensors
+        unit, grad = x * inverse, (grad * weight).float()  # (.., H) fp32
+        along = (grad * unit).mean(-1, keepdim=True)
+        return grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), None, None
+
+
+def _adapter_of(layer: LoraLinear) -> tuple[Any, ...]:
+    """Weight, bias, A, B and scale of a layer's active adapter."""
+    name = layer.active_adapters[0]
+    base, a, b = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
+    return base.weight, base.bias, a, b, layer.scaling[name]
 
 
 def _fast_forward(self: LoraLinear, x: Tensor) -> Tensor:
     if self.disable_adapters or self.merged:
         return self.base_layer(x)
-    name = self.active_adapters[0]
-    return _LoraProduct.apply(
-        x,
-        self.base_layer.weight,
-        self.base_layer.bias,
-        self.lora_A[name].weight,
-        self.lora_B[name].weight,
-        self.scaling[name],
-    )
+    return _LoraProduct.apply(x, *_adapter_of(self))
 
 
-def _use_fast_product(network: PeftModel) -> None:
-    """Swap in the fused product where it computes the same thing: plain LoRA on plain linear layers, no dropout."""
-    for module in network.modules():
-        if type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant:
-            module.forward = types.MethodType(_fast_forward, module)
+def _fast_mlp(self: Any, x: Tensor) -> Tensor:
+    gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+    if down.disable_adapters or down.merged:
+        return down.base_layer(silu(gate) * up)
+    return _GatedLoraProduct.apply(gate, up, *_adapter_of(down))
+
+
+def _fast_norm(self: Any, x: Tensor) -> Tensor:
+    return _RmsNorm.apply(x, self.weight, self.variance_epsilon)
+
+
+def _use_fast_products(network: PeftModel) -> None:
+    """Swap in the fused functions where they compute the same thing: tried on random numbers for norms and MLPs.
+
+    Plain LoRA on plain linear layers without dropout, norms of Llama's kind, and MLPs down(silu(gate(x)) * up(x)).
+    """
+    with torch.no_grad():
+        for module in network.modules():
+            if _is_fast(module):
+                module.forward = types.MethodType(_fast_forward, module)
+            elif all(_is_fast(getattr(module, f"{name}_proj", None)) for name in ("gate", "up", "down")):
+                _swap(module, _fast_mlp, module.gate_proj.base_layer.in_features)  # type: ignore[union-attr, arg-type]
+            elif type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+                _swap(module, _fast_norm, module.weight.shape[0])  # type: ignore[union-attr, arg-type]
+
+
+def _is_fast(module: Any) -> bool:
+    return type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant
+
+
+def _swap(module: nn.Module, fast: Callable[..., Tensor], size: int) -> None:
+    weight = next(module.parameters())
+    x = torch.linspace(-2, 2, 2 * size, device=weight.device).view(1, 2, size).to(weight.dtype)
+    if torch.equal(type(module).forward(module, x), fast(module, x)):
+        module.forward = types.MethodType(fast, module)
 
 
 def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int) -> PeftModel:
@@ -86,7 +162,7 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
             network.add_adapter(name, config)
         else:
             network = get_peft_model(network, config, adapter_name=name)
-    _use_fast_product(network)
+    _use_fast_products(network)
     return network
 
 

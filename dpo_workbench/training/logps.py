@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dpo_workbench.training.packing import Batch
 
-CHUNK = 256  # answer tokens whose logits exist at one time
+SCORES = 6_000_000  # logits that exist at one time (24 MB in fp32): larger buffers are new memory each time
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -21,8 +21,9 @@ class _TokenLogps(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, target: Tensor, scale: float) -> Tensor:  # (N, H) (V, H) (N,)
         logps = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
         slope = torch.empty_like(hidden) if hidden.requires_grad else None
-        for start in range(0, len(target), CHUNK):
-            part = slice(start, start + CHUNK)
+        chunk = max(1, SCORES // len(weight))
+        for start in range(0, len(target), chunk):
+            part = slice(start, start + chunk)
             scores = (hidden[part] @ weight.T).float()  # (n, V)
             if scale != 1.0:
                 scores /= scale

@@ -9,13 +9,93 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 from dpo_workbench.models.adapter import (
-    _use_fast_product,
+    _use_fast_products,
     adapter_tensors,
     add_adapter,
     read_adapter,
     set_adapter_tensors,
 )
 from dpo_workbench.runtime.errors import WorkbenchError
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int):
+        super().__init__()
+        self.weight, self.variance_epsilon = nn.Parameter(torch.linspace(0.5, 2, size), requires_grad=False), 1e-6
+
+    def forward(self, x):
+        high = x.float()
+        high = high * torch.rsqrt(high.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * high.to(x.dtype)
+
+
+class GemmaRMSNorm(RMSNorm):
+    """Looks alike and is not: it multiplies by 1 + weight."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 1 / self.weight)
+
+
+class Gated(nn.Module):
+    """A layer as in Llama: norm, gate, up, down."""
+
+    def __init__(self, act, norm=RMSNorm):
+        super().__init__()
+        self.norm, self.act = norm(6), act
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(6, 10), nn.Linear(6, 10), nn.Linear(10, 6)
+
+    def forward(self, x):
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, act=nn.functional.silu, norm=RMSNorm):
+        super().__init__()
+        self.first, self.norm, self.mlp = nn.Linear(6, 6), norm(6), Gated(act)
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(self.first(x)))
+
+
+def with_random_adapter(network: nn.Module, targets: list[str]):
+    torch.manual_seed(0)
+    network = get_peft_model(network, LoraConfig(r=3, lora_alpha=7, lora_dropout=0.0, target_modules=targets))
+    for name, p in network.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(p)
+    return network
+
+
+def swapped(network: nn.Module) -> list[str]:
+    return sorted(m.forward.__func__.__name__ for m in network.modules() if "_fast" in str(m.forward))
+
+
+def test_fused_mlp_and_norm_equal_the_plain_ones() -> None:
+    network = with_random_adapter(Layer(), ["first", "gate_proj", "up_proj", "down_proj"])
+    x, upstream = torch.randn(2, 5, 6), torch.randn(2, 5, 6)
+
+    def run() -> list[torch.Tensor]:
+        network.zero_grad()
+        inputs = x.clone().requires_grad_()
+        out = network(inputs)
+        out.backward(upstream)
+        return [out.detach(), inputs.grad, *(p.grad.clone() for p in network.parameters() if p.requires_grad)]
+
+    want = run()
+    _use_fast_products(network)
+    assert swapped(network) == ["_fast_forward"] * 4 + ["_fast_mlp"] + ["_fast_norm"] * 2
+    for one, other in zip(run(), want, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+    with network.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(network(x), network.get_base_model()(x))
+
+
+def test_what_computes_something_else_is_left_alone() -> None:
+    network = with_random_adapter(
+        Layer(nn.functional.gelu, GemmaRMSNorm), ["first", "gate_proj", "up_proj", "down_proj"]
+    )
+    _use_fast_products(network)
+    assert swapped(network) == ["_fast_forward"] * 4 + ["_fast_norm"]  # the one norm inside the MLP is Llama's
 
 
 class Net(nn.Module):
@@ -44,7 +124,7 @@ def test_fused_product_equals_pefts_own(bias: bool) -> None:
         return [out.detach(), inputs.grad, *(p.grad.clone() for p in network.parameters() if p.requires_grad)]
 
     want = run()
-    _use_fast_product(network)
+    _use_fast_products(network)
     fused = [
         m for m in network.modules() if isinstance(m, LoraLinear) and m.forward.__func__.__name__ == "_fast_forward"
     ]
@@ -61,7 +141,7 @@ def test_fused_product_equals_pefts_own(bias: bool) -> None:
 def test_dropout_and_variants_keep_pefts_code() -> None:
     config = LoraConfig(r=3, lora_alpha=7, target_modules=["up"], use_dora=True)
     network = get_peft_model(Net(True), config)
-    _use_fast_product(network)
+    _use_fast_products(network)
     assert not any("forward" in vars(m) for m in network.modules() if isinstance(m, LoraLinear))
 
 

@@ -48,12 +48,10 @@ def test_pack_equals_masked_attention(monkeypatch, heads: int, groups: int, bloc
         return scaled_dot_product_attention(q, k, v, attn_mask=allowed(ROWS, N_TOKENS), scale=0.3).transpose(1, 2)
 
     want = outcome(plain, tensors)
-    for name, compute in {
-        "blocks": lambda q, k, v: attention(None, q, k, v, None, scaling=0.3, layout=layout)[0],
-        "parts": lambda q, k, v: _attention_of_parts(q, k, v, 0.3, layout),  # what a GPU runs
-    }.items():
-        for got, right in zip(outcome(compute, tensors), want, strict=True):
-            torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12, msg=lambda m: f"{name}: {m}")
+    blocks = outcome(lambda q, k, v: attention(None, q, k, v, None, scaling=0.3, layout=layout)[0], tensors)
+    parts = outcome(lambda q, k, v: _attention_of_parts(q, k, v, 0.3, layout), tensors)  # what a GPU runs
+    for got, right in zip([*blocks, *parts], [*want, *want], strict=True):
+        torch.testing.assert_close(got, right, rtol=1e-10, atol=1e-12)
     other = outcome(lambda q, k, v: _attention_of_parts(q, k, v, 0.3, Layout(((0, N_TOKENS, ()),))), tensors)
     assert (other[0] - want[0]).abs().max() > 0.1  # negative control: one causal sequence is something else
 

@@ -15,7 +15,7 @@ def reference(hidden, weight, target, scale):
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 24])
 @pytest.mark.parametrize("scale", [1.0, 8.0])
 def test_equals_log_softmax_and_gather(monkeypatch, n: int, scale: float) -> None:
-    monkeypatch.setattr(logps, "CHUNK", 8)
+    monkeypatch.setattr(logps, "SCORES", 8 * 50)
     torch.manual_seed(n)
     hidden, weight, target = torch.randn(n, 6), torch.randn(50, 6), torch.randint(0, 50, (n,))
     upstream = torch.randn(n)
@@ -61,7 +61,7 @@ def test_sums_by_answer_and_chunks_of_any_size_agree(tiny, monkeypatch) -> None:
         assert per_token.shape == (9,) and sums.shape == (4,) and per_token.dtype == torch.float32
         torch.testing.assert_close(sums, torch.stack([x.sum() for x in per_token.split([2, 4, 1, 2])]))
         for chunk in (1, 2, 9):
-            monkeypatch.setattr(logps, "CHUNK", chunk)
+            monkeypatch.setattr(logps, "SCORES", chunk * len(tiny.network.get_output_embeddings().weight))
             torch.testing.assert_close(token_logps(tiny.network, batch), per_token)
 
 

@@ -1,0 +1,238 @@
+"""This loop against TRL's DPOTrainer on the same pairs, each in a process of its own, in turn.
+
+python benchmarks/vs_trl.py                     # the whole grid; a cell that is recorded is not run again
+python benchmarks/vs_trl.py --cells medium-bf16-1
+
+Equal on both sides: model, token ids, LoRA (r=16 on all linear layers, the same start), pairs in a forward pass and in
+an optimiser step, AdamW, learning rate, order, number of steps; the reference pass is counted in. TRL runs without
+activation checkpointing (its default is on, and slower); for one epoch it computes the reference beside the policy
+(its default), for three once before training, as this loop does. Peak memory is that of the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "vs_trl.json"
+SHAPES = {"short": (60, 30, 8), "medium": (200, 75, 4), "long": (600, 60, 2)}  # prompt, each answer, pairs in a pass
+N_PAIRS, BATCH, LR = 16, 8, 1e-5
+
+
+def texts(tokenizer, shape: str) -> list[dict[str, str]]:
+    """Pairs of random words, each one token, so that both sides read the same number of tokens."""
+    rng = random.Random(0)
+    words = [w for w in tokenizer.get_vocab() if w.startswith("Ġ") and w[1:].isascii() and w[1:].isalpha()]
+    words = sorted(" " + w[1:] for w in words if len(w) > 3)
+    prompt, answer, _ = SHAPES[shape]
+
+    def draw(n: int) -> str:
+        return "".join(rng.choice(words) for _ in range(n))
+
+    ends = (draw(1), draw(1))  # the answers begin differently, so nothing but the prompt is shared
+    return [
+        {
+            "prompt": draw(prompt - 1) + "\n",
+            "chosen": ends[0] + draw(answer - 2),
+            "rejected": ends[1] + draw(answer - 2),
+        }
+        for _ in range(N_PAIRS)
+    ]
+
+
+def load(dtype: str, seed: int = 0):
+    """smol with a fresh adapter, the tokenizer without a chat template (both sides then read plain text)."""
+    import torch
+
+    import dpo_workbench as dw
+
+    torch.manual_seed(seed)
+    model = dw.load_model("smol", device=device(), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+    object.__setattr__(model.tokenizer, "chat_template", None)
+    return model
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def ours(shape: str, dtype: str, epochs: int) -> dict:
+    import dpo_workbench as dw
+    from dpo_workbench.training.config import TrainConfig
+
+    model = load(dtype)
+    prompt, answer, together = SHAPES[shape]
+    made = texts(model.tokenizer, shape)
+    pairs = dw.Pairs([dw.Pair(f"p{i}", p["prompt"][:-1], p["chosen"], p["rejected"]) for i, p in enumerate(made)])
+    config = TrainConfig(
+        lr=LR,
+        epochs=epochs,
+        batch_size=BATCH,
+        nll_weight=0.0,
+        probes=0,
+        held_out=0.0,
+        warmup=0.0,
+        micro_tokens=together * (prompt + 2 * answer),
+    )
+    begun = time.monotonic()
+    run = dw.train(model, pairs, config, show=False)
+    return {"seconds": time.monotonic() - begun, "losses": [h["loss"] for h in run.history]}
+
+
+def trl(shape: str, dtype: str, epochs: int) -> dict:
+    trainer = trl_trainer(shape, dtype, epochs)
+    begun = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - begun
+    return {"seconds": seconds, "losses": [h["loss"] for h in trainer.state.log_history if "loss" in h]}
+
+
+def trl_trainer(shape: str, dtype: str, epochs: int):
+    import datasets
+    from trl import DPOConfig, DPOTrainer
+
+    model = load(dtype).with_new_adapter(seed=0)
+    config = DPOConfig(
+        output_dir="work/trl",
+        per_device_train_batch_size=SHAPES[shape][2],
+        gradient_accumulation_steps=BATCH // SHAPES[shape][2],
+        num_train_epochs=epochs,
+        learning_rate=LR,
+        lr_scheduler_type="linear",
+        optim="adamw_torch",
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=epochs > 1,
+        bf16=dtype == "bf16",
+        use_cpu=device() == "cpu",
+        max_length=None,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+    )
+    with model.active(trainable=True) as network:
+        network.train()
+        for module in network.modules():  # PEFT's own product, as TRL users have it
+            module.__dict__.pop("forward", None)
+        network.set_attn_implementation("sdpa")
+        return DPOTrainer(
+            model=network,
+            args=config,
+            train_dataset=datasets.Dataset.from_list(texts(model.tokenizer, shape)),
+            processing_class=model.tokenizer,
+        )
+
+
+def check(shape: str, dtype: str, _epochs: int) -> dict:
+    """Loss and gradient of the first pass on both sides, from an adapter that already differs from its reference."""
+    import torch
+
+    from dpo_workbench.training import loop
+    from dpo_workbench.training.config import TrainConfig
+    from dpo_workbench.training.packing import Row
+
+    trainer = trl_trainer(shape, dtype, 1)
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if "lora_B" in name and p.requires_grad:
+                p.normal_(0, 0.02)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    batch = next(iter(trainer.get_train_dataloader()))
+    network.train()
+    with trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    want = torch.cat([p.grad.flatten() for p in parameters])
+    network.zero_grad()
+    moved = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+
+    model = load(dtype).with_new_adapter(seed=0)
+    mine = dict(model.network.named_parameters())
+    with torch.no_grad():
+        for name, value in moved.items():
+            mine[name].copy_(value)
+    rows = [
+        Row(str(i), tuple(r["prompt_ids"]), (tuple(r["chosen_ids"]), tuple(r["rejected_ids"])))
+        for i, r in enumerate(trainer.train_dataset)
+    ][: SHAPES[shape][2]]
+    prompt, answer, _ = SHAPES[shape]
+    assert {(len(r.prompt_ids), *map(len, r.answer_ids), r.n_shared) for r in rows} == {(prompt, answer, answer, 0)}
+    config = TrainConfig(nll_weight=0.0, micro_tokens=10**6)
+    (packed,) = loop.micro_batches(rows, model, config)
+    with model.network.disable_adapter(), torch.no_grad():
+        sums = loop.answer_logps(model.network, packed).view(-1, 2).tolist()
+    reference = dict(zip(packed.ids, map(tuple, sums), strict=True))
+    with model.active(trainable=True) as network:
+        mine_loss, _ = loop.preference_objective(reference, config, len(rows))(network, packed)
+        mine_loss.backward()
+    got = torch.cat([p.grad.flatten() for p in model.adapter_parameters()])
+    return {
+        "loss_ours": mine_loss.item(),
+        "loss_trl": loss.item(),
+        "loss_difference": abs(mine_loss.item() - loss.item()),
+        "gradient_relative_difference": ((got - want).norm() / want.norm()).item(),
+    }
+
+
+def run_cell(side: str, shape: str, dtype: str, epochs: int) -> dict:
+    """One measurement in a child process: what the child says, with the peak memory of its whole life."""
+    command = [sys.executable, __file__, "--child", side, shape, dtype, str(epochs)]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "CI": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    )
+    out = child.stdout.read()  # type: ignore[union-attr]
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with status {status}")
+    return json.loads(out.strip().splitlines()[-1]) | {"peak_memory_gib": round(usage.ru_maxrss / 2**20, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    grid = [f"{shape}-{dtype}-{epochs}" for epochs in (1, 3) for shape in SHAPES for dtype in ("bf16", "fp32")]
+    parser.add_argument("--cells", nargs="*", default=grid, help="SHAPE-DTYPE-EPOCHS")
+    parser.add_argument("--again", action="store_true", help="measure recorded cells again")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        side, shape, dtype, epochs = args.child
+        print(json.dumps({"ours": ours, "trl": trl, "check": check}[side](shape, dtype, int(epochs))))
+        return
+    from dpo_workbench.runtime.environment import describe
+
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"cells": {}}
+    recorded |= {"machine": describe(), "command": "python benchmarks/vs_trl.py", "seed": 0, "pairs": N_PAIRS}
+    for cell in args.cells:
+        if cell in recorded["cells"] and not args.again:
+            continue
+        shape, dtype, epochs = cell.split("-")
+        mine, theirs = (run_cell(side, shape, dtype, int(epochs)) for side in ("ours", "trl"))
+        entry = {
+            "ours": mine,
+            "trl": theirs,
+            "seconds_a_pair": [round(x["seconds"] / N_PAIRS / int(epochs), 3) for x in (mine, theirs)],
+            "times_faster": round(theirs["seconds"] / mine["seconds"], 2),
+            "share_of_memory": round(mine["peak_memory_gib"] / theirs["peak_memory_gib"], 3),
+            "date": date.today().isoformat(),
+        }
+        if epochs == "1":
+            entry["first_batch"] = run_cell("check", shape, dtype, 1)
+        recorded["cells"][cell] = entry
+        RESULTS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        print(cell, {k: v for k, v in entry.items() if k not in ("ours", "trl")}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
