@@ -100,7 +100,9 @@ def trl_trainer(shape: str, dtype: str, epochs: int):
     import datasets
     from trl import DPOConfig, DPOTrainer
 
-    model = load(dtype).with_new_adapter(seed=0)
+    from dpo_workbench.models.adapter import add_adapter
+
+    model = load(dtype)
     config = DPOConfig(
         output_dir="work/trl",
         per_device_train_batch_size=SHAPES[shape][2],
@@ -120,17 +122,16 @@ def trl_trainer(shape: str, dtype: str, epochs: int):
         disable_tqdm=True,
         train_sampling_strategy="sequential",
     )
-    with model.active(trainable=True) as network:
-        network.train()
-        for module in network.modules():  # PEFT's own product, as TRL users have it
-            module.__dict__.pop("forward", None)
-        network.set_attn_implementation("sdpa")
-        return DPOTrainer(
-            model=network,
-            args=config,
-            train_dataset=datasets.Dataset.from_list(texts(model.tokenizer, shape)),
-            processing_class=model.tokenizer,
-        )
+    network = add_adapter(model.network, "default", rank=16, alpha=32, seed=0)  # the name that TRL expects
+    for module in network.modules():
+        module.__dict__.pop("forward", None)  # PEFT's and transformers' own, as TRL's users have them
+    network.set_attn_implementation("sdpa")
+    return DPOTrainer(
+        model=network,
+        args=config,
+        train_dataset=datasets.Dataset.from_list(texts(model.tokenizer, shape)),
+        processing_class=model.tokenizer,
+    )
 
 
 def check(shape: str, dtype: str, _epochs: int) -> dict:
@@ -162,7 +163,7 @@ def check(shape: str, dtype: str, _epochs: int) -> dict:
     mine = dict(model.network.named_parameters())
     with torch.no_grad():
         for name, value in moved.items():
-            mine[name].copy_(value)
+            mine[name.replace(".default.", f".{model.adapter}.")].copy_(value)
     rows = [
         Row(str(i), tuple(r["prompt_ids"]), (tuple(r["chosen_ids"]), tuple(r["rejected_ids"])))
         for i, r in enumerate(trainer.train_dataset)
