@@ -176,7 +176,7 @@ def check(shape: str, dtype: str, _epochs: int) -> dict:
         sums = loop.answer_logps(model.network, packed).view(-1, 2).tolist()
     reference = dict(zip(packed.ids, map(tuple, sums), strict=True))
     with model.active(trainable=True) as network:
-        mine_loss, _ = loop.preference_objective(reference, config, len(rows))(network, packed)
+        mine_loss, _ = loop.preference_objective(reference, config, rows, model)(network, packed)
         mine_loss.backward()
     got = torch.cat([p.grad.flatten() for p in model.adapter_parameters()])
     return {

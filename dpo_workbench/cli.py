@@ -126,12 +126,22 @@ def train(
     task: Annotated[
         str | None, typer.Option("--task", "-t", help="Task whose dev prompts are scored on the way.")
     ] = "receipts",
-    loss: Annotated[str | None, typer.Option(help="sigmoid (DPO), ipo or dpop.")] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="sigmoid (DPO), cdpo, robust, hinge, ipo, exo_pair, nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, "
+            "apo_zero, apo_down, discopop, sigmoid_norm, dpop, simpo, sft or nll; see docs/losses.md. Several as "
+            "NAME=WEIGHT make a weighted sum."
+        ),
+    ] = None,
     beta: Annotated[float | None, typer.Option(help="Lower lets the policy move further from the reference.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the LoRA weights.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     nll_weight: Annotated[
         float | None, typer.Option(help="Weight of the chosen answers' likelihood; steadies the run.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of labels taken to be wrong; cdpo, robust, exo_pair and aot read it.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
@@ -141,7 +151,8 @@ def train(
     from dpo_workbench.training.run import train as run_train
 
     _log_to(out)
-    given = {"loss": loss, "beta": beta, "lr": lr, "epochs": epochs, "nll_weight": nll_weight, "seed": seed}
+    given = {"loss": _loss(loss), "beta": beta, "lr": lr, "epochs": epochs, "nll_weight": nll_weight, "seed": seed}
+    given["label_smoothing"] = label_smoothing
     config = TrainConfig.from_dict({k: v for k, v in given.items() if v is not None})
     loaded = Pairs.load(pairs, _task(task) if task else None)
     run = run_train(_model(model, adapter), loaded, config, folder=out)
@@ -205,6 +216,16 @@ def _model(name: str, adapter: str | None) -> Any:
     model = load_model(name, adapter=adapter if adapter != "none" else None)
     console.print(repr(model), markup=False)
     return model
+
+
+def _loss(given: list[str] | None) -> str | dict[str, float] | None:
+    """A name, or weights by name from `NAME=WEIGHT` (a name alone has weight 1)."""
+    if not given or given == [given[0].partition("=")[0]]:
+        return given[0] if given else None
+    try:
+        return {name: float(weight or 1) for name, _, weight in (term.partition("=") for term in given)}
+    except ValueError as error:
+        raise WorkbenchError(f"`--loss` takes NAME or NAME=WEIGHT. Got {' '.join(given)} ({error}).") from error
 
 
 def _task(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,7 +34,7 @@ class Pair:
     rejected_score: float | None = None
     failure: str | None = None  # failure class of the rejected answer
     group: str = ""  # pairs of one group stay on one side of a split
-    weight: float = 1.0  # kept with the pair; the losses of today count all pairs alike
+    weight: float = 1.0  # how much the pair counts in the loss, beside the other pairs of a run
     rejected_finished: bool = True  # False: the rejected answer was cut at the token limit and gets no end token
 
 
@@ -44,7 +45,7 @@ class Pairs(Sequence[Pair]):
         rows: at least one pair.
         task: the task whose `score` judged them, if any.
     Raises:
-        WorkbenchError: no rows, an empty text, an id twice, or chosen equal to rejected.
+        WorkbenchError: no rows, an empty text, an id twice, chosen equal to rejected, or a weight that is not positive.
     """
 
     def __init__(self, rows: Iterable[Pair], task: Task | None = None):
@@ -67,6 +68,11 @@ class Pairs(Sequence[Pair]):
                     f"`rejected` must differ from `chosen`. Got the same text in pair {pair.id!r}. Drop the row "
                     "or edit it."
                 )
+            if not (isinstance(pair.weight, (int, float)) and 0 < pair.weight < math.inf):
+                raise WorkbenchError(
+                    f"`weight` must be a number above 0. Got {pair.weight!r} in pair {pair.id!r}. To leave a pair out, "
+                    "drop its row."
+                )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,8 +88,9 @@ class Pairs(Sequence[Pair]):
         return iter(self.rows)
 
     def save(self, path: str | Path) -> Path:
-        """Write JSONL, one pair a line, in one step."""
-        text = "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in self.rows)
+        """Write JSONL, one pair a line, in one step; `weight` only where it is not 1."""
+        rows = ({k: v for k, v in asdict(p).items() if (k, v) != ("weight", 1.0)} for p in self.rows)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(Path(path), text)
         return Path(path)
 

@@ -13,9 +13,12 @@ from dpo_workbench.runtime.errors import WorkbenchError
 class TrainConfig:
     """Choices of one run, for `dw.train` (the defaults) and `dw.sft` (see `SFT_CONFIG`)."""
 
-    loss: str = "sigmoid"  # sigmoid (DPO), ipo or dpop; dw.sft ignores it
+    loss: str | dict[str, float] = "sigmoid"  # a name of docs/losses.md (sigmoid is DPO), or weights by name for a sum
     beta: float = 0.1  # how far the policy may move from the reference; lower = further
     nll_weight: float = 0.2  # weight of the chosen answers' mean NLL; higher = steadier and slower
+    label_smoothing: float = 0.0  # share of labels taken to be wrong, for cdpo, robust, exo_pair, aot and aot_unpaired
+    dpop_lambda: float = 50.0  # dpop's price on a chosen answer below its reference; higher = held more firmly
+    simpo_gamma: float = 0.5  # margin that simpo asks for, in units of beta x mean logps
     lr: float = 5e-5  # peak learning rate of the LoRA weights; too high ruins answers, not rewards
     epochs: int = 2  # passes over the pairs
     batch_size: int = 16  # rows in one optimiser step
@@ -34,6 +37,10 @@ class TrainConfig:
         for name in ("beta", "lr", "epochs", "batch_size", "micro_tokens", "max_grad_norm", "rank", "max_tokens"):
             if not getattr(self, name) > 0:
                 raise WorkbenchError(f"`{name}` must be above 0. Got {getattr(self, name)!r}. Choose a positive value.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise WorkbenchError(
+                f"`label_smoothing` must lie in [0, 0.5): at 0.5 labels say nothing. Got {self.label_smoothing!r}."
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:

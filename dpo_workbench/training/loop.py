@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
 from dpo_workbench.training.logps import answer_logps
-from dpo_workbench.training.losses import LOSSES, PairLogps, chosen_nll
+from dpo_workbench.training.losses import LOSSES, PairLogps, loss_terms
 from dpo_workbench.training.packing import Batch, Row, lay_out, pack
 
 # reference logps of a row's answers, by row id: (chosen, rejected)
@@ -51,16 +51,50 @@ def train_step(
 
 
 def preference_objective(
-    reference: Reference, config: TrainConfig, n_rows: int
+    reference: Reference,
+    config: TrainConfig,
+    rows: Sequence[Row],
+    model: Model,
+    weights: Mapping[str, float] | None = None,
 ) -> Callable[..., tuple[Tensor, Metrics]]:
-    """The mean over `n_rows` pairs of a loss from `LOSSES` plus `nll_weight` times the chosen answer's mean NLL."""
+    """The mean over a batch of pairs of the config's weighted sum of losses; a micro-batch gives its share of it.
+
+    A loss that compares the pairs of a batch needs the policy's logps of all of them. They are computed once without a
+    graph, and each micro-batch puts its own in their place: its gradient is the whole loss's by its own pairs, exactly.
+
+    Args:
+        rows: the pairs of the whole batch.
+        model: what the batch is packed for.
+        weights: by pair id, with a mean of 1 over all pairs of the run; 1 where an id is missing.
+    """
+    terms, n_rows = loss_terms(config), len(rows)
+    whole: Reference = {}  # the policy's own logps of all rows
+    length = sum(len(row.answer_ids[0]) for row in rows) / n_rows
+
+    def all_pairs(network: nn.Module, batch: Batch, logps: PairLogps) -> PairLogps:
+        rest = [row for row in rows if row.id not in batch.ids]
+        if rest and not whole:
+            with torch.no_grad():
+                for part in micro_batches(rows, model, config):
+                    sums = answer_logps(network, part).view(-1, 2)
+                    check_finite("policy's logps", sums, part.ids, {})
+                    whole.update(zip(part.ids, map(tuple, sums.tolist()), strict=True))
+        facts = [(*whole[r.id], *reference[r.id], *map(len, r.answer_ids)) for r in rest]
+        others = logps.policy_chosen_logps.new_tensor(facts).view(-1, 6).unbind(1)
+        return PairLogps(*(torch.cat(both) for both in zip(logps, others, strict=False)))
 
     def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        logps = pair_logps(network, batch, reference)
-        losses = LOSSES[config.loss](logps, config.beta)
-        if config.nll_weight:
-            losses = losses + config.nll_weight * chosen_nll(logps)
-        return losses.sum() / n_rows, pair_metrics(logps, config.beta)
+        logps = pair_logps(network, batch, reference)._replace(batch_chosen_length=length)
+        factor = logps.policy_chosen_logps.new_tensor([(weights or {}).get(i, 1.0) for i in batch.ids])
+        total = torch.zeros((), device=factor.device)
+        for name, weight in terms.items():
+            if LOSSES[name].whole_batch:
+                mean = LOSSES[name].values(all_pairs(network, batch, logps), config).mean()
+                share = mean - mean.detach() * (1 - len(batch.ids) / n_rows)  # the shares' values add up to the mean
+            else:
+                share = (factor * LOSSES[name].values(logps, config)).sum() / n_rows
+            total = total + weight * share
+        return total, pair_metrics(logps, config.beta)
 
     return objective
 

@@ -18,7 +18,8 @@ from dpo_workbench.runtime.run_folder import replace_folder
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
 from dpo_workbench.training.logps import answer_logps
-from dpo_workbench.training.loop import LOSSES, Reference, batch_rows, micro_batches, pair_logps, steps_per_epoch
+from dpo_workbench.training.loop import Reference, batch_rows, micro_batches, pair_logps, steps_per_epoch
+from dpo_workbench.training.losses import sigmoid
 from dpo_workbench.training.packing import Row, lay_out, pack
 
 
@@ -120,7 +121,7 @@ def prove_start(policy: Model, rows: Sequence[Row], reference: Reference, config
         logps = pair_logps(network, batch, reference)
     gaps = torch.stack([logps.chosen_logratios.abs(), logps.rejected_logratios.abs()])
     lengths = torch.stack([logps.chosen_lengths, logps.rejected_lengths])
-    loss = LOSSES["sigmoid"](logps, config.beta).mean().item()
+    loss = sigmoid(logps, config.beta).mean().item()
     if (gaps / lengths).max() > 0.01:
         raise WorkbenchError(
             f"At step 0 the policy must equal the reference (loss {math.log(2):.4f}). Got a difference of "

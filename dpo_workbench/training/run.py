@@ -22,7 +22,7 @@ from dpo_workbench.tasks.task import Split
 from dpo_workbench.training import loop
 from dpo_workbench.training.checkpoints import State, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
-from dpo_workbench.training.losses import LOSSES
+from dpo_workbench.training.losses import LOSSES, loss_terms
 from dpo_workbench.training.packing import Row
 from dpo_workbench.training.reference import prove_packing, prove_start, reference_logps
 from dpo_workbench.training.tokens import Unfinished, tokenise
@@ -95,7 +95,7 @@ def train(
 
     Args:
         model: the start of the policy. Its adapter, if any, is copied and trained on.
-        pairs: what to learn from.
+        pairs: what to learn from. Their weights count relative to the mean weight of the pairs trained on.
         config: see `TrainConfig`.
         probe: dev examples that are answered and scored on the way; the adapter with the best score is kept. By
             default the first 48 dev examples of the pairs' task.
@@ -106,15 +106,22 @@ def train(
     Returns:
         A `Run`; after an interrupt too, with the best adapter until then.
     Raises:
-        WorkbenchError: a value is not finite, a row is too long, or the reference does not prove itself at step 0.
+        WorkbenchError: the losses and their settings do not fit, a value is not finite, a row is too long, or the
+            reference does not prove itself at step 0.
     """
     config = config or TrainConfig()
-    if config.loss not in LOSSES:
-        raise WorkbenchError(f"`loss` must be one of {', '.join(LOSSES)}. Got {config.loss!r}. Choose one of these.")
+    terms = loss_terms(config)
     folder = Path(folder) if folder else None
     if probe is None and pairs.task is not None and len(pairs.task.splits.get("dev", ())):
         probe = pairs.task.dev[:PROBE_PROMPTS]
     held, kept = hold_out(list(pairs), config)
+    mean = statistics.fmean(p.weight for p in kept)
+    weights = {p.id: p.weight / mean for p in kept} if len({p.weight for p in kept}) > 1 else {}
+    if weights and (sorting := [name for name in terms if LOSSES[name].whole_batch]):
+        raise WorkbenchError(
+            f"With {sorting[0]} all pairs must have one weight: it sorts the values of a batch, which then belong to "
+            f"no one pair. Got weights around a mean of {mean:.3g}. Choose another loss, or equal weights."
+        )
     rows, watched = (tokenise(model, map(_row, part), config.max_tokens) for part in (kept, held))
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
     config = prove_packing(model, rows, config)
@@ -127,9 +134,9 @@ def train(
         return _held_out_metrics(policy, watched, reference, config) if watched else {}
 
     def objective(batch: Sequence[Row]) -> Callable:
-        return loop.preference_objective(reference, config, len(batch))
+        return loop.preference_objective(reference, config, batch, policy, weights)
 
-    return _Trainer(policy, rows, config, objective, probe, watch, folder, start, show).run()
+    return _Trainer(policy, rows, config, objective, probe, watch, folder, start, show, weights).run()
 
 
 def sft(
@@ -212,6 +219,7 @@ class _Trainer:
     folder: Path | None
     start: Start | None
     show: bool
+    weights: dict[str, float] = field(default_factory=dict)  # of pairs, where they differ; the mean is 1
     identity: str = ""  # of model, data and settings; a checkpoint of another run is passed over
     saved: float = 0.0  # when the last checkpoint was written, by the monotonic clock
 
@@ -312,6 +320,7 @@ class _Trainer:
         facts = (
             self.config.to_dict(),
             rows,
+            self.weights,
             probe,
             self.policy.fingerprint(),
             torch.__version__,

@@ -65,6 +65,19 @@ def test_summary_counts() -> None:
     assert "Pairs: 3 in 2 groups" in repr(Pairs([ONE, TWO, replace(ONE, id="c", group="g2")]))
 
 
+@pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf"), "2", None])
+def test_weight_must_be_a_number_above_zero(weight) -> None:
+    with pytest.raises(WorkbenchError, match="`weight` must be a number above 0. Got .* in pair 'a'. To leave"):
+        Pairs([replace(ONE, weight=weight)])
+
+
+def test_weight_is_written_where_it_is_not_one(tmp_path) -> None:
+    pairs = Pairs([ONE, replace(TWO, weight=0.25)])
+    path = pairs.save(tmp_path / "pairs.jsonl")
+    assert ["weight" in line for line in path.read_text().split("\n")[:2]] == [False, True]
+    assert [p.weight for p in Pairs.load(path)] == [1.0, 0.25]
+
+
 def test_pairs_survive_the_disk(tmp_path) -> None:
     pairs = Pairs([ONE, TWO, replace(ONE, id="c", chosen="line\r\nline \x85 \ud800")])
     path = pairs.save(tmp_path / "deep" / "pairs.jsonl")

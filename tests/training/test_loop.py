@@ -8,6 +8,7 @@ import torch
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.losses import LOSSES, PairLogps
 from dpo_workbench.training.packing import Row
 from dpo_workbench.training.reference import reference_logps
 from dpo_workbench.training.run import _row
@@ -17,7 +18,7 @@ CONFIG = TrainConfig(lr=1e-2, batch_size=5, rank=4, alpha=8, nll_weight=0.2)
 ROWS = [Row(f"r{k}", (1,), ((2,),)) for k in range(13)]
 
 
-def one_step(model, pairs, config: TrainConfig, reference=None, objective=None):
+def one_step(model, pairs, config: TrainConfig, reference=None, objective=None, weights=None):
     """One step from a fresh adapter on the first batch: the adapter's weights after it, and the metrics."""
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=3)
     rows = tokenise(policy, map(_row, pairs), config.max_tokens)[: config.batch_size]
@@ -26,22 +27,62 @@ def one_step(model, pairs, config: TrainConfig, reference=None, objective=None):
     batches = list(loop.micro_batches(rows, policy, config))
     parameters = policy.adapter_parameters()
     optimizer = loop.optimizer_for(parameters, config)
-    made = objective or loop.preference_objective(reference, config, len(rows))
+    made = objective or loop.preference_objective(reference, config, rows, policy, weights)
     with policy.active(trainable=True) as network:
         seen = loop.train_step(network, batches, made, parameters, optimizer, config)
     grads = torch.cat([p.grad.flatten() for p in parameters])
     return policy, grads, seen, len(batches)
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "ipo", "dpop"])
+def shifted(model, pairs, config: TrainConfig) -> loop.Reference:
+    """A reference from which the policy has moved, by another amount for each answer."""
+    honest = reference_logps(model, tokenise(model, map(_row, pairs), config.max_tokens), config, None)
+    draw = torch.Generator().manual_seed(5)
+    return {i: tuple(x + 3 * torch.randn((), generator=draw).item() for x in honest[i]) for i in sorted(honest)}
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "a sum"])
 def test_any_number_of_micro_batches_gives_the_same_step(tiny, toy_pairs, name: str) -> None:
-    config = replace(CONFIG, loss=name, max_grad_norm=1e9)
-    _, whole, seen, one = one_step(tiny, toy_pairs, config)
-    _, parts, seen_parts, many = one_step(tiny, toy_pairs, replace(config, micro_tokens=1))
+    loss = {"aot": 0.5, "sigmoid": 2.0, "sft": 0.1} if name == "a sum" else name
+    smoothing = 0.1 if name == "a sum" or "label_smoothing" in LOSSES[name].settings else 0.0
+    config = replace(CONFIG, loss=loss, label_smoothing=smoothing, max_grad_norm=1e9)
+    reference = shifted(tiny, toy_pairs, config)
+    _, whole, seen, one = one_step(tiny, toy_pairs, config, reference)
+    _, parts, seen_parts, many = one_step(tiny, toy_pairs, replace(config, micro_tokens=1), reference)
     assert (one, many) == (1, 5)
     assert (parts - whole).norm() <= 1e-5 * whole.norm() and whole.norm() > 0
     assert seen_parts["loss"] == pytest.approx(seen["loss"], rel=1e-6)
     assert seen_parts["logps/chosen"] == pytest.approx(seen["logps/chosen"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired", "sft"])
+def test_what_looks_across_the_batch_needs_the_whole_batch(tiny, toy_pairs, monkeypatch, name: str) -> None:
+    """The negative control of the test above: the same losses of micro-batches alone take another step."""
+    config = replace(CONFIG, loss=name, nll_weight=0.0, max_grad_norm=1e9)
+    mixed = [replace(p, chosen=p.rejected, rejected=p.chosen) if k % 2 else p for k, p in enumerate(toy_pairs)]
+    found = shifted(tiny, mixed, config)
+    reference = dict(zip(found, [*list(found.values())[1:], found["p0"]], strict=True))  # sorts in another order
+    whole = one_step(tiny, mixed, config, reference)[1]
+    right = one_step(tiny, mixed, replace(config, micro_tokens=1), reference)[1]
+    assert (right - whole).norm() <= 1e-5 * whole.norm()
+    monkeypatch.setitem(loop.LOSSES, name, LOSSES[name]._replace(whole_batch=False))
+    monkeypatch.setattr(PairLogps, "_replace", lambda logps, **_: logps)
+    parts = one_step(tiny, mixed, replace(config, micro_tokens=1), reference)[1]
+    assert (parts - whole).norm() > 1e-2 * whole.norm()
+
+
+def test_weights_scale_the_gradients_of_their_pairs(tiny, toy_pairs) -> None:
+    """Five pairs weighing 3, 1, 1, 1, 1, which is 15/7 and 5/7 with a mean of 1."""
+    config = replace(CONFIG, loss="hinge", max_grad_norm=1e9)
+    reference, some = shifted(tiny, toy_pairs, config), toy_pairs[:5]
+    weights = {p.id: (15 if k == 0 else 5) / 7 for k, p in enumerate(some)}
+    each = [one_step(tiny, some[k : k + 1], config, reference)[1] for k in range(5)]
+    want = sum(g * weights[p.id] for g, p in zip(each, some, strict=True)) / 5
+    for micro_tokens in (1, 100, 10_000):
+        got = one_step(tiny, some, replace(config, micro_tokens=micro_tokens), reference, weights=weights)[1]
+        assert (got - want).norm() <= 1e-5 * want.norm()
+    even = one_step(tiny, some, config, reference)[1]
+    assert (even - want).norm() > 1e-2 * want.norm()  # negative control
 
 
 def test_accumulated_sft_weighs_tokens_not_rows(tiny, toy_task) -> None:

@@ -63,9 +63,27 @@ def test_history_has_an_entry_a_step_and_the_loss_falls(moved, toy_pairs) -> Non
 
 
 def test_policy_log_ratios_move_apart_for_each_loss(moved, toy_pairs) -> None:
-    for name in ("sigmoid", "ipo", "dpop"):
+    for name in ("sigmoid", "ipo", "dpop", "hinge", "aot", {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}):
         run = train(moved, toy_pairs, replace(CONFIG, loss=name, probes=0), show=False)
         assert run.history[-1]["rewards/margins"] > 0, name
+
+
+def test_weights_of_pairs_are_relative_and_part_of_a_run(tiny_folder, moved, toy_pairs, tmp_path, capsys) -> None:
+    def weigh(first: float, rest: float) -> Pairs:
+        return Pairs([replace(p, weight=rest if k else first) for k, p in enumerate(toy_pairs)], toy_pairs.task)
+
+    config = replace(CONFIG, probes=1, held_out=0.0, batch_size=1)  # one pair a step: no weight cancels out
+    plain, same, other = (
+        run_on(tmp_path / name, tiny_folder, pairs, config)
+        for name, pairs in (("one", toy_pairs), ("two", weigh(3.0, 3.0)), ("three", weigh(3.0, 1.0)))
+    )
+    assert same.history == plain.history and other.history != plain.history
+    assert other.history[0]["loss"] / plain.history[0]["loss"] == pytest.approx(6 / 7)  # 1 over a mean of 14 / 12
+    capsys.readouterr()
+    assert run_on(tmp_path / "one", tiny_folder, weigh(3.0, 1.0), config).history == other.history
+    assert "going on" not in capsys.readouterr().out  # the checkpoint of other weights is another run's
+    with pytest.raises(WorkbenchError, match="With aot all pairs must have one weight"):
+        train(moved, weigh(3.0, 1.0), replace(config, loss="aot"), show=False)
 
 
 def test_wrong_reference_is_caught_at_step_0(moved, toy_pairs, monkeypatch) -> None:
@@ -265,7 +283,7 @@ def test_sft_resumes_too(tiny_folder, toy_task, tmp_path, monkeypatch) -> None:
 
 
 def test_unknown_loss_and_no_examples_raise(moved, toy_pairs, toy_task) -> None:
-    with pytest.raises(WorkbenchError, match="`loss` must be one of sigmoid, ipo, dpop. Got 'dpo'"):
+    with pytest.raises(WorkbenchError, match="`loss` must be one of sigmoid, cdpo, .*Got 'dpo'. Did you mean"):
         train(moved, toy_pairs, replace(CONFIG, loss="dpo"), show=False)
     with pytest.raises(WorkbenchError, match="needs examples. Got none"):
         sft(moved, toy_task.train[:0], CONFIG, show=False)
