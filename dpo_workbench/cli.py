@@ -1,4 +1,4 @@
-"""The same steps from a shell: `dpo-workbench demo | models | tasks | mine | train | evaluate | report`."""
+"""The same steps from a shell: `dpo-workbench demo | models | tasks | mine | train | evaluate | report | export`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ app = typer.Typer(
     help="Mine a model's own failures, train on them with DPO, and count the same failures again on held-out prompts. "
     "Start with: dpo-workbench demo",
 )
+export = typer.Typer(no_args_is_help=True, help="Take a run to other engines: trl, merged weights, pairs.")
+app.add_typer(export, name="export")
 console = Console()
 errors = Console(stderr=True)
 
@@ -35,6 +37,9 @@ Out = Annotated[
     Path, typer.Option("--out", "-o", help="Run folder that takes the results. A stopped run goes on in it.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")]
+New = Annotated[Path | None, typer.Option("--out", "-o", help="New folder; RUN/export/... by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
 
 
@@ -148,6 +153,7 @@ def train(
     """LoRA DPO on a pair file; keeps the best adapter by the task's dev score. Run again after a stop to go on."""
     from dpo_workbench.pairs.pair import Pairs
     from dpo_workbench.training.config import TrainConfig
+    from dpo_workbench.training.export import record_run
     from dpo_workbench.training.run import train as run_train
 
     _log_to(out)
@@ -155,7 +161,9 @@ def train(
     given["label_smoothing"] = label_smoothing
     config = TrainConfig.from_dict({k: v for k, v in given.items() if v is not None})
     loaded = Pairs.load(pairs, _task(task) if task else None)
-    run = run_train(_model(model, adapter), loaded, config, folder=out)
+    start = _model(model, adapter)
+    record_run(out, start, loaded, config)
+    run = run_train(start, loaded, config, folder=out)
     run.model.save(out / "adapter")
     console.print(repr(run), markup=False)
     console.print(f"adapter: {out / 'adapter'}", markup=False)
@@ -208,6 +216,37 @@ def report(
     console.print(f"[bold]{decided.outcome}[/bold]\n")
     console.print(decided.text, markup=False)
     console.print(f"\nreport: {page}", markup=False)
+
+
+@export.command("trl")
+def export_trl(run: RunFolder, out: New = None, force: Force = False) -> None:
+    """A project for many GPUs: data, config and a script that trains as here, with TRL under Accelerate."""
+    from dpo_workbench.training.export import export_trl as run_export
+
+    console.print(repr(run_export(run, out or run / "export" / "trl", force=force)), markup=False)
+
+
+@export.command("merged")
+def export_merged(run: RunFolder, out: New = None, force: Force = False) -> None:
+    """The model with its adapter added into the weights, for transformers, vLLM and others."""
+    from dpo_workbench.training.export import export_merged as run_export
+
+    console.print(repr(run_export(run, out or run / "export" / "merged", force=force)), markup=False)
+
+
+@export.command("pairs")
+def export_pairs(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with pairs.jsonl, or such a file.")],
+    layout: Annotated[str, typer.Option("--format", help="trl, openai or together.")] = "trl",
+    out: New = None,
+    force: Force = False,
+) -> None:
+    """The pairs in the preference format of TRL, OpenAI or Together; what it cannot hold is counted and kept apart."""
+    from dpo_workbench.training.export import export_pairs as run_export
+
+    parent = run if run.is_dir() else run.parent
+    target = out or parent / "export" / f"pairs-{layout}"
+    console.print(repr(run_export(run, target, layout, force=force)), markup=False)
 
 
 def _model(name: str, adapter: str | None) -> Any:

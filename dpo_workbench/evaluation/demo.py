@@ -21,6 +21,7 @@ from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.builtin import load_task
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
+from dpo_workbench.training.export import record_run
 from dpo_workbench.training.run import Run, sft, train
 
 
@@ -192,6 +193,7 @@ def demo(
         evaluations[name] = arm(name, run.model, run)
         return run
 
+    record_run(path / "dpo", start, pairs, recipe.dpo)
     run = trained("dpo", "sft+dpo", train, recipe.dpo)
     trained("control", "sft+sft on chosen", sft, replace(recipe.dpo, nll_weight=0.0), run)
     decided = verdict(
