@@ -35,7 +35,7 @@ _HOMES = {
     "training.config": ("TrainConfig", "SFT_CONFIG"),
     "training.run": ("train", "sft", "Run"),
     "training.losses": ("LOSSES",),
-    "training.export": ("record_run", "export_trl", "export_merged", "export_pairs"),
+    "export.runs": ("record_run", "export_trl", "export_merged", "export_pairs"),
     "training.tokens": ("show",),
     "evaluation.run": ("evaluate", "Evaluation"),
     "evaluation.verdict": ("verdict",),

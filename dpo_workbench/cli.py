@@ -151,9 +151,9 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """LoRA DPO on a pair file; keeps the best adapter by the task's dev score. Run again after a stop to go on."""
+    from dpo_workbench.export.runs import record_run
     from dpo_workbench.pairs.pair import Pairs
     from dpo_workbench.training.config import TrainConfig
-    from dpo_workbench.training.export import record_run
     from dpo_workbench.training.run import train as run_train
 
     _log_to(out)
@@ -221,7 +221,7 @@ def report(
 @export.command("trl")
 def export_trl(run: RunFolder, out: New = None, force: Force = False) -> None:
     """A project for many GPUs: data, config and a script that trains as here, with TRL under Accelerate."""
-    from dpo_workbench.training.export import export_trl as run_export
+    from dpo_workbench.export.runs import export_trl as run_export
 
     console.print(repr(run_export(run, out or run / "export" / "trl", force=force)), markup=False)
 
@@ -229,7 +229,7 @@ def export_trl(run: RunFolder, out: New = None, force: Force = False) -> None:
 @export.command("merged")
 def export_merged(run: RunFolder, out: New = None, force: Force = False) -> None:
     """The model with its adapter added into the weights, for transformers, vLLM and others."""
-    from dpo_workbench.training.export import export_merged as run_export
+    from dpo_workbench.export.runs import export_merged as run_export
 
     console.print(repr(run_export(run, out or run / "export" / "merged", force=force)), markup=False)
 
@@ -242,7 +242,7 @@ def export_pairs(
     force: Force = False,
 ) -> None:
     """The pairs in the preference format of TRL, OpenAI or Together; what it cannot hold is counted and kept apart."""
-    from dpo_workbench.training.export import export_pairs as run_export
+    from dpo_workbench.export.runs import export_pairs as run_export
 
     parent = run if run.is_dir() else run.parent
     target = out or parent / "export" / f"pairs-{layout}"

@@ -12,6 +12,7 @@ from typing import Any
 from dpo_workbench.evaluation.report import write_report
 from dpo_workbench.evaluation.run import Evaluation, evaluate
 from dpo_workbench.evaluation.verdict import Verdict, verdict
+from dpo_workbench.export.runs import record_run
 from dpo_workbench.mining.branch import branch
 from dpo_workbench.mining.sample import Found, mine
 from dpo_workbench.models.loading import Model, load_adapter, load_model
@@ -21,7 +22,6 @@ from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.builtin import load_task
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
-from dpo_workbench.training.export import record_run
 from dpo_workbench.training.run import Run, sft, train
 
 

@@ -6,6 +6,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import silu
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpo_workbench.runtime.errors import WorkbenchError
 
@@ -228,6 +231,20 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "Merge it into its model with PEFT and load the merged folder."
         )
     return tensors, settings
+
+
+@contextmanager
+def activation_checkpointing(network: nn.Module) -> Iterator[None]:
+    """Inside: layers keep only their inputs for the gradient, where the model's layers can (transformers' own way)."""
+    layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
+    try:
+        for layer in layers:  # `training` of the layer alone: nothing inside it drops out
+            layer.gradient_checkpointing, layer.training = True, True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing, layer.training = False, False
 
 
 @contextmanager

@@ -16,8 +16,9 @@ from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 96  # answers in one batch
 GROW = 64  # places by which the buffer of keys and values grows: few answers are as long as they may be
-AHEAD, MATCH = 7, 4  # tokens guessed in one pass, and how many last tokens must have stood before at best
-PASS = {"cpu": 80}  # tokens in one pass that cost little more than one a row; beyond, a guess costs what it saves
+AHEAD, MATCH = 7, 4  # tokens guessed in one pass at most, and how many last tokens must have stood before at best
+# what a pass costs, in units of one token's products: by itself, and for reading a row's keys and values
+PASS, READ = {"cpu": 35}, 2
 PREFILL = 8  # prompts read at one time; few, so that their activations stay in the processor's cache
 
 
@@ -195,12 +196,13 @@ def _batch(
     cache, logits = _prefill(network, prompts, samples, int(lengths.max()) + GROW, end, device)
     finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
     active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
-    guess = text.new_empty(n_rows, 0)
+    guess, expected, luck = text.new_empty(n_rows, 0), text.new_full((n_rows,), -1), 0.5
     while True:
         length, start = lengths[active], starts[active]
         said = int((length - start).max()) if sampler.penalty != 1.0 else 0  # only the penalty looks back
         history = text[active[:, None], start[:, None] + torch.arange(said, device=device)]
         drawn = sampler(logits, history)  # (R, 1 + guessed)
+        luck += 0.2 * ((drawn[:, 0] == expected).float().mean().item() - luck)
         right = (drawn[:, :-1] == guess).long().cumprod(1).sum(1) + 1  # the right guesses, and one more
         ended = (drawn == end).long()
         to_end = torch.where(ended.any(1), ended.argmax(1) + 1, limit + 1)
@@ -221,8 +223,9 @@ def _batch(
             for layer in cache.layers:
                 layer.take(keep)  # type: ignore[attr-defined]
             active, length = active[keep], length[keep]
-        ahead = min(most, PASS.get(device.type, 512) // len(active) - 1)
-        guess = _guess(text[active], length, max(0, ahead))
+        ahead = _ahead(luck, len(active), most, PASS.get(device.type, 500))
+        guess = _guess(text[active], length, max(1, ahead))
+        expected, guess = guess[:, 0], guess[:, :ahead]
         tokens = torch.cat([text[active, length - 1][:, None], guess], dim=1)
         logits = _next(network, tokens, length - 1, cache)
     tokens_of = [row[a:b] for row, a, b in zip(text.tolist(), starts.tolist(), lengths.tolist(), strict=True)]
@@ -234,11 +237,19 @@ def _batch(
     return [Answer(t, len(row), done) for t, row, done in zip(texts, tokens_of, finished.tolist(), strict=True)]
 
 
+def _ahead(luck: float, n_rows: int, most: int, fixed: int) -> int:
+    """How many tokens to guess: the most expected new tokens for a pass's cost, if each guess is right with `luck`."""
+    tokens, best, gain = 0.0, 0, 0.0
+    for n in range(most + 1):
+        tokens += luck**n
+        if tokens / (fixed + n_rows * (READ + 1 + n)) > gain:
+            best, gain = n, tokens / (fixed + n_rows * (READ + 1 + n))
+    return best
+
+
 def _guess(text: Tensor, lengths: Tensor, n: int) -> Tensor:
     """The n tokens that followed the last tokens of each row where they stood before: the longest match (up to
     MATCH tokens), and of these the latest. (R, T) (R,) -> (R, n)."""
-    if n == 0:
-        return text.new_empty(len(text), 0)
     rows = torch.arange(len(text), device=text.device)
     places = torch.arange(text.shape[1], device=text.device)
     same = (places < lengths[:, None] - 1).long()  # a match ends before the last token

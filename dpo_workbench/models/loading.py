@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,18 +72,30 @@ class Model:
         return network.get_base_model() if hasattr(network, "peft_config") else network
 
     @contextmanager
-    def active(self, *, trainable: bool = False) -> Iterator[nn.Module]:
-        """Inside: the network computes as this handle says, and only its adapter takes gradients (if asked)."""
+    def active(self, *, trainable: bool = False, checkpointing: bool = False) -> Iterator[nn.Module]:
+        """Inside: the network computes as this handle says, and only its adapter takes gradients (if asked).
+
+        With `checkpointing` a layer keeps its input alone for the gradient and computes the rest again.
+        """
+        network: Any = self.network
+        with (
+            lora.activation_checkpointing(network) if checkpointing else nullcontext(),
+            self._adapter_active(trainable),
+        ):
+            yield network
+
+    @contextmanager
+    def _adapter_active(self, trainable: bool) -> Iterator[None]:
         network: Any = self.network
         if not hasattr(network, "peft_config"):
-            yield network
+            yield
         elif self.adapter is None:
             with network.disable_adapter():
-                yield network
+                yield
         else:
             network.set_adapter(self.adapter)
             network.base_model.set_adapter(self.adapter, inference_mode=not trainable)
-            yield network
+            yield
 
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:

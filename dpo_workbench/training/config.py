@@ -24,6 +24,7 @@ class TrainConfig:
     batch_size: int = 16  # rows in one optimiser step
     micro_tokens: int = 1536  # tokens in one forward pass; lower = less memory, same result
     packing: bool = True  # compute what answers share once; off by itself for models that cannot (slower, same result)
+    checkpointing: bool = False  # a layer keeps its input and computes the rest again: less memory, a third slower
     warmup: float = 0.1  # share of steps in which the learning rate rises; then it falls to 0 in a straight line
     max_grad_norm: float = 1.0  # gradients longer than this are shortened to it
     rank: int = 16  # LoRA rank; higher = more capacity and memory

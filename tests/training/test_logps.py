@@ -73,3 +73,18 @@ def test_scaled_logits_are_those_of_the_model(tiny) -> None:
         tiny.network.config.logits_scaling = 4.0
         scaled = answer_logps(tiny.network, batch)
     assert abs(float(plain - scaled)) > 0.1
+
+
+def test_checkpointing_keeps_less_and_changes_nothing(moved) -> None:
+    batch = pack([Row("a", (3, 4, 5), ((6, 7), (8, 9, 10, 0)))])
+
+    def gradients(checkpointing: bool) -> tuple[list[torch.Tensor], int]:
+        kept: list[int] = []
+        with moved.active(trainable=True, checkpointing=checkpointing) as network:
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+                total = answer_logps(network, batch).sum()
+            return list(torch.autograd.grad(total, moved.adapter_parameters())), sum(kept)
+
+    (plain, much), (got, little) = gradients(False), gradients(True)
+    assert all(torch.equal(one, other) for one, other in zip(got, plain, strict=True)) and 3 * little < much
+    assert not any(module.training for module in moved.network.modules())

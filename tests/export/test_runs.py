@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from dpo_workbench import cli
+from dpo_workbench.export.runs import export_merged, export_pairs, export_trl, record_run
 from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training import export as export_module
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.export import export_merged, export_pairs, export_trl, record_run
 from dpo_workbench.training.run import train
 
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
@@ -189,16 +189,29 @@ def test_a_model_of_the_hub_is_named_not_copied(tiny, tmp_path, monkeypatch) -> 
 
 def test_all_settings_of_a_run_are_thought_of() -> None:
     """A new setting fails here: carry it over in `export_trl`, or refuse what TRL cannot do, then name it below."""
-    carried = "loss beta nll_weight lr epochs batch_size warmup max_grad_norm rank alpha max_tokens held_out seed"
-    same_result = "micro_tokens probes"
-    assert {f.name for f in fields(TrainConfig)} == {*carried.split(), *same_result.split()}
+    carried = (
+        "loss beta nll_weight label_smoothing lr epochs batch_size warmup max_grad_norm rank alpha max_tokens held_out"
+        " seed"
+    )
+    refused = "dpop_lambda simpo_gamma"  # with their losses
+    same_result = "micro_tokens packing checkpointing probes"
+    assert {f.name for f in fields(TrainConfig)} == {*carried.split(), *refused.split(), *same_result.split()}
 
 
 def test_a_loss_that_trl_lacks_is_refused(tiny, tmp_path) -> None:
-    run = recorded(tmp_path / "run", tiny, replace(CONFIG, loss="dpop"))
-    with pytest.raises(WorkbenchError, match="TRL's DPOTrainer must have the run's loss. Got 'dpop'"):
-        export_trl(run, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    for name, loss in {"dpop": "dpop", "sft": {"sigmoid": 1.0, "sft": 0.5}, "aot": "aot"}.items():
+        run = recorded(tmp_path / name, tiny, replace(CONFIG, loss=loss))
+        with pytest.raises(WorkbenchError, match=f"TRL's DPOTrainer must have the run's loss. Got '{name}'"):
+            export_trl(run, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_sums_of_losses_are_named_as_trl_names_them(tiny, tmp_path) -> None:
+    config = replace(CONFIG, loss={"robust": 0.75, "apo_zero": 0.25}, label_smoothing=0.1, nll_weight=0.5)
+    out = export_trl(recorded(tmp_path / "run", tiny, config), tmp_path / "out").folder
+    trl = json.loads((out / "config.json").read_text())["trl"]
+    assert (trl["loss_type"], trl["loss_weights"]) == (["robust", "apo_zero", "sft"], [0.75, 0.25, 0.5])
+    assert trl["label_smoothing"] == 0.1
 
 
 @pytest.mark.parametrize("export", [export_trl, export_merged, export_pairs])

@@ -17,11 +17,16 @@ from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import replace_folder, write_json, write_text
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.loop import batch_rows, learning_rate, steps_per_epoch
+from dpo_workbench.training.losses import loss_terms
 from dpo_workbench.training.run import _row, hold_out
 from dpo_workbench.training.tokens import tokenise
 
 RECORD = "run.json"
-IN_TRL = ("sigmoid", "ipo")  # losses with the same name and value, pair by pair, in TRL's DPOTrainer
+IN_TRL = {  # losses here whose value, pair by pair, is a loss_type of TRL's DPOTrainer
+    **{name: name for name in ("sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard")},
+    **{name: name for name in ("apo_zero", "apo_down", "discopop", "sigmoid_norm")},
+    "nll": "sft",  # one pair at a time on a device: TRL's mean over tokens is then this loop's mean of an answer
+}
 REQUIREMENTS = "torch\ntransformers>=5.23\npeft>=0.21\ndatasets\naccelerate>=1.15\ntrl>=1.16\n"
 
 
@@ -76,10 +81,11 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
     """
     folder, record = _record(run_folder)
     config = TrainConfig.from_dict(record["config"])
-    if config.loss not in IN_TRL:
+    terms = loss_terms(config)
+    if lacking := [name for name in terms if name not in IN_TRL]:
         raise WorkbenchError(
-            f"TRL's DPOTrainer must have the run's loss. Got {config.loss!r}, which it lacks. It has "
-            f"{', '.join(IN_TRL)} of the losses here. Train with one of these, or stay with this loop."
+            f"TRL's DPOTrainer must have the run's loss. Got {lacking[0]!r}, which it lacks or computes over a whole "
+            f"batch. Train with some of {', '.join(IN_TRL)}, or stay with this loop."
         )
     _check_free(out, folder, force)
     start = _start(folder, record)
@@ -94,8 +100,16 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
         }
         for step in range(n_steps)
     ]
+    mean = sum(p.weight for p in kept) / len(kept)
     texts = [
-        {"id": p.id, "prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "prompt_ids": r.prompt_ids}
+        {
+            "id": p.id,
+            "weight": p.weight / mean,
+            "prompt": p.prompt,
+            "chosen": p.chosen,
+            "rejected": p.rejected,
+            "prompt_ids": r.prompt_ids,
+        }
         | dict(zip(("chosen_ids", "rejected_ids"), r.answer_ids, strict=True))
         for p, r in zip(kept, rows, strict=True)
     ]
@@ -115,7 +129,7 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
         }
         origin = {"base_model_name_or_path": base_args["pretrained_model_name_or_path"]}
         write_json(file, json.loads(file.read_text(encoding="utf-8")) | origin)
-        settings = {"model": base_args, "batch_size": config.batch_size, "trl": _dpo_config(config, n_steps)}
+        settings = {"model": base_args, "batch_size": config.batch_size, "trl": _dpo_config(config, terms, n_steps)}
         write_json(fresh / "config.json", settings)
         _write_lines(fresh / "pairs.jsonl", texts)
         _write_lines(fresh / "steps.jsonl", steps)
@@ -182,16 +196,13 @@ def export_pairs(run_folder: str | Path, out: str | Path, layout: str = "trl", *
     return Exported(Path(out), [f"{len(made.lines)} of {len(pairs)} pairs in {layout}'s format", *made.notes])
 
 
-def _dpo_config(config: TrainConfig, n_steps: int) -> dict[str, Any]:
-    """Arguments of TRL's DPOConfig.
-
-    One pair at a time on a device: TRL's `sft` loss is a mean over the tokens of a micro-batch, this loop's NLL a mean
-    over answers of each answer's mean. With one pair they are the same.
-    """
+def _dpo_config(config: TrainConfig, terms: dict[str, float], n_steps: int) -> dict[str, Any]:
+    """Arguments of TRL's DPOConfig, with one pair at a time on a device (see `IN_TRL`)."""
     return {
-        "loss_type": [config.loss, "sft"] if config.nll_weight else [config.loss],
-        "loss_weights": [1.0, config.nll_weight] if config.nll_weight else [1.0],
+        "loss_type": [IN_TRL[name] for name in terms],
+        "loss_weights": list(terms.values()),
         "beta": config.beta,
+        "label_smoothing": config.label_smoothing,
         "learning_rate": config.lr,
         "max_steps": n_steps,
         "per_device_train_batch_size": 1,
