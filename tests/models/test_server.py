@@ -14,8 +14,10 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 import dpo_workbench as dw
+from dpo_workbench import cli
 from dpo_workbench.models import openai_api, server
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.server import ask, connect
@@ -258,50 +260,49 @@ def test_nothing_listens_or_nothing_comes(faulty, monkeypatch) -> None:
     assert len(hangs.bodies) == 2
 
 
-@pytest.mark.parametrize("end", ["dies", "is interrupted", "stays"])
-def test_what_was_answered_is_kept_when_the_server_dies(faulty, monkeypatch, tmp_path, capsys, end: str) -> None:
-    """After 7 requests it dies (or the user stops the call); the same call then asks for the rest alone."""
+def written(tmp_path) -> list[dict]:
+    """The answers that a stopped call has left on the disk."""
+    (path,) = (tmp_path / "cache" / "unfinished").glob("*")
+    lines = [line for line in path.read_text().split("\n") if line.endswith("}")]
+    with path.open("a") as file:
+        file.write(lines[0] + "\n")  # twice, as the same call in another window leaves it
+        file.write('{"prompt": 0, "samp')  # as a kill in the middle of a line leaves it
+    return list(map(json.loads, dict.fromkeys(lines)))
+
+
+@pytest.mark.parametrize("end", ["it dies", "the user interrupts"])
+def test_the_same_call_goes_on_where_the_server_died(faulty, monkeypatch, tmp_path, capsys, end: str) -> None:
+    """It dies twice, each time after 7 answers; the third call asks for the rest alone."""
     monkeypatch.setattr(openai_api, "RETRIES", 0)
-    served: Counter[str] = Counter()
-    dead = threading.Event()
 
     def fault(number: int, body: dict):
-        if number > 7 and end != "stays":
-            if end == "is interrupted" and number == 8:
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            if end == "is interrupted":
-                time.sleep(0.3)
-            dead.set()
+        if number == 8 and end == "the user interrupts":
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        if number > 7:
+            time.sleep(0.3 if end == "the user interrupts" else 0)
             return 0, {}
-        served.update([body["messages"][0]["content"]])
 
-    first = faulty(fault)
-    port, call = first.server_port, {"samples": 2, "temperature": 1.0, "seed": 1}
-    first.most = 1  # so that a prompt may be half answered
-
-    if end == "stays":  # negative control: nothing is kept where nothing failed
-        assert texts(ask(connect(first.url, "toy"), PROMPTS, **call)) == wanted(PROMPTS, 2, 1) and not kept(tmp_path)
-        return
-    with pytest.raises(KeyboardInterrupt if end == "is interrupted" else WorkbenchError) as caught:
-        ask(connect(first.url, "toy"), PROMPTS, **call)
-    assert dead.wait(5)
-    first.die()
-    (name,) = kept(tmp_path)
-    path = tmp_path / "cache" / "unfinished" / name
-    n = len([line for line in path.read_text().splitlines() if line])
-    assert 4 <= n <= 7
-    if end == "dies":
-        assert n == 7 and "7 of 24 answers are kept; the same call asks for the others." in str(caught.value)
-    path.write_text(path.read_text() + '{"prompt": 0, "samp')  # as a kill in the middle of a line leaves it
-    have = Counter(PROMPTS[json.loads(line)["prompt"]] for line in path.read_text().splitlines()[:-1] if line)
-
-    again, counts = faulty(port=port), []
-    again.most = 1
-    got = ask(connect(again.url, "toy"), PROMPTS, **call, on_answers=counts.append)
+    have, port = 0, 0
+    for k in range(3):
+        one, counts = faulty(fault if k < 2 else None, port), []
+        one.most, port = 1, one.server_port  # one choice in a reply, so that a prompt may be half answered
+        call = {"samples": 2, "temperature": 1.0, "seed": 1, "on_answers": counts.append}
+        if k == 2:
+            got = ask(connect(one.url, "toy"), PROMPTS, **call)
+            break
+        with pytest.raises(KeyboardInterrupt if end == "the user interrupts" else WorkbenchError) as caught:
+            ask(connect(one.url, "toy"), PROMPTS, **call)
+        one.die()
+        rows = written(tmp_path)
+        assert sum(counts) == len(rows) and have + 4 <= len(rows) <= have + 7
+        have = len(rows)
+        if end == "it dies":
+            assert have == 7 * (k + 1) and f"{have} of 24 answers are kept; the same call" in str(caught.value)
     assert texts(got) == wanted(PROMPTS, 2, 1)  # none lost, none doubled, in order
-    assert again.asked() == Counter({p: 2 - have[p] for p in PROMPTS if have[p] < 2})
-    assert counts[0] == n and sum(counts) == 24 and kept(tmp_path) == []
-    assert f"going on: {n} of 24 answers" in capsys.readouterr().out
+    lacking = Counter(dict.fromkeys(PROMPTS, 2)) - Counter(PROMPTS[row["prompt"]] for row in rows)
+    assert one.asked() == lacking and lacking.total() == 24 - have
+    assert counts[0] == have and sum(counts) == 24 and kept(tmp_path) == []
+    assert f"going on: {have} of 24 answers" in capsys.readouterr().out
 
 
 def test_other_settings_do_not_take_what_was_kept(faulty, monkeypatch) -> None:
@@ -418,6 +419,38 @@ def test_mine_and_evaluate_say_where_the_answers_come_from(faulty, tmp_path) -> 
             dw.mine(model, task.train, 2, show=False)
 
 
+def test_the_command_line(faulty, monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
+    monkeypatch.setattr(openai_api, "RETRIES", 0)
+    for console in (cli.console, cli.errors):
+        monkeypatch.setattr(console, "_width", 2000)
+    one = faulty()
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["dpo-workbench", *arguments, "--engine", one.url])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, "".join(capsys.readouterr())
+
+    code, out = run("mine", "--out", "m", "-n", "3", "--samples", "2")
+    assert code == 0 and "3 prompts, 6 samples" in out and (tmp_path / "m" / "pairs.jsonl").is_file(), out
+    code, out = run("evaluate", "--out", "e.jsonl", "-n", "2", "--model", "named")
+    assert code == 0 and "named: receipts/dev, 2 answers" in out, out
+    assert {b["model"] for b in one.bodies} == {"toy", "named"}
+    for more, words in (
+        (("-a", "receipts"), "--adapter receipts"),
+        (("--target", "loop"), "--target takes answers up"),
+    ):
+        code, out = run("mine", "--out", "m", *more)
+        assert code == 1 and words in out, out
+    one.fault = lambda number, body: (500, "broken by sk-hunter2")
+    code, out = run("evaluate", "--out", "f/e.jsonl", "-n", "2")
+    log = (tmp_path / "f" / "error.log").read_text()
+    assert code == 1 and "500 broken by ***" in out and "0 of 2 answers are kept" in out
+    assert "hunter2" not in out + log and "WorkbenchError" in log
+
+
 def test_a_server_that_does_not_sample_is_noticed(faulty, recwarn) -> None:
     same = faulty(lambda number, body: Faulty.reply(same, {**body, "seed": 0, "n": 1}))
     with pytest.warns(UserWarning, match="All 2 samples of each prompt are the same.*do_sample"):
@@ -432,12 +465,13 @@ def test_a_server_that_does_not_sample_is_noticed(faulty, recwarn) -> None:
 
 @pytest.fixture(scope="module")
 def served(tiny_folder, tmp_path_factory):
-    """Address of `transformers serve` with the tiny model, whose generation_config.json asks it to sample."""
+    """Address of `transformers serve` with the tiny model, written as docs/server.md says, and its name there."""
     folder = tmp_path_factory.mktemp("served")
-    for path in tiny_folder.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    config = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps(config | {"do_sample": True, "top_k": 0}))
+    model = dw.load_model(tiny_folder, device="cpu", dtype=torch.float32)
+    settings = model.network.generation_config
+    settings.do_sample, settings.top_k, settings.top_p = True, 0, 1.0
+    model.network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
