@@ -208,7 +208,7 @@ def evaluate(
     """Let `model` answer each prompt of `split` once, and judge the answers with the split's task.
 
     Args:
-        model: the handle to judge. With an engine: the name of the served model (None where there is one), or a handle
+        model: the handle to judge. With an engine: the served name (None where one model is served), or a handle
             that stands for it.
         split: held-out examples, such as `task.test`.
         name: label of the arm; the model's name by default.

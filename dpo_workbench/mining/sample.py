@@ -139,7 +139,7 @@ def mine(
     """Sample `samples` answers to each prompt and score them with the task.
 
     Args:
-        model: whose failures are looked for. With an engine: the name of the served model (None where there is one), or
+        model: whose failures are looked for. With an engine: the served name (None where one model is served), or
             a handle that stands for it.
         split: prompts of the training split; never those that the result is measured on.
         samples: answers a prompt; 4 to 8 find most prompts that have both a good and a bad answer.
