@@ -29,6 +29,9 @@ console = Console()
 errors = Console(stderr=True)
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
+ServedName = Annotated[
+    str | None, typer.Option("--model", "-m", help="nano (the default), smol, a Hub id (owner/name) or a folder.")
+]
 AdapterName = Annotated[
     str | None, typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one (receipts).")
 ]
@@ -40,6 +43,14 @@ Seed = Annotated[int, typer.Option(help="Seed of all draws.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")]
 New = Annotated[Path | None, typer.Option("--out", "-o", help="New folder; RUN/export/... by default.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")]
+
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="Sample at this OpenAI-compatible server (http://127.0.0.1:8000/v1). --model is then the name that it "
+        "serves, by default its only one."
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
 
 
@@ -88,8 +99,11 @@ def tasks() -> None:
 @app.command()
 def mine(
     out: Out,
-    model: ModelName = "nano",
-    adapter: AdapterName = "receipts",
+    model: ServedName = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one.", show_default="receipts"),
+    ] = None,
     task: TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="1.0 samples from the model as it is.")] = 1.0,
@@ -103,14 +117,20 @@ def mine(
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many prompts: those that fine-tuning has seen.")] = 0,
     limit: Limit = None,
     seed: Seed = 0,
+    engine: Engine = None,
 ) -> None:
     """Sample answers to the training prompts, class the failures, and write pairs.jsonl."""
     from dpo_workbench.mining.branch import branch
     from dpo_workbench.mining.sample import mine as run_mine
 
     _log_to(out)
-    handle, loaded = _model(model, adapter), _task(task)
-    found = run_mine(handle, loaded.train[skip:][:limit], samples, temperature=temperature, seed=seed)
+    if engine and target:
+        raise WorkbenchError(
+            "--target takes answers up again in the middle, which the chat endpoint of --engine cannot. Mine without "
+            "--target, or call `dw.branch` with the same model loaded."
+        )
+    handle, loaded = _handle(model, adapter or (None if engine else "receipts"), engine), _task(task)
+    found = run_mine(handle, loaded.train[skip:][:limit], samples, temperature=temperature, seed=seed, engine=engine)
     if target:
         found = branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")
@@ -174,22 +194,23 @@ def train(
 @app.command()
 def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file that takes the answers and scores.")],
-    model: ModelName = "nano",
+    model: ServedName = None,
     adapter: AdapterName = None,
     task: TaskName = "receipts",
     split: Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")] = "dev",
     limit: Limit = None,
     name: Annotated[str | None, typer.Option(help="Name of this arm in reports.")] = None,
     seed: Seed = 0,
+    engine: Engine = None,
 ) -> None:
     """Answer held-out prompts greedily and count failures by class, with intervals."""
     from dpo_workbench.evaluation.run import evaluate as run_evaluate
 
     _log_to(out.parent)
     chosen = _task(task).split(split)[:limit]
-    done = run_evaluate(
-        _model(model, adapter), chosen, name=name or f"{model}{f' + {adapter}' if adapter else ''}", seed=seed
-    )
+    label = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
+    handle = _handle(model, adapter, engine)
+    done = run_evaluate(handle, chosen, name=name or label, seed=seed, engine=engine)
     done.save(out)
     console.print(str(done), markup=False)
     console.print(f"answers: {out}", markup=False)
@@ -265,6 +286,18 @@ def _loss(given: list[str] | None) -> str | dict[str, float] | None:
         return {name: float(weight or 1) for name, _, weight in (term.partition("=") for term in given)}
     except ValueError as error:
         raise WorkbenchError(f"`--loss` takes NAME or NAME=WEIGHT. Got {' '.join(given)} ({error}).") from error
+
+
+def _handle(name: str | None, adapter: str | None, engine: str | None) -> Any:
+    """The loaded model; with an engine the name of the served one."""
+    if engine is None:
+        return _model(name or "nano", adapter)
+    if adapter:
+        raise WorkbenchError(
+            f"A server answers with what it serves. Got --adapter {adapter} with --engine. Serve the adapter under a "
+            "name (docs/server.md) and give that as --model."
+        )
+    return name
 
 
 def _task(name: str) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dpo_workbench.evaluation.statistics import Interval, smallest_detectable, wilson
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -194,7 +194,7 @@ def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
 
 
 def evaluate(
-    model: Model,
+    model: Model | str | None,
     split: Split,
     *,
     name: str | None = None,
@@ -202,24 +202,29 @@ def evaluate(
     max_new_tokens: int | None = None,
     seed: int = 0,
     repetition_penalty: float = 1.0,
+    engine: str | None = None,
     show: bool = True,
 ) -> Evaluation:
     """Let `model` answer each prompt of `split` once, and judge the answers with the split's task.
 
     Args:
-        model: the handle to judge.
+        model: the handle to judge. With an engine: the served name (None where one model is served), or a handle
+            that stands for it.
         split: held-out examples, such as `task.test`.
         name: label of the arm; the model's name by default.
         temperature: 0 takes the likeliest token.
         max_new_tokens: where an answer is cut off; the task's own limit by default.
         seed: of the draws, with a temperature above 0.
         repetition_penalty: above 1 makes repeated tokens less likely (an arm of its own; see `generate`).
+        engine: None answers here; the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
+            answers there (see `models.server.ask`).
         show: a progress bar, and a line about unscored answers.
 
     Raises:
-        WorkbenchError: no examples, or not one answer could be scored.
+        WorkbenchError: no examples, or not one answer could be scored; the server fails, which keeps the answers that
+            are there.
     """
-    from dpo_workbench.models.generation import generate
+    from dpo_workbench.models.server import draw
 
     if not isinstance(split, Split) or not len(split):
         raise WorkbenchError(
@@ -233,10 +238,15 @@ def evaluate(
     }
     begun = time.monotonic()
     with progress(len(split), "answers", show) as advance:
-        answers = generate(model, [example.prompt for example in split], **decoding, on_answers=advance)
+        prompts = [example.prompt for example in split]
+        answers, served = draw(model, prompts, engine=engine, **decoding, on_answers=advance)
     rows = tuple(judge(split, example, one[0]) for example, one in zip(split, answers, strict=True))
     seconds = time.monotonic() - begun
-    label = f"{model.name}+{model.adapter}" if model.adapter else model.name
+    if served:
+        label, decoding["engine"] = served["model"], served["engine"]
+    else:
+        handle = cast("Model", model)
+        label = f"{handle.name}+{handle.adapter}" if handle.adapter else handle.name
     result = Evaluation(name or label, split.task.name, split.name, label, decoding, rows, seconds)
     if result.n_unscored and show:
         print(f"{result.n_unscored} of {len(rows)} answers could not be scored; {_first_unscored(rows)}")

@@ -12,8 +12,9 @@ from typing import Any
 
 from dpo_workbench.mining.build_pairs import build_pairs
 from dpo_workbench.mining.headroom import Headroom
-from dpo_workbench.models.generation import Answer, generate
+from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
+from dpo_workbench.models.server import draw
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.progress import progress
@@ -125,28 +126,32 @@ def _sample(values: dict[str, Any]) -> Sample:
 
 
 def mine(
-    model: Model,
+    model: Model | str | None,
     split: Split,
     samples: int = 4,
     *,
     temperature: float = 1.0,
     max_new_tokens: int | None = None,
     seed: int = 0,
+    engine: str | None = None,
     show: bool = True,
 ) -> Found:
     """Sample `samples` answers to each prompt and score them with the task.
 
     Args:
-        model: whose failures are looked for.
+        model: whose failures are looked for. With an engine: the served name (None where one model is served), or
+            a handle that stands for it.
         split: prompts of the training split; never those that the result is measured on.
         samples: answers a prompt; 4 to 8 find most prompts that have both a good and a bad answer.
         temperature: 1.0 samples from the model as it is; lower finds fewer failures.
         max_new_tokens: the token limit; the task's own by default.
         seed: of the draws.
+        engine: None samples here; the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
+            samples there (see `models.server.ask`).
         show: a progress bar.
 
     Raises:
-        WorkbenchError: the split is a test split, or empty.
+        WorkbenchError: the split is a test split, or empty; the server fails, which keeps the answers that are there.
     """
     if not len(split):
         raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")
@@ -157,9 +162,10 @@ def mine(
     task = split.task
     limit = max_new_tokens or task.max_new_tokens
     with progress(len(split) * samples, "mining", show) as advance:
-        drawn = generate(
+        drawn, served = draw(
             model,
             [e.prompt for e in split],
+            engine=engine,
             samples=samples,
             temperature=temperature,
             max_new_tokens=limit,
@@ -173,5 +179,6 @@ def mine(
         "max_new_tokens": limit,
         "seed": seed,
         "split": split.name,
+        **served,
     }
     return Found(task, tuple(rows), settings)
