@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -52,4 +53,5 @@ def within_memory(work: Callable[[int], T], size: int, smallest: int, name: str,
                 f"Memory must hold {hopeless}. It ran out ({words}). Shorten it or take a smaller model."
             )
         size = max(size // 2, smallest)
-        print(f"memory ran out: {name} is {size} from now on, and the same work is done again", flush=True)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one is enough
+            print(f"memory ran out: {name} is {size} from now on, and the same work is done again", flush=True)
