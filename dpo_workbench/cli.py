@@ -170,21 +170,29 @@ def train(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """LoRA DPO on a pair file; keeps the best adapter by the task's dev score. Run again after a stop to go on."""
+    """LoRA DPO on a pair file; keeps the best adapter by the task's dev score. Run again after a stop to go on.
+
+    Several GPUs or processes: accelerate launch -m dpo_workbench train ...
+    """
     from dpo_workbench.export.runs import record_run
     from dpo_workbench.pairs.pair import Pairs
+    from dpo_workbench.runtime import parallel
     from dpo_workbench.training.config import TrainConfig
     from dpo_workbench.training.run import train as run_train
 
     _log_to(out)
+    parallel.join()
+    console.quiet = parallel.rank() > 0
     given = {"loss": _loss(loss), "beta": beta, "lr": lr, "epochs": epochs, "nll_weight": nll_weight, "seed": seed}
     given["label_smoothing"] = label_smoothing
     config = TrainConfig.from_dict({k: v for k, v in given.items() if v is not None})
     loaded = Pairs.load(pairs, _task(task) if task else None)
     start = _model(model, adapter)
-    record_run(out, start, loaded, config)
+    if parallel.rank() == 0:
+        record_run(out, start, loaded, config)
     run = run_train(start, loaded, config, folder=out)
-    run.model.save(out / "adapter")
+    if parallel.rank() == 0:
+        run.model.save(out / "adapter")
     console.print(repr(run), markup=False)
     console.print(f"adapter: {out / 'adapter'}", markup=False)
     if not run.finished:

@@ -33,6 +33,7 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
+        _flush(path.parent)
     except OSError as error:
         raise _disk_error(path, error) from error
     finally:
@@ -57,10 +58,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         yield fresh
-        for file in fresh.rglob("*"):
-            if file.is_file():
-                _flush(file)
         os.chmod(fresh, 0o755)
+        for part in (*fresh.rglob("*"), fresh):  # a folder's own list of files must reach the disk too
+            _flush(part)
         _swap(fresh, path)
         _flush(path.parent)
     except (OSError, SafetensorError) as error:  # safetensors says "no space left" in an exception of its own
@@ -77,8 +77,8 @@ def _swap(fresh: Path, path: Path) -> None:
         os.replace(path, old)
     try:
         os.replace(fresh, path)
-    except OSError:
-        if old.exists():
+    except BaseException:  # Ctrl-C too
+        if old.exists() and not path.exists():
             os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -32,6 +32,7 @@ class TrainConfig:
     max_tokens: int = 1024  # longest row; a longer one is an error, never cut
     probes: int = 4  # how often the dev prompts are answered and scored on the way; 0 = never
     held_out: float = 0.1  # share of pairs (whole groups) never trained on, to watch their log-ratios
+    checkpoint_seconds: float = 120.0  # a run with a folder is saved at least so often, and after each probe
     seed: int = 0  # order of rows, adapter's start, probe's draws
 
     def __post_init__(self) -> None:

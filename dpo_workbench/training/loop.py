@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dpo_workbench.models.loading import Model
+from dpo_workbench.runtime import parallel
+from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
 from dpo_workbench.training.logps import answer_logps
@@ -32,22 +34,56 @@ def train_step(
     """One optimiser step over the micro-batches of one batch; returns the step's metrics.
 
     `objective` returns a micro-batch's share of the batch's loss, so the gradients simply add up: any number of
-    micro-batches gives the same step. Nothing is updated when a loss or gradient is not finite.
+    micro-batches, on any number of processes, gives the same step. Nothing is updated when a loss, one of its terms or
+    a gradient is not finite, or when memory runs out on the way.
     """
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     metrics: Metrics = {}
-    for batch in batches:
-        loss, seen = objective(network, batch)
-        check_finite("loss", loss, batch.ids, seen)
-        loss.backward()
-        total += loss.item()
-        for key, values in seen.items():
-            metrics.setdefault(key, []).extend(values)
+    with parallel.agreed():
+        for batch in batches:
+            loss, seen = objective(network, batch)
+            check_finite("loss", loss, batch.ids, seen)
+            loss.backward()
+            total += loss.item()
+            for key, values in seen.items():
+                metrics.setdefault(key, []).extend(values)
+    parallel.sum_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    check_finite("gradient", norm, [i for b in batches for i in b.ids], metrics)
-    optimizer.step()
-    return {"loss": total, "grad_norm": norm.item(), **{k: sum(v) / len(v) for k, v in metrics.items()}}
+    if not torch.isfinite(norm):
+        check_finite("gradient", norm, _blamed(network, batches, objective, parameters), {})
+    _update(optimizer)
+    shares = parallel.gathered((total, metrics))
+    result = {"loss": sum(loss for loss, _ in shares), "grad_norm": norm.item()}
+    for key in shares[0][1]:
+        values = [v for _, terms in shares for v in terms.get(key, ())]
+        result[key] = sum(values) / len(values)
+    return result
+
+
+def _blamed(network: nn.Module, batches: Sequence[Batch], objective: Callable, parameters: Sequence) -> list[str]:
+    """Rows of the micro-batches whose gradients are not finite; all rows when only the gradients' sum is not."""
+    bad: list[str] = []
+    with parallel.agreed():
+        for batch in batches:
+            for p in parameters:
+                p.grad = None
+            objective(network, batch)[0].backward()
+            if not all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None):
+                bad += batch.ids
+    found = parallel.gathered((bad, [i for batch in batches for i in batch.ids]))
+    return [i for bad, _ in found for i in bad] or [i for _, ids in found for i in ids]
+
+
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    """The optimiser's step. It cannot be done again when it fails halfway, so its errors end the run."""
+    try:
+        optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        raise WorkbenchError(
+            f"An update must be whole. It failed halfway: {error}. Start the run again: with a folder it goes on from "
+            "its last checkpoint."
+        ) from error
 
 
 def preference_objective(
@@ -75,7 +111,7 @@ def preference_objective(
         rest = [row for row in rows if row.id not in batch.ids]
         if rest and not whole:
             with torch.no_grad():
-                for part in micro_batches(rows, model, config):
+                for part in _packs(rows, model, config):  # the whole batch, in every process
                     sums = answer_logps(network, part).view(-1, 2)
                     check_finite("policy's logps", sums, part.ids, {})
                     whole.update(zip(part.ids, map(tuple, sums.tolist()), strict=True))
@@ -145,7 +181,14 @@ def steps_per_epoch(n_rows: int, config: TrainConfig) -> int:
 
 
 def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
-    """Rows sorted by length and cut so that a batch's tokens stay under `micro_tokens` (one row always goes)."""
+    """Rows sorted by length and cut so that a batch's tokens stay under `micro_tokens` (one row always goes).
+
+    Under `accelerate launch` each process gets its share of the rows.
+    """
+    yield from _packs(parallel.share(sorted(rows, key=lambda r: (-r.n_tokens, r.id))), model, config)
+
+
+def _packs(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
     group: list[Row] = []
 
     def batch() -> Batch:
@@ -153,7 +196,7 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Ite
             return pack(group, model.device)
         return lay_out(group, model.tokenizer.eos_token_id, model.device)
 
-    for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
+    for row in rows:
         if group and _tokens([*group, row], config.packing) > config.micro_tokens:
             yield batch()
             group = []

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dpo_workbench.models.loading import Model
+from dpo_workbench.runtime import parallel
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import replace_folder
 from dpo_workbench.training.config import TrainConfig
@@ -43,37 +44,45 @@ def reference_logps(
         on_rows: called with the number of rows just done.
     """
     cached = folder / _key(model, rows, config) / "logps.safetensors" if folder else None
-    if cached and cached.is_file():
-        try:
-            values = load_file(cached)["logps"].tolist()
-            return {row.id: (c, r) for row, (c, r) in zip(rows, values, strict=True)}
-        except (SafetensorError, KeyError, ValueError):
-            print(f"reference cache {cached} is damaged: computed again")
-    found: Reference = {}
-    with model.active() as network, torch.no_grad():
+    found = parallel.from_first(lambda: _read(cached, rows) if cached else None)
+    if found is not None:
+        return found
+    found = {}
+    with parallel.agreed(), model.active() as network, torch.no_grad():
         for step in range(steps_per_epoch(len(rows), config)):
             for batch in micro_batches(batch_rows(rows, config, step), model, config):
                 sums = answer_logps(network, batch).view(-1, 2)
-                check_finite("reference logps", sums, batch.ids, {})
+                seen = dict(zip(("reference chosen logps", "reference rejected logps"), sums.T.tolist(), strict=True))
+                check_finite("reference logps", sums, batch.ids, seen)
                 found.update(zip(batch.ids, map(tuple, sums.tolist()), strict=True))
                 if on_rows:
-                    on_rows(len(batch.ids))
-    if cached:
-        with replace_folder(cached.parent) as fresh:
-            save_file({"logps": torch.tensor([found[row.id] for row in rows])}, fresh / cached.name)
+                    on_rows(len(batch.ids) * parallel.size())
+    found = {row_id: values for part in parallel.gathered(found) for row_id, values in part.items()}
+    with parallel.agreed():
+        if cached and parallel.rank() == 0:
+            with replace_folder(cached.parent) as fresh:
+                save_file({"logps": torch.tensor([found[row.id] for row in rows])}, fresh / cached.name)
     return found
+
+
+def _read(cached: Path, rows: Sequence[Row]) -> Reference | None:
+    """The values of a whole cache file; None when it is missing or damaged."""
+    if not cached.is_file():
+        return None
+    try:
+        values = load_file(cached)["logps"]
+        if torch.isfinite(values).all():
+            return {row.id: (c, r) for row, (c, r) in zip(rows, values.tolist(), strict=True)}
+    except (SafetensorError, KeyError, ValueError, TypeError):
+        pass
+    print(f"reference cache {cached} is damaged: computed again")
+    return None
 
 
 def _key(model: Model, rows: Sequence[Row], config: TrainConfig) -> str:
     parts = (model.fingerprint(), str(model.dtype), [(r.id, r.prompt_ids, r.answer_ids) for r in rows])
-    layout = (
-        config.seed,
-        config.batch_size,
-        config.micro_tokens,
-        config.packing,
-        torch.__version__,
-        torch.get_num_threads(),
-    )
+    machine = (torch.__version__, torch.get_num_threads(), parallel.size())
+    layout = (config.seed, config.batch_size, config.micro_tokens, config.packing, *machine)
     return hashlib.sha256(repr((parts, layout)).encode()).hexdigest()[:32]
 
 
@@ -116,16 +125,18 @@ def prove_start(policy: Model, rows: Sequence[Row], reference: Reference, config
     Raises:
         WorkbenchError: they differ by more than 0.01 nats a token; training would start from a wrong reference.
     """
-    batch = next(micro_batches(batch_rows(rows, config, 0), policy, config))
-    with policy.active() as network, torch.no_grad():
+    with parallel.agreed(), policy.active() as network, torch.no_grad():
+        batch = next(micro_batches(batch_rows(rows, config, 0), policy, config), None)
+        if batch is None:  # more processes than rows
+            return 0.0
         logps = pair_logps(network, batch, reference)
-    gaps = torch.stack([logps.chosen_logratios.abs(), logps.rejected_logratios.abs()])
-    lengths = torch.stack([logps.chosen_lengths, logps.rejected_lengths])
-    loss = sigmoid(logps, config.beta).mean().item()
-    if (gaps / lengths).max() > 0.01:
-        raise WorkbenchError(
-            f"At step 0 the policy must equal the reference (loss {math.log(2):.4f}). Got a difference of "
-            f"{gaps.max().item():.2f} nats and a loss of {loss:.4f} on rows {', '.join(batch.ids[:4])}. Delete the "
-            "run's `reference` folder and start again."
-        )
+        gaps = torch.stack([logps.chosen_logratios.abs(), logps.rejected_logratios.abs()])
+        lengths = torch.stack([logps.chosen_lengths, logps.rejected_lengths])
+        loss = sigmoid(logps, config.beta).mean().item()
+        if not (gaps / lengths).max() <= 0.01:  # a NaN is no proof
+            raise WorkbenchError(
+                f"At step 0 the policy must equal the reference (loss {math.log(2):.4f}). Got a difference of "
+                f"{gaps.max().item():.2f} nats and a loss of {loss:.4f} on rows {', '.join(batch.ids[:4])}. Delete the "
+                "run's `reference` folder and start again."
+            )
     return gaps.max().item()

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,6 +16,7 @@ from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.task import Example, Score, Task
 from dpo_workbench.training import loop
 from dpo_workbench.training import run as run_module
+from dpo_workbench.training import trainer as trainer_module
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import Run, hold_out, sft, train
 
@@ -133,7 +137,7 @@ def test_resumed_equals_uninterrupted(tiny_folder, toy_pairs, tmp_path, monkeypa
     assert f"going on after step {stop // 2 * 2}" in capsys.readouterr().out
     assert again.history == whole.history and again.probes == whole.probes and again.best_step == whole.best_step
     assert equal(again.model.adapter_tensors(), whole.model.adapter_tensors())
-    last = [sorted((tmp_path / n / "checkpoints").glob("step-*"))[-1] for n in ("whole", "cut")]
+    last = [sorted((tmp_path / n / "checkpoints").glob("*/step-*"))[-1] for n in ("whole", "cut")]
     assert (last[0] / "adapter.safetensors").read_bytes() == (last[1] / "adapter.safetensors").read_bytes()
     assert (last[0] / "optimizer.safetensors").read_bytes() == (last[1] / "optimizer.safetensors").read_bytes()
 
@@ -145,7 +149,7 @@ def test_resuming_from_a_wrong_state_is_another_run(tiny_folder, toy_pairs, tmp_
     with pytest.raises(RuntimeError):
         run_on(tmp_path / "cut", tiny_folder, toy_pairs)
     monkeypatch.undo()
-    monkeypatch.setattr(run_module, "unpack_optimizer", lambda *a: None)
+    monkeypatch.setattr(trainer_module, "unpack_optimizer", lambda *a: None)
     again = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
     assert again.history[:2] == whole.history[:2] and again.history != whole.history
 
@@ -166,7 +170,7 @@ def test_resuming_does_not_hang_on_a_fingerprint_taken_before(
 
 def test_damaged_newest_checkpoint_is_passed_over(tiny_folder, toy_pairs, tmp_path, capsys) -> None:
     whole = run_on(tmp_path, tiny_folder, toy_pairs)
-    newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+    newest = sorted((tmp_path / "checkpoints").glob("*/step-*"))[-1]
     path = newest / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     capsys.readouterr()
@@ -182,7 +186,11 @@ def test_a_checkpoint_of_other_settings_is_not_taken(tiny_folder, toy_pairs, tmp
     capsys.readouterr()
     run_on(tmp_path, tiny_folder, toy_pairs, replace(RESUME, **change))
     out = capsys.readouterr().out
-    assert "belongs to other settings" in out and "going on" not in out
+    (name,) = change
+    assert "belongs to a run with other settings" in out and "going on" not in out
+    assert f"{name}: {getattr(RESUME, name)} there, {change[name]} here" in out
+    run_on(tmp_path, tiny_folder, toy_pairs)  # and nothing of the first run was lost
+    assert "going on after step 6" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_not_run_again(tiny_folder, toy_pairs, tmp_path, monkeypatch) -> None:
@@ -197,14 +205,14 @@ def test_a_finished_run_is_not_run_again(tiny_folder, toy_pairs, tmp_path, monke
 )
 def test_adapter_with_the_best_dev_score_is_kept(moved, toy_pairs, toy_task, scores, best) -> None:
     pairs, kept = Pairs(toy_pairs.rows, scripted(toy_task, scores)), {}
-    honest = run_module._Trainer._probe
+    honest = trainer_module.Trainer._probe
 
     def probe(self, step: int) -> None:
         kept[step] = self.policy.adapter_tensors()
         honest(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module._Trainer, "_probe", probe)
+        patch.setattr(trainer_module.Trainer, "_probe", probe)
         run = train(moved, pairs, CONFIG, show=False)
     assert [p["step"] for p in run.probes] == [0, 3, 6] and [p["score"] for p in run.probes] == pytest.approx(scores)
     assert run.best_step == best and equal(run.model.adapter_tensors(), kept[best])
@@ -325,7 +333,7 @@ def test_plain_lines_are_printed(moved, toy_pairs, capsys) -> None:
 
 def test_checkpoint_is_plain_json_and_safetensors(tiny_folder, toy_pairs, tmp_path) -> None:
     run_on(tmp_path, tiny_folder, toy_pairs)
-    newest = sorted((tmp_path / "checkpoints").glob("step-*"))[-1]
+    newest = sorted((tmp_path / "checkpoints").glob("*/step-*"))[-1]
     assert {p.suffix for p in newest.iterdir()} == {".json", ".safetensors"}
     assert json.loads((newest / "state.json").read_text())["step"] == 6
     shutil.rmtree(tmp_path / "reference")
@@ -335,8 +343,10 @@ def test_the_first_probe_of_an_equal_start_is_taken_over(tiny, moved, toy_pairs,
     settings = {"probe": toy_task.dev, "show": False}
     first = train(moved, toy_pairs, replace(CONFIG, probes=1), **settings)
     answered = []
-    honest = run_module.generate
-    monkeypatch.setattr(run_module, "generate", lambda model, *a, **k: answered.append(model) or honest(model, *a, **k))
+    honest = trainer_module.generate
+    monkeypatch.setattr(
+        trainer_module, "generate", lambda model, *a, **k: answered.append(model) or honest(model, *a, **k)
+    )
     alone = sft(moved, toy_pairs, replace(CONFIG, probes=1), **settings)
     assert len(answered) == 2
     again = sft(moved, toy_pairs, replace(CONFIG, probes=1), start=first.start, **settings)
@@ -345,3 +355,170 @@ def test_the_first_probe_of_an_equal_start_is_taken_over(tiny, moved, toy_pairs,
         before = len(answered)
         sft(other, toy_pairs, replace(CONFIG, probes=1), start=first.start, **{**settings, **change})
         assert len(answered) == before + 2
+
+
+def signal_at(monkeypatch, n: int, *numbers: int, wait: float = 0.0) -> None:
+    """Signals arrive in the middle of the n-th micro-batch."""
+    honest, calls = loop.preference_objective, []
+
+    def objective(*args):
+        made = honest(*args)
+
+        def signalled(network, batch):
+            calls.append(1)
+            if len(calls) == n:
+                for k, number in enumerate(numbers):
+                    time.sleep(wait * k)
+                    signal.raise_signal(number)
+            return made(network, batch)
+
+        return signalled
+
+    monkeypatch.setattr(loop, "preference_objective", objective)
+
+
+def last_files(folder) -> dict[str, bytes]:
+    newest = sorted(folder.glob("checkpoints/*/step-*"))[-1]
+    return {p.name: p.read_bytes() for p in newest.iterdir() if p.suffix == ".safetensors"}
+
+
+def test_ctrl_c_saves_between_probes_and_says_how_to_go_on(
+    tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys
+) -> None:
+    """In the fifth step: its update is finished, and the run goes on from there in the same bits."""
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
+    before = signal.getsignal(signal.SIGINT)
+    signal_at(monkeypatch, 5, signal.SIGINT, signal.SIGINT)  # a launcher passes it on: twice in an instant is once
+    monkeypatch.setattr("sys.argv", ["/bin/dpo-workbench", "train", "my pairs.jsonl"])
+    cut = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    assert not cut.finished and len(cut.history) == 5 and cut.history == whole.history[:5]
+    out = capsys.readouterr().out
+    assert "interrupted after 5 of 6 steps" in out and "To go on, type: dpo-workbench train 'my pairs.jsonl'" in out
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.undo()
+    again = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    assert "going on after step 5" in capsys.readouterr().out
+    assert again.history == whole.history and again.probes == whole.probes
+    assert last_files(tmp_path / "cut") == last_files(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_stops_at_once(tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys) -> None:
+    signal_at(monkeypatch, 4, signal.SIGINT, signal.SIGINT, wait=1.1)
+    cut = run_on(tmp_path, tiny_folder, toy_pairs)
+    assert not cut.finished and len(cut.history) == 3  # the fourth step was left in the middle, and nothing saved
+    monkeypatch.undo()
+    assert run_on(tmp_path, tiny_folder, toy_pairs).finished
+    assert "going on after step 2" in capsys.readouterr().out
+
+
+def test_sigterm_saves_and_is_then_obeyed(tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys) -> None:
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        signal_at(monkeypatch, 3, signal.SIGTERM)
+        cut = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+        assert not cut.finished and len(cut.history) == 3 and got == [signal.SIGTERM]  # by the handler of before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    monkeypatch.undo()
+    capsys.readouterr()
+    again = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    assert "going on after step 3" in capsys.readouterr().out and again.history == whole.history
+
+
+def test_an_interrupt_in_a_probe_does_the_probe_again(tiny_folder, toy_pairs, tmp_path, monkeypatch) -> None:
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
+    honest, calls = trainer_module.generate, []
+
+    def signalled(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(trainer_module, "generate", signalled)
+    cut = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    assert not cut.finished and len(cut.history) == 2 and [p["step"] for p in cut.probes] == [0]
+    again = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    assert again.history == whole.history and again.probes == whole.probes
+    assert equal(again.model.adapter_tensors(), whole.model.adapter_tensors())
+
+
+def test_a_signal_at_the_very_end_is_not_swallowed(moved, toy_pairs, monkeypatch) -> None:
+    signal_at(monkeypatch, 6, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(moved, toy_pairs, replace(CONFIG, probes=0), show=False)
+
+
+def test_training_in_another_thread_leaves_signals_alone(moved, toy_pairs) -> None:
+    runs: list[Run] = []
+    before = signal.getsignal(signal.SIGTERM)
+    worker = threading.Thread(
+        target=lambda: runs.append(train(moved, toy_pairs, replace(CONFIG, probes=0), show=False))
+    )
+    worker.start()
+    worker.join()
+    assert runs[0].finished and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_full_disk_stops_no_run(tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys) -> None:
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
+    honest = trainer_module.save_checkpoint
+
+    def full(folder, state, settings) -> None:
+        if state.step == 4:
+            raise WorkbenchError("Results must be written to x. The system says: No space left on device.")
+        honest(folder, state, settings)
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", full)
+    stop_after(monkeypatch, 5, RuntimeError)
+    with pytest.raises(RuntimeError):
+        run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    out = capsys.readouterr().out
+    assert "no checkpoint after step 4. Results must be written" in out and "Training goes on." in out
+    monkeypatch.undo()
+    again = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    assert "going on after step 2" in capsys.readouterr().out and again.history == whole.history
+
+
+@pytest.mark.parametrize("change", [{"micro_tokens": 60}, {"checkpoint_seconds": 0.0}, {}])
+def test_another_machine_goes_on_and_says_that_bits_may_differ(
+    tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys, change
+) -> None:
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
+    stop_after(monkeypatch, 3, RuntimeError)
+    with pytest.raises(RuntimeError):
+        run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    monkeypatch.undo()
+    capsys.readouterr()
+    if not change:
+        monkeypatch.setattr(trainer_module.torch, "get_num_threads", lambda: 64)
+    again = run_on(tmp_path / "cut", tiny_folder, toy_pairs, replace(RESUME, **change))
+    out = capsys.readouterr().out
+    words = {60: "(micro_tokens: 1536 there, 60 here)", 0.0: "after step 2\n", None: "(threads: 1 there, 64 here)"}
+    assert "going on after step 2" in out and words[next(iter(change.values()), None)] in out
+    assert ("last bits may differ" in out) == ("checkpoint_seconds" not in change)
+    assert [h["loss"] for h in again.history] == pytest.approx([h["loss"] for h in whole.history], abs=1e-5)
+
+
+def test_a_size_that_memory_forced_is_kept_after_a_stop(tiny_folder, toy_pairs, tmp_path, monkeypatch, capsys) -> None:
+    honest = loop.answer_logps
+
+    def limited(network, batch):
+        if batch.input_ids.numel() > 70 and torch.is_grad_enabled():
+            raise MemoryError
+        return honest(network, batch)
+
+    monkeypatch.setattr(loop, "answer_logps", limited)
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
+    assert whole.config.micro_tokens < 70 and "memory ran out" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 4, RuntimeError)
+        with pytest.raises(RuntimeError):
+            run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    capsys.readouterr()
+    again = run_on(tmp_path / "cut", tiny_folder, toy_pairs)
+    out = capsys.readouterr().out
+    assert "memory ran out" not in out and "differ" not in out and again.config == whole.config
+    assert again.history == whole.history and last_files(tmp_path / "cut") == last_files(tmp_path / "whole")
