@@ -237,14 +237,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def activation_checkpointing(network: nn.Module) -> Iterator[None]:
     """Inside: layers keep only their inputs for the gradient, where the model's layers can (transformers' own way)."""
     layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
+    before = [layer.training for layer in layers]
     try:
         for layer in layers:  # `training` of the layer alone: nothing inside it drops out
             layer.gradient_checkpointing, layer.training = True, True
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         yield
     finally:
-        for layer in layers:
-            layer.gradient_checkpointing, layer.training = False, False
+        for layer, training in zip(layers, before, strict=True):
+            layer.gradient_checkpointing, layer.training = False, training
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.training import export as export_module
+from dpo_workbench.export import runs as export_module
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train
 
@@ -194,7 +194,7 @@ def test_all_settings_of_a_run_are_thought_of() -> None:
         " seed"
     )
     refused = "dpop_lambda simpo_gamma"  # with their losses
-    same_result = "micro_tokens packing checkpointing probes"
+    same_result = "micro_tokens packing checkpointing checkpoint_seconds probes"
     assert {f.name for f in fields(TrainConfig)} == {*carried.split(), *refused.split(), *same_result.split()}
 
 

