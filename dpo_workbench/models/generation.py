@@ -81,13 +81,14 @@ class _Buffer(DynamicLayer):
             self.keys[rows, :, :n] = read.keys[r, :, :n]
             self.values[rows, :, :n] = read.values[r, :, :n]
 
-    def take(self, rows: Tensor) -> None:
-        """Keep the named rows, in that order."""
+    def take(self, rows: list[int]) -> None:
+        """Keep the named rows, in rising order: they move up in place, since new memory costs more than the copy."""
         for name in ("keys", "values"):
             old = getattr(self, name)
-            new = old.new_zeros(len(rows), *old.shape[1:])
-            new[:, :, : self.length] = old[rows, :, : self.length]
-            setattr(self, name, new)
+            for to, row in enumerate(rows):
+                if to != row:
+                    old[to, :, : self.length] = old[row, :, : self.length]
+            setattr(self, name, old[: len(rows)])
 
 
 def generate(
@@ -221,7 +222,7 @@ def _batch(
         if running.float().mean() < 0.85:
             keep = running.nonzero()[:, 0]
             for layer in cache.layers:
-                layer.take(keep)  # type: ignore[attr-defined]
+                layer.take(keep.tolist())  # type: ignore[attr-defined]
             active, length = active[keep], length[keep]
         ahead = _ahead(luck, len(active), most, PASS.get(device.type, 500))
         guess = _guess(text[active], length, max(1, ahead))

@@ -97,7 +97,7 @@ def test_sampled_guesses_keep_the_distribution(tiny) -> None:
 def test_a_guess_is_what_followed_the_longest_and_latest_match() -> None:
     text = torch.tensor([[1, 2, 3, 9, 2, 3, 8, 1, 2, 3, 0, 0, 0], [5, 7, 5, 6, 5, 0, 0, 0, 0, 0, 0, 0, 0]])
     assert generation._guess(text, torch.tensor([10, 5]), 2).tolist() == [[9, 2], [6, 5]]
-    assert generation._guess(text, torch.tensor([10, 5]), 0).shape == (2, 0)
+    assert generation._guess(text, torch.tensor([10, 5]), 1).tolist() == [[9], [6]]
 
 
 def test_samples_follow_the_seed(tiny) -> None:
