@@ -111,7 +111,7 @@ def preference_objective(
         rest = [row for row in rows if row.id not in batch.ids]
         if rest and not whole:
             with torch.no_grad():
-                for part in _packs(rows, model, config):  # the whole batch, in every process
+                for part in _cut(rows, model, config):  # the whole batch, in every process
                     sums = answer_logps(network, part).view(-1, 2)
                     check_finite("policy's logps", sums, part.ids, {})
                     whole.update(zip(part.ids, map(tuple, sums.tolist()), strict=True))
@@ -186,10 +186,10 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Ite
 
     Under `accelerate launch` each process gets its share of the rows.
     """
-    yield from _packs(parallel.share(sorted(rows, key=lambda r: (-r.n_tokens, r.id))), model, config)
+    yield from _cut(parallel.share(sorted(rows, key=lambda r: (-r.n_tokens, r.id))), model, config)
 
 
-def _packs(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
+def _cut(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
     group: list[Row] = []
 
     def batch() -> Batch:
