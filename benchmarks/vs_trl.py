@@ -23,7 +23,8 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "vs_trl.json"
 SHAPES = {"short": (60, 30, 8), "medium": (200, 75, 4), "long": (600, 60, 2)}  # prompt, each answer, pairs in a pass
-N_PAIRS, BATCH, LR = 16, 8, 1e-5
+N_PAIRS = {"short": 16, "medium": 16, "long": 8}
+BATCH, LR = 8, 1e-5
 
 
 def texts(tokenizer, shape: str) -> list[dict[str, str]]:
@@ -43,7 +44,7 @@ def texts(tokenizer, shape: str) -> list[dict[str, str]]:
             "chosen": ends[0] + draw(answer - 2),
             "rejected": ends[1] + draw(answer - 2),
         }
-        for _ in range(N_PAIRS)
+        for _ in range(N_PAIRS[shape])
     ]
 
 
@@ -223,7 +224,7 @@ def main() -> None:
         entry = {
             "ours": mine,
             "trl": theirs,
-            "seconds_a_pair": [round(x["seconds"] / N_PAIRS / int(epochs), 3) for x in (mine, theirs)],
+            "seconds_a_pair": [round(x["seconds"] / N_PAIRS[shape] / int(epochs), 3) for x in (mine, theirs)],
             "times_faster": round(theirs["seconds"] / mine["seconds"], 2),
             "share_of_memory": round(mine["peak_memory_gib"] / theirs["peak_memory_gib"], 3),
             "date": date.today().isoformat(),

@@ -111,7 +111,7 @@ def preference_objective(
         rest = [row for row in rows if row.id not in batch.ids]
         if rest and not whole:
             with torch.no_grad():
-                for part in _packs(rows, model, config):  # the whole batch, in every process
+                for part in _cut(rows, model, config):  # the whole batch, in every process
                     sums = answer_logps(network, part).view(-1, 2)
                     check_finite("policy's logps", sums, part.ids, {})
                     whole.update(zip(part.ids, map(tuple, sums.tolist()), strict=True))
@@ -144,15 +144,16 @@ def pair_logps(network: nn.Module, batch: Batch, reference: Reference) -> PairLo
 
 def pair_metrics(logps: PairLogps, beta: float) -> Metrics:
     """Per-pair values by TRL's names: rewards are beta times the log-ratio."""
-    chosen, rejected = beta * logps.chosen_logratios.detach(), beta * logps.rejected_logratios.detach()
-    return {
-        "rewards/chosen": chosen.tolist(),
-        "rewards/rejected": rejected.tolist(),
-        "rewards/margins": (chosen - rejected).tolist(),
-        "rewards/accuracies": (chosen > rejected).float().tolist(),
-        "logps/chosen": logps.policy_chosen_logps.detach().tolist(),
-        "logps/rejected": logps.policy_rejected_logps.detach().tolist(),
+    chosen, rejected = beta * logps.chosen_logratios, beta * logps.rejected_logratios
+    values = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
+        "logps/chosen": logps.policy_chosen_logps,
+        "logps/rejected": logps.policy_rejected_logps,
     }
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # a GPU waits once
 
 
 def sft_objective(n_tokens: int) -> Callable[..., tuple[Tensor, Metrics]]:
@@ -185,10 +186,10 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Ite
 
     Under `accelerate launch` each process gets its share of the rows.
     """
-    yield from _packs(parallel.share(sorted(rows, key=lambda r: (-r.n_tokens, r.id))), model, config)
+    yield from _cut(parallel.share(sorted(rows, key=lambda r: (-r.n_tokens, r.id))), model, config)
 
 
-def _packs(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
+def _cut(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
     group: list[Row] = []
 
     def batch() -> Batch:

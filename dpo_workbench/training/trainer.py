@@ -17,14 +17,7 @@ import torch
 from dpo_workbench.models.generation import ROWS, generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime import parallel
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.interrupts import Interrupts, Stopped, how_to_go_on
-from dpo_workbench.runtime.memory import within_memory
-from dpo_workbench.runtime.progress import progress
-from dpo_workbench.tasks.task import Score, Split
-from dpo_workbench.training import loop
-from dpo_workbench.training.checkpoints import (
+from dpo_workbench.runtime.checkpoints import (
     State,
     differences,
     load_checkpoint,
@@ -34,6 +27,13 @@ from dpo_workbench.training.checkpoints import (
     set_rng_state,
     unpack_optimizer,
 )
+from dpo_workbench.runtime.environment import describe
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.interrupts import Interrupts, Stopped, how_to_go_on
+from dpo_workbench.runtime.memory import within_memory
+from dpo_workbench.runtime.progress import progress
+from dpo_workbench.tasks.task import Score, Split
+from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import displacement, rows_within_memory
 from dpo_workbench.training.packing import Row

@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.training import checkpoints
-from dpo_workbench.training.checkpoints import (
+from dpo_workbench.runtime import checkpoints
+from dpo_workbench.runtime.checkpoints import (
     FILES,
     State,
     load_checkpoint,
@@ -22,6 +21,7 @@ from dpo_workbench.training.checkpoints import (
     set_rng_state,
     unpack_optimizer,
 )
+from dpo_workbench.runtime.errors import WorkbenchError
 
 ME, OTHER = {"lr": 0.1, "seed": 0}, {"lr": 0.2, "seed": 0}
 
