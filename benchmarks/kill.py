@@ -38,10 +38,11 @@ import torch
 
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime import checkpoints, loop, trainer
+from dpo_workbench.runtime import checkpoints
 from dpo_workbench.runtime.environment import describe
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.task import Example, Score, Task
+from dpo_workbench.training import loop, trainer
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train
 
