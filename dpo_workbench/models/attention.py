@@ -88,7 +88,8 @@ def attention(
     if layout is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         query, key = query.to(value.dtype), key.to(value.dtype)  # they differ under autocast
-        if query.device.type == "cpu":
+        # in bf16 the blocks' gradient was found twice too long on a real model (docs/performance.md): SDPA there
+        if query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64):
             return _BlockAttention.apply(query, key, value, scale, layout), None
         return _attention_of_parts(query, key, value, scale, layout), None
     n_rows, heads, n, size = query.shape
@@ -130,7 +131,9 @@ class _BlockAttention(torch.autograd.Function):
         out = q.new_empty(q.shape[2], *q.shape[:2], v.shape[-1])  # (T, K, G, D)
         for block, seen in _with_seen(layout.blocks, k, v):
             p = _probabilities(q, seen[0], block, scale)
-            out[block.first : block.stop] = torch.bmm(p, seen[1]).unflatten(1, (q.shape[1], -1)).permute(2, 0, 1, 3)
+            out[block.first : block.stop] = (
+                torch.bmm(p.to(v.dtype), seen[1]).unflatten(1, (q.shape[1], -1)).permute(2, 0, 1, 3)
+            )
         ctx.save_for_backward(q, k, v)
         ctx.scale, ctx.layout = scale, layout
         return out.flatten(1, 2)[None]
@@ -146,8 +149,9 @@ class _BlockAttention(torch.autograd.Function):
             places = slice(block.first, block.stop)
             up = grad[:, :, places].flatten(1, 2)  # (K, G n, D)
             p = _probabilities(q, seen[0], block, ctx.scale)
-            _add(grad_v, block, torch.bmm(p.transpose(1, 2), up))
-            slope = torch._softmax_backward_data(torch.bmm(up, seen[1].transpose(1, 2)), p, -1, p.dtype)
+            _add(grad_v, block, torch.bmm(p.to(up.dtype).transpose(1, 2), up))
+            down = torch.bmm(up.to(p.dtype), seen[1].to(p.dtype).transpose(1, 2))
+            slope = torch._softmax_backward_data(down, p, -1, p.dtype).to(q.dtype)
             grad_q[:, :, places] = torch.bmm(slope, seen[0]).unflatten(1, (q.shape[1], -1))
             _add(grad_k, block, torch.bmm(slope.transpose(1, 2), q[:, :, places].flatten(1, 2)))
         grad_q, grad_k = grad_q.mul_(ctx.scale), grad_k.mul_(ctx.scale)
@@ -165,9 +169,12 @@ def _with_seen(blocks: Sequence[_Block], *tensors: Tensor) -> Iterator[tuple[_Bl
 
 
 def _probabilities(q: Tensor, k: Tensor, block: _Block, scale: float) -> Tensor:
-    """Softmax of the block's scores (K, G n, m), the future left out. The last n keys are the queries' own places."""
-    n = block.stop - block.first
-    scores = torch.bmm(q[:, :, block.first : block.stop].flatten(1, 2) * scale, k.transpose(1, 2))
+    """Softmax of the block's scores (K, G n, m), the future left out. The last n keys are the queries' own places.
+
+    At least in fp32, as in `down` above: rounded to bf16, large scores and slopes that nearly cancel turn gradients.
+    """
+    n, high = block.stop - block.first, torch.promote_types(q.dtype, torch.float32)
+    scores = torch.bmm(q[:, :, block.first : block.stop].flatten(1, 2).to(high) * scale, k.to(high).transpose(1, 2))
     scores[..., -n:].unflatten(1, (q.shape[1], n)).masked_fill_(_future(n), float("-inf"))
     return scores.softmax(-1)
 
