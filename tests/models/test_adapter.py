@@ -109,11 +109,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_fused_product_equals_pefts_own(bias: bool) -> None:
-    torch.manual_seed(0)
-    network = get_peft_model(Net(bias), LoraConfig(r=3, lora_alpha=7, lora_dropout=0.0, target_modules=["up", "down"]))
-    for name, p in network.named_parameters():
-        if "lora_" in name:
-            nn.init.normal_(p)
+    network = with_random_adapter(Net(bias), ["up", "down"])
     x, upstream = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
 
     def run() -> list[torch.Tensor]:
