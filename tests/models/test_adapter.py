@@ -66,6 +66,15 @@ def with_random_adapter(network: nn.Module, targets: list[str]):
     return network
 
 
+def outcome(network: nn.Module, x: torch.Tensor, upstream: torch.Tensor) -> list[torch.Tensor]:
+    """The output, and the gradients of the input and of all that is trained."""
+    network.zero_grad()
+    inputs = x.clone().requires_grad_()
+    out = network(inputs)
+    out.backward(upstream)
+    return [out.detach(), inputs.grad, *(p.grad.clone() for p in network.parameters() if p.requires_grad)]
+
+
 def swapped(network: nn.Module) -> list[str]:
     return sorted(m.forward.__func__.__name__ for m in network.modules() if "_fast" in str(m.forward))
 
@@ -74,17 +83,10 @@ def test_fused_mlp_and_norm_equal_the_plain_ones() -> None:
     network = with_random_adapter(Layer(), ["first", "gate_proj", "up_proj", "down_proj"])
     x, upstream = torch.randn(2, 5, 6), torch.randn(2, 5, 6)
 
-    def run() -> list[torch.Tensor]:
-        network.zero_grad()
-        inputs = x.clone().requires_grad_()
-        out = network(inputs)
-        out.backward(upstream)
-        return [out.detach(), inputs.grad, *(p.grad.clone() for p in network.parameters() if p.requires_grad)]
-
-    want = run()
+    want = outcome(network, x, upstream)
     _use_fast_products(network)
     assert swapped(network) == ["_fast_forward"] * 4 + ["_fast_mlp"] + ["_fast_norm"] * 2
-    for one, other in zip(run(), want, strict=True):
+    for one, other in zip(outcome(network, x, upstream), want, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
     with network.disable_adapter(), torch.no_grad():
         torch.testing.assert_close(network(x), network.get_base_model()(x))
@@ -112,20 +114,13 @@ def test_fused_product_equals_pefts_own(bias: bool) -> None:
     network = with_random_adapter(Net(bias), ["up", "down"])
     x, upstream = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
 
-    def run() -> list[torch.Tensor]:
-        network.zero_grad()
-        inputs = x.clone().requires_grad_()
-        out = network(inputs)
-        out.backward(upstream)
-        return [out.detach(), inputs.grad, *(p.grad.clone() for p in network.parameters() if p.requires_grad)]
-
-    want = run()
+    want = outcome(network, x, upstream)
     _use_fast_products(network)
     fused = [
         m for m in network.modules() if isinstance(m, LoraLinear) and m.forward.__func__.__name__ == "_fast_forward"
     ]
     assert len(fused) == 2  # the next lines compare two different codes
-    got = run()
+    got = outcome(network, x, upstream)
     assert len(got) == 2 + 4
     for one, other in zip(got, want, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
