@@ -88,8 +88,7 @@ def attention(
     if layout is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         query, key = query.to(value.dtype), key.to(value.dtype)  # they differ under autocast
-        # in bf16 the blocks' gradient was found twice too long on a real model (docs/performance.md): SDPA there
-        if query.device.type == "cpu" and query.dtype in (torch.float32, torch.float64):
+        if query.device.type == "cpu":
             return _BlockAttention.apply(query, key, value, scale, layout), None
         return _attention_of_parts(query, key, value, scale, layout), None
     n_rows, heads, n, size = query.shape

@@ -34,7 +34,12 @@ def inputs(heads: int, groups: int, dtype=torch.float64) -> list[torch.Tensor]:
 def outcome(compute, tensors) -> list[torch.Tensor]:
     out = compute(*tensors)
     torch.manual_seed(9)
-    return [out, *torch.autograd.grad((out * torch.randn(out.shape, dtype=out.dtype)).sum(), tensors)]
+    return [
+        out,
+        *torch.autograd.grad(
+            (out * torch.randn(out.shape, dtype=torch.float64).bfloat16().to(out.dtype)).sum(), tensors
+        ),
+    ]
 
 
 @pytest.mark.parametrize("block", [2, 3, 96])
@@ -75,3 +80,21 @@ def test_heads_of_a_group_side_by_side_change_nothing(n: int) -> None:
     got = attention(layer, q, k, v, mask)[0]
     k, v = (x.repeat_interleave(3, dim=1) for x in (k, v))
     torch.testing.assert_close(got, scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2))
+
+
+def test_blocks_round_no_worse_than_sdpa_in_bf16() -> None:
+    """Large scores and values with a common part, as in a real model: each result against the same in fp64."""
+    torch.manual_seed(0)
+    rows = ((0, 120, (40, 30)), (190, 60, (50,)))
+    low = [
+        (4 * torch.randn(1, heads, 300, 64) + 2 * torch.randn(1, heads, 1, 64)).bfloat16().requires_grad_()
+        for heads in (6, 2, 2)
+    ]
+    high = [x.detach().double().requires_grad_() for x in low]
+    want = outcome(lambda q, k, v: _attention_of_parts(q, k, v, 0.125, Layout(rows)), high)
+    blocks = outcome(lambda q, k, v: attention(None, q, k, v, None, scaling=0.125, layout=Layout(rows))[0], low)
+    parts = outcome(lambda q, k, v: _attention_of_parts(q, k, v, 0.125, Layout(rows)), low)
+    for got, other, right in zip(blocks, parts, want, strict=True):
+        wrong, usual = (((x.double() - right).norm() / right.norm()).item() for x in (got, other))
+        assert wrong < 1.3 * usual + 1e-3, (wrong, usual)
+        assert wrong < 0.03
