@@ -78,12 +78,14 @@ def attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     layout: Layout | None = None,
+    reach: Sequence[tuple[slice, int]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Softmax attention for transformers' attention interface, with these arguments. Returns (R, n, heads, D).
 
     With `layout` R is 1, a token sees what its row's layout says, and mask, dropout and sliding windows are not looked
-    at (`training.packing.can_pack` asks whether that is right for a model).
+    at (`training.reference.prove_packing` asks whether that is right for a model). With `reach`, slices of the rows in
+    their order, each with the number of first keys that any of them may see, what no row of a slice sees is not read.
     """
     if layout is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -91,6 +93,14 @@ def attention(
         if query.device.type == "cpu":
             return _BlockAttention.apply(query, key, value, scale, layout), None
         return _attention_of_parts(query, key, value, scale, layout), None
+    if reach is not None and attention_mask is not None and attention_mask.shape[-1] == key.shape[2]:
+        parts = [
+            attention(
+                module, query[r], key[r, :, :m], value[r, :, :m], attention_mask[r, ..., :m], dropout, scaling, **kwargs
+            )[0]
+            for r, m in reach
+        ]
+        return torch.cat(parts), None
     n_rows, heads, n, size = query.shape
     groups = heads // key.shape[1]
     one_mask = attention_mask is not None and attention_mask.shape[1] == 1

@@ -19,6 +19,7 @@ GROW = 64  # places by which the buffer of keys and values grows: few answers ar
 AHEAD, MATCH = 7, 4  # tokens guessed in one pass at most, and how many last tokens must have stood before at best
 # what a pass costs, in units of one token's products: by itself, and for reading a row's keys and values
 PASS, READ = {"cpu": 35}, 2
+SLICE = 16  # rows whose keys a CPU reads up to the longest of them; the batch is sorted by prompt length
 PREFILL = 8  # prompts read at one time; few, so that their activations stay in the processor's cache
 
 
@@ -299,11 +300,21 @@ def _next(network: nn.Module, tokens: Tensor, first: Tensor, cache: Cache) -> Te
     for layer in cache.layers:
         layer.places, layer.length = places, stop  # type: ignore[attr-defined]
     mask = torch.arange(stop, device=tokens.device) <= places[..., None]  # (R, n, stop)
-    return _forward(network, tokens, places, mask[:, None], cache, list(range(tokens.shape[1])))
+    reach = None
+    if tokens.device.type == "cpu":
+        longest = [int(part.max()) + 1 for part in places[:, -1].split(SLICE)]
+        reach = [(slice(k * SLICE, (k + 1) * SLICE), n) for k, n in enumerate(longest)]
+    return _forward(network, tokens, places, mask[:, None], cache, list(range(tokens.shape[1])), reach=reach)
 
 
 def _forward(
-    network: nn.Module, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache, places: list[int]
+    network: nn.Module,
+    ids: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
+    cache: Cache,
+    places: list[int],
+    **kwargs: Any,
 ) -> Tensor:
     """Logits of the named places. Shape (R, places, V)."""
     return network(
@@ -314,4 +325,5 @@ def _forward(
         use_cache=True,
         # an index, not a count: a slice is no contiguous tensor, and the product would copy the head for each row
         logits_to_keep=torch.tensor(places, device=ids.device),
+        **kwargs,
     ).logits

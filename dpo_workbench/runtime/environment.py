@@ -44,7 +44,9 @@ def choose_dtype(device: Any) -> tuple[Any, str]:
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
             return torch.bfloat16, f"compute capability {major}.{minor} has bf16"
-        return torch.float32, f"compute capability {major}.{minor} has no bf16, and fp16 can overflow"
+        if major == 7:
+            return torch.float16, f"compute capability {major}.{minor} has fp16, but no bf16"
+        return torch.float32, f"compute capability {major}.{minor} has no fast fp16 or bf16"
     if device.type == "cpu":
         flags = _cpu_flags()
         found = next((f for f in ("amx_bf16", "avx512_bf16") if f in flags), None)

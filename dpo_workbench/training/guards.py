@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
-from torch import Tensor
-
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.memory import within_memory
 from dpo_workbench.training.config import TrainConfig
@@ -18,12 +15,12 @@ from dpo_workbench.training.packing import Row
 T = TypeVar("T")
 
 
-def check_finite(what: str, value: Tensor, ids: Sequence[str], seen: dict[str, list[float]]) -> None:
+def check_finite(what: str, value: float, ids: Sequence[str], seen: dict[str, list[float]]) -> None:
     """Raise when a loss, gradient or logps value is NaN or infinite, before anything is updated.
 
     Args:
         what: name of `value`.
-        value: any shape.
+        value: a sum is enough, since one bad term spoils it.
         ids: rows that it was computed from.
         seen: terms by name, one value a row. They are checked too: an infinite log-ratio can hide in a loss of 0.
 
@@ -31,18 +28,17 @@ def check_finite(what: str, value: Tensor, ids: Sequence[str], seen: dict[str, l
         WorkbenchError: names the terms that are not finite and their rows; all of `ids` when the terms are finite.
     """
     terms = {key: bad for key, values in seen.items() if (bad := [v for v in values if not math.isfinite(v)])}
-    if not terms and torch.isfinite(value).all():
+    if not terms and math.isfinite(value):
         return
     by_row = [values for values in seen.values() if len(values) == len(ids)]
     bad_rows = {i for values in by_row for i, v in zip(ids, values, strict=True) if not math.isfinite(v)}
     named = [i for i in ids if i in bad_rows or not bad_rows]
-    total = float(value.detach().sum())
-    if math.isfinite(total):  # it hides the term
-        what, total = next((key, bad[0]) for key, bad in terms.items())
+    if math.isfinite(value):  # it hides the term
+        what, value = next((key, bad[0]) for key, bad in terms.items())
     more = f" and {len(named) - 8} more" if len(named) > 8 else ""
     listed = f" (terms: {', '.join(terms)})" if terms else ""
     raise WorkbenchError(
-        f"The {what} must be finite. Got {total} in {'row' if len(named) == 1 else 'rows'} {', '.join(named[:8])}{more}"
+        f"The {what} must be finite. Got {value} in {'row' if len(named) == 1 else 'rows'} {', '.join(named[:8])}{more}"
         f"{listed}. The model was not changed by this batch. Look at these rows; if they are sound, lower lr or load "
         "the model with dtype=torch.float32."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,11 @@ from dpo_workbench.training.packing import Batch, Row, lay_out, pack
 
 # reference logps of a row's answers, by row id: (chosen, rejected)
 Reference = dict[str, tuple[float, float]]
-Metrics = dict[str, list[float]]
+Metrics = dict[str, Tensor]  # by TRL's names, one value a row
+
+
+class Overflow(ArithmeticError):
+    """A gradient left the range of fp16 under the loss scale. Nothing was updated."""
 
 
 def train_step(
@@ -30,28 +35,43 @@ def train_step(
     parameters: Sequence[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
+    scale: float = 1.0,
 ) -> dict[str, float]:
     """One optimiser step over the micro-batches of one batch; returns the step's metrics.
 
     `objective` returns a micro-batch's share of the batch's loss, so the gradients simply add up: any number of
     micro-batches, on any number of processes, gives the same step. Nothing is updated when a loss, one of its terms or
     a gradient is not finite, or when memory runs out on the way.
+
+    Args:
+        scale: the loss is multiplied by it and the gradients are divided by it, so that fp16 holds small ones (loss
+            scaling, arXiv 1710.03740, section 3.2).
+
+    Raises:
+        Overflow: a gradient is not finite, and `scale` may be why.
     """
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    metrics: Metrics = {}
+    metrics: dict[str, list[float]] = {}
     with parallel.agreed():
+        done = []
         for batch in batches:
             loss, seen = objective(network, batch)
-            check_finite("loss", loss, batch.ids, seen)
-            loss.backward()
-            total += loss.item()
-            for key, values in seen.items():
+            (loss * scale).backward()
+            done.append((batch.ids, loss.detach(), seen))
+        for ids, share, terms in _read(done):
+            check_finite("loss", share, ids, terms)
+            total += share
+            for key, values in terms.items():
                 metrics.setdefault(key, []).extend(values)
     parallel.sum_gradients(parameters)
+    if scale != 1.0:
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], scale)
     norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     if not torch.isfinite(norm):
-        check_finite("gradient", norm, _blamed(network, batches, objective, parameters), {})
+        if scale > 1.0:
+            raise Overflow
+        check_finite("gradient", norm.item(), _blamed(network, batches, objective, parameters), {})
     _update(optimizer)
     shares = parallel.gathered((total, metrics))
     result = {"loss": sum(loss for loss, _ in shares), "grad_norm": norm.item()}
@@ -59,6 +79,17 @@ def train_step(
         values = [v for _, terms in shares for v in terms.get(key, ())]
         result[key] = sum(values) / len(values)
     return result
+
+
+def _read(
+    done: Sequence[tuple[Sequence[str], Tensor, Metrics]],
+) -> Iterator[tuple[Sequence[str], float, dict[str, list[float]]]]:
+    """Losses and metrics as numbers. They are fetched together: a GPU waits once a step."""
+    tensors = [x.flatten() for _, loss, seen in done for x in (loss, *seen.values())]
+    numbers = iter(torch.cat(tensors).tolist() if tensors else ())
+    for ids, _, seen in done:
+        loss = next(numbers)
+        yield ids, loss, {key: list(islice(numbers, x.numel())) for key, x in seen.items()}
 
 
 def _blamed(network: nn.Module, batches: Sequence[Batch], objective: Callable, parameters: Sequence) -> list[str]:
@@ -92,6 +123,7 @@ def preference_objective(
     rows: Sequence[Row],
     model: Model,
     weights: Mapping[str, float] | None = None,
+    prove: Callable[[PairLogps, Sequence[str], TrainConfig], None] | None = None,
 ) -> Callable[..., tuple[Tensor, Metrics]]:
     """The mean over a batch of pairs of the config's weighted sum of losses; a micro-batch gives its share of it.
 
@@ -102,6 +134,7 @@ def preference_objective(
         rows: the pairs of the whole batch.
         model: what the batch is packed for.
         weights: by pair id, with a mean of 1 over all pairs of the run; 1 where an id is missing.
+        prove: sees each micro-batch's logps before anything is made of them, and raises where they are wrong.
     """
     terms, n_rows = loss_terms(config), len(rows)
     whole: Reference = {}  # the policy's own logps of all rows
@@ -113,7 +146,7 @@ def preference_objective(
             with torch.no_grad():
                 for part in _cut(rows, model, config):  # the whole batch, in every process
                     sums = answer_logps(network, part).view(-1, 2)
-                    check_finite("policy's logps", sums, part.ids, {})
+                    check_finite("policy's logps", sums.sum().item(), part.ids, {})
                     whole.update(zip(part.ids, map(tuple, sums.tolist()), strict=True))
         facts = [(*whole[r.id], *reference[r.id], *map(len, r.answer_ids)) for r in rest]
         others = logps.policy_chosen_logps.new_tensor(facts).view(-1, 6).unbind(1)
@@ -121,6 +154,8 @@ def preference_objective(
 
     def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         logps = pair_logps(network, batch, reference)._replace(batch_chosen_length=length)
+        if prove:
+            prove(logps, batch.ids, config)
         factor = logps.policy_chosen_logps.new_tensor([(weights or {}).get(i, 1.0) for i in batch.ids])
         total = torch.zeros((), device=factor.device)
         for name, weight in terms.items():
@@ -153,7 +188,7 @@ def pair_metrics(logps: PairLogps, beta: float) -> Metrics:
         "logps/chosen": logps.policy_chosen_logps,
         "logps/rejected": logps.policy_rejected_logps,
     }
-    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))  # a GPU waits once
+    return {key: value.detach() for key, value in values.items()}
 
 
 def sft_objective(n_tokens: int) -> Callable[..., tuple[Tensor, Metrics]]:
@@ -161,7 +196,7 @@ def sft_objective(n_tokens: int) -> Callable[..., tuple[Tensor, Metrics]]:
 
     def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         sums = answer_logps(network, batch)
-        return -sums.sum() / n_tokens, {"mean_logps": (sums.detach() / batch.lengths).tolist()}
+        return -sums.sum() / n_tokens, {"mean_logps": sums.detach() / batch.lengths}
 
     return objective
 

@@ -19,8 +19,8 @@ from dpo_workbench.runtime.run_folder import replace_folder
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
 from dpo_workbench.training.logps import answer_logps
-from dpo_workbench.training.loop import Reference, batch_rows, micro_batches, pair_logps, steps_per_epoch
-from dpo_workbench.training.losses import sigmoid
+from dpo_workbench.training.loop import Reference, batch_rows, micro_batches, steps_per_epoch
+from dpo_workbench.training.losses import PairLogps, sigmoid
 from dpo_workbench.training.packing import Row, lay_out, pack
 
 
@@ -53,7 +53,7 @@ def reference_logps(
             for batch in micro_batches(batch_rows(rows, config, step), model, config):
                 sums = answer_logps(network, batch).view(-1, 2)
                 seen = dict(zip(("reference chosen logps", "reference rejected logps"), sums.T.tolist(), strict=True))
-                check_finite("reference logps", sums, batch.ids, seen)
+                check_finite("reference logps", sum(map(sum, seen.values())), batch.ids, seen)
                 found.update(zip(batch.ids, map(tuple, sums.tolist()), strict=True))
                 if on_rows:
                     on_rows(len(batch.ids) * parallel.size())
@@ -90,12 +90,14 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
     """`config`, with `packing` off (and a line that says so) where packed rows do not give the values of plain ones.
 
     Attention that does not go through transformers' attention interface, recurrent layers and short windows cannot
-    take a pack. The longest row is packed twice, once with its answers in the other order: each answer must get the
-    same value at both places, and that of its plain sequence within the noise of the dtype.
+    take a pack. The longest row, cut to a few tokens, is packed twice, once with its answers in the other order: each
+    answer must get the same value at both places, and that of its plain sequence within the noise of the dtype.
     """
     row = max(rows, key=lambda r: r.n_tokens)
-    window = getattr(model.network.config.get_text_config(), "sliding_window", None) or row.n_tokens
-    if not config.packing or (row.n_tokens <= window and _packs(model, row)):
+    settings = model.network.config.get_text_config()
+    windows = [getattr(settings, name, None) or row.n_tokens for name in ("sliding_window", "attention_chunk_size")]
+    short = replace(row, prompt_ids=row.prompt_ids[-32:], answer_ids=tuple(a[-16:] for a in row.answer_ids))
+    if not config.packing or (row.n_tokens <= min(windows) and _packs(model, short)):
         return config
     print(
         f"{model.name}: cannot take packed rows, so each answer is computed with its own prompt (slower, same result)"
@@ -117,26 +119,23 @@ def _packs(model: Model, row: Row) -> bool:
     return bool((leaks <= noise / 10).all() and ((packed[0] - plain).abs() / lengths <= noise).all())
 
 
-def prove_start(policy: Model, rows: Sequence[Row], reference: Reference, config: TrainConfig) -> float:
+def prove_start(logps: PairLogps, ids: Sequence[str], config: TrainConfig) -> None:
     """The step-0 proof: before the first update the policy must equal the reference, so DPO's loss is log 2.
 
-    Returns:
-        The largest difference in logps (nats) on the first micro-batch.
+    Args:
+        logps: of the pairs of a micro-batch of the first step.
+        ids: their ids.
+
     Raises:
         WorkbenchError: they differ by more than 0.01 nats a token; training would start from a wrong reference.
     """
-    with parallel.agreed(), policy.active() as network, torch.no_grad():
-        batch = next(micro_batches(batch_rows(rows, config, 0), policy, config), None)
-        if batch is None:  # more processes than rows
-            return 0.0
-        logps = pair_logps(network, batch, reference)
-        gaps = torch.stack([logps.chosen_logratios.abs(), logps.rejected_logratios.abs()])
-        lengths = torch.stack([logps.chosen_lengths, logps.rejected_lengths])
+    gaps = torch.stack([logps.chosen_logratios, logps.rejected_logratios]).detach().abs()
+    gaps = gaps.where(gaps.isfinite(), 0.0)  # these the step itself refuses
+    lengths = torch.stack([logps.chosen_lengths, logps.rejected_lengths])
+    if (gaps / lengths).max() > 0.01:
         loss = sigmoid(logps, config.beta).mean().item()
-        if not (gaps / lengths).max() <= 0.01:  # a NaN is no proof
-            raise WorkbenchError(
-                f"At step 0 the policy must equal the reference (loss {math.log(2):.4f}). Got a difference of "
-                f"{gaps.max().item():.2f} nats and a loss of {loss:.4f} on rows {', '.join(batch.ids[:4])}. Delete the "
-                "run's `reference` folder and start again."
-            )
-    return gaps.max().item()
+        raise WorkbenchError(
+            f"At step 0 the policy must equal the reference (loss {math.log(2):.4f}). Got a difference of "
+            f"{gaps.max().item():.2f} nats and a loss of {loss:.4f} on rows {', '.join(ids[:4])}. Delete the run's "
+            "`reference` folder and start again."
+        )

@@ -87,13 +87,13 @@ def train(
         reference = fit(lambda c: reference_logps(model, rows, c, cache, advance), rows)
         if watched:
             reference |= fit(lambda c: reference_logps(model, watched, c, None, advance), watched)
-    fit(lambda c: prove_start(policy, rows, reference, c), rows)
 
     def watch(config: TrainConfig) -> dict[str, float]:
         return _held_out_metrics(policy, watched, reference, config)
 
-    def objective(batch: Sequence[Row], config: TrainConfig) -> Callable:
-        return loop.preference_objective(reference, config, batch, policy, weights)
+    def objective(batch: Sequence[Row], config: TrainConfig, step: int) -> Callable:
+        proof = prove_start if step == 0 else None
+        return loop.preference_objective(reference, config, batch, policy, weights, proof)
 
     return Trainer(policy, rows, fitted, objective, probe, watched, watch, folder, start, show, weights).run()
 
@@ -128,7 +128,7 @@ def sft(
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
     config = prove_packing(model, rows, config)
 
-    def objective(batch: Sequence[Row], config: TrainConfig) -> Callable:
+    def objective(batch: Sequence[Row], config: TrainConfig, step: int) -> Callable:
         return loop.sft_objective(sum(len(row.answer_ids[0]) for row in batch))
 
     folder = Path(folder) if folder else None

@@ -38,6 +38,8 @@ from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import displacement, rows_within_memory
 from dpo_workbench.training.packing import Row
 
+SCALE = 2.0**16  # of the loss in fp16, to begin with
+
 
 @dataclass(frozen=True)
 class Start:
@@ -97,7 +99,7 @@ class Trainer:
     policy: Model
     rows: list[Row]
     config: TrainConfig
-    objective: Callable[[Sequence[Row], TrainConfig], Callable]
+    objective: Callable[[Sequence[Row], TrainConfig, int], Callable]  # a batch, the settings, steps done
     probe: Split | None
     watched: list[Row]  # pairs that are never trained on
     watch: Callable[[TrainConfig], dict[str, float]] | None  # their metrics
@@ -114,6 +116,7 @@ class Trainer:
         self.probe_at = {round(n_steps * k / n_probes) for k in range(n_probes + 1)} if n_probes else set()
         self.parameters = policy.adapter_parameters()
         self.optimizer = loop.optimizer_for(self.parameters, config)
+        self.scale = SCALE if policy.dtype == torch.float16 else 1.0
         self.result, self.best = Run(policy, config), policy.adapter_tensors()
         begun = time.monotonic()
         with Interrupts() as self.interrupts:
@@ -149,7 +152,7 @@ class Trainer:
         loop.set_learning_rate(self.optimizer, loop.learning_rate(step, n_steps, self.config))
 
         def work(config: TrainConfig) -> dict[str, float]:
-            objective = self.objective(rows, config)
+            objective = self.objective(rows, config, step)
 
             def checked(network: Any, batch: Any) -> Any:
                 self.interrupts.check()
@@ -157,12 +160,24 @@ class Trainer:
 
             batches = list(loop.micro_batches(rows, self.policy, config))
             with self.policy.active(trainable=True, checkpointing=config.checkpointing) as network:
-                return loop.train_step(network, batches, checked, self.parameters, self.optimizer, config)
+                return self._unscaled(
+                    lambda s: loop.train_step(network, batches, checked, self.parameters, self.optimizer, config, s)
+                )
 
         seen, self.config = rows_within_memory(work, rows, len(rows), self.config)
         self.result.history.append({"step": step + 1, **seen})
         if self.show and ((step + 1) % max(1, n_steps // 10) == 0 or step + 1 == n_steps):
             print(loop.step_line(step + 1, n_steps, seen), flush=True)
+
+    def _unscaled(self, work: Callable[[float], dict[str, float]]) -> dict[str, float]:
+        """The step by `work(scale)`, with half the loss scale each time that fp16 overflows."""
+        while True:
+            try:
+                return work(self.scale)
+            except loop.Overflow:
+                self.scale /= 2
+                if self.show:
+                    print(f"fp16 overflowed: the loss scale is {self.scale:g} from now on, and the step is done again")
 
     def _probe(self, step: int) -> bool:
         """Answer and score the dev prompts where that is due; keep the adapter when it is better than any before."""
@@ -231,6 +246,7 @@ class Trainer:
             "best_step": result.best_step,
             "start": asdict(result.start) if result.start else None,
             "micro_tokens": self.config.micro_tokens,
+            "scale": self.scale,
         }
         tensors = self.policy.adapter_tensors(), self.best, pack_optimizer(self.optimizer)
         try:
@@ -262,7 +278,7 @@ class Trainer:
         unpack_optimizer(self.optimizer, state.optimizer)
         self.best, facts = state.best_adapter, state.facts
         self.result.history, self.result.probes = facts["history"], facts["probes"]
-        self.result.best_step = facts["best_step"]
+        self.result.best_step, self.scale = facts["best_step"], facts.get("scale", self.scale)
         self.result.start = Start(**facts["start"]) if facts["start"] else None
         if state.machine.get("micro_tokens") == asked:  # what had to be halved is not tried again
             self.config = replace(self.config, micro_tokens=facts["micro_tokens"])

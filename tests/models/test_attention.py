@@ -98,3 +98,18 @@ def test_blocks_round_no_worse_than_sdpa_in_bf16() -> None:
         wrong, usual = (((x.double() - right).norm() / right.norm()).item() for x in (got, other))
         assert wrong < 1.3 * usual + 1e-3, (wrong, usual)
         assert wrong < 0.03
+
+
+@pytest.mark.parametrize("n", [1, 3, 20])
+def test_keys_that_no_row_of_a_slice_sees_are_not_read(n: int) -> None:
+    torch.manual_seed(n)
+    q, k, v = torch.randn(5, 6, n, 8), torch.randn(5, 2, 40, 8), torch.randn(5, 2, 40, 8)
+    first = torch.tensor([19, 15, 20, 5, 2])
+    mask = (torch.arange(40) <= first[:, None, None] + torch.arange(n)[:, None])[:, None]  # (R, 1, n, m)
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 3
+    want = attention(layer, q, k, v, mask)[0]
+    reach = [(slice(0, 2), 19 + n), (slice(2, 4), 20 + n), (slice(4, 6), 2 + n)]
+    for row, (_, length) in zip(range(5), [reach[0]] * 2 + [reach[1]] * 2 + [reach[2]], strict=True):
+        k[row, :, length:] = v[row, :, length:] = float("nan")  # reading them would show
+    torch.testing.assert_close(attention(layer, q, k, v, mask, reach=reach)[0], want)

@@ -41,7 +41,8 @@ def test_device_as_asked_or_the_gpu_where_there_is_one(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("capability", "dtype", "words"),
     [
-        ((7, 5), torch.float32, "7.5 has no bf16"),
+        ((6, 1), torch.float32, "6.1 has no fast fp16"),
+        ((7, 5), torch.float16, "7.5 has fp16, but no bf16"),
         ((8, 0), torch.bfloat16, "8.0 has bf16"),
         ((9, 0), torch.bfloat16, "9.0"),
     ],

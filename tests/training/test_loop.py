@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dpo_workbench.models.loading import load_model
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
@@ -98,7 +99,7 @@ def test_accumulated_sft_weighs_tokens_not_rows(tiny, toy_task) -> None:
     with torch.no_grad():
         by_row = [objective(tiny.network, b)[1]["mean_logps"] for b in batches]
     lengths = [len(r.answer_ids[0]) for r in sorted(rows, key=lambda r: -r.n_tokens)]
-    want = -sum(m * n for m, n in zip(by_row[0], lengths, strict=True)) / n_tokens
+    want = -sum(m * n for m, n in zip(by_row[0].tolist(), lengths, strict=True)) / n_tokens
     assert totals[1] == pytest.approx(want, rel=1e-5) and lengths[0] != lengths[1]
 
 
@@ -182,3 +183,43 @@ def test_step_line() -> None:
     assert loop.step_line(3, 9, {"loss": 0.6931}) == "step 3/9 loss 0.693"
     line = loop.step_line(3, 9, {"loss": 0.5, "rewards/margins": 0.18, "rewards/accuracies": 0.75})
     assert line == "step 3/9 loss 0.500 margin +0.18 acc 0.75"
+
+
+@pytest.fixture
+def half(tiny_folder):
+    """The tiny model in fp16, whose adapter is fp32 as always."""
+    return load_model(tiny_folder, device="cpu", dtype=torch.float16)
+
+
+def test_loss_scaling_saves_small_gradients_of_fp16(tiny, half, toy_pairs) -> None:
+    """Gradients below fp16's smallest number are lost without it, and those of fp32 with it."""
+    small = replace(CONFIG, beta=1e-6, nll_weight=0.0, max_grad_norm=1e9)
+    reference = shifted(tiny, toy_pairs, small)
+
+    def gradient(model, scale: float) -> torch.Tensor:
+        policy = model.with_new_adapter(rank=4, alpha=8, seed=3)
+        assert all(p.dtype == torch.float32 for p in policy.adapter_parameters())
+        rows = tokenise(policy, map(_row, toy_pairs), small.max_tokens)[: small.batch_size]
+        batches = list(loop.micro_batches(rows, policy, small))
+        parameters = policy.adapter_parameters()
+        objective = loop.preference_objective(reference, small, rows, policy)
+        with policy.active(trainable=True) as network:
+            optimizer = loop.optimizer_for(parameters, small)
+            loop.train_step(network, batches, objective, parameters, optimizer, small, scale)
+        return torch.cat([p.grad.flatten() for p in parameters])
+
+    want, scaled, plain = gradient(tiny, 1.0), gradient(half, 2.0**14), gradient(half, 1.0)
+    assert (scaled - want).norm() < 0.02 * want.norm()
+    assert (plain - want).norm() > 0.2 * want.norm()
+
+
+def test_fp16_that_overflows_updates_nothing(half, toy_pairs) -> None:
+    rows = tokenise(half, map(_row, toy_pairs), CONFIG.max_tokens)[: CONFIG.batch_size]
+    policy = half.with_new_adapter(rank=4, alpha=8, seed=3)
+    parameters, before = policy.adapter_parameters(), policy.adapter_tensors()
+    objective = loop.preference_objective(reference_logps(half, rows, CONFIG, None), CONFIG, rows, policy)
+    with policy.active(trainable=True) as network, pytest.raises(loop.Overflow):
+        batches = list(loop.micro_batches(rows, policy, CONFIG))
+        optimizer = loop.optimizer_for(parameters, CONFIG)
+        loop.train_step(network, batches, objective, parameters, optimizer, CONFIG, 2.0**40)
+    assert all(torch.equal(v, before[k]) for k, v in policy.adapter_tensors().items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.training import reference
+from dpo_workbench.training import loop, reference
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import pack
@@ -93,17 +93,37 @@ def test_values_that_are_not_finite_are_refused(moved, rows, monkeypatch) -> Non
 
 
 def test_proof_at_step_0(moved, rows) -> None:
+    """In the first step itself, before its update: wrong values leave the adapter as it was."""
     values = reference_logps(moved, rows, CONFIG, None)
     policy = moved.with_new_adapter()
-    assert prove_start(policy, rows, values, CONFIG) == 0.0  # the same arithmetic in the same batches
+
+    def step(values) -> None:
+        objective = loop.preference_objective(values, CONFIG, rows, policy, prove=prove_start)
+        parameters = policy.adapter_parameters()
+        with policy.active(trainable=True) as network:
+            batches = list(loop.micro_batches(rows, policy, CONFIG))
+            loop.train_step(network, batches, objective, parameters, loop.optimizer_for(parameters, CONFIG), CONFIG)
+
+    before = policy.adapter_tensors()
     with pytest.raises(WorkbenchError, match="At step 0 the policy must equal the reference .loss 0.6931.*Delete"):
-        prove_start(policy, rows, {i: (c - 1.0, r) for i, (c, r) in values.items()}, CONFIG)
+        step({i: (c - 1.0, r) for i, (c, r) in values.items()})
     with pytest.raises(WorkbenchError, match="At step 0"):  # shifts that cancel in the loss are seen too
-        prove_start(policy, rows, {i: (c - 1.0, r - 1.0) for i, (c, r) in values.items()}, CONFIG)
-    tensors = policy.adapter_tensors()
-    policy.set_adapter_tensors({k: v * 1.2 for k, v in tensors.items()})
-    with pytest.raises(WorkbenchError, match="At step 0"):
-        prove_start(policy, rows, values, CONFIG)
+        step({i: (c - 1.0, r - 1.0) for i, (c, r) in values.items()})
+    assert all(torch.equal(v, before[k]) for k, v in policy.adapter_tensors().items())
+    step(values)
+    with pytest.raises(WorkbenchError, match="At step 0"):  # after a step it is another model
+        step(values)
+
+
+def test_training_proves_its_start_and_only_its_start(moved, rows, monkeypatch) -> None:
+    import dpo_workbench as dw
+    from dpo_workbench.training import run
+
+    seen: list[str] = []
+    monkeypatch.setattr(run, "prove_start", lambda logps, ids, config: seen.extend(ids))
+    pairs = dw.Pairs([dw.Pair(f"p{i}", "a b", "c d", "e") for i in range(4)])
+    run.train(moved, pairs, TrainConfig(batch_size=2, epochs=2, held_out=0.0, probes=0), show=False)
+    assert len(seen) == 2
 
 
 def test_a_model_that_cannot_take_packs_is_found_out_and_trained_all_the_same(moved, rows, monkeypatch, capsys) -> None:

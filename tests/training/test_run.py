@@ -522,3 +522,25 @@ def test_a_size_that_memory_forced_is_kept_after_a_stop(tiny_folder, toy_pairs, 
     out = capsys.readouterr().out
     assert "memory ran out" not in out and "differ" not in out and again.config == whole.config
     assert again.history == whole.history and last_files(tmp_path / "cut") == last_files(tmp_path / "whole")
+
+
+def test_fp16_halves_its_loss_scale_and_learns_as_fp32_does(
+    tiny, tiny_folder, toy_pairs, monkeypatch, capsys, tmp_path
+):
+    config = replace(CONFIG, probes=0, held_out=0.0, lr=1e-3)
+    want = train(tiny, toy_pairs, config, show=False).history
+    honest, scales = loop.train_step, []
+
+    def watched(*args):
+        scales.append(args[-1])
+        return honest(*args)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    monkeypatch.setattr(trainer_module, "SCALE", 2.0**40)
+    half = load_model(tiny_folder, device="cpu", dtype=torch.float16)
+    run = train(half, toy_pairs, config, folder=tmp_path, show=True)
+    assert scales[0] == 2.0**40 and scales[-1] < 2.0**30 and "fp16 overflowed" in capsys.readouterr().out
+    for got, right in zip(run.history, want, strict=True):
+        assert got["loss"] == pytest.approx(right["loss"], abs=0.02)
+    for file in sorted((tmp_path / "checkpoints").rglob("state.json"))[-1:]:  # the scale goes on with the run
+        assert f'"scale": {scales[-1]}' in file.read_text()
