@@ -22,13 +22,14 @@ from dpo_workbench.mining.sample import Found
 from dpo_workbench.runtime.run_folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
+FACTORS = {"nano": (0.4, 2.5), "smol": (2, 4)}  # of the recipe's learning rate
 
 
-def settings(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+def settings(model: str, recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and changes of each setting; pairs with `branched` endings, or of `whole` samples alone."""
-    yield "the recipe", {}
-    for factor in (0.4, 2.5):
+    for factor in FACTORS[model]:
         yield f"lr {factor * recipe.dpo.lr:g}", {"lr": factor * recipe.dpo.lr}
+    yield "the recipe", {}
     yield "nll_weight 0", {"nll_weight": 0.0}
     yield "pairs of whole samples, references where none passes", {"pairs": "whole"}
     yield "control: SFT on the chosen", {"control": True}
@@ -59,7 +60,7 @@ def main() -> None:
     dev = task.dev[: args.prompts]
     before = dw.evaluate(model, dev, name="sft")
     done["start"] = before.summary() | {"machine": dw.describe(), "date": date.today().isoformat(), "seed": 0}
-    for name, change in settings(recipe):
+    for name, change in settings(args.model, recipe):
         if name in done:
             continue
         change = dict(change)
