@@ -1,0 +1,530 @@
+"""Preference data as others write it: which layout a file has, and its rows as one prompt with judged answers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from dpo_workbench.pairs.checks import Refusal
+from dpo_workbench.pairs.pair import Pair
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+PROMPTS = ("prompt", "instruction", "question", "query", "input")  # names of columns, first the one we use
+ANSWERS = ("response", "answer", "completion", "output", "text", "generated_text")
+LISTS = ("answers", "responses", "completions", "candidates", "generations", "outputs")
+SCORES = ("score", "reward", "rating", "overall_score", "fine-grained_score", "grade")
+SCORE_LISTS = ("scores", "ratings", "rewards", "grades", "ranks", "ranking", "rank", "order")
+BESIDE = (
+    *("id", "prompt_id", "group", "split", "weight", "failure", "annotator", "annotator_id", "user_id"),
+    *("chosen_score", "rejected_score", "score_chosen", "score_rejected"),
+)  # keys that every layout may have
+_OWN = {f.name for f in fields(Pair)}
+_SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_TOKEN = re.compile(r"\w+|[^\w\s]|\s")
+_MARK = re.compile(r"(?:^|\n)[#*\s]*(?:assistant|answer|response|output|completion|sql|code|a)\s*:[*]*[ \t]*\n?", re.I)
+_OPENING = re.compile(r"(?:^|\n)[ \t]*(?:```\w*|[\[({<]+)[ \t]*\n$")
+_SENTENCE = re.compile(r"[.?!:][\"')\]]*\s+")
+
+
+@dataclass
+class Judged:
+    """One prompt with answers in the order of the row, and how good each is: a higher rank is better."""
+
+    prompt: str
+    answers: list[str]
+    ranks: list[float]
+    id: str | None = None
+    scored: bool = False  # ranks are scores, not only an order
+    beside: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
+    side: str = ""  # the side on which the better answer stood
+    annotator: str = ""
+    split: str = ""
+    notes: list[tuple[str, str, str]] = field(default_factory=list)  # warnings: code, field, excerpt
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """A layout: how its rows are known, and how one is read."""
+
+    name: str
+    what: str
+    needs: tuple[tuple[str, ...], ...]  # one key of each tuple must be there
+    read: Callable[[dict[str, Any]], Judged]
+    keys: tuple[str, ...] = ()  # others that it reads
+    fits: Callable[[dict[str, Any]], bool] = lambda row: True
+    grouped: bool = False  # rows hold one answer each; pairs are made within a prompt
+
+    def known(self, key: str) -> bool:
+        return "*" in self.keys or key in BESIDE or key in self.keys or any(key in names for names in self.needs)
+
+    def missing(self, row: Mapping[str, Any]) -> list[str]:
+        return [names[0] for names in self.needs if not any(name in row for name in names)]
+
+
+def recognise(rows: Sequence[Mapping[str, Any]]) -> Dialect | None:
+    """The layout that most rows have; failing that, the one whose keys (or their misspellings) are nearest."""
+    votes: Counter[str] = Counter()
+    for row in rows:
+        votes.update(d.name for d in DIALECTS.values() if not d.missing(row) and d.fits(dict(row)))
+    if votes:  # the first that fits half of the rows: a bad row fits only the looser layouts, which stand below
+        return next(d for d in DIALECTS.values() if 2 * votes[d.name] >= max(votes.values()))
+    near: Counter[str] = Counter()
+    for row in rows:
+        for d in DIALECTS.values():
+            there = [any(n in row or nearest(n, row) for n in names) for names in d.needs]
+            if len(there) > 1 and any(any(n in row for n in names) for names in d.needs):
+                near[d.name] += 10 * sum(there) - len(there)
+    return DIALECTS[near.most_common(1)[0][0]] if near and near.most_common(1)[0][1] > 0 else None
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant, if there is one."""
+    return next(iter(difflib.get_close_matches(name, list(names), 1, 0.75)), None)
+
+
+def read_row(dialect: Dialect, row: Any) -> Judged:
+    """A row as judged answers.
+
+    Raises:
+        Refusal: the code of what is wrong, with the field.
+    """
+    if not isinstance(row, dict):
+        raise Refusal("P106", "", f"{type(row).__name__}: {row}")
+    if missing := dialect.missing(row):
+        other = next((d for d in DIALECTS.values() if not d.missing(row) and d.fits(row)), None)
+        if other and not any(n in row for names in dialect.needs for n in names if n not in PROMPTS):
+            raise Refusal("P109", "", f"a row of layout {other.name} among rows of {dialect.name}")
+        close = nearest(missing[0], [k for k in row if not dialect.known(k)])
+        fix = f"Rename `{close}` to `{missing[0]}`." if close else ""
+        raise Refusal("P107", missing[0], f"keys {', '.join(map(str, row))}", fix)
+    judged = dialect.read(row)
+    if dialect.name != "own":
+        _beside(judged, row)
+    judged.split, judged.annotator = str(row.get("split") or ""), judged.annotator or str(_first(row, _PEOPLE) or "")
+    return judged
+
+
+_PEOPLE = ("annotator", "annotator_id", "user_id")
+
+
+def _beside(judged: Judged, row: dict[str, Any]) -> None:
+    """Identity, group, weight and scores, where a row has them."""
+    given = row.get("id", row.get("prompt_id"))
+    if "id" in row and isinstance(given, (str, int)) and str(given).strip():
+        judged.id = str(given)
+    if isinstance(row.get("group"), str):
+        judged.beside["group"] = row["group"]
+    if isinstance(row.get("failure"), str):
+        judged.beside["failure"] = row["failure"] or None
+    if row.get("weight") not in (None, ""):
+        judged.beside["weight"] = number(row["weight"], "weight", above=0)
+    for side in ("chosen", "rejected"):
+        value = _first(row, (f"{side}_score", f"score_{side}"))
+        if value not in (None, ""):
+            judged.beside[f"{side}_score"] = number(value, f"{side}_score")
+
+
+def _first(row: Mapping[str, Any], names: Iterable[str]) -> Any:
+    return next((row[name] for name in names if name in row), None)
+
+
+def text(value: Any, name: str) -> str:
+    """The value if it is text. Raises Refusal."""
+    if not isinstance(value, str):
+        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "Text is due here.")
+    return value
+
+
+def number(value: Any, name: str, above: float = -math.inf) -> float:
+    """A finite number, also one written as text (CSV). Raises Refusal."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        found = float(value)
+        if not (math.isfinite(found) and found > above):
+            raise ValueError
+        return found
+    except (TypeError, ValueError, OverflowError):
+        fix = f"A number{f' above {above:g}' if above > -math.inf else ''} is due here."
+        raise Refusal("P108", name, f"{type(value).__name__}: {value}", fix) from None
+
+
+Turn = tuple[str, str]  # role, content
+
+
+def messages(value: Any, name: str) -> list[Turn]:
+    """Checked turns of a conversation (`role` and `content`, or `from` and `value`). Raises Refusal."""
+    if isinstance(value, dict) and "messages" in value:
+        value = value["messages"]
+    if not isinstance(value, list):
+        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "A list of messages is due here.")
+    if not value:
+        raise Refusal("P201", name, "[]")
+    turns: list[Turn] = []
+    for k, message in enumerate(value):
+        at = f"{name}[{k}]"
+        if not isinstance(message, dict):
+            raise Refusal("P108", at, f"{type(message).__name__}: {message}", "A message with role and content is due.")
+        role = message.get("role", message.get("from"))
+        role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
+        if role not in ROLES:
+            raise Refusal("P202", f"{at}.role", role)
+        content = message.get("content", message.get("value"))
+        if (
+            isinstance(content, list)
+            and content
+            and all(isinstance(p, dict) and p.get("type") == "text" for p in content)
+        ):
+            content = "".join(text(p.get("text"), f"{at}.content") for p in content)
+        if not isinstance(content, str):
+            raise Refusal("P205", f"{at}.content", content)
+        if turns and role == turns[-1][0] and role in ("user", "assistant"):
+            raise Refusal("P204", f"{at}.role", f"{role}, {role}")
+        turns.append((role, content))
+    return turns
+
+
+def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Judged:
+    """A prompt (text, messages, or None: what the answers share) and answers (text or messages). Raises Refusal."""
+    notes: list[tuple[str, str, str]] = []
+    prompt, *answers = [_unpacked(value) for value in (prompt, *answers)]
+    turns = None
+    if prompt is not None:
+        turns = messages(prompt, "prompt") if isinstance(prompt, (list, dict)) else [("user", text(prompt, "prompt"))]
+        if turns[-1][0] == "assistant":
+            raise Refusal("P203", "prompt", turns[-1][1])
+    if turns is None and all(isinstance(a, str) for a in answers):
+        cut = split_texts(answers[0], answers[1])
+        return Judged(answers[0][:cut], [a[cut:] for a in answers], [1.0, 0.0])
+    said = [messages(a, n) if isinstance(a, (list, dict)) else text(a, n) for a, n in zip(answers, names, strict=True)]
+    if turns is None:
+        turns = _shared([s if isinstance(s, list) else [("assistant", s)] for s in said])
+        said = [s[len(turns) :] if isinstance(s, list) else s for s in said]
+        if not turns:
+            raise Refusal("P310", "prompt", "no message in common")
+    texts = []
+    for value, name in zip(said, names, strict=True):
+        if isinstance(value, list):
+            value, repeated = _answer(value, turns, name)
+            notes += [("P206", name, turns[-1][1])] if repeated else []
+        texts.append(value)
+    if len(turns) > 1:
+        notes.append(("P209", "prompt", ", ".join(role for role, _ in turns)))
+    asked = turns[0][1] if len(turns) == 1 else "\n\n".join(f"{role}: {content}" for role, content in turns)
+    return Judged(asked, texts, [1.0, 0.0], notes=notes)
+
+
+def _unpacked(value: Any) -> Any:
+    """Messages that a CSV file holds as JSON; all else as it is."""
+    if isinstance(value, str) and value[:2] == "[{" and '"content"' in value:
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        if all(isinstance(m, dict) and "role" in m and "content" in m for m in found):
+            return found
+    return value
+
+
+def _shared(conversations: Sequence[list[Turn]]) -> list[Turn]:
+    first, second = conversations
+    n = 0
+    while n < min(len(first), len(second)) - 1 and first[n] == second[n]:
+        n += 1
+    return first[:n]
+
+
+def _answer(turns: list[Turn], prompt: list[Turn], name: str) -> tuple[str, bool]:
+    """The one message of the assistant, and whether the prompt stood before it."""
+    if not turns:
+        raise Refusal("P201", name, "[]")
+    if repeated := len(turns) > 1 and turns[:-1] in (prompt, prompt[-1:]):
+        turns = turns[-1:]
+    if len(turns) > 1:
+        system = any(role in ("system", "developer") for role, _ in turns)
+        raise Refusal("P207" if system else "P208", name, ", ".join(role for role, _ in turns))
+    if turns[0][0] != "assistant":
+        raise Refusal("P207", name, f"{turns[0][0]}: {turns[0][1]}")
+    return turns[0][1], repeated
+
+
+def split_texts(chosen: str, rejected: str) -> int:
+    """Where the prompt ends that two texts begin with. It is never cut inside a word or a line.
+
+    In what both have in common, by whole words: behind the last mark such as `Answer:` or `### Response:`, else behind
+    the last empty line, else behind the last line, else behind the last sentence. A line that only opens (`{`, a fence)
+    and all else that follows, such as a `SELECT` in both, belongs to the answers.
+
+    Raises:
+        Refusal: nothing in common ends like a prompt.
+    """
+    common = 0
+    for one, other in zip(_TOKEN.finditer(chosen), _TOKEN.finditer(rejected), strict=False):
+        if one.group() != other.group():
+            break
+        common = one.end()
+    shared = chosen[:common]
+    marks = [m.end() for m in _MARK.finditer(shared)]
+    ends = marks or [shared.rfind(end) + len(end) for end in ("\n\n", "\n") if end in shared][:1]
+    while ends and not marks and (opening := _OPENING.search(shared[: ends[-1]])):
+        ends = [opening.start() + 1] if opening.start() > 0 else []
+    ends = ends or [m.end() for m in _SENTENCE.finditer(shared)]
+    if not ends or not shared[: ends[-1]].strip():
+        raise Refusal("P310", "prompt", f"in common: {shared[:40]!r}")
+    return ends[-1]
+
+
+def _pair(row: dict[str, Any]) -> Judged:
+    return conversation(_first(row, PROMPTS), [row["chosen"], row["rejected"]], ("chosen", "rejected"))
+
+
+def _implicit(row: dict[str, Any]) -> Judged:
+    return conversation(None, [row["chosen"], row["rejected"]], ("chosen", "rejected"))
+
+
+def _own(row: dict[str, Any]) -> Judged:
+    texts = [text(row[name], name) for name in ("prompt", "chosen", "rejected")]
+    found = Judged(texts[0], texts[1:], [1.0, 0.0], text(row["id"], "id"))
+    for name, value in row.items():
+        if name in ("chosen_from", "rejected_from", "group"):
+            found.beside[name] = text(value, name)
+        elif name in ("chosen_score", "rejected_score", "weight") and value not in (None, ""):
+            found.beside[name] = number(value, name, above=0 if name == "weight" else -math.inf)
+        elif name == "failure":
+            found.beside[name] = text(value, name) if value not in (None, "") else None
+        elif name == "rejected_finished":
+            found.beside[name] = bool(_thumb(value, name))
+    return found
+
+
+def _openai(row: dict[str, Any]) -> Judged:
+    names = ("preferred_output", "non_preferred_output")
+    if not isinstance(row["input"], dict) or "messages" not in row["input"]:
+        raise Refusal("P108", "input", row["input"], "An object with messages is due here.")
+    return conversation(row["input"], [row[name] for name in names], names)
+
+
+def _tinker(row: dict[str, Any]) -> Judged:
+    names = ("completion_A", "completion_B")
+    comparison = row["comparison"]
+    if not isinstance(comparison, dict) or (
+        lost := [n for n in ("prompt_conversation", *names) if n not in comparison]
+    ):
+        raise Refusal("P107", f"comparison.{lost[0]}" if isinstance(comparison, dict) else "comparison", comparison)
+    found = conversation(comparison["prompt_conversation"], [comparison[name] for name in names], names)
+    return _won(found, row["label"], ("A", "B"), "label")
+
+
+def _won(found: Judged, label: Any, names: Sequence[str], where: str) -> Judged:
+    """The same answers with the rank that a label gives them; `names` are those of the two sides."""
+    if isinstance(label, str) and label.strip().lower() in ("tie", "both", "neither", "equal", "skip", "none", ""):
+        raise Refusal("P412", where, label)
+    side = _named(label, names)
+    if side is None:
+        raise Refusal("P108", where, label, f"One of {', '.join(names)} is due here.")
+    found.ranks = [float(k == side) for k in range(len(names))]
+    found.side = names[side]
+    return found
+
+
+def _named(label: Any, names: Sequence[str]) -> int | None:
+    """Which name a label means: itself, or its letters, or its last sign (`response-1` for `text1`)."""
+    plain = re.sub(r"\W|_", "", str(label)).lower()
+    others = [re.sub(r"\W|_", "", name).lower() for name in names]
+    if plain in others:
+        return others.index(plain)
+    for sides in (("left", "right"), tuple(o[-1:] for o in others)):
+        asked = plain if sides[0] == "left" else plain[-1:]
+        if asked and asked in sides and len(set(sides)) == len(names):
+            return sides.index(asked)
+    return None
+
+
+def _dialogue(row: dict[str, Any]) -> Judged:
+    said = []
+    for name in ("chosen", "rejected"):
+        parts = _TURN.split(text(row[name], name))
+        roles = ["user" if part == "Human" else "assistant" for part in parts[1::2]]
+        said.append([{"role": r, "content": c.strip()} for r, c in zip(roles, parts[2::2], strict=True)])
+    return conversation(None, said, ("chosen", "rejected"))
+
+
+def _argilla(row: dict[str, Any]) -> Judged:
+    shown = row["fields"] if isinstance(row.get("fields"), dict) else row
+    columns = [key for key in row if key.endswith((".responses", ".suggestion"))]
+    if isinstance(row.get("responses"), dict):
+        question, given = next(iter(row["responses"].items()), ("responses", None))
+    else:
+        question = min(columns, key=lambda key: (key.endswith(".suggestion"), key)).rpartition(".")[0]
+        given = row.get(f"{question}.responses")
+    status = row.get(f"{question}.responses.status")
+    if isinstance(given, list) and isinstance(status, list) and len(status) == len(given):
+        given = [g for g, s in zip(given, status, strict=True) if s in (None, "submitted")]
+    given = given or [v for v in [row.get(f"{question}.suggestion")] if v]
+    asked = next((name for name in PROMPTS if name in shown), "prompt")
+    names = sorted(k for k, v in shown.items() if isinstance(v, str) and k != asked and _answers_name(k))
+    if asked not in shown or len(names) < 2:
+        raise Refusal("P107", "fields", f"keys {', '.join(map(str, shown))}", "A prompt and two answers are due here.")
+    found = conversation(shown[asked], [shown[name] for name in names], names)
+    votes = [0.0] * len(names)
+    people = set()
+    for value in given if isinstance(given, list) else [given]:
+        if isinstance(value, dict) and "value" in value:
+            people.add(str(value.get("user_id") or ""))
+            value = value["value"]
+        for place, name in enumerate(_order(value)):
+            if (side := _named(name, names)) is not None:
+                votes[side] -= place if isinstance(value, list) else -1
+            elif len(names) == 2:
+                _won(found, name, names, question)
+    if not given or len(set(votes)) == 1:
+        raise Refusal("P412", question, given)
+    found.ranks, found.annotator = votes, people.pop() if len(people) == 1 else ""
+    found.side = names[votes.index(max(votes))] if len(names) == 2 else ""
+    return found
+
+
+def _order(value: Any) -> list[Any]:
+    """The names in a label, best first: one name, a list of names, or a list of values with ranks."""
+    if not isinstance(value, list):
+        return [value]
+    if all(isinstance(v, dict) and "value" in v and isinstance(v.get("rank"), (int, float)) for v in value):
+        return [v["value"] for v in sorted(value, key=lambda v: v["rank"])]
+    return value
+
+
+def _answers_name(name: str) -> bool:
+    return not name.startswith("_") and "." not in name and name not in (*BESIDE, "status", "external_id", "lead_time")
+
+
+def _label_studio(row: dict[str, Any]) -> Judged:
+    shown = row["data"] if isinstance(row.get("data"), dict) else row
+    asked = next((name for name in PROMPTS if name in shown), "prompt")
+    labels = [(row, row.get("pw", row.get("pairwise", row.get("comparison"))))]
+    if "annotations" in row:
+        done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
+        labels = [(a, r.get("value")) for a in done for r in _dicts(a.get("result")) if r.get("type") == "pairwise"]
+    names = sorted(k for k, v in shown.items() if isinstance(v, str) and k != asked and _answers_name(k))
+    names = [n for n in names if n not in ("pw", "pairwise", "comparison", "created_at", "updated_at")]
+    if asked not in shown or len(names) != 2:
+        raise Refusal("P107", "data", f"keys {', '.join(map(str, shown))}", "A prompt and two answers are due here.")
+    found = conversation(shown[asked], [shown[name] for name in names], names)
+    votes = [0.0, 0.0]
+    for _, label in labels:
+        chosen = label.get("selected") if isinstance(label, dict) else label
+        _won(found, chosen, names, "annotations")
+        votes = [v + r for v, r in zip(votes, found.ranks, strict=True)]
+    if votes[0] == votes[1]:
+        raise Refusal("P412", "annotations", f"{votes[0]:g} to {votes[1]:g} votes")
+    found.ranks, found.side = votes, ("left", "right")[votes[1] > votes[0]]
+    people = {str(a.get("completed_by") or a.get("annotator") or "") for a, _ in labels}
+    found.annotator = people.pop() if len(people) == 1 else ""
+    return found
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def _list(row: dict[str, Any]) -> Judged:
+    """k answers of a prompt: objects with scores, or texts with a list of scores or ranks, or texts best first."""
+    name = next(n for n in LISTS if n in row)
+    values = row[name]
+    if not isinstance(values, list) or len(values) < 2:
+        raise Refusal("P108", name, values, "A list of two or more answers is due here.")
+    key = next((k for k in SCORE_LISTS if row.get(k) is not None), None)
+    texts, scored = [], key not in ("ranks", "ranking", "rank", "order", None)
+    if all(isinstance(v, dict) for v in values):
+        texts = [_first(v, ANSWERS) for v in values]
+        ranks = [_score_of(v, f"{name}[{k}]") for k, v in enumerate(values)] if key is None else []
+        scored = scored or key is None
+    else:
+        texts = list(values)
+        ranks = [float(-k) for k in range(len(values))]
+    if key is not None:
+        given = row[key]
+        if not isinstance(given, list) or len(given) != len(values):
+            raise Refusal("P108", key, given, f"A list of {len(values)} numbers is due here.")
+        ranks = [number(g, f"{key}[{k}]") * (1 if scored else -1) for k, g in enumerate(given)]
+    if len(set(ranks)) == 1:
+        raise Refusal("P412", key or name, f"{len(ranks)} equal scores")
+    found = conversation(_first(row, PROMPTS), texts, [f"{name}[{k}]" for k in range(len(texts))])
+    found.ranks, found.scored = ranks, scored
+    return found
+
+
+def _score_of(answer: dict[str, Any], name: str) -> float:
+    """An answer's score; without one of its own, the mean of its ratings by criterion."""
+    if (score := _first(answer, SCORES)) is not None:
+        return number(score, f"{name}.score")
+    criteria = answer.get("annotations")
+    judged = _dicts(list(criteria.values())) if isinstance(criteria, dict) else []
+    found = [number(a["Rating"], f"{name}.annotations") for a in judged if "Rating" in a]
+    if not found:
+        raise Refusal("P107", f"{name}.score", f"keys {', '.join(map(str, answer))}")
+    return sum(found) / len(found)
+
+
+def _thumbs(row: dict[str, Any]) -> Judged:
+    found = conversation(_first(row, PROMPTS), [_first(row, ANSWERS)], ("completion",))
+    found.ranks = [float(_thumb(row["label"], "label"))]
+    return found
+
+
+def _thumb(value: Any, name: str) -> bool:
+    known = {"true": True, "1": True, "up": True, "good": True, "false": False, "0": False, "down": False, "bad": False}
+    found = known.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    if found is None:
+        raise Refusal("P108", name, value, "true or false is due here.")
+    return found
+
+
+def _sample(row: dict[str, Any]) -> Judged:
+    found = conversation(_first(row, PROMPTS), [_first(row, ANSWERS)], ("completion",))
+    found.ranks, found.scored = [number(_first(row, SCORES), "score")], True
+    return found
+
+
+def _is_dialogue(row: dict[str, Any]) -> bool:
+    return all(isinstance(row[k], str) and _TURN.match(row[k]) for k in ("chosen", "rejected"))
+
+
+def _is_text_pair(row: dict[str, Any]) -> bool:
+    return all(isinstance(row[k], str) for k in ("id", "prompt", "chosen", "rejected"))
+
+
+_P, _A, _CR = PROMPTS, ANSWERS, (("chosen",), ("rejected",))
+_ALL = (
+    Dialect("own", "what Pairs.save writes", (("id",), ("prompt",), *_CR), _own, tuple(_OWN), _is_text_pair),
+    Dialect("openai", "OpenAI, Azure or Together: input, preferred_output, non_preferred_output",
+            (("input",), ("preferred_output",), ("non_preferred_output",)), _openai),
+    Dialect("tinker", "Tinker: comparison and label A or B", (("comparison",), ("label",)), _tinker,
+            fits=lambda row: isinstance(row["comparison"], dict)),
+    Dialect("hh", "dialogues of Human and Assistant as in HH-RLHF, in chosen and rejected", _CR, _dialogue,
+            fits=lambda row: _is_dialogue(row) and not any(p in row for p in PROMPTS)),
+    Dialect("labelstudio", "Label Studio, pairwise: data and annotations, or one column pw",
+            (("data", *_P), ("annotations", "pw", "pairwise", "comparison")), _label_studio, ("*",),
+            lambda row: "label" not in row and ("annotations" in row) == ("data" in row)),
+    Dialect("argilla", "Argilla: fields with the responses to a label or ranking question", (("fields", *_P),),
+            _argilla, ("*",),
+            lambda row: isinstance(row.get("fields"), dict) or any(k.endswith(".responses") for k in row)),
+    Dialect("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages", (_P, *_CR), _pair,
+            ("messages",)),
+    Dialect("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _CR, _implicit),
+    Dialect("list", "several answers of a prompt with scores (as in UltraFeedback) or ranks, or best first",
+            (_P, LISTS), _list, (*SCORE_LISTS, "models", "correct_answers", "incorrect_answers", "source"),
+            lambda row: any(isinstance(row.get(k), list) for k in LISTS)),
+    Dialect("thumbs", "one answer a row with thumbs up or down, paired within a prompt", (_P, _A, ("label",)),
+            _thumbs, grouped=True),
+    Dialect("samples", "one answer a row with a score, paired within a prompt", (_P, _A, SCORES), _sample,
+            grouped=True),
+)  # fmt: skip
+DIALECTS = {d.name: d for d in _ALL}
+SYNONYMS = {"azure": "openai", "together": "openai", "ultrafeedback": "list", "ranked": "list"}

@@ -1,0 +1,394 @@
+"""`read_pairs`: preference data of any known layout, checked in one pass; read = kept + refused + merged."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpo_workbench.pairs.checks import (
+    CODES,
+    Finding,
+    Refusal,
+    excerpt,
+    one_sided,
+    pair_problems,
+    room_problems,
+    set_problems,
+    text_problems,
+)
+from dpo_workbench.pairs.dialects import DIALECTS, SYNONYMS, Dialect, Judged, nearest, read_row, recognise
+from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.pairs.sources import Row, Source, open_source, stop
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.run_folder import write_bytes
+
+if TYPE_CHECKING:
+    import pandas
+
+_LOOK = 100  # rows that decide the layout
+_ALL_AGAINST_ALL = 8  # answers of one prompt; of more, each is paired once
+
+
+@dataclass
+class Read:
+    """What was read. Rows are counted once each: `rows == kept + refused + merged`."""
+
+    source: str
+    layout: str
+    rows: int
+    kept: int
+    refused: int
+    merged: int  # exact copies of a row before
+    findings: list[Finding]  # the first thousand of each code
+    counts: dict[str, int]  # of all findings, by code
+    found: list[Pair] = field(repr=False)
+    refused_rows: list[Row] = field(repr=False)
+    merged_lines: set[int] = field(repr=False)
+    header: bytes = field(default=b"", repr=False)  # of a CSV file
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairs of the rows that were kept.
+
+        Raises:
+            WorkbenchError: no row was kept; names the first findings.
+        """
+        return Pairs(self.found) if self.found else self._stop("A file must have a row that can be used.")
+
+    def strict(self) -> Pairs:
+        """The pairs, if no row was refused.
+
+        Raises:
+            WorkbenchError: rows were refused; names the first findings.
+        """
+        return self.pairs if not self.refused else self._stop("All rows must be usable.")
+
+    def _stop(self, must: str) -> Pairs:
+        errors = [f for f in self.findings if f.severity == "error"]
+        raise WorkbenchError(
+            f"{must} Got {self.refused} refused of {self.rows}: {' '.join(map(str, errors[:3]))} Mend or drop the "
+            f"{'row' if self.refused == 1 else 'rows'}; `dpo-workbench check {self.source}` shows all."
+        )
+
+    def quarantine(self, path: str | Path) -> Path:
+        """Write the refused rows, byte for byte as they were (a CSV file's behind its header)."""
+        lines = [self.header] if self.header else []
+        write_bytes(Path(path), b"".join(line + b"\n" for line in [*lines, *(r.original() for r in self.refused_rows)]))
+        return Path(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and findings as plain values for JSON."""
+        names = ("source", "layout", "rows", "kept", "refused", "merged", "counts")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "pairs": len(self.found),
+            "findings": [asdict(f) for f in self.findings],
+        }
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The findings as a table, one a row."""
+        import pandas
+
+        names = ("code", "severity", "source", "line", "field", "excerpt", "fix")
+        return pandas.DataFrame([asdict(f) for f in self.findings], columns=names)
+
+    def __repr__(self) -> str:
+        lines = [f"{self.source}: layout {self.layout}"]
+        for code, count in sorted(self.counts.items(), key=lambda item: (CODES[item[0]][0] != "error", item[0])):
+            severity, must, _ = CODES[code]
+            lines.append(f"{code} {severity}, {count} time{'s' if count > 1 else ''}: {must}")
+            first = [f for f in self.findings if f.code == code]
+            for f in first[:3]:
+                where = f"{self.source}:{f.line}" if f.line else "the whole set"
+                lines.append(f"    {where}{f' `{f.field}`' if f.field else ''}{f': {f.excerpt}' if f.excerpt else ''}")
+            if count > 3:
+                more = ", ".join(str(f.line) for f in first[3:13])
+                lines.append(f"    and {count - 3} more: {more}{', ...' if count > 13 else ''}")
+            lines.append(f"    fix: {' '.join(dict.fromkeys(f.fix for f in first[:3]))}")
+        lines.append(
+            f"{self.rows} rows read = {self.kept} kept + {self.refused} refused + {self.merged} merged; "
+            f"{len(self.found)} pairs"
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from dpo_workbench.plots.html import pre
+
+        return pre(repr(self))
+
+
+def read_pairs(
+    source: Any,
+    *,
+    layout: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    max_tokens: int | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+) -> Read:
+    """Read preference data and check every row; bad rows are refused and kept apart, good ones become pairs.
+
+    Args:
+        source: path of a JSONL, JSON, CSV, TSV or Parquet file (also .gz), `hub:owner/name` or `hub:owner/name@split`,
+            a pandas DataFrame, a `datasets` object, or a list of dicts.
+        layout: a name of `docs/data.md`; found by looking at the rows if None.
+        mapping: names of columns by ours, as `{"prompt": "question"}`.
+        max_tokens: a prompt with an answer must fit into so many.
+        count_tokens: a tokenizer's count; words and signs are counted if None, which are fewer.
+
+    Raises:
+        WorkbenchError: nothing could be read, or the layout is unknown.
+    """
+    opened = open_source(source)
+    rows = _renamed(opened.rows, dict(mapping or {}))
+    head = list(itertools.islice(rows, _LOOK))
+    if not head:
+        raise stop("P002", "no row", opened.name)
+    dialect = _dialect(layout, head, opened)
+    reader = _Reader(opened, dialect, max_tokens, count_tokens)
+    for row in itertools.chain(head, rows):
+        reader.take(row)
+    return reader.done()
+
+
+def _renamed(rows: Iterator[Row], mapping: dict[str, str]) -> Iterator[Row]:
+    for row in rows:
+        if mapping and isinstance(row.value, dict):
+            ours = {theirs: name for name, theirs in mapping.items()}
+            row.value = {ours.get(key, key): value for key, value in row.value.items()}
+        yield row
+
+
+def _dialect(layout: str | None, head: list[Row], source: Source) -> Dialect:
+    layout = SYNONYMS.get(layout or "", layout)
+    if layout is not None and layout not in DIALECTS:
+        close = nearest(layout, DIALECTS)
+        raise WorkbenchError(
+            f"`layout` must be one of {', '.join([*DIALECTS, *SYNONYMS])}. Got {layout!r}. "
+            f"{f'Did you mean {close}?' if close else 'Leave it out to have it found.'}"
+        )
+    objects = [row.value for row in head if isinstance(row.value, dict)]
+    found = DIALECTS[layout] if layout else recognise(objects)
+    if found is None and objects:
+        raise stop("P007", f"columns {', '.join(objects[0])}", f"{source.name}:{head[0].line}")
+    return found or DIALECTS["trl"]
+
+
+class _Reader:
+    """Takes rows one by one, and counts each as kept, refused or merged."""
+
+    def __init__(self, source: Source, dialect: Dialect, most: int | None, count: Callable[[str], int] | None):
+        self.source, self.dialect, self.most, self.count = source, dialect, most, count
+        self.findings = source.findings
+        self.rows = self.kept = 0
+        self.pairs: list[Pair] = []
+        self.lines: list[int] = []  # of each pair
+        self.refused: list[Row] = []
+        self.merged: set[int] = set()
+        self.keys: set[str] = set()
+        self.ids: set[str] = set()
+        self.first: dict[int, int] = {}  # hash of a pair without its id: its place in `pairs`
+        self.groups: dict[str, list[tuple[Judged, Row]]] = defaultdict(list)
+        self.sides: Counter[str] = Counter()
+        self.people: Counter[str] = Counter()
+        self.splits: dict[int, str] = {}
+
+    def take(self, row: Row) -> None:
+        self.rows += 1
+        try:
+            if row.problem:
+                raise row.problem
+            judged = read_row(self.dialect, row.value)
+        except Refusal as refusal:
+            return self._refuse(row, refusal.code, refusal.field, refusal.got, refusal.fix)
+        self._look_at_keys(row)
+        names = ("prompt", *(("chosen", "rejected") if len(judged.answers) == 2 else ("answer",) * len(judged.answers)))
+        for name, text in zip(names, (judged.prompt, *judged.answers), strict=True):
+            judged.notes += text_problems(name, text)
+        if self.dialect.grouped and not self._errors(judged):
+            self.groups[judged.prompt].append((judged, row))
+        else:
+            self._add(judged, row)
+
+    def _look_at_keys(self, row: Row) -> None:
+        for key in row.value.keys() - self.keys:
+            self.keys.add(key)
+            if not self.dialect.known(key):
+                wanted = {n for names in self.dialect.needs for n in names[:1]} | set(self.dialect.keys)
+                close = nearest(key, wanted - row.value.keys())
+                self.findings.add("P110", row.line, key, row.value[key], f"Did you mean `{close}`?" if close else "")
+
+    def _refuse(self, row: Row, code: str, name: str = "", got: object = "", fix: str = "") -> None:
+        self.findings.add(code, row.line, name, got if got != "" else row.original(), fix)
+        if not self.refused or self.refused[-1] is not row:
+            row.value = None if row.raw is not None else row.value
+            self.refused.append(row)
+
+    @staticmethod
+    def _errors(judged: Judged) -> list[tuple[str, str, str]]:
+        return [note for note in judged.notes if CODES[note[0]][0] == "error"]
+
+    def _add(self, judged: Judged, row: Row) -> None:
+        """Keep, merge or refuse a row that is complete in itself."""
+        base = self._id(judged, row)
+        order = list(_comparisons(judged.ranks))
+        made = [
+            self._pair(judged, b, w, f"{base}.{k}" if len(order) > 1 else base) for k, (b, w) in enumerate(order, 1)
+        ]
+        for pair in made:
+            judged.notes += pair_problems(pair)
+            if self.most:
+                judged.notes += room_problems(pair, self.most, self.count)
+        if errors := self._errors(judged):
+            for error in errors:
+                self._refuse(row, *error)
+            return
+        new = [pair for pair in made if not self._copy(pair)]
+        if not new:
+            self.merged.add(row.line)
+            return self.findings.add("P401", row.line, "", judged.prompt)
+        if any(pair.id in self.ids for pair in new):
+            return self._refuse(row, "P402", "id", base)
+        self.kept += 1
+        self._note(judged, row)
+        for pair in new:
+            self._keep(pair, row.line)
+
+    def _id(self, judged: Judged, row: Row) -> str:
+        given = judged.id or ""
+        if given != given.strip():
+            judged.notes.append(("P415", "id", repr(given)))
+        return given.strip() or f"row-{row.line}"
+
+    def _pair(self, judged: Judged, better: int, worse: int, name: str) -> Pair:
+        beside = dict(judged.beside)
+        if judged.scored:
+            scores = {"chosen_score": judged.ranks[better], "rejected_score": judged.ranks[worse]}
+            beside |= {k: v for k, v in scores.items() if 0 <= min(judged.ranks) and max(judged.ranks) <= 1}
+        if len(judged.answers) > 2:
+            beside.setdefault("group", name.rpartition(".")[0] or name)
+        return Pair(name, judged.prompt, judged.answers[better], judged.answers[worse], **beside)
+
+    def _key(self, pair: Pair) -> int:
+        return hash(tuple(v for k, v in pair.__dict__.items() if k != "id"))
+
+    def _copy(self, pair: Pair) -> bool:
+        at = self.first.get(self._key(pair))
+        return at is not None and self.pairs[at].__dict__ | {"id": ""} == pair.__dict__ | {"id": ""}
+
+    def _keep(self, pair: Pair, line: int) -> None:
+        self.first.setdefault(self._key(pair), len(self.pairs))
+        self.ids.add(pair.id)
+        self.pairs.append(pair)
+        self.lines.append(line)
+
+    def _note(self, judged: Judged, row: Row) -> None:
+        """Warnings of a row that is kept, and what the set will be asked."""
+        for code, name, got in judged.notes:
+            self.findings.add(code, row.line, name, got)
+        if judged.scored and not (0 <= min(judged.ranks) and max(judged.ranks) <= 1):
+            self.findings.add("P413", row.line, "score", ", ".join(f"{r:g}" for r in judged.ranks))
+        if judged.side:
+            self.sides[judged.side] += 1
+        if judged.annotator:
+            self.people[judged.annotator] += 1
+        if judged.split and self.splits.setdefault(hash(judged.prompt), judged.split) != judged.split:
+            self.findings.add("P410", row.line, "prompt", judged.prompt)
+
+    def _add_groups(self) -> None:
+        """Pairs among the answers of each prompt; an answer without another that was judged differently is refused."""
+        for prompt, members in self.groups.items():
+            once: dict[tuple[str, float], tuple[Judged, Row]] = {}
+            for judged, row in members:
+                if (judged.answers[0], judged.ranks[0]) in once:
+                    self.merged.add(row.line)
+                    self.findings.add("P401", row.line, "", judged.answers[0])
+                once.setdefault((judged.answers[0], judged.ranks[0]), (judged, row))
+            items = list(once.values())
+            joined = Judged(prompt, [j.answers[0] for j, _ in items], [j.ranks[0] for j, _ in items])
+            joined.scored = items[0][0].scored
+            used: set[int] = set()
+            for better, worse in _comparisons(joined.ranks):
+                used |= self._add_comparison(joined, better, worse, items)
+            for k, (judged, row) in enumerate(items):
+                if k in used:
+                    self.kept += 1
+                    self._note(judged, row)
+                else:
+                    self._refuse(row, "P411", "completion", judged.answers[0])
+
+    def _add_comparison(self, joined: Judged, better: int, worse: int, items: list[tuple[Judged, Row]]) -> set[int]:
+        lines = [items[better][1].line, items[worse][1].line]
+        pair = self._pair(joined, better, worse, f"row-{lines[0]}-{lines[1]}")
+        problems = [code for code, _, _ in pair_problems(pair) if CODES[code][0] == "error"]
+        if self.most:
+            problems += [code for code, _, _ in room_problems(pair, self.most, self.count)]
+        if problems:
+            return set()
+        if not self._copy(pair):
+            self._keep(pair, lines[0])
+        return {better, worse}
+
+    def done(self) -> Read:
+        self._add_groups()
+        if self.pairs:
+            for problem in set_problems(self.pairs, self.lines):
+                self.findings.add(*problem)
+        for code, votes in (("P406", self.sides), ("P407", self.people)):
+            if found := one_sided(votes):
+                self.findings.add(code, got=f"{found[0]}: {found[1]:.0%} of {sum(votes.values())}")
+        refused, merged = len(self.refused), len(self.merged)
+        assert self.rows == self.kept + refused + merged, f"{self.rows} != {self.kept} + {refused} + {merged}"
+        what = f"{self.dialect.name} ({self.dialect.what}), {self.source.kind}"
+        counts, kept = dict(self.findings.counts), self.findings.kept
+        return Read(
+            self.source.name, what, self.rows, self.kept, refused, merged, kept, counts,
+            self.pairs, self.refused, self.merged, self.source.header,
+        )  # fmt: skip
+
+
+def _comparisons(ranks: list[float]) -> Iterator[tuple[int, int]]:
+    """Places (better, worse): all against all; of many answers each below the best against one of the best."""
+    order = sorted(range(len(ranks)), key=lambda k: -ranks[k])
+    if len(order) <= _ALL_AGAINST_ALL:
+        yield from ((b, w) for b, w in itertools.combinations(order, 2) if ranks[b] > ranks[w])
+        return
+    best = [k for k in order if ranks[k] == ranks[order[0]]]
+    rest = order[len(best) :]
+    if rest:
+        for k in range(max(len(best), len(rest))):
+            yield best[k % len(best)], rest[k % len(rest)]
+
+
+def fix_file(source: str | Path, read: Read, out: str | Path) -> list[str]:
+    """Write a text file anew with what can be mended without loss; all other bytes stay, also of refused rows.
+
+    The byte order mark goes, lines end in LF, ids lose spaces at their ends, exact copies of rows go.
+
+    Raises:
+        WorkbenchError: the source is no JSONL, CSV or TSV file, or `out` is the source.
+    """
+    opened = open_source(source)
+    if opened.kind not in ("jsonl", "csv") or Path(out).resolve() == Path(source).resolve():
+        raise WorkbenchError(
+            f"--fix writes JSONL, CSV or TSV to a new file. Got {opened.kind} and {out}. Save pairs with "
+            "`read_pairs(...).pairs.save(...)` instead, or give another name."
+        )
+    trimmed = {f.line for f in read.findings if f.code == "P415"} if opened.kind == "jsonl" else set()
+    lines = [opened.header] if opened.header else []
+    for row in opened.rows:
+        if row.line in read.merged_lines:
+            continue
+        raw = row.original()
+        if row.line in trimmed:
+            raw = json.dumps({**row.value, "id": row.value["id"].strip()}, ensure_ascii=False).encode()
+        lines.append(raw)
+    write_bytes(Path(out), b"".join(line + b"\n" for line in lines))
+    counts = read.counts
+    done = [(1, "byte order mark")] * ("P004" in counts) + [(1, "line ends")] * ("P005" in counts)
+    done += [(len(trimmed), "ids trimmed")] * bool(trimmed) + [(read.merged, "copies dropped")] * bool(read.merged)
+    return [f"{excerpt(what)}{f' {n}' if n > 1 else ''}" for n, what in done]
