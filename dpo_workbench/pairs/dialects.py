@@ -25,6 +25,10 @@ BESIDE = (
     *("chosen_score", "rejected_score", "score_chosen", "score_rejected"),
 )  # keys that every layout may have
 _OWN = {f.name for f in fields(Pair)}
+_COLUMNS = ("pw", "pairwise", "comparison", "preference")  # where a flat export of Label Studio has the label
+_NOTES = ("status", "external_id", "created_at", "updated_at", "inserted_at")
+_TIES = ("tie", "both", "neither", "equal", "skip", "none", "")
+IMPLICIT = object()
 _SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _TOKEN = re.compile(r"\w+|[^\w\s]|\s")
@@ -73,8 +77,9 @@ def recognise(rows: Sequence[Mapping[str, Any]]) -> Dialect | None:
     votes: Counter[str] = Counter()
     for row in rows:
         votes.update(d.name for d in DIALECTS.values() if not d.missing(row) and d.fits(dict(row)))
-    if votes:  # the first that fits half of the rows: a bad row fits only the looser layouts, which stand below
-        return next(d for d in DIALECTS.values() if 2 * votes[d.name] >= max(votes.values()))
+    if votes:  # the first that fits most rows: a bad row fits only the looser layouts, which stand below
+        enough = min(max(votes.values()), len(rows) // 2 + 1)
+        return next(d for d in DIALECTS.values() if votes[d.name] >= enough)
     near: Counter[str] = Counter()
     for row in rows:
         for d in DIALECTS.values():
@@ -192,11 +197,11 @@ def messages(value: Any, name: str) -> list[Turn]:
 
 
 def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Judged:
-    """A prompt (text, messages, or None: what the answers share) and answers (text or messages). Raises Refusal."""
+    """A prompt (text or messages; IMPLICIT: what two answers share) and answers (text or messages). Raises Refusal."""
     notes: list[tuple[str, str, str]] = []
     prompt, *answers = [_unpacked(value) for value in (prompt, *answers)]
     turns = None
-    if prompt is not None:
+    if prompt is not IMPLICIT:
         turns = messages(prompt, "prompt") if isinstance(prompt, (list, dict)) else [("user", text(prompt, "prompt"))]
         if turns[-1][0] == "assistant":
             raise Refusal("P203", "prompt", turns[-1][1])
@@ -286,7 +291,7 @@ def _pair(row: dict[str, Any]) -> Judged:
 
 
 def _implicit(row: dict[str, Any]) -> Judged:
-    return conversation(None, [row["chosen"], row["rejected"]], ("chosen", "rejected"))
+    return conversation(IMPLICIT, [row["chosen"], row["rejected"]], ("chosen", "rejected"))
 
 
 def _own(row: dict[str, Any]) -> Judged:
@@ -313,38 +318,15 @@ def _openai(row: dict[str, Any]) -> Judged:
 
 def _tinker(row: dict[str, Any]) -> Judged:
     names = ("completion_A", "completion_B")
-    comparison = row["comparison"]
-    if not isinstance(comparison, dict) or (
-        lost := [n for n in ("prompt_conversation", *names) if n not in comparison]
-    ):
-        raise Refusal("P107", f"comparison.{lost[0]}" if isinstance(comparison, dict) else "comparison", comparison)
+    comparison = row["comparison"] if isinstance(row["comparison"], dict) else {}
+    if lost := [name for name in ("prompt_conversation", *names) if name not in comparison]:
+        raise Refusal("P107", f"comparison.{lost[0]}", row["comparison"])
     found = conversation(comparison["prompt_conversation"], [comparison[name] for name in names], names)
-    return _won(found, row["label"], ("A", "B"), "label")
-
-
-def _won(found: Judged, label: Any, names: Sequence[str], where: str) -> Judged:
-    """The same answers with the rank that a label gives them; `names` are those of the two sides."""
-    if isinstance(label, str) and label.strip().lower() in ("tie", "both", "neither", "equal", "skip", "none", ""):
-        raise Refusal("P412", where, label)
-    side = _named(label, names)
+    side = _side(row["label"], ("A", "B"), "label")
     if side is None:
-        raise Refusal("P108", where, label, f"One of {', '.join(names)} is due here.")
-    found.ranks = [float(k == side) for k in range(len(names))]
-    found.side = names[side]
+        raise Refusal("P412", "label", row["label"])
+    found.ranks, found.side = [float(side == 0), float(side == 1)], "AB"[side]
     return found
-
-
-def _named(label: Any, names: Sequence[str]) -> int | None:
-    """Which name a label means: itself, or its letters, or its last sign (`response-1` for `text1`)."""
-    plain = re.sub(r"\W|_", "", str(label)).lower()
-    others = [re.sub(r"\W|_", "", name).lower() for name in names]
-    if plain in others:
-        return others.index(plain)
-    for sides in (("left", "right"), tuple(o[-1:] for o in others)):
-        asked = plain if sides[0] == "left" else plain[-1:]
-        if asked and asked in sides and len(set(sides)) == len(names):
-            return sides.index(asked)
-    return None
 
 
 def _dialogue(row: dict[str, Any]) -> Judged:
@@ -353,80 +335,75 @@ def _dialogue(row: dict[str, Any]) -> Judged:
         parts = _TURN.split(text(row[name], name))
         roles = ["user" if part == "Human" else "assistant" for part in parts[1::2]]
         said.append([{"role": r, "content": c.strip()} for r, c in zip(roles, parts[2::2], strict=True)])
-    return conversation(None, said, ("chosen", "rejected"))
+    return conversation(IMPLICIT, said, ("chosen", "rejected"))
 
 
 def _argilla(row: dict[str, Any]) -> Judged:
-    shown = row["fields"] if isinstance(row.get("fields"), dict) else row
-    columns = [key for key in row if key.endswith((".responses", ".suggestion"))]
-    if isinstance(row.get("responses"), dict):
-        question, given = next(iter(row["responses"].items()), ("responses", None))
-    else:
-        question = min(columns, key=lambda key: (key.endswith(".suggestion"), key)).rpartition(".")[0]
-        given = row.get(f"{question}.responses")
+    asked = sorted(key.rpartition(".")[0] for key in row if key.endswith((".responses", ".suggestion")))
+    question = asked[0] if asked else "responses"
+    given = row.get(f"{question}.responses") or [row.get(f"{question}.suggestion")]
+    if isinstance(row.get("responses"), dict):  # records, as Argilla itself holds them
+        given = next(iter(row["responses"].values()), [])
+    given = given if isinstance(given, list) else [given]
     status = row.get(f"{question}.responses.status")
-    if isinstance(given, list) and isinstance(status, list) and len(status) == len(given):
-        given = [g for g, s in zip(given, status, strict=True) if s in (None, "submitted")]
-    given = given or [v for v in [row.get(f"{question}.suggestion")] if v]
+    if isinstance(status, list) and len(status) == len(given):
+        given = [label for label, done in zip(given, status, strict=True) if done in (None, "submitted")]
+    labels = [(v.get("user_id"), v["value"]) if isinstance(v, dict) and "value" in v else (None, v) for v in given]
+    return _voted(row["fields"] if isinstance(row.get("fields"), dict) else row, labels, question)
+
+
+def _label_studio(row: dict[str, Any]) -> Judged:
+    shown = row["data"] if isinstance(row.get("data"), dict) else row
+    labels = [(row.get("annotator"), _first(row, _COLUMNS))]
+    if "annotations" in row:
+        done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
+        results = [(a.get("completed_by"), r.get("value")) for a in done for r in _dicts(a.get("result"))]
+        labels = [
+            (person, value["selected"]) for person, value in results if isinstance(value, dict) and "selected" in value
+        ]
+    return _voted(shown, labels, "annotations")
+
+
+def _voted(shown: dict[str, Any], labels: Sequence[tuple[Any, Any]], where: str) -> Judged:
+    """Answers that people compared: all texts beside the prompt, in the order of their names, ranked by votes."""
     asked = next((name for name in PROMPTS if name in shown), "prompt")
-    names = sorted(k for k, v in shown.items() if isinstance(v, str) and k != asked and _answers_name(k))
+    names = sorted(k for k, v in shown.items() if isinstance(v, str) and k not in (asked, *_COLUMNS, *BESIDE, *_NOTES))
+    names = [name for name in names if "." not in name and name[0:1] != "_"]
     if asked not in shown or len(names) < 2:
-        raise Refusal("P107", "fields", f"keys {', '.join(map(str, shown))}", "A prompt and two answers are due here.")
+        raise Refusal("P107", where, f"keys {', '.join(map(str, shown))}", "A prompt and two answers are due here.")
     found = conversation(shown[asked], [shown[name] for name in names], names)
     votes = [0.0] * len(names)
-    people = set()
-    for value in given if isinstance(given, list) else [given]:
-        if isinstance(value, dict) and "value" in value:
-            people.add(str(value.get("user_id") or ""))
-            value = value["value"]
-        for place, name in enumerate(_order(value)):
-            if (side := _named(name, names)) is not None:
-                votes[side] -= place if isinstance(value, list) else -1
-            elif len(names) == 2:
-                _won(found, name, names, question)
-    if not given or len(set(votes)) == 1:
-        raise Refusal("P412", question, given)
+    for _, label in labels:
+        for place, one in enumerate(_order(label)):
+            if (side := _side(one, names, where)) is not None:
+                votes[side] += len(names) - place
+    if len(set(votes)) == 1:
+        raise Refusal("P412", where, f"{len(labels)} labels: {labels}")
+    people = {str(person or "") for person, _ in labels}
     found.ranks, found.annotator = votes, people.pop() if len(people) == 1 else ""
     found.side = names[votes.index(max(votes))] if len(names) == 2 else ""
     return found
 
 
-def _order(value: Any) -> list[Any]:
+def _order(label: Any) -> list[Any]:
     """The names in a label, best first: one name, a list of names, or a list of values with ranks."""
-    if not isinstance(value, list):
-        return [value]
-    if all(isinstance(v, dict) and "value" in v and isinstance(v.get("rank"), (int, float)) for v in value):
-        return [v["value"] for v in sorted(value, key=lambda v: v["rank"])]
-    return value
+    if not isinstance(label, list):
+        return [label]
+    if all(isinstance(v, dict) and "value" in v and isinstance(v.get("rank"), (int, float)) for v in label):
+        return [v["value"] for v in sorted(label, key=lambda v: v["rank"])]
+    return label
 
 
-def _answers_name(name: str) -> bool:
-    return not name.startswith("_") and "." not in name and name not in (*BESIDE, "status", "external_id", "lead_time")
-
-
-def _label_studio(row: dict[str, Any]) -> Judged:
-    shown = row["data"] if isinstance(row.get("data"), dict) else row
-    asked = next((name for name in PROMPTS if name in shown), "prompt")
-    labels = [(row, row.get("pw", row.get("pairwise", row.get("comparison"))))]
-    if "annotations" in row:
-        done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
-        labels = [(a, r.get("value")) for a in done for r in _dicts(a.get("result")) if r.get("type") == "pairwise"]
-    names = sorted(k for k, v in shown.items() if isinstance(v, str) and k != asked and _answers_name(k))
-    names = [n for n in names if n not in ("pw", "pairwise", "comparison", "created_at", "updated_at")]
-    if asked not in shown or len(names) != 2:
-        raise Refusal("P107", "data", f"keys {', '.join(map(str, shown))}", "A prompt and two answers are due here.")
-    found = conversation(shown[asked], [shown[name] for name in names], names)
-    votes = [0.0, 0.0]
-    for _, label in labels:
-        chosen = label.get("selected") if isinstance(label, dict) else label
-        _won(found, chosen, names, "annotations")
-        votes = [v + r for v, r in zip(votes, found.ranks, strict=True)]
-    if votes[0] == votes[1]:
-        raise Refusal("P412", "annotations", f"{votes[0]:g} to {votes[1]:g} votes")
-    found.ranks, found.side = votes, ("left", "right")[votes[1] > votes[0]]
-    people = {str(a.get("completed_by") or a.get("annotator") or "") for a, _ in labels}
-    found.annotator = people.pop() if len(people) == 1 else ""
-    return found
+def _side(label: Any, names: Sequence[str], where: str) -> int | None:
+    """Which name a label means: itself, its letters, left or right, its last sign (`response-1`); None for a tie."""
+    letters = re.compile(r"\W|_")
+    asked, others = letters.sub("", str(label)).lower(), [letters.sub("", name).lower() for name in names]
+    if label is None or asked in _TIES:
+        return None
+    for given, sides in ((asked, others), (asked, ["left", "right"]), (asked[-1:], [name[-1:] for name in others])):
+        if given in sides and len(set(sides)) == len(names):
+            return sides.index(given)
+    raise Refusal("P108", where, label, f"One of {', '.join(names)} is due here.")
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
@@ -510,7 +487,7 @@ _ALL = (
     Dialect("hh", "dialogues of Human and Assistant as in HH-RLHF, in chosen and rejected", _CR, _dialogue,
             fits=lambda row: _is_dialogue(row) and not any(p in row for p in PROMPTS)),
     Dialect("labelstudio", "Label Studio, pairwise: data and annotations, or one column pw",
-            (("data", *_P), ("annotations", "pw", "pairwise", "comparison")), _label_studio, ("*",),
+            (("data", *_P), ("annotations", *_COLUMNS)), _label_studio, ("*",),
             lambda row: "label" not in row and ("annotations" in row) == ("data" in row)),
     Dialect("argilla", "Argilla: fields with the responses to a label or ranking question", (("fields", *_P),),
             _argilla, ("*",),

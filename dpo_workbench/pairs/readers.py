@@ -21,7 +21,7 @@ from dpo_workbench.pairs.checks import (
     set_problems,
     text_problems,
 )
-from dpo_workbench.pairs.dialects import DIALECTS, SYNONYMS, Dialect, Judged, nearest, read_row, recognise
+from dpo_workbench.pairs.dialects import BESIDE, DIALECTS, SYNONYMS, Dialect, Judged, nearest, read_row, recognise
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -48,7 +48,7 @@ class Read:
     counts: dict[str, int]  # of all findings, by code
     found: list[Pair] = field(repr=False)
     refused_rows: list[Row] = field(repr=False)
-    merged_lines: set[int] = field(repr=False)
+    merged_rows: set[int] = field(repr=False)  # their numbers
     header: bytes = field(default=b"", repr=False)  # of a CSV file
 
     @property
@@ -198,7 +198,7 @@ class _Reader:
         self.splits: dict[int, str] = {}
 
     def take(self, row: Row) -> None:
-        self.rows += 1
+        self.rows = row.number = self.rows + 1
         try:
             if row.problem:
                 raise row.problem
@@ -218,7 +218,7 @@ class _Reader:
         for key in row.value.keys() - self.keys:
             self.keys.add(key)
             if not self.dialect.known(key):
-                wanted = {n for names in self.dialect.needs for n in names[:1]} | set(self.dialect.keys)
+                wanted = {names[0] for names in self.dialect.needs} | {*self.dialect.keys, *BESIDE}
                 close = nearest(key, wanted - row.value.keys())
                 self.findings.add("P110", row.line, key, row.value[key], f"Did you mean `{close}`?" if close else "")
 
@@ -249,7 +249,7 @@ class _Reader:
             return
         new = [pair for pair in made if not self._copy(pair)]
         if not new:
-            self.merged.add(row.line)
+            self.merged.add(row.number)
             return self.findings.add("P401", row.line, "", judged.prompt)
         if any(pair.id in self.ids for pair in new):
             return self._refuse(row, "P402", "id", base)
@@ -262,7 +262,7 @@ class _Reader:
         given = judged.id or ""
         if given != given.strip():
             judged.notes.append(("P415", "id", repr(given)))
-        return given.strip() or f"row-{row.line}"
+        return given.strip() or f"row-{row.number}"
 
     def _pair(self, judged: Judged, better: int, worse: int, name: str) -> Pair:
         beside = dict(judged.beside)
@@ -305,7 +305,7 @@ class _Reader:
             once: dict[tuple[str, float], tuple[Judged, Row]] = {}
             for judged, row in members:
                 if (judged.answers[0], judged.ranks[0]) in once:
-                    self.merged.add(row.line)
+                    self.merged.add(row.number)
                     self.findings.add("P401", row.line, "", judged.answers[0])
                 once.setdefault((judged.answers[0], judged.ranks[0]), (judged, row))
             items = list(once.values())
@@ -322,15 +322,15 @@ class _Reader:
                     self._refuse(row, "P411", "completion", judged.answers[0])
 
     def _add_comparison(self, joined: Judged, better: int, worse: int, items: list[tuple[Judged, Row]]) -> set[int]:
-        lines = [items[better][1].line, items[worse][1].line]
-        pair = self._pair(joined, better, worse, f"row-{lines[0]}-{lines[1]}")
+        rows = items[better][1], items[worse][1]
+        pair = self._pair(joined, better, worse, f"row-{rows[0].number}-{rows[1].number}")
         problems = [code for code, _, _ in pair_problems(pair) if CODES[code][0] == "error"]
         if self.most:
             problems += [code for code, _, _ in room_problems(pair, self.most, self.count)]
         if problems:
             return set()
         if not self._copy(pair):
-            self._keep(pair, lines[0])
+            self._keep(pair, rows[0].line)
         return {better, worse}
 
     def done(self) -> Read:
@@ -380,8 +380,8 @@ def fix_file(source: str | Path, read: Read, out: str | Path) -> list[str]:
         )
     trimmed = {f.line for f in read.findings if f.code == "P415"} if opened.kind == "jsonl" else set()
     lines = [opened.header] if opened.header else []
-    for row in opened.rows:
-        if row.line in read.merged_lines:
+    for number, row in enumerate(opened.rows, 1):
+        if number in read.merged_rows:
             continue
         raw = row.original()
         if row.line in trimmed:

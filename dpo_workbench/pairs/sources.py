@@ -29,6 +29,7 @@ class Row:
     value: Any  # what was read; None where there is a problem
     raw: bytes | None = None  # without the line's end; None where the source is not text
     problem: Refusal | None = None
+    number: int = 0  # among the rows, from 1; several can stand in one line of a JSON array
 
     def original(self) -> bytes:
         """The bytes of the row, or its JSON where the source has no bytes of its own."""
@@ -150,13 +151,13 @@ def _text(path: Path, file: Any, head: bytes, suffix: str, findings: Findings) -
         if start == b"{" and suffix in (".csv", ".tsv"):
             findings.add("P006", 1, got=f"JSON lines named {suffix}")
         return Source(name, "jsonl", _checked(_jsonl(lines), name), findings)
-    header = next(lines, b"")
+    blank, header = next(((k, line) for k, line in enumerate(lines) if line.strip()), (0, b""))
     usual = "\t" if suffix in (".tsv", ".tab") else ","
     columns = {d: header.count(d.encode()) for d in (usual, ",", "\t", ";", "|")}
     delimiter = usual if columns[usual] else max(columns, key=columns.__getitem__)
     if delimiter != usual:
         findings.add("P006", 1, got=f"{delimiter!r} between the columns of a {suffix} file")
-    rows = _checked(_csv(header, lines, delimiter, name), name)
+    rows = _checked(_csv(header, lines, delimiter, name, blank + 1), name)
     return Source(name, "csv", rows, findings, header.rstrip(b"\r\n"))
 
 
@@ -252,10 +253,9 @@ def _json(file: Any, name: str) -> Iterator[Row]:
         at = end
 
 
-def _csv(header: bytes, lines: Iterator[bytes], delimiter: str, name: str) -> Iterator[Row]:
+def _csv(header: bytes, lines: Iterator[bytes], delimiter: str, name: str, number: int) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     pending: list[bytes] = []
-    number = 1
 
     def texts() -> Iterator[str]:
         for line in lines:
@@ -265,9 +265,9 @@ def _csv(header: bytes, lines: Iterator[bytes], delimiter: str, name: str) -> It
     try:
         names = next(csv.reader([header.decode("utf-8")], delimiter=delimiter, strict=True), [])
     except (UnicodeDecodeError, csv.Error) as error:
-        raise stop("P103" if isinstance(error, UnicodeDecodeError) else "P008", header, f"{name}:1") from error
+        raise stop("P103" if isinstance(error, UnicodeDecodeError) else "P008", header, f"{name}:{number}") from error
     if twice := [n for k, n in enumerate(names) if n in names[:k]]:
-        raise stop("P105", twice[0], f"{name}:1", "Rename one of the columns.")
+        raise stop("P105", twice[0], f"{name}:{number}", "Rename one of the columns.")
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:
         number, problem, cells = number + len(pending), None, None
