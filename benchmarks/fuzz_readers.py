@@ -20,7 +20,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.pairs.readers import fix_file, read_pairs
+from dpo_workbench.pairs.readers import read_pairs
+from dpo_workbench.pairs.result import fix_file
 from dpo_workbench.runtime.environment import describe
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json

@@ -107,7 +107,8 @@ def check(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Refuse rows with more words and signs.")] = None,
 ) -> None:
     """Check preference data of any known layout; exit code 1 when rows were refused."""
-    from dpo_workbench.pairs.readers import fix_file, read_pairs
+    from dpo_workbench.pairs.readers import read_pairs
+    from dpo_workbench.pairs.result import fix_file
 
     read = read_pairs(file, layout=layout, max_tokens=max_tokens)
     # plain print: rich would break lines

@@ -130,12 +130,9 @@ def excerpt(got: object) -> str:
     """At most 60 characters of a value; text with its odd characters visible."""
     if isinstance(got, bytes):
         got = got[: 2 * EXCERPT].decode("utf-8", "backslashreplace")
-    text = ascii(got[:EXCERPT])[1:-1] if isinstance(got, str) and _odd(got[:EXCERPT]) else str(got)[: EXCERPT + 1]
+    text = str(got)[: EXCERPT + 1]
+    text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= EXCERPT else text[: EXCERPT - 3] + "..."
-
-
-def _odd(text: str) -> bool:
-    return not text.isprintable()
 
 
 def text_problems(name: str, text: str) -> Iterator[tuple[str, str, str]]:
@@ -171,16 +168,18 @@ def pair_problems(pair: Pair) -> Iterator[tuple[str, str, str]]:
         yield "P408", "chosen_score", f"{pair.chosen_score} against {pair.rejected_score}"
 
 
-def room_problems(pair: Pair, most: int, count: Callable[[str], int] | None) -> Iterator[tuple[str, str, str]]:
-    """What does not fit into `most` tokens; without a tokenizer words and signs are counted, which are fewer."""
+def room_problems(
+    texts: Sequence[tuple[str, str]], most: int, count: Callable[[str], int] | None
+) -> Iterator[tuple[str, str, str]]:
+    """What does not fit into `most` tokens, of a prompt and its answers; words are counted without `count`."""
     count = count or (lambda text: len(_WORD.findall(text)))
-    prompt = count(pair.prompt)
-    if prompt >= most:
-        yield "P308", "prompt", f"{prompt} tokens of {most}"
+    (name, prompt), *answers = texts
+    if (asked := count(prompt)) >= most:
+        yield "P308", name, f"{asked} tokens of {most}"
         return
-    for name in ("chosen", "rejected"):
-        if prompt + (tokens := count(getattr(pair, name))) > most:
-            yield "P309", name, f"{prompt} + {tokens} tokens of {most}"
+    for name, answer in answers:
+        if asked + (said := count(answer)) > most:
+            yield "P309", name, f"{asked} + {said} tokens of {most}"
 
 
 def normal(text: str) -> str:

@@ -3,54 +3,29 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from dpo_workbench.pairs.checks import Refusal
+from dpo_workbench.pairs.conversations import IMPLICIT, Judged, conversation, number, text
 from dpo_workbench.pairs.pair import Pair
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 PROMPTS = ("prompt", "instruction", "question", "query", "input")  # names of columns, first the one we use
 ANSWERS = ("response", "answer", "completion", "output", "text", "generated_text")
 LISTS = ("answers", "responses", "completions", "candidates", "generations", "outputs")
 SCORES = ("score", "reward", "rating", "overall_score", "fine-grained_score", "grade")
 SCORE_LISTS = ("scores", "ratings", "rewards", "grades", "ranks", "ranking", "rank", "order")
-BESIDE = (
-    *("id", "prompt_id", "group", "split", "weight", "failure", "annotator", "annotator_id", "user_id"),
-    *("chosen_score", "rejected_score", "score_chosen", "score_rejected"),
-)  # keys that every layout may have
-_OWN = {f.name for f in fields(Pair)}
+_PEOPLE = ("annotator", "annotator_id", "user_id")
+BESIDE = {f.name for f in fields(Pair)} - {"prompt", "chosen", "rejected"}  # keys that every layout may have
+BESIDE |= {"prompt_id", "split", "score_chosen", "score_rejected", *_PEOPLE}
 _COLUMNS = ("pw", "pairwise", "comparison", "preference")  # where a flat export of Label Studio has the label
 _NOTES = ("status", "external_id", "created_at", "updated_at", "inserted_at")
 _TIES = ("tie", "both", "neither", "equal", "skip", "none", "")
-IMPLICIT = object()
-_SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_TOKEN = re.compile(r"\w+|[^\w\s]|\s")
-_MARK = re.compile(r"(?:^|\n)[#*\s]*(?:assistant|answer|response|output|completion|sql|code|a)\s*:[*]*[ \t]*\n?", re.I)
-_OPENING = re.compile(r"(?:^|\n)[ \t]*(?:```\w*|[\[({<]+)[ \t]*\n$")
-_SENTENCE = re.compile(r"[.?!:][\"')\]]*\s+")
-
-
-@dataclass
-class Judged:
-    """One prompt with answers in the order of the row, and how good each is: a higher rank is better."""
-
-    prompt: str
-    answers: list[str]
-    ranks: list[float]
-    id: str | None = None
-    scored: bool = False  # ranks are scores, not only an order
-    beside: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
-    side: str = ""  # the side on which the better answer stood
-    annotator: str = ""
-    split: str = ""
-    notes: list[tuple[str, str, str]] = field(default_factory=list)  # warnings: code, field, excerpt
 
 
 @dataclass(frozen=True)
@@ -72,11 +47,11 @@ class Dialect:
         return [names[0] for names in self.needs if not any(name in row for name in names)]
 
 
-def recognise(rows: Sequence[Mapping[str, Any]]) -> Dialect | None:
+def recognise(rows: Sequence[dict[str, Any]]) -> Dialect | None:
     """The layout that most rows have; failing that, the one whose keys (or their misspellings) are nearest."""
     votes: Counter[str] = Counter()
     for row in rows:
-        votes.update(d.name for d in DIALECTS.values() if not d.missing(row) and d.fits(dict(row)))
+        votes.update(d.name for d in DIALECTS.values() if not d.missing(row) and d.fits(row))
     if votes:  # the first that fits most rows: a bad row fits only the looser layouts, which stand below
         enough = min(max(votes.values()), len(rows) // 2 + 1)
         return next(d for d in DIALECTS.values() if votes[d.name] >= enough)
@@ -110,203 +85,34 @@ def read_row(dialect: Dialect, row: Any) -> Judged:
         fix = f"Rename `{close}` to `{missing[0]}`." if close else ""
         raise Refusal("P107", missing[0], f"keys {', '.join(map(str, row))}", fix)
     judged = dialect.read(row)
-    if dialect.name != "own":
-        _beside(judged, row)
-    judged.split, judged.annotator = str(row.get("split") or ""), judged.annotator or str(_first(row, _PEOPLE) or "")
+    _beside(judged, row)
     return judged
 
 
-_PEOPLE = ("annotator", "annotator_id", "user_id")
-
-
 def _beside(judged: Judged, row: dict[str, Any]) -> None:
-    """Identity, group, weight and scores, where a row has them."""
-    given = row.get("id", row.get("prompt_id"))
-    if "id" in row and isinstance(given, (str, int)) and str(given).strip():
-        judged.id = str(given)
-    if isinstance(row.get("group"), str):
-        judged.beside["group"] = row["group"]
-    if isinstance(row.get("failure"), str):
-        judged.beside["failure"] = row["failure"] or None
-    if row.get("weight") not in (None, ""):
-        judged.beside["weight"] = number(row["weight"], "weight", above=0)
-    for side in ("chosen", "rejected"):
-        value = _first(row, (f"{side}_score", f"score_{side}"))
+    """What a row says beside its texts: the other fields of `Pair`, the split, who judged."""
+    if isinstance(row.get("id"), (str, int)) and str(row["id"]).strip():
+        judged.id = str(row["id"])
+    for name in ("group", "failure", "chosen_from", "rejected_from"):
+        if row.get(name) not in (None, ""):
+            judged.beside[name] = text(row[name], name)
+    for name in ("weight", "chosen_score", "rejected_score"):
+        value = _first(row, (name, "_".join(reversed(name.split("_")))))
         if value not in (None, ""):
-            judged.beside[f"{side}_score"] = number(value, f"{side}_score")
+            judged.beside[name] = number(value, name, above=0 if name == "weight" else -math.inf)
+    if row.get("rejected_finished") not in (None, ""):
+        judged.beside["rejected_finished"] = _thumb(row["rejected_finished"], "rejected_finished")
+    judged.split = str(row.get("split") or "")
+    judged.annotator = judged.annotator or str(_first(row, _PEOPLE) or "")
 
 
-def _first(row: Mapping[str, Any], names: Iterable[str]) -> Any:
-    return next((row[name] for name in names if name in row), None)
-
-
-def text(value: Any, name: str) -> str:
-    """The value if it is text. Raises Refusal."""
-    if not isinstance(value, str):
-        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "Text is due here.")
-    return value
-
-
-def number(value: Any, name: str, above: float = -math.inf) -> float:
-    """A finite number, also one written as text (CSV). Raises Refusal."""
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        found = float(value)
-        if not (math.isfinite(found) and found > above):
-            raise ValueError
-        return found
-    except (TypeError, ValueError, OverflowError):
-        fix = f"A number{f' above {above:g}' if above > -math.inf else ''} is due here."
-        raise Refusal("P108", name, f"{type(value).__name__}: {value}", fix) from None
-
-
-Turn = tuple[str, str]  # role, content
-
-
-def messages(value: Any, name: str) -> list[Turn]:
-    """Checked turns of a conversation (`role` and `content`, or `from` and `value`). Raises Refusal."""
-    if isinstance(value, dict) and "messages" in value:
-        value = value["messages"]
-    if not isinstance(value, list):
-        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "A list of messages is due here.")
-    if not value:
-        raise Refusal("P201", name, "[]")
-    turns: list[Turn] = []
-    for k, message in enumerate(value):
-        at = f"{name}[{k}]"
-        if not isinstance(message, dict):
-            raise Refusal("P108", at, f"{type(message).__name__}: {message}", "A message with role and content is due.")
-        role = message.get("role", message.get("from"))
-        role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
-        if role not in ROLES:
-            raise Refusal("P202", f"{at}.role", role)
-        content = message.get("content", message.get("value"))
-        if (
-            isinstance(content, list)
-            and content
-            and all(isinstance(p, dict) and p.get("type") == "text" for p in content)
-        ):
-            content = "".join(text(p.get("text"), f"{at}.content") for p in content)
-        if not isinstance(content, str):
-            raise Refusal("P205", f"{at}.content", content)
-        if turns and role == turns[-1][0] and role in ("user", "assistant"):
-            raise Refusal("P204", f"{at}.role", f"{role}, {role}")
-        turns.append((role, content))
-    return turns
-
-
-def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Judged:
-    """A prompt (text or messages; IMPLICIT: what two answers share) and answers (text or messages). Raises Refusal."""
-    notes: list[tuple[str, str, str]] = []
-    prompt, *answers = [_unpacked(value) for value in (prompt, *answers)]
-    turns = None
-    if prompt is not IMPLICIT:
-        turns = messages(prompt, "prompt") if isinstance(prompt, (list, dict)) else [("user", text(prompt, "prompt"))]
-        if turns[-1][0] == "assistant":
-            raise Refusal("P203", "prompt", turns[-1][1])
-    if turns is None and all(isinstance(a, str) for a in answers):
-        cut = split_texts(answers[0], answers[1])
-        return Judged(answers[0][:cut], [a[cut:] for a in answers], [1.0, 0.0])
-    said = [messages(a, n) if isinstance(a, (list, dict)) else text(a, n) for a, n in zip(answers, names, strict=True)]
-    if turns is None:
-        turns = _shared([s if isinstance(s, list) else [("assistant", s)] for s in said])
-        said = [s[len(turns) :] if isinstance(s, list) else s for s in said]
-        if not turns:
-            raise Refusal("P310", "prompt", "no message in common")
-    texts = []
-    for value, name in zip(said, names, strict=True):
-        if isinstance(value, list):
-            value, repeated = _answer(value, turns, name)
-            notes += [("P206", name, turns[-1][1])] if repeated else []
-        texts.append(value)
-    if len(turns) > 1:
-        notes.append(("P209", "prompt", ", ".join(role for role, _ in turns)))
-    asked = turns[0][1] if len(turns) == 1 else "\n\n".join(f"{role}: {content}" for role, content in turns)
-    return Judged(asked, texts, [1.0, 0.0], notes=notes)
-
-
-def _unpacked(value: Any) -> Any:
-    """Messages that a CSV file holds as JSON; all else as it is."""
-    if isinstance(value, str) and value[:2] == "[{" and '"content"' in value:
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        if all(isinstance(m, dict) and "role" in m and "content" in m for m in found):
-            return found
-    return value
-
-
-def _shared(conversations: Sequence[list[Turn]]) -> list[Turn]:
-    first, second = conversations
-    n = 0
-    while n < min(len(first), len(second)) - 1 and first[n] == second[n]:
-        n += 1
-    return first[:n]
-
-
-def _answer(turns: list[Turn], prompt: list[Turn], name: str) -> tuple[str, bool]:
-    """The one message of the assistant, and whether the prompt stood before it."""
-    if not turns:
-        raise Refusal("P201", name, "[]")
-    if repeated := len(turns) > 1 and turns[:-1] in (prompt, prompt[-1:]):
-        turns = turns[-1:]
-    if len(turns) > 1:
-        system = any(role in ("system", "developer") for role, _ in turns)
-        raise Refusal("P207" if system else "P208", name, ", ".join(role for role, _ in turns))
-    if turns[0][0] != "assistant":
-        raise Refusal("P207", name, f"{turns[0][0]}: {turns[0][1]}")
-    return turns[0][1], repeated
-
-
-def split_texts(chosen: str, rejected: str) -> int:
-    """Where the prompt ends that two texts begin with. It is never cut inside a word or a line.
-
-    In what both have in common, by whole words: behind the last mark such as `Answer:` or `### Response:`, else behind
-    the last empty line, else behind the last line, else behind the last sentence. A line that only opens (`{`, a fence)
-    and all else that follows, such as a `SELECT` in both, belongs to the answers.
-
-    Raises:
-        Refusal: nothing in common ends like a prompt.
-    """
-    common = 0
-    for one, other in zip(_TOKEN.finditer(chosen), _TOKEN.finditer(rejected), strict=False):
-        if one.group() != other.group():
-            break
-        common = one.end()
-    shared = chosen[:common]
-    marks = [m.end() for m in _MARK.finditer(shared)]
-    ends = marks or [shared.rfind(end) + len(end) for end in ("\n\n", "\n") if end in shared][:1]
-    while ends and not marks and (opening := _OPENING.search(shared[: ends[-1]])):
-        ends = [opening.start() + 1] if opening.start() > 0 else []
-    ends = ends or [m.end() for m in _SENTENCE.finditer(shared)]
-    if not ends or not shared[: ends[-1]].strip():
-        raise Refusal("P310", "prompt", f"in common: {shared[:40]!r}")
-    return ends[-1]
+def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) -> Any:
+    return next((row[name] for name in names if name in row), default)
 
 
 def _pair(row: dict[str, Any]) -> Judged:
-    return conversation(_first(row, PROMPTS), [row["chosen"], row["rejected"]], ("chosen", "rejected"))
-
-
-def _implicit(row: dict[str, Any]) -> Judged:
-    return conversation(IMPLICIT, [row["chosen"], row["rejected"]], ("chosen", "rejected"))
-
-
-def _own(row: dict[str, Any]) -> Judged:
-    texts = [text(row[name], name) for name in ("prompt", "chosen", "rejected")]
-    found = Judged(texts[0], texts[1:], [1.0, 0.0], text(row["id"], "id"))
-    for name, value in row.items():
-        if name in ("chosen_from", "rejected_from", "group"):
-            found.beside[name] = text(value, name)
-        elif name in ("chosen_score", "rejected_score", "weight") and value not in (None, ""):
-            found.beside[name] = number(value, name, above=0 if name == "weight" else -math.inf)
-        elif name == "failure":
-            found.beside[name] = text(value, name) if value not in (None, "") else None
-        elif name == "rejected_finished":
-            found.beside[name] = bool(_thumb(value, name))
-    return found
+    prompt = _first(row, PROMPTS, IMPLICIT)
+    return conversation(prompt, [row["chosen"], row["rejected"]], ("chosen", "rejected"))
 
 
 def _openai(row: dict[str, Any]) -> Judged:
@@ -358,9 +164,7 @@ def _label_studio(row: dict[str, Any]) -> Judged:
     if "annotations" in row:
         done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
         results = [(a.get("completed_by"), r.get("value")) for a in done for r in _dicts(a.get("result"))]
-        labels = [
-            (person, value["selected"]) for person, value in results if isinstance(value, dict) and "selected" in value
-        ]
+        labels = [(who, v["selected"]) for who, v in results if isinstance(v, dict) and "selected" in v]
     return _voted(shown, labels, "annotations")
 
 
@@ -473,13 +277,13 @@ def _is_dialogue(row: dict[str, Any]) -> bool:
     return all(isinstance(row[k], str) and _TURN.match(row[k]) for k in ("chosen", "rejected"))
 
 
-def _is_text_pair(row: dict[str, Any]) -> bool:
+def _is_own(row: dict[str, Any]) -> bool:
     return all(isinstance(row[k], str) for k in ("id", "prompt", "chosen", "rejected"))
 
 
 _P, _A, _CR = PROMPTS, ANSWERS, (("chosen",), ("rejected",))
 _ALL = (
-    Dialect("own", "what Pairs.save writes", (("id",), ("prompt",), *_CR), _own, tuple(_OWN), _is_text_pair),
+    Dialect("own", "what Pairs.save writes", (("id",), ("prompt",), *_CR), _pair, (), _is_own),
     Dialect("openai", "OpenAI, Azure or Together: input, preferred_output, non_preferred_output",
             (("input",), ("preferred_output",), ("non_preferred_output",)), _openai),
     Dialect("tinker", "Tinker: comparison and label A or B", (("comparison",), ("label",)), _tinker,
@@ -488,13 +292,13 @@ _ALL = (
             fits=lambda row: _is_dialogue(row) and not any(p in row for p in PROMPTS)),
     Dialect("labelstudio", "Label Studio, pairwise: data and annotations, or one column pw",
             (("data", *_P), ("annotations", *_COLUMNS)), _label_studio, ("*",),
-            lambda row: "label" not in row and ("annotations" in row) == ("data" in row)),
+            lambda row: not {"label", "chosen"} & row.keys() and ("annotations" in row) == ("data" in row)),
     Dialect("argilla", "Argilla: fields with the responses to a label or ranking question", (("fields", *_P),),
             _argilla, ("*",),
             lambda row: isinstance(row.get("fields"), dict) or any(k.endswith(".responses") for k in row)),
     Dialect("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages", (_P, *_CR), _pair,
             ("messages",)),
-    Dialect("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _CR, _implicit),
+    Dialect("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _CR, _pair),
     Dialect("list", "several answers of a prompt with scores (as in UltraFeedback) or ranks, or best first",
             (_P, LISTS), _list, (*SCORE_LISTS, "models", "correct_answers", "incorrect_answers", "source"),
             lambda row: any(isinstance(row.get(k), list) for k in LISTS)),

@@ -3,123 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpo_workbench.pairs.checks import (
     CODES,
-    Finding,
     Refusal,
-    excerpt,
     one_sided,
     pair_problems,
     room_problems,
     set_problems,
     text_problems,
 )
-from dpo_workbench.pairs.dialects import BESIDE, DIALECTS, SYNONYMS, Dialect, Judged, nearest, read_row, recognise
-from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.pairs.conversations import Judged
+from dpo_workbench.pairs.dialects import BESIDE, DIALECTS, SYNONYMS, Dialect, nearest, read_row, recognise
+from dpo_workbench.pairs.pair import Pair
+from dpo_workbench.pairs.result import Read
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
 from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.run_folder import write_bytes
-
-if TYPE_CHECKING:
-    import pandas
 
 _LOOK = 100  # rows that decide the layout
 _ALL_AGAINST_ALL = 8  # answers of one prompt; of more, each is paired once
-
-
-@dataclass
-class Read:
-    """What was read. Rows are counted once each: `rows == kept + refused + merged`."""
-
-    source: str
-    layout: str
-    rows: int
-    kept: int
-    refused: int
-    merged: int  # exact copies of a row before
-    findings: list[Finding]  # the first thousand of each code
-    counts: dict[str, int]  # of all findings, by code
-    found: list[Pair] = field(repr=False)
-    refused_rows: list[Row] = field(repr=False)
-    merged_rows: set[int] = field(repr=False)  # their numbers
-    header: bytes = field(default=b"", repr=False)  # of a CSV file
-
-    @property
-    def pairs(self) -> Pairs:
-        """The pairs of the rows that were kept.
-
-        Raises:
-            WorkbenchError: no row was kept; names the first findings.
-        """
-        return Pairs(self.found) if self.found else self._stop("A file must have a row that can be used.")
-
-    def strict(self) -> Pairs:
-        """The pairs, if no row was refused.
-
-        Raises:
-            WorkbenchError: rows were refused; names the first findings.
-        """
-        return self.pairs if not self.refused else self._stop("All rows must be usable.")
-
-    def _stop(self, must: str) -> Pairs:
-        errors = [f for f in self.findings if f.severity == "error"]
-        raise WorkbenchError(
-            f"{must} Got {self.refused} refused of {self.rows}: {' '.join(map(str, errors[:3]))} Mend or drop the "
-            f"{'row' if self.refused == 1 else 'rows'}; `dpo-workbench check {self.source}` shows all."
-        )
-
-    def quarantine(self, path: str | Path) -> Path:
-        """Write the refused rows, byte for byte as they were (a CSV file's behind its header)."""
-        lines = [self.header] if self.header else []
-        write_bytes(Path(path), b"".join(line + b"\n" for line in [*lines, *(r.original() for r in self.refused_rows)]))
-        return Path(path)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Counts and findings as plain values for JSON."""
-        names = ("source", "layout", "rows", "kept", "refused", "merged", "counts")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "pairs": len(self.found),
-            "findings": [asdict(f) for f in self.findings],
-        }
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """The findings as a table, one a row."""
-        import pandas
-
-        names = ("code", "severity", "source", "line", "field", "excerpt", "fix")
-        return pandas.DataFrame([asdict(f) for f in self.findings], columns=names)
-
-    def __repr__(self) -> str:
-        lines = [f"{self.source}: layout {self.layout}"]
-        for code, count in sorted(self.counts.items(), key=lambda item: (CODES[item[0]][0] != "error", item[0])):
-            severity, must, _ = CODES[code]
-            lines.append(f"{code} {severity}, {count} time{'s' if count > 1 else ''}: {must}")
-            first = [f for f in self.findings if f.code == code]
-            for f in first[:3]:
-                where = f"{self.source}:{f.line}" if f.line else "the whole set"
-                lines.append(f"    {where}{f' `{f.field}`' if f.field else ''}{f': {f.excerpt}' if f.excerpt else ''}")
-            if count > 3:
-                more = ", ".join(str(f.line) for f in first[3:13])
-                lines.append(f"    and {count - 3} more: {more}{', ...' if count > 13 else ''}")
-            lines.append(f"    fix: {' '.join(dict.fromkeys(f.fix for f in first[:3]))}")
-        lines.append(
-            f"{self.rows} rows read = {self.kept} kept + {self.refused} refused + {self.merged} merged; "
-            f"{len(self.found)} pairs"
-        )
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
-
-        return pre(repr(self))
 
 
 def read_pairs(
@@ -206,9 +111,12 @@ class _Reader:
         except Refusal as refusal:
             return self._refuse(row, refusal.code, refusal.field, refusal.got, refusal.fix)
         self._look_at_keys(row)
-        names = ("prompt", *(("chosen", "rejected") if len(judged.answers) == 2 else ("answer",) * len(judged.answers)))
-        for name, text in zip(names, (judged.prompt, *judged.answers), strict=True):
+        names = ("chosen", "rejected") if len(judged.answers) == 2 else ("answer",) * len(judged.answers)
+        texts = [("prompt", judged.prompt), *zip(names, judged.answers, strict=True)]
+        for name, text in texts:
             judged.notes += text_problems(name, text)
+        if self.most:
+            judged.notes += room_problems(texts, self.most, self.count)
         if self.dialect.grouped and not self._errors(judged):
             self.groups[judged.prompt].append((judged, row))
         else:
@@ -235,14 +143,14 @@ class _Reader:
     def _add(self, judged: Judged, row: Row) -> None:
         """Keep, merge or refuse a row that is complete in itself."""
         base = self._id(judged, row)
+        if len(judged.answers) > 2:
+            judged.beside.setdefault("group", base)
         order = list(_comparisons(judged.ranks))
         made = [
             self._pair(judged, b, w, f"{base}.{k}" if len(order) > 1 else base) for k, (b, w) in enumerate(order, 1)
         ]
         for pair in made:
             judged.notes += pair_problems(pair)
-            if self.most:
-                judged.notes += room_problems(pair, self.most, self.count)
         if errors := self._errors(judged):
             for error in errors:
                 self._refuse(row, *error)
@@ -269,8 +177,6 @@ class _Reader:
         if judged.scored:
             scores = {"chosen_score": judged.ranks[better], "rejected_score": judged.ranks[worse]}
             beside |= {k: v for k, v in scores.items() if 0 <= min(judged.ranks) and max(judged.ranks) <= 1}
-        if len(judged.answers) > 2:
-            beside.setdefault("group", name.rpartition(".")[0] or name)
         return Pair(name, judged.prompt, judged.answers[better], judged.answers[worse], **beside)
 
     def _key(self, pair: Pair) -> int:
@@ -309,29 +215,22 @@ class _Reader:
                     self.findings.add("P401", row.line, "", judged.answers[0])
                 once.setdefault((judged.answers[0], judged.ranks[0]), (judged, row))
             items = list(once.values())
-            joined = Judged(prompt, [j.answers[0] for j, _ in items], [j.ranks[0] for j, _ in items])
-            joined.scored = items[0][0].scored
+            first, rows = items[0][0], [row for _, row in items]
+            joined = Judged(prompt, [a for a, _ in once], [rank for _, rank in once], scored=first.scored)
+            joined.beside = {"group": first.beside.get("group", f"row-{rows[0].number}")}
             used: set[int] = set()
             for better, worse in _comparisons(joined.ranks):
-                used |= self._add_comparison(joined, better, worse, items)
+                pair = self._pair(joined, better, worse, f"row-{rows[better].number}-{rows[worse].number}")
+                if pair.chosen.strip() != pair.rejected.strip():
+                    used |= {better, worse}
+                    if not self._copy(pair):
+                        self._keep(pair, rows[better].line)
             for k, (judged, row) in enumerate(items):
                 if k in used:
                     self.kept += 1
                     self._note(judged, row)
                 else:
                     self._refuse(row, "P411", "completion", judged.answers[0])
-
-    def _add_comparison(self, joined: Judged, better: int, worse: int, items: list[tuple[Judged, Row]]) -> set[int]:
-        rows = items[better][1], items[worse][1]
-        pair = self._pair(joined, better, worse, f"row-{rows[0].number}-{rows[1].number}")
-        problems = [code for code, _, _ in pair_problems(pair) if CODES[code][0] == "error"]
-        if self.most:
-            problems += [code for code, _, _ in room_problems(pair, self.most, self.count)]
-        if problems:
-            return set()
-        if not self._copy(pair):
-            self._keep(pair, rows[0].line)
-        return {better, worse}
 
     def done(self) -> Read:
         self._add_groups()
@@ -362,33 +261,3 @@ def _comparisons(ranks: list[float]) -> Iterator[tuple[int, int]]:
     if rest:
         for k in range(max(len(best), len(rest))):
             yield best[k % len(best)], rest[k % len(rest)]
-
-
-def fix_file(source: str | Path, read: Read, out: str | Path) -> list[str]:
-    """Write a text file anew with what can be mended without loss; all other bytes stay, also of refused rows.
-
-    The byte order mark goes, lines end in LF, ids lose spaces at their ends, exact copies of rows go.
-
-    Raises:
-        WorkbenchError: the source is no JSONL, CSV or TSV file, or `out` is the source.
-    """
-    opened = open_source(source)
-    if opened.kind not in ("jsonl", "csv") or Path(out).resolve() == Path(source).resolve():
-        raise WorkbenchError(
-            f"--fix writes JSONL, CSV or TSV to a new file. Got {opened.kind} and {out}. Save pairs with "
-            "`read_pairs(...).pairs.save(...)` instead, or give another name."
-        )
-    trimmed = {f.line for f in read.findings if f.code == "P415"} if opened.kind == "jsonl" else set()
-    lines = [opened.header] if opened.header else []
-    for number, row in enumerate(opened.rows, 1):
-        if number in read.merged_rows:
-            continue
-        raw = row.original()
-        if row.line in trimmed:
-            raw = json.dumps({**row.value, "id": row.value["id"].strip()}, ensure_ascii=False).encode()
-        lines.append(raw)
-    write_bytes(Path(out), b"".join(line + b"\n" for line in lines))
-    counts = read.counts
-    done = [(1, "byte order mark")] * ("P004" in counts) + [(1, "line ends")] * ("P005" in counts)
-    done += [(len(trimmed), "ids trimmed")] * bool(trimmed) + [(read.merged, "copies dropped")] * bool(read.merged)
-    return [f"{excerpt(what)}{f' {n}' if n > 1 else ''}" for n, what in done]

@@ -287,7 +287,20 @@ def _csv(header: bytes, lines: Iterator[bytes], delimiter: str, name: str, numbe
             problem = Refusal("P103", "", raw[max(0, error.start - 20) : error.end + 20])
         if not problem and len(cells or ()) != len(names):
             problem = Refusal("P111", "", f"{len(cells or ())} cells of {len(names)}: {excerpt(raw)[:30]}")
-        yield Row(number + 1, None if problem else dict(zip(names, cells or (), strict=True)), raw, problem)
+        value = None if problem else dict(zip(names, map(_unpacked, cells or ()), strict=True))
+        yield Row(number + 1, value, raw, problem)
+
+
+def _unpacked(cell: str) -> Any:
+    """Messages that a cell holds as JSON; all else as it is."""
+    if cell[:2] == "[{" and '"content"' in cell:
+        try:
+            found = json.loads(cell)
+        except (ValueError, RecursionError):
+            return cell
+        if all(isinstance(m, dict) and "role" in m and "content" in m for m in found):
+            return found
+    return cell
 
 
 def _parquet(path: Path) -> Iterator[Row]:

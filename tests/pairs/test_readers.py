@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from dpo_workbench import cli
 from dpo_workbench.pairs import readers
 from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
-from dpo_workbench.pairs.dialects import DIALECTS, PROMPTS, split_texts
+from dpo_workbench.pairs.conversations import split_texts
+from dpo_workbench.pairs.dialects import DIALECTS, PROMPTS
 from dpo_workbench.pairs.layouts import LAYOUTS, to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.pairs.readers import fix_file, read_pairs
+from dpo_workbench.pairs.readers import read_pairs
+from dpo_workbench.pairs.result import fix_file
 from dpo_workbench.runtime.errors import WorkbenchError
 
 ROOT = Path(__file__).parents[2]
@@ -82,10 +84,9 @@ def test_flat_layouts_in_csv(tmp_path, name: str, form: str) -> None:
     assert texts(read) == [(QUESTION, GOOD, BAD)] and ", csv" in read.layout
 
 
-def test_a_streamed_dataset_is_read() -> None:
-    datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_list(EXAMPLES["openai"] * 2).to_iterable_dataset()
-    read = read_pairs(rows)
+def test_rows_may_come_one_by_one() -> None:
+    """As from a streamed set."""
+    read = read_pairs(row for row in EXAMPLES["openai"] * 2)
     assert (read.rows, read.kept, read.merged) == (2, 1, 1)
 
 
@@ -198,6 +199,7 @@ def test_unpaired_answers_are_paired_within_a_prompt_or_refused() -> None:
     rows = [thumb("p", "a", True), thumb("q", "b", False), thumb("p", "c", False), thumb("p", "d", False)]
     rows += [thumb("p", "a", True), thumb("q", "e", False)]
     read = read_pairs(rows)
+    assert {p.group for p in read.found} == {"row-1"}
     assert texts(read) == [("p", "a", "c"), ("p", "a", "d")] and codes(read) == ["P411", "P411"]
     assert (read.rows, read.kept, read.refused, read.merged) == (6, 3, 2, 1)
     assert [r.line for r in read.refused_rows] == [2, 6]
@@ -376,7 +378,7 @@ def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
     bad = "{'id': 1}"
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([good, bad, good, second]).encode())
     code, out, err = run("a.jsonl", "--fix", "b.jsonl", "--quarantine", "q.jsonl")
-    assert code == 1 and err == "b.jsonl: byte order mark, line ends, ids trimmed, copies dropped\n"
+    assert code == 1 and err == "b.jsonl: byte order mark, line ends, ids trimmed: 1, copies dropped: 1\n"
     assert out.startswith("a.jsonl: layout own (what Pairs.save writes), jsonl\nP101 error, 1 time: ")
     assert "    a.jsonl:2: " in out and out.endswith("4 rows read = 2 kept + 1 refused + 1 merged; 2 pairs\n")
     assert (tmp_path / "q.jsonl").read_text() == bad + "\n"
