@@ -123,7 +123,7 @@ class Findings:
         self.counts[code] += 1
         if self.counts[code] <= 1000:
             severity, _, usual = CODES[code]
-            self.kept.append(Finding(code, severity, self.source, line, field, excerpt(got), fix or usual))
+            self.kept.append(Finding(code, severity, self.source, line, excerpt(field), excerpt(got), fix or usual))
 
 
 def excerpt(got: object) -> str:

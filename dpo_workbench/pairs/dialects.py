@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dpo_workbench.pairs.checks import Refusal
+from dpo_workbench.pairs.checks import Refusal, excerpt
 from dpo_workbench.pairs.conversations import IMPLICIT, Judged, conversation, number, text
 from dpo_workbench.pairs.pair import Pair
 
@@ -82,7 +82,7 @@ def read_row(dialect: Dialect, row: Any) -> Judged:
         if other and not any(n in row for names in dialect.needs for n in names if n not in PROMPTS):
             raise Refusal("P109", "", f"a row of layout {other.name} among rows of {dialect.name}")
         close = nearest(missing[0], [k for k in row if not dialect.known(k)])
-        fix = f"Rename `{close}` to `{missing[0]}`." if close else ""
+        fix = f"Rename `{excerpt(close)}` to `{missing[0]}`." if close else ""
         raise Refusal("P107", missing[0], f"keys {', '.join(map(str, row))}", fix)
     judged = dialect.read(row)
     _beside(judged, row)
@@ -94,8 +94,9 @@ def _beside(judged: Judged, row: dict[str, Any]) -> None:
     if isinstance(row.get("id"), (str, int)) and str(row["id"]).strip():
         judged.id = str(row["id"])
     for name in ("group", "failure", "chosen_from", "rejected_from"):
-        if row.get(name) not in (None, ""):
-            judged.beside[name] = text(row[name], name)
+        value = _first(row, (name, "prompt_id") if name == "group" else (name,))
+        if value not in (None, ""):
+            judged.beside[name] = text(str(value) if isinstance(value, (int, float)) else value, name)
     for name in ("weight", "chosen_score", "rejected_score"):
         value = _first(row, (name, "_".join(reversed(name.split("_")))))
         if value not in (None, ""):

@@ -182,7 +182,7 @@ class Pairs(Sequence[Pair]):
 def _is_own(line: bytes) -> bool:
     """Whether a line has the four texts that each row of `save` has."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("id", "prompt", "chosen", "rejected"))

@@ -146,9 +146,8 @@ class _Reader:
         if len(judged.answers) > 2:
             judged.beside.setdefault("group", base)
         order = list(_comparisons(judged.ranks))
-        made = [
-            self._pair(judged, b, w, f"{base}.{k}" if len(order) > 1 else base) for k, (b, w) in enumerate(order, 1)
-        ]
+        names = [f"{base}.{k}" for k in range(1, len(order) + 1)] if len(order) > 1 else [base]
+        made = [self._pair(judged, b, w, name) for (b, w), name in zip(order, names, strict=False)]
         for pair in made:
             judged.notes += pair_problems(pair)
         if errors := self._errors(judged):
@@ -234,6 +233,7 @@ class _Reader:
 
     def done(self) -> Read:
         self._add_groups()
+        self.refused.sort(key=lambda row: row.number)
         if self.pairs:
             for problem in set_problems(self.pairs, self.lines):
                 self.findings.add(*problem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,16 +118,16 @@ def fix_file(source: str | Path, read: Read, out: str | Path) -> list[str]:
             f"--fix writes JSONL, CSV or TSV to a new file. Got {opened.kind} and {out}. Save pairs with "
             "`read_pairs(...).pairs.save(...)` instead, or give another name."
         )
-    trimmed = {f.line for f in read.findings if f.code == "P415"} if opened.kind == "jsonl" else set()
+    refused, trimmed = {row.number for row in read.refused_rows}, 0
     lines = [opened.header] if opened.header else []
     for number, row in enumerate(opened.rows, 1):
         if number in read.merged_rows:
             continue
-        raw = row.original()
-        if row.line in trimmed:
-            raw = json.dumps({**row.value, "id": row.value["id"].strip()}, ensure_ascii=False).encode()
-        lines.append(raw)
+        given = row.value.get("id") if opened.kind == "jsonl" and number not in refused else None
+        if isinstance(given, str) and given != given.strip():
+            row.value["id"], row.raw, trimmed = given.strip(), None, trimmed + 1
+        lines.append(row.original())
     write_bytes(Path(out), b"".join(line + b"\n" for line in lines))
     done = {"byte order mark": "P004" in read.counts, "line ends": "P005" in read.counts}
-    done |= {f"ids trimmed: {len(trimmed)}": bool(trimmed), f"copies dropped: {read.merged}": bool(read.merged)}
+    done |= {f"ids trimmed: {trimmed}": bool(trimmed), f"copies dropped: {read.merged}": bool(read.merged)}
     return [what for what, was in done.items() if was]

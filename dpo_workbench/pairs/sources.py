@@ -113,7 +113,7 @@ def _file(path: Path) -> Source:
         head = file.peek(_HEAD)[:_HEAD]
         suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
         if head[:4] == b"PAR1":
-            return Source(str(path), "parquet", _checked(_parquet(path), str(path)), findings)
+            return Source(str(path), "parquet", _checked(_parquet(file), str(path), file), findings)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or (b"\0" in head[:2] and suffix != ".parquet"):
             raise stop("P003", head[:8].hex(" "), f"{path}:1")
         if suffix == ".parquet":
@@ -123,14 +123,17 @@ def _file(path: Path) -> Source:
         raise stop("P008", f"{type(error).__name__}: {error}", str(path)) from error
 
 
-def _checked(rows: Iterator[Row], where: str) -> Iterator[Row]:
-    """The same rows; what libraries raise on a damaged file becomes one error to read."""
+def _checked(rows: Iterator[Row], where: str, file: Any = None) -> Iterator[Row]:
+    """The same rows, then the file is closed; what libraries raise on a damaged file becomes one error to read."""
     try:
         yield from rows
     except (WorkbenchError, MemoryError):
         raise
     except Exception as error:
         raise stop("P008", f"{type(error).__name__}: {error}", where) from error
+    finally:
+        if file:
+            file.close()
 
 
 def _text(path: Path, file: Any, head: bytes, suffix: str, findings: Findings) -> Source:
@@ -147,17 +150,17 @@ def _text(path: Path, file: Any, head: bytes, suffix: str, findings: Findings) -
         if (start == b"[" and (not one or not rest)) or (start == b"{" and suffix == ".json" and not one):
             if suffix in (".jsonl", ".ndjson", ".csv", ".tsv"):
                 findings.add("P006", 1, got=f"a JSON array named {suffix}")
-            return Source(name, "json", _checked(_json(file, name), name), findings)
+            return Source(name, "json", _checked(_json(file, name), name, file), findings)
         if start == b"{" and suffix in (".csv", ".tsv"):
             findings.add("P006", 1, got=f"JSON lines named {suffix}")
-        return Source(name, "jsonl", _checked(_jsonl(lines), name), findings)
+        return Source(name, "jsonl", _checked(_jsonl(lines), name, file), findings)
     blank, header = next(((k, line) for k, line in enumerate(lines) if line.strip()), (0, b""))
     usual = "\t" if suffix in (".tsv", ".tab") else ","
     columns = {d: header.count(d.encode()) for d in (usual, ",", "\t", ";", "|")}
     delimiter = usual if columns[usual] else max(columns, key=columns.__getitem__)
     if delimiter != usual:
         findings.add("P006", 1, got=f"{delimiter!r} between the columns of a {suffix} file")
-    rows = _checked(_csv(header, lines, delimiter, name, blank + 1), name)
+    rows = _checked(_csv(header, lines, delimiter, name, blank + 1), name, file)
     return Source(name, "csv", rows, findings, header.rstrip(b"\r\n"))
 
 
@@ -303,11 +306,11 @@ def _unpacked(cell: str) -> Any:
     return cell
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(file: Any) -> Iterator[Row]:
     import pyarrow.parquet
 
     number = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1000):
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000):
         for value in batch.to_pylist():
             number += 1
             yield Row(number, plain(value))

@@ -214,6 +214,21 @@ def test_a_mapping_gives_columns_their_names() -> None:
         assert texts(read_pairs([{name: "q", "chosen": "a", "rejected": "b"}])) == [("q", "a", "b")]
 
 
+def test_what_stands_beside_the_texts_is_kept() -> None:
+    (row,) = EXAMPLES["trl"]
+    beside = {"prompt_id": 7, "score_chosen": "0.9", "score_rejected": 0.1, "weight": 2, "failure": "loop"}
+    (pair,) = read_pairs([row | beside | {"rejected_finished": False}]).found
+    assert (pair.group, pair.chosen_score, pair.rejected_score, pair.weight) == ("7", 0.9, 0.1, 2.0)
+    assert (pair.failure, pair.rejected_finished) == ("loop", False)
+    for name, value in {"weight": 0, "score_chosen": "high", "group": [], "rejected_finished": "perhaps"}.items():
+        assert codes(read_pairs([row | {name: value}])) == ["P108"]
+
+
+def test_odd_keys_are_shown_harmlessly() -> None:
+    read = read_pairs([{"prompt": "q", "chosen\x1b": "a", "rejected": "b", "\ud800": 1}])
+    assert repr(read).isascii() and "\x1b" not in repr(read) and "Rename `chosen\\x1b` to `chosen`" in repr(read)
+
+
 def test_wrong_arguments_raise() -> None:
     with pytest.raises(WorkbenchError, match="`layout` must be one of own.*Got 'tinkr'. Did you mean tinker"):
         read_pairs(EXAMPLES["tinker"], layout="tinkr")
@@ -347,6 +362,8 @@ def test_load_reads_other_layouts_and_names_what_is_wrong(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(fuzz.encode(EXAMPLES["openai"], "jsonl"))
     assert [(p.prompt, p.chosen) for p in Pairs.load(path)] == [(QUESTION, GOOD)]
+    path.write_bytes(b"\xef\xbb\xbf" + fuzz.encode(EXAMPLES["own"], "jsonl"))
+    assert Pairs.load(path)[0].id == "b1"
     path.write_bytes(fuzz.encode([*EXAMPLES["openai"], {"input": 3}], "jsonl"))
     with pytest.raises(WorkbenchError, match=r"Got 1 refused of 2: .*a.jsonl:2: P107 .*dpo-workbench check"):
         Pairs.load(path)
