@@ -106,7 +106,7 @@ def check(
     quarantine: Annotated[Path | None, typer.Option(help="File that takes the refused rows, byte for byte.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Refuse rows with more words and signs.")] = None,
 ) -> None:
-    """Check preference data of any known layout; exit code 1 when rows were refused."""
+    """Read preference data of any known layout and name what is wrong; exit code 1 when rows were refused."""
     from dpo_workbench.pairs.readers import read_pairs
     from dpo_workbench.pairs.result import fix_file
 

@@ -164,8 +164,6 @@ def pair_problems(pair: Pair) -> Iterator[tuple[str, str, str]]:
         for name in ("chosen", "rejected"):
             if getattr(pair, name).startswith(pair.prompt):
                 yield "P206", name, getattr(pair, name)
-    if None not in (pair.chosen_score, pair.rejected_score) and pair.chosen_score < pair.rejected_score:  # type: ignore[operator]
-        yield "P408", "chosen_score", f"{pair.chosen_score} against {pair.rejected_score}"
 
 
 def room_problems(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,8 +64,8 @@ def recognise(rows: Sequence[dict[str, Any]]) -> Dialect | None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant, if there is one."""
-    return next(iter(difflib.get_close_matches(name, list(names), 1, 0.75)), None)
+    """The name that was probably meant, if there is one among the first fifty."""
+    return next(iter(difflib.get_close_matches(name, list(names)[:50], 1, 0.75)), None)
 
 
 def read_row(dialect: Dialect, row: Any) -> Judged:
@@ -97,10 +96,16 @@ def _beside(judged: Judged, row: dict[str, Any]) -> None:
         value = _first(row, (name, "prompt_id") if name == "group" else (name,))
         if value not in (None, ""):
             judged.beside[name] = text(str(value) if isinstance(value, (int, float)) else value, name)
-    for name in ("weight", "chosen_score", "rejected_score"):
-        value = _first(row, (name, "_".join(reversed(name.split("_")))))
-        if value not in (None, ""):
-            judged.beside[name] = number(value, name, above=0 if name == "weight" else -math.inf)
+    if row.get("weight") not in (None, ""):
+        judged.beside["weight"] = number(row["weight"], "weight", above=0)
+    scores = {side: _first(row, (f"{side}_score", f"score_{side}")) for side in ("chosen", "rejected")}
+    scores = {f"{side}_score": number(s, f"{side}_score") for side, s in scores.items() if s not in (None, "")}
+    if scores and not all(0 <= score <= 1 for score in scores.values()):
+        judged.notes.append(("P413", "chosen_score", f"{scores}"))
+    else:
+        judged.beside |= scores
+    if len(scores) == 2 and scores["chosen_score"] < scores["rejected_score"]:
+        judged.notes.append(("P408", "chosen_score", f"{scores['chosen_score']:g} < {scores['rejected_score']:g}"))
     if row.get("rejected_finished") not in (None, ""):
         judged.beside["rejected_finished"] = _thumb(row["rejected_finished"], "rejected_finished")
     judged.split = str(row.get("split") or "")
@@ -113,6 +118,8 @@ def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) ->
 
 def _pair(row: dict[str, Any]) -> Judged:
     prompt = _first(row, PROMPTS, IMPLICIT)
+    if isinstance(prompt, str) and isinstance(row.get("system"), str) and row["system"].strip():
+        prompt = [{"role": "system", "content": row["system"]}, {"role": "user", "content": prompt}]
     return conversation(prompt, [row["chosen"], row["rejected"]], ("chosen", "rejected"))
 
 
@@ -298,7 +305,7 @@ _ALL = (
             _argilla, ("*",),
             lambda row: isinstance(row.get("fields"), dict) or any(k.endswith(".responses") for k in row)),
     Dialect("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages", (_P, *_CR), _pair,
-            ("messages",)),
+            ("messages", "system")),
     Dialect("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _CR, _pair),
     Dialect("list", "several answers of a prompt with scores (as in UltraFeedback) or ranks, or best first",
             (_P, LISTS), _list, (*SCORE_LISTS, "models", "correct_answers", "incorrect_answers", "source"),

@@ -111,6 +111,9 @@ class _Reader:
         except Refusal as refusal:
             return self._refuse(row, refusal.code, refusal.field, refusal.got, refusal.fix)
         self._look_at_keys(row)
+        if judged.scored and not all(0 <= rank <= 1 for rank in judged.ranks):
+            judged.scored = False
+            judged.notes.append(("P413", "score", ", ".join(f"{rank:g}" for rank in judged.ranks)))
         names = ("chosen", "rejected") if len(judged.answers) == 2 else ("answer",) * len(judged.answers)
         texts = [("prompt", judged.prompt), *zip(names, judged.answers, strict=True)]
         for name, text in texts:
@@ -172,11 +175,8 @@ class _Reader:
         return given.strip() or f"row-{row.number}"
 
     def _pair(self, judged: Judged, better: int, worse: int, name: str) -> Pair:
-        beside = dict(judged.beside)
-        if judged.scored:
-            scores = {"chosen_score": judged.ranks[better], "rejected_score": judged.ranks[worse]}
-            beside |= {k: v for k, v in scores.items() if 0 <= min(judged.ranks) and max(judged.ranks) <= 1}
-        return Pair(name, judged.prompt, judged.answers[better], judged.answers[worse], **beside)
+        scores = {"chosen_score": judged.ranks[better], "rejected_score": judged.ranks[worse]} if judged.scored else {}
+        return Pair(name, judged.prompt, judged.answers[better], judged.answers[worse], **judged.beside | scores)
 
     def _key(self, pair: Pair) -> int:
         return hash(tuple(v for k, v in pair.__dict__.items() if k != "id"))
@@ -195,8 +195,6 @@ class _Reader:
         """Warnings of a row that is kept, and what the set will be asked."""
         for code, name, got in judged.notes:
             self.findings.add(code, row.line, name, got)
-        if judged.scored and not (0 <= min(judged.ranks) and max(judged.ranks) <= 1):
-            self.findings.add("P413", row.line, "score", ", ".join(f"{r:g}" for r in judged.ranks))
         if judged.side:
             self.sides[judged.side] += 1
         if judged.annotator:
@@ -214,9 +212,10 @@ class _Reader:
                     self.findings.add("P401", row.line, "", judged.answers[0])
                 once.setdefault((judged.answers[0], judged.ranks[0]), (judged, row))
             items = list(once.values())
-            first, rows = items[0][0], [row for _, row in items]
-            joined = Judged(prompt, [a for a, _ in once], [rank for _, rank in once], scored=first.scored)
-            joined.beside = {"group": first.beside.get("group", f"row-{rows[0].number}")}
+            rows = [row for _, row in items]
+            joined = Judged(prompt, [answer for answer, _ in once], [rank for _, rank in once])
+            joined.scored = all(judged.scored for judged, _ in items)
+            joined.beside = {"group": items[0][0].beside.get("group", f"row-{rows[0].number}")}
             used: set[int] = set()
             for better, worse in _comparisons(joined.ranks):
                 pair = self._pair(joined, better, worse, f"row-{rows[better].number}-{rows[worse].number}")

@@ -167,6 +167,8 @@ def test_many_answers_become_all_strict_pairs_of_one_group() -> None:
     read = read_pairs([row])
     assert {(p.chosen, p.rejected) for p in read.found} == {("b", "a"), ("b", "c"), ("b", "d"), ("a", "d"), ("c", "d")}
     assert {p.group for p in read.found} == {"u"} and read.found[0].chosen_score == 1
+    outside = read_pairs([row | {"scores": [0.5, 7, 0.5, 0]}])  # one scale for all answers: none is kept
+    assert {p.chosen_score for p in outside.found} == {None} and outside.counts["P413"] == 1
     answers = [f"a{k}" for k in range(50)]
     many = read_pairs([{"prompt": "q", "answers": answers}])  # best first: each of the rest against the best
     assert [(p.chosen, p.rejected) for p in many.found] == [("a0", a) for a in answers[1:]]
@@ -220,6 +222,10 @@ def test_what_stands_beside_the_texts_is_kept() -> None:
     (pair,) = read_pairs([row | beside | {"rejected_finished": False}]).found
     assert (pair.group, pair.chosen_score, pair.rejected_score, pair.weight) == ("7", 0.9, 0.1, 2.0)
     assert (pair.failure, pair.rejected_finished) == ("loop", False)
+    (pair,) = (read := read_pairs([row | {"score_chosen": 2, "score_rejected": 7}])).found
+    assert pair.chosen_score is None and set(codes(read, "warning")) == {"P408", "P409", "P413"}
+    (pair,) = read_pairs([row | {"system": "Be brief."}]).found
+    assert pair.prompt == f"system: Be brief.\n\nuser: {QUESTION}"
     for name, value in {"weight": 0, "score_chosen": "high", "group": [], "rejected_finished": "perhaps"}.items():
         assert codes(read_pairs([row | {name: value}])) == ["P108"]
 
