@@ -17,7 +17,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]|\s")
 _MARK = re.compile(
     r"(?:^|\n)[#* \t]{0,9}(?:assistant|answer|response|output|completion|sql|code|a)[ \t]?:\*{0,2}[ \t]*\n?", re.I
 )
-_OPENING = re.compile(r"[ \t]*(?:```\w*|[\[({<]+)[ \t]*")
+_OPENING = re.compile(r"[ \t]*(?:```\w*|[\[({<]+|<[\w:]+>|SELECT|WITH)[ \t]*", re.I)
 _SENTENCE = re.compile(r"[.?!:][\"')\]]*\s+")
 
 
@@ -79,18 +79,18 @@ def messages(value: Any, name: str) -> list[Turn]:
         if role not in ROLES:
             raise Refusal("P202", f"{at}.role", role)
         content = message.get("content", message.get("value"))
-        if (
-            isinstance(content, list)
-            and content
-            and all(isinstance(p, dict) and p.get("type") == "text" for p in content)
-        ):
-            content = "".join(text(p.get("text"), f"{at}.content") for p in content)
+        if isinstance(content, list) and content and all(_is_text_part(part) for part in content):
+            content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise Refusal("P205", f"{at}.content", content)
         if turns and role == turns[-1][0] and role in ("user", "assistant"):
             raise Refusal("P204", f"{at}.role", f"{role}, {role}")
         turns.append((role, content))
     return turns
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Judged:
@@ -148,8 +148,8 @@ def split_texts(chosen: str, rejected: str) -> int:
     """Where the prompt ends that two texts begin with. It is never cut inside a word or a line.
 
     In what both have in common, by whole words: behind the last mark such as `Answer:` or `### Response:`, else behind
-    the last empty line, else behind the last line, else behind the last sentence. A line that only opens (`{`, a fence)
-    and all else that follows, such as a `SELECT` in both, belongs to the answers.
+    the last empty line, else behind the last line, else behind the last sentence. A line that only opens (`{`, a fence,
+    `<answer>`, `SELECT`) and all that follows belongs to the answers.
 
     Raises:
         Refusal: nothing in common ends like a prompt.
@@ -162,7 +162,7 @@ def split_texts(chosen: str, rejected: str) -> int:
     shared = chosen[:common]
     end = max((m.end() for m in _MARK.finditer(shared)), default=0)
     if not end:
-        end = max(shared.rfind("\n\n") + 2, 1) if "\n\n" in shared else shared.rfind("\n") + 1
+        end = shared.rfind("\n\n") + 2 if "\n\n" in shared else shared.rfind("\n") + 1
         while end and _OPENING.fullmatch(shared, start := shared.rfind("\n", 0, end - 1) + 1, end - 1):
             end = start
     end = end or max((m.end() for m in _SENTENCE.finditer(shared)), default=0)

@@ -58,7 +58,12 @@ class Read:
         )
 
     def quarantine(self, path: str | Path) -> Path:
-        """Write the refused rows, byte for byte as they were (a CSV file's behind its header)."""
+        """Write the refused rows, byte for byte as they were (a CSV file's behind its header).
+
+        Raises:
+            WorkbenchError: `path` is the source.
+        """
+        _must_differ(path, self.source)
         lines = [self.header] if self.header else []
         write_bytes(Path(path), b"".join(line + b"\n" for line in [*lines, *(r.original() for r in self.refused_rows)]))
         return Path(path)
@@ -112,11 +117,12 @@ def fix_file(source: str | Path, read: Read, out: str | Path) -> list[str]:
     Raises:
         WorkbenchError: the source is no JSONL, CSV or TSV file, or `out` is the source.
     """
+    _must_differ(out, source)
     opened = open_source(source)
-    if opened.kind not in ("jsonl", "csv") or Path(out).resolve() == Path(source).resolve():
+    if opened.kind not in ("jsonl", "csv"):
         raise WorkbenchError(
-            f"--fix writes JSONL, CSV or TSV to a new file. Got {opened.kind} and {out}. Save pairs with "
-            "`read_pairs(...).pairs.save(...)` instead, or give another name."
+            f"Only JSONL, CSV and TSV files can be mended as text. Got {opened.kind} ({source}). Save the pairs "
+            "instead: read_pairs(...).pairs.save(...)."
         )
     refused, trimmed = {row.number for row in read.refused_rows}, 0
     lines = [opened.header] if opened.header else []
@@ -131,3 +137,8 @@ def fix_file(source: str | Path, read: Read, out: str | Path) -> list[str]:
     done = {"byte order mark": "P004" in read.counts, "line ends": "P005" in read.counts}
     done |= {f"ids trimmed: {trimmed}": bool(trimmed), f"copies dropped: {read.merged}": bool(read.merged)}
     return [what for what, was in done.items() if was]
+
+
+def _must_differ(path: str | Path, source: str | Path) -> None:
+    if Path(path).resolve() == Path(source).resolve():
+        raise WorkbenchError(f"The source must stay as it is. Got its own name, {path}, to write to. Give another.")

@@ -133,6 +133,8 @@ def test_json_rows_have_the_line_where_they_begin(tmp_path) -> None:
         ("Name all. ", "SELECT name", "SELECT *"),
         ("Give JSON.\n", '{\n  "a": 1', '{\n  "b": 1'),
         ("Give JSON.\n", '```json\n{\n  "a": 1', '```json\n{\n  "b": 1'),
+        ("Name all\n", "SELECT\n  name", "SELECT\n  id"),
+        ("Think first\n", "<think>\nyes", "<think>\nno"),
         ("Q: 1 + 1?\nAnswer: ", "two", "three"),
         ("Read this.\nA note\n\n", "The note\nsays", "The note\nhas"),
         ("### Question\nWhy?\n### Response:\n", "So it is", "So what"),
@@ -174,6 +176,15 @@ def test_many_answers_become_all_strict_pairs_of_one_group() -> None:
     assert [(p.chosen, p.rejected) for p in many.found] == [("a0", a) for a in answers[1:]]
     assert codes(read_pairs([row | {"scores": [1, 1, 1, 1]}])) == ["P412"]
     assert codes(read_pairs([row | {"scores": [1, 2]}])) == ["P108"]
+
+
+def test_parts_and_other_names_of_messages_are_read() -> None:
+    parts = [{"type": "text", "text": "A beetle "}, {"type": "text", "text": "has six legs."}]
+    asked = [{"from": "human", "value": QUESTION}]
+    row = {"prompt": asked, "chosen": [{"role": "assistant", "content": parts}], "rejected": fuzz.said(BAD)}
+    assert texts(read_pairs([row])) == [(QUESTION, GOOD, BAD)]
+    parts.append({"type": "image_url", "image_url": "x"})
+    assert codes(read_pairs([row])) == ["P205"]
 
 
 def test_ties_and_disagreement_never_become_pairs() -> None:
@@ -419,14 +430,17 @@ def test_check_refuses_what_it_cannot_read_or_write(run, tmp_path) -> None:
     assert code == 1 and out == "" and "Got no file (none.jsonl, P001). Check the path" in err
     (tmp_path / "a.json").write_bytes(fuzz.encode(EXAMPLES["trl"], "json"))
     code, _, err = run("a.json", "--fix", "b.jsonl")
-    assert code == 1 and "--fix writes JSONL, CSV or TSV to a new file. Got json" in err
+    assert code == 1 and "Only JSONL, CSV and TSV files can be mended as text. Got json (a.json)" in err
     (tmp_path / "a.csv").write_bytes(fuzz.encode(EXAMPLES["trl"], "csv"))
-    assert run("a.csv", "--fix", "a.csv")[0] == 1
+    before = (tmp_path / "a.csv").read_bytes()
+    for option in ("--fix", "--quarantine"):
+        code, _, err = run("a.csv", option, "a.csv")
+        assert code == 1 and "The source must stay as it is" in err and (tmp_path / "a.csv").read_bytes() == before
     code, _, err = run("a.csv", "--fix", "b.csv")
     assert code == 0 and err == "b.csv: line ends\n"
     assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes().replace(b"\r\n", b"\n")
-    with pytest.raises(WorkbenchError, match="new file"):
-        fix_file(tmp_path / "a.csv", read_pairs(tmp_path / "a.csv"), tmp_path / "a.csv")
+    with pytest.raises(WorkbenchError, match="Got its own name"):
+        fix_file(tmp_path / "a.csv", read_pairs(tmp_path / "a.csv"), tmp_path / "x" / ".." / "a.csv")
 
 
 def test_the_page_on_data_lists_every_layout_and_code() -> None:
