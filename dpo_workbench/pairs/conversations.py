@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os.path
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,6 @@ from dpo_workbench.pairs.checks import Refusal
 ROLES = ("system", "developer", "user", "assistant", "tool")
 IMPLICIT = object()  # in place of a prompt: the answers begin with it
 _SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-_TOKEN = re.compile(r"\w+|[^\w\s]|\s")
 _MARK = re.compile(
     r"(?:^|\n)[#* \t]{0,9}(?:assistant|answer|response|output|completion|sql|code|a)[ \t]?:\*{0,2}[ \t]*\n?", re.I
 )
@@ -145,21 +145,16 @@ def _answer(turns: list[Turn], prompt: list[Turn], name: str) -> tuple[str, bool
 
 
 def split_texts(chosen: str, rejected: str) -> int:
-    """Where the prompt ends that two texts begin with. It is never cut inside a word or a line.
+    """Where the prompt ends that two texts begin with: never where they begin to differ, never inside a word or a line.
 
-    In what both have in common, by whole words: behind the last mark such as `Answer:` or `### Response:`, else behind
-    the last empty line, else behind the last line, else behind the last sentence. A line that only opens (`{`, a fence,
-    `<answer>`, `SELECT`) and all that follows belongs to the answers.
+    Within what both share: behind the last mark such as `Answer:` or `### Response:`, else behind the last empty line,
+    else behind the last line, else behind the last sentence. A line that only opens (`{`, a fence, `<answer>`,
+    `SELECT`) and all that follows belongs to the answers.
 
     Raises:
         Refusal: nothing in common ends like a prompt.
     """
-    common = 0
-    for one, other in zip(_TOKEN.finditer(chosen), _TOKEN.finditer(rejected), strict=False):
-        if one.group() != other.group():
-            break
-        common = one.end()
-    shared = chosen[:common]
+    shared = os.path.commonprefix([chosen, rejected])
     end = max((m.end() for m in _MARK.finditer(shared)), default=0)
     if not end:
         end = shared.rfind("\n\n") + 2 if "\n\n" in shared else shared.rfind("\n") + 1

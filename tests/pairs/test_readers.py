@@ -100,13 +100,13 @@ def test_messages_survive_a_csv_file(tmp_path) -> None:
 
 
 def test_a_csv_row_keeps_its_physical_line_and_bytes(tmp_path) -> None:
-    data = b'prompt,chosen,rejected\r\nq1,"two\r\nlines, ""quoted""",b\r\nq2,only two\r\n\r\nq3,"a",b'
+    data = b'\r\nprompt,chosen,rejected\r\nq1,"two\r\nlines, ""quoted""",b\r\n\r\nq2,only two\r\nq3,"a",b'
     path = tmp_path / "a.csv"
     path.write_bytes(data)
     read = read_pairs(path)
     assert texts(read) == [("q1", 'two\r\nlines, "quoted"', "b"), ("q3", "a", "b")]
     (finding,) = [f for f in read.findings if f.severity == "error"]
-    assert (finding.code, finding.line) == ("P111", 4) and "2 cells of 3" in finding.excerpt
+    assert (finding.code, finding.line) == ("P111", 6) and "2 cells of 3" in finding.excerpt
     assert read.quarantine(tmp_path / "q").read_bytes() == b"prompt,chosen,rejected\nq2,only two\n"
     path.write_bytes(b'prompt,chosen,rejected\nq1,a,b\nq2,"never closed,b\nq3,a,b\n')
     read = read_pairs(path)
@@ -235,6 +235,7 @@ def test_what_stands_beside_the_texts_is_kept() -> None:
     assert (pair.failure, pair.rejected_finished) == ("loop", False)
     (pair,) = (read := read_pairs([row | {"score_chosen": 2, "score_rejected": 7}])).found
     assert pair.chosen_score is None and set(codes(read, "warning")) == {"P408", "P409", "P413"}
+    assert [p.id for p in read_pairs([row | {"id": " a\n"}]).found] == ["a"]
     (pair,) = read_pairs([row | {"system": "Be brief."}]).found
     assert pair.prompt == f"system: Be brief.\n\nuser: {QUESTION}"
     for name, value in {"weight": 0, "score_chosen": "high", "group": [], "rejected_finished": "perhaps"}.items():
