@@ -256,6 +256,15 @@ def test_wrong_arguments_raise() -> None:
         read_pairs([])
 
 
+def test_a_hub_set_is_streamed(monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or iter(EXAMPLES["openai"]))
+    assert texts(read_pairs("hub:owner/name@test")) == [(QUESTION, GOOD, BAD)]
+    assert read_pairs("hub:owner/name").source == "hub:owner/name"
+    assert asked == [(("owner/name",), {"split": s, "streaming": True}) for s in ("test", "train")]
+
+
 def test_the_hub_without_a_network_is_one_error() -> None:
     pytest.importorskip("datasets")
     with pytest.raises(WorkbenchError, match=r"hub:nobody/nothing, P001\)\. Check the name, the split"):
