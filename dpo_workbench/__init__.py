@@ -29,6 +29,7 @@ _HOMES = {
     "models.loading": ("load_model", "load_adapter", "Model"),
     "models.generation": ("generate",),
     "pairs.pair": ("Pair", "Pairs"),
+    "pairs.readers": ("read_pairs",),
     "mining.sample": ("mine", "Found"),
     "mining.branch": ("branch",),
     "mining.headroom": ("Headroom",),

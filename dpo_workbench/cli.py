@@ -1,7 +1,8 @@
-"""The same steps from a shell: `dpo-workbench demo | models | tasks | mine | train | evaluate | report | export`."""
+"""The steps from a shell: `dpo-workbench demo | models | tasks | check | mine | train | evaluate | report | export`."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -97,6 +98,31 @@ def tasks() -> None:
 
 
 @app.command()
+def check(
+    file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet, also .gz; or hub:owner/name.")],
+    layout: Annotated[str | None, typer.Option(help="Its layout (docs/data.md); found by itself if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print counts and findings as JSON.")] = False,
+    fix: Annotated[Path | None, typer.Option(help="New file with what can be mended without loss.")] = None,
+    quarantine: Annotated[Path | None, typer.Option(help="File that takes the refused rows, byte for byte.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Refuse rows with more words and signs.")] = None,
+) -> None:
+    """Read preference data of any known layout and name what is wrong; exit code 1 when rows were refused."""
+    from dpo_workbench.pairs.readers import read_pairs
+    from dpo_workbench.pairs.result import fix_file
+
+    read = read_pairs(file, layout=layout, max_tokens=max_tokens)
+    # plain print: rich would break lines
+    print(json.dumps(read.to_dict(), indent=1, ensure_ascii=True) if as_json else repr(read))
+    if quarantine:
+        read.quarantine(quarantine)
+    if fix:
+        mended = fix_file(file, read, fix)
+        errors.print(f"{fix}: {', '.join(mended) or 'nothing to mend'}", markup=False)
+    if read.refused:
+        raise typer.Exit(1)
+
+
+@app.command()
 def mine(
     out: Out,
     model: ServedName = None,
@@ -144,7 +170,7 @@ def mine(
 
 @app.command()
 def train(
-    pairs: Annotated[Path, typer.Argument(help="JSONL with id, prompt, chosen, rejected; `mine` writes one.")],
+    pairs: Annotated[Path, typer.Argument(help="Pairs as `mine` writes them, or a file that `check` can read.")],
     out: Out,
     model: ModelName = "nano",
     adapter: AdapterName = "receipts",

@@ -27,6 +27,7 @@ def loaded_by(code: str) -> set[str]:
         "import dpo_workbench as dw; dir(dw); dw.__version__; dw.__all__",
         "import dpo_workbench as dw; dw.load_task('receipts'); dw.Pair; dw.TrainConfig; dw.WorkbenchError",
         "import dpo_workbench.cli",
+        "import dpo_workbench as dw; dw.read_pairs([{'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}])",
     ],
 )
 def test_light_things_load_nothing_heavy(code: str) -> None:

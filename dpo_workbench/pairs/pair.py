@@ -96,12 +96,21 @@ class Pairs(Sequence[Pair]):
 
     @classmethod
     def load(cls, path: str | Path, task: Task | None = None) -> Pairs:
-        """Read what `save` wrote (JSONL with at least id, prompt, chosen, rejected)."""
+        """Read what `save` wrote (JSONL with at least id, prompt, chosen, rejected), or a file of another layout.
+
+        Raises:
+            WorkbenchError: a row cannot be used; `read_pairs` reads the others.
+        """
         path = Path(path)
         if not path.is_file():
             raise WorkbenchError(f"A pair file must exist. Got no file at {path}. Check the path.")
+        data = path.read_bytes()
+        if data.strip() and not _is_own(data.lstrip().split(b"\n", 1)[0]):
+            from dpo_workbench.pairs.readers import read_pairs
+
+            return cls(read_pairs(path).strict(), task)
         rows = []
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        for number, line in enumerate(data.split(b"\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -168,6 +177,15 @@ class Pairs(Sequence[Pair]):
         from dpo_workbench.plots.html import pre
 
         return pre(repr(self))
+
+
+def _is_own(line: bytes) -> bool:
+    """Whether a line has the four texts that each row of `save` has."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("id", "prompt", "chosen", "rejected"))
 
 
 def _half(difference: float) -> float:

@@ -17,7 +17,12 @@ from dpo_workbench.runtime.errors import WorkbenchError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: a reader sees the old file or the new one, never half of one.
+    """`write_bytes` of UTF-8; a lone surrogate, which JSON allows and UTF-8 does not, becomes JSON's own escape."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file in one step: a reader sees the old file or the new one, never half of one.
 
     Raises:
         WorkbenchError: the disk is full or the folder cannot be written; the old file is untouched.
@@ -26,9 +31,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        # a lone surrogate, which JSON allows and UTF-8 does not, is written as JSON's own escape
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

@@ -1,0 +1,214 @@
+"""Sixty malformed preference files: each names file, line, field, excerpt and fix, or is read where it can be."""
+
+import gzip
+import json
+
+import pytest
+
+from dpo_workbench.pairs.checks import CODES
+from dpo_workbench.pairs.readers import read_pairs
+from dpo_workbench.runtime.errors import WorkbenchError
+
+
+def row(k: int = 0, **changes) -> dict:
+    """A good row; a change to None takes the key out."""
+    made = {"prompt": f"Name of ore {k}?", "chosen": f"It is ore {k}.", "rejected": f"No ore {k}!"} | changes
+    return {key: value for key, value in made.items() if value is not DROP}
+
+
+DROP = object()
+GOOD = json.dumps(row(1)).encode()
+
+
+def lines(*rows) -> bytes:
+    return b"".join((r if isinstance(r, bytes) else json.dumps(r).encode()) + b"\n" for r in rows)
+
+
+def bad(third, name: str = "") -> tuple[bytes, int, str]:
+    """Two good rows, a blank line for the count of physical lines, and the bad row: it stands in line 4."""
+    return lines(GOOD, b"", row(2), third), 4, name
+
+
+def user(*texts: str) -> list[dict]:
+    roles = ("user", "assistant")
+    return [{"role": roles[k % 2], "content": t} for k, t in enumerate(texts)]
+
+
+def said(text) -> list[dict]:
+    return [{"role": "assistant", "content": text}]
+
+
+def chat(prompt, chosen, rejected=None) -> dict:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected or said("No idea.")}
+
+
+def judged(n: int, **changes) -> list[dict]:
+    return [row(k, **{key: value(k) for key, value in changes.items()}) for k in range(n)]
+
+
+def tinker(k: int) -> dict:
+    sides = {"prompt_conversation": user(f"q{k}?"), "completion_A": said(f"a{k}"), "completion_B": said(f"bb{k}")}
+    return {"comparison": sides, "label": "A"}
+
+
+# name: code, file name, content, line, field
+STOPS = {
+    "missing": ("P001", "none.jsonl", None),
+    "directory": ("P001", "folder", None),
+    "empty": ("P002", "a.jsonl", b""),
+    "whitespace only": ("P002", "a.jsonl", b" \n\t\r\n"),
+    "UTF-16": ("P003", "a.jsonl", GOOD.decode().encode("utf-16")),
+    "UTF-16 without its mark": ("P003", "a.jsonl", GOOD.decode().encode("utf-16-be")),
+    "unknown columns": ("P007", "a.jsonl", b'{"foo": 1}\n'),
+    "broken gzip": ("P008", "a.jsonl.gz", gzip.compress(lines(*judged(50)))[:80]),
+    "broken parquet": ("P008", "a.parquet", b"PAR1 and nothing else"),
+    "column twice": ("P105", "a.csv", b"prompt,chosen,chosen\na,b,c\n"),
+}
+REFUSED = {
+    "invalid UTF-8": ("P103", *bad(GOOD.replace(b"ore", b"\xffre"))),
+    "truncated last line": ("P102", lines(GOOD, b"", row(2)) + GOOD[:40], 4, ""),
+    "not JSON": ("P101", *bad(b"prompt: hi")),
+    "JSON scalar": ("P106", *bad(b"3")),
+    "JSON list": ("P106", *bad(b"[1]")),
+    "trailing comma": ("P101", *bad(GOOD[:-1] + b",}")),
+    "single quotes": ("P101", *bad(b"{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}")),
+    "NaN": ("P104", *bad(GOOD[:-1] + b', "weight": NaN}')),
+    "Infinity": ("P104", *bad(GOOD[:-1] + b', "weight": -Infinity}')),
+    "number too large for a float": ("P108", *bad(GOOD[:-1] + b', "weight": 1e999}', "weight")),
+    "duplicate keys": ("P105", *bad(GOOD[:-1] + b', "chosen": "other"}', "chosen")),
+    "nested without end": ("P101", *bad(b"[" * 100_000)),
+    "5000 digits": ("P101", *bad(GOOD[:-1] + b', "weight": ' + b"9" * 5000 + b"}")),
+    "missing prompt": ("P107", *bad(row(3, prompt=DROP), "prompt")),
+    "missing chosen": ("P107", *bad(row(3, chosen=DROP), "chosen")),
+    "missing rejected": ("P107", *bad(row(3, rejected=DROP), "rejected")),
+    "misspelt key": ("P107", *bad(row(3, chosen=DROP, choosen="x"), "chosen")),
+    "null": ("P108", *bad(row(3, chosen=None), "chosen")),
+    "null prompt": ("P108", *bad(row(3, prompt=None), "prompt")),
+    "number": ("P108", *bad(row(3, chosen=5), "chosen")),
+    "bool": ("P108", *bad(row(3, rejected=True), "rejected")),
+    "list where text is due": ("P108", *bad(row(3, chosen=["x"]), "chosen[0]")),
+    "dict where text is due": ("P108", *bad(row(3, prompt={"text": "x"}), "prompt")),
+    "mixed schemas": ("P109", *bad({"input": {"messages": user("q")}, "preferred_output": said("a"),
+                                    "non_preferred_output": said("b")})),
+    "empty messages": ("P201", *bad(chat([], said("x")), "prompt")),
+    "unknown role": ("P202", *bad(chat([{"role": "king", "content": "x"}], said("y")), "prompt[0].role")),
+    "prompt ends with assistant": ("P203", *bad(chat(user("a", "b"), said("y")), "prompt")),
+    "two user turns": ("P204", *bad(chat(user("a") * 2, said("y")), "prompt[1].role")),
+    "content null": ("P205", *bad(chat(user("a"), said(None)), "chosen[0].content")),
+    "system inside chosen": (
+        "P207", *bad(chat(user("a"), [{"role": "system", "content": "x"}, *said("y")]), "chosen")),
+    "user's turn as answer": ("P207", *bad(chat(user("a"), user("y")), "chosen")),
+    "multi-turn chosen, diverging": ("P208", *bad(chat(user("a"), user("b", "c", "d", "e")), "chosen")),
+    "empty chosen": ("P301", *bad(row(3, chosen=""), "chosen")),
+    "whitespace chosen": ("P301", *bad(row(3, chosen=" \n\t"), "chosen")),
+    "chosen equals rejected": ("P302", *bad(row(3, chosen="same", rejected=" same\n"), "rejected")),
+    "lone surrogate": ("P304", *bad(row(3, chosen="half \ud83d of it"), "chosen")),
+    "id twice": ("P402", lines(row(1, id="a"), row(2, id="a")), 2, "id"),
+}  # fmt: skip
+BOM = b"\xef\xbb\xbf"
+WARNED = {
+    "byte order mark": ("P004", "a.jsonl", BOM + lines(GOOD, row(2)), 1, ""),
+    "CRLF": ("P005", "a.jsonl", lines(GOOD, row(2)).replace(b"\n", b"\r\n"), 1, ""),
+    "lone CR": ("P005", "a.jsonl", lines(GOOD, row(2)).replace(b"\n", b"\r"), 1, ""),
+    "gzip named .jsonl": ("P006", "a.jsonl", gzip.compress(lines(GOOD)), 1, ""),
+    "JSON array named .jsonl": ("P006", "a.jsonl", json.dumps([row(1), row(2)]).encode(), 1, ""),
+    "semicolons": ("P006", "a.csv", b"prompt;chosen;rejected\na;b;c\n", 1, ""),
+    "tabs": ("P006", "a.csv", b"prompt\tchosen\trejected\na\tb\tc\n", 1, ""),
+    "commas in .tsv": ("P006", "a.tsv", b"prompt,chosen,rejected\na,b,c\n", 1, ""),
+    "extra keys": ("P110", "a.jsonl", lines(GOOD, row(2, wieght=3)), 2, "wieght"),
+    "prompt messages inside chosen": (
+        "P206", "a.jsonl", lines(chat(user("a"), user("a", "b"), user("a", "c"))), 1, "chosen"),
+    "prompt text inside chosen": (
+        "P206", "a.jsonl", lines(row(1, prompt="What is an ore made of?", chosen="What is an ore made of? Rock.")),
+        1, "chosen"),
+    "several messages": ("P209", "a.jsonl", lines(chat(user("a", "b", "c"), said("d"))), 1, "prompt"),
+    "equal after normalising": ("P303", "a.jsonl", lines(row(1, chosen="A  b.", rejected="a b.")), 1, "rejected"),
+    "NUL": ("P305", "a.jsonl", lines(row(1, chosen="a\0b")), 1, "chosen"),
+    "control characters": ("P305", "a.jsonl", lines(row(1, prompt="a\x1b[31mb")), 1, "prompt"),
+    "template's marks": ("P306", "a.jsonl", lines(row(1, rejected="ok<|im_end|>")), 1, "rejected"),
+    "1 MB row": ("P307", "a.jsonl", lines(row(1, rejected="x" * 2**20)), 1, "rejected"),
+    "non-NFC duplicates": ("P414", "a.jsonl", lines(row(1, prompt="caf\u00e9"), row(1, prompt="cafe\u0301")), 2, ""),
+    "duplicate rows": ("P401", "a.jsonl", lines(GOOD, row(2), GOOD), 3, ""),
+    "conflict": ("P403", "a.jsonl", lines(row(1), row(1, chosen="No ore 1!", rejected="It is ore 1.")), 2, "chosen"),
+    "cycle": ("P404", "a.jsonl", lines(*[row(1, chosen=a, rejected=b) for a, b in ("AB", "BC", "CA")]), 1, "chosen"),
+    "same prompt in train and test": (
+        "P410", "a.jsonl", lines(row(1, split="train"), row(1, split="test", chosen="other")), 2, "prompt"),
+    "all chosen longer": ("P405", "a.jsonl", lines(*judged(25, chosen=lambda k: f"ore {k} " * (9 + k))), 0, "chosen"),
+    "chosen always A": ("P406", "a.jsonl", lines(*map(tinker, range(25))), 0, ""),
+    "one annotator": ("P407", "a.jsonl", lines(*judged(25, annotator=lambda k: "bo" if k < 24 else "al")), 0, ""),
+    "score against label": (
+        "P408", "a.jsonl", lines(row(1, chosen_score=0.2, rejected_score=0.9)), 1, "chosen_score"),
+    "few rows": ("P409", "a.jsonl", lines(*judged(49)), 0, ""),
+    "spaces around an id": ("P415", "a.jsonl", lines(row(1, id=" a ")), 1, "id"),
+    "scores above 1": ("P413", "a.jsonl", lines({"prompt": "q", "answers": ["a", "b"], "scores": [9, 2]}), 1, "score"),
+}  # fmt: skip
+
+
+def read(tmp_path, name: str, data: bytes, **options):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return read_pairs(path, **options)
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_a_file_that_cannot_be_read_is_one_error(tmp_path, case: str) -> None:
+    code, name, data = STOPS[case]
+    (tmp_path / "folder").mkdir()
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(WorkbenchError, match=rf"Got .*{name}.*{code}\)\. [A-Z]"):
+        read_pairs(tmp_path / name)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_row_is_refused_and_the_others_are_kept(tmp_path, case: str) -> None:
+    code, data, line, name = REFUSED[case]
+    found = read(tmp_path, "a.jsonl", data)
+    (finding,) = [f for f in found.findings if f.severity == "error"]
+    assert (finding.code, finding.line, finding.field) == (code, line, name)
+    assert finding.source == str(tmp_path / "a.jsonl") and finding.excerpt and finding.fix
+    total = len([x for x in data.split(b"\n") if x.strip()])
+    assert (found.rows, found.kept, found.refused, found.merged) == (total, total - 1, 1, 0)
+    assert found.quarantine(tmp_path / "q").read_bytes() == data.split(b"\n")[line - 1] + b"\n"
+    with pytest.raises(WorkbenchError, match=f"Got 1 refused of {total}: .*a.jsonl:{line}: {code}"):
+        found.strict()
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_what_can_be_read_is_read_with_a_warning(tmp_path, case: str) -> None:
+    code, name, data, line, field = WARNED[case]
+    found = read(tmp_path, name, data)
+    first = next(f for f in found.findings if f.code == code)
+    assert (first.line, first.field, first.severity) == (line, field, "warning")
+    assert first.source == str(tmp_path / name) and first.excerpt and first.fix
+    assert found.refused == 0 and found.rows == found.kept + found.merged and found.merged == (code == "P401")
+    assert len(found.strict()) == found.kept
+
+
+def test_a_misspelt_key_is_named_with_its_right_form(tmp_path) -> None:
+    found = read(tmp_path, "a.jsonl", REFUSED["misspelt key"][1])
+    assert found.findings[0].fix == "Rename `choosen` to `chosen`."
+    assert "`weight`" in read(tmp_path, "a.jsonl", WARNED["extra keys"][2]).findings[0].fix
+
+
+@pytest.mark.parametrize("end", [b"\n", b""], ids=["with", "without"])
+def test_a_good_file_has_no_finding(tmp_path, end: bytes) -> None:
+    """Negative control of all cases above; a missing end of the last line is no fault."""
+    rows = judged(60, rejected=lambda k: f"No ore {k}!" + "!" * (k % 5), chosen=lambda k: f"Ore {k}." + "." * (k % 7))
+    found = read(tmp_path, "a.jsonl", lines(*rows).rstrip() + end)
+    assert found.findings == [] and (found.rows, found.kept) == (60, 60)
+
+
+def test_rows_that_do_not_fit_into_max_tokens(tmp_path) -> None:
+    rows = [row(1, prompt="word " * 40), row(2, chosen="word " * 40), row(3)]
+    found = read(tmp_path, "a.jsonl", lines(*rows), max_tokens=30)
+    assert [(f.code, f.line, f.field) for f in found.findings[:2]] == [("P308", 1, "prompt"), ("P309", 2, "chosen")]
+    assert found.refused == 2 and read(tmp_path, "a.jsonl", lines(*rows)).refused == 0
+    assert read(tmp_path, "a.jsonl", lines(*rows), max_tokens=30, count_tokens=len).refused == 2
+    assert read(tmp_path, "a.jsonl", lines(*rows), max_tokens=30, count_tokens=lambda text: 1).refused == 0
+
+
+def test_every_code_is_tested_here_or_by_name() -> None:
+    """P111, P310, P411 and P412 belong to CSV files and to layouts: test_readers.py."""
+    tested = {case[0] for case in (*STOPS.values(), *REFUSED.values(), *WARNED.values())}
+    assert set(CODES) - tested == {"P111", "P308", "P309", "P310", "P411", "P412"}

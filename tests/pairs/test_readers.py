@@ -1,0 +1,462 @@
+"""Readers: each layout found and read right, every format, counts that add up, exports and back, and `check`."""
+
+import csv
+import gzip
+import importlib.util
+import io
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dpo_workbench import cli
+from dpo_workbench.pairs import readers
+from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
+from dpo_workbench.pairs.conversations import split_texts
+from dpo_workbench.pairs.dialects import DIALECTS, PROMPTS
+from dpo_workbench.pairs.layouts import LAYOUTS, to_lines
+from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.pairs.readers import read_pairs
+from dpo_workbench.pairs.result import fix_file
+from dpo_workbench.runtime.errors import WorkbenchError
+
+ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "benchmarks" / "fuzz_readers.py")
+fuzz = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(fuzz)
+EXAMPLES, QUESTION, GOOD, BAD = fuzz.EXAMPLES, fuzz.QUESTION, fuzz.GOOD, fuzz.BAD
+NAMES = {
+    **{"trl messages": "trl", "trl-implicit messages": "trl-implicit", "together": "openai"},
+    **{"argilla records": "argilla", "labelstudio min": "labelstudio"},
+    **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks"), "list"),
+}
+
+
+def texts(read) -> list[tuple[str, str, str]]:
+    return [(p.prompt.strip(), p.chosen, p.rejected) for p in read.found]
+
+
+def codes(read, severity: str = "error") -> list[str]:
+    return [f.code for f in read.findings if f.severity == severity]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_layout_is_recognised_and_read_right(name: str) -> None:
+    read = read_pairs(EXAMPLES[name])
+    layout = NAMES.get(name, name)
+    assert read.layout.startswith(f"{layout} (") and codes(read) == []
+    assert texts(read) == [(QUESTION, GOOD, BAD)] and read.kept == read.rows == len(EXAMPLES[name])
+    assert texts(read_pairs(EXAMPLES[name], layout=layout)) == texts(read)
+
+
+def test_the_examples_cover_all_layouts() -> None:
+    assert {NAMES.get(name, name) for name in EXAMPLES} == set(DIALECTS)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("form", ["jsonl", "json", "gz", "parquet", "pandas", "datasets"])
+def test_each_layout_in_each_format(tmp_path, name: str, form: str) -> None:
+    rows = EXAMPLES[name]
+    if form == "pandas":
+        import pandas
+
+        source = pandas.DataFrame(rows)
+    elif form == "datasets":
+        datasets = pytest.importorskip("datasets")
+        source = datasets.Dataset.from_list(rows)
+    else:
+        source = tmp_path / {"gz": "a.jsonl.gz"}.get(form, f"a.{form}")
+        data = fuzz.encode(rows, form)
+        source.write_bytes(gzip.compress(data) if form == "gz" else data)
+    assert texts(read_pairs(source)) == [(QUESTION, GOOD, BAD)]
+
+
+@pytest.mark.parametrize("name", fuzz.FLAT)
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_flat_layouts_in_csv(tmp_path, name: str, form: str) -> None:
+    (tmp_path / f"a.{form}").write_bytes(fuzz.encode(EXAMPLES[name], form))
+    read = read_pairs(tmp_path / f"a.{form}")
+    assert texts(read) == [(QUESTION, GOOD, BAD)] and ", csv" in read.layout
+
+
+def test_rows_may_come_one_by_one() -> None:
+    """As from a streamed set."""
+    read = read_pairs(row for row in EXAMPLES["openai"] * 2)
+    assert (read.rows, read.kept, read.merged) == (2, 1, 1)
+
+
+def test_messages_survive_a_csv_file(tmp_path) -> None:
+    row = {key: json.dumps(value) for key, value in EXAMPLES["trl messages"][0].items()}
+    (tmp_path / "a.csv").write_bytes(fuzz.encode([row], "csv"))
+    assert texts(read_pairs(tmp_path / "a.csv")) == [(QUESTION, GOOD, BAD)]
+    answer = '[{"content": 1}]'  # an answer that is JSON itself stays text
+    (tmp_path / "a.csv").write_bytes(fuzz.encode([{"prompt": "q", "chosen": answer, "rejected": "[]"}], "csv"))
+    assert texts(read_pairs(tmp_path / "a.csv")) == [("q", answer, "[]")]
+
+
+def test_a_csv_row_keeps_its_physical_line_and_bytes(tmp_path) -> None:
+    data = b'\r\nprompt,chosen,rejected\r\nq1,"two\r\nlines, ""quoted""",b\r\n\r\nq2,only two\r\nq3,"a",b'
+    path = tmp_path / "a.csv"
+    path.write_bytes(data)
+    read = read_pairs(path)
+    assert texts(read) == [("q1", 'two\r\nlines, "quoted"', "b"), ("q3", "a", "b")]
+    (finding,) = [f for f in read.findings if f.severity == "error"]
+    assert (finding.code, finding.line) == ("P111", 6) and "2 cells of 3" in finding.excerpt
+    assert read.quarantine(tmp_path / "q").read_bytes() == b"prompt,chosen,rejected\nq2,only two\n"
+    path.write_bytes(b'prompt,chosen,rejected\nq1,a,b\nq2,"never closed,b\nq3,a,b\n')
+    read = read_pairs(path)
+    assert codes(read) == ["P111"] and read.refused_rows[0].raw == b'q2,"never closed,b\nq3,a,b'
+
+
+def test_json_rows_have_the_line_where_they_begin(tmp_path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([EXAMPLES["trl"][0], {"prompt": 3}, EXAMPLES["trl"][0]], indent=1))
+    read = read_pairs(path)
+    assert [(f.code, f.line) for f in read.findings[:2]] == [("P107", 7), ("P401", 10)]
+    assert json.loads(read.refused_rows[0].raw) == {"prompt": 3}
+    path.write_text("".join(json.dumps(row, indent=1) for row in EXAMPLES["samples"]))  # one after another
+    assert texts(read_pairs(path)) == [(QUESTION, GOOD, BAD)]
+    path.write_text('[{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q"')
+    assert codes(read_pairs(path)) == ["P102"] and read_pairs(path).kept == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        ("Give JSON.\n", '{"a": 1}', '{"b": 1}'),
+        ("Name all.\n", "SELECT name FROM t", "SELECT * FROM t"),
+        ("Name all. ", "SELECT name", "SELECT *"),
+        ("Give JSON.\n", '{\n  "a": 1', '{\n  "b": 1'),
+        ("Give JSON.\n", '```json\n{\n  "a": 1', '```json\n{\n  "b": 1'),
+        ("Name all\n", "SELECT\n  name", "SELECT\n  id"),
+        ("Think first\n", "<think>\nyes", "<think>\nno"),
+        ("Q: 1 + 1?\nAnswer: ", "two", "three"),
+        ("Read this.\nA note\n\n", "The note\nsays", "The note\nhas"),
+        ("### Question\nWhy?\n### Response:\n", "So it is", "So what"),
+        ("Spell it.\n", "interesting", "interested"),  # inside a word nothing is cut
+    ],
+)
+def test_an_implicit_prompt_ends_before_what_the_answers_share(prompt, chosen, rejected) -> None:
+    assert split_texts(prompt + chosen, prompt + rejected) == len(prompt)
+    read = read_pairs([{"chosen": prompt + chosen, "rejected": prompt + rejected}])
+    assert [(p.prompt, p.chosen, p.rejected) for p in read.found] == [(prompt, chosen, rejected)]
+
+
+@pytest.mark.parametrize("pair", [("one", "two"), ("", ""), ("SELECT a", "SELECT b"), ("{\na", "{\nb")])
+def test_without_an_end_there_is_no_implicit_prompt(pair) -> None:
+    with pytest.raises(Refusal, match="P310"):
+        split_texts(*pair)
+    assert codes(read_pairs([{"chosen": pair[0], "rejected": pair[1]}])) == ["P310"]
+
+
+def test_dialogues_are_split_by_turn() -> None:
+    def dialogue(*said: str) -> str:
+        return "".join(f"\n\n{('Human', 'Assistant')[k % 2]}: {text}" for k, text in enumerate(said))
+
+    read = read_pairs([{"chosen": dialogue("a", "b", "c", "d"), "rejected": dialogue("a", "b", "c", "e")}])
+    assert texts(read) == [("user: a\n\nassistant: b\n\nuser: c", "d", "e")] and "P209" in codes(read, "warning")
+    read = read_pairs([{"chosen": dialogue("a", "b", "c", "d"), "rejected": dialogue("a", "x", "c", "d")}])
+    assert codes(read) == ["P208"]
+
+
+def test_many_answers_become_all_strict_pairs_of_one_group() -> None:
+    row = {"id": "u", "prompt": "q", "responses": ["a", "b", "c", "d"], "scores": [0.5, 1, 0.5, 0]}
+    read = read_pairs([row])
+    assert {(p.chosen, p.rejected) for p in read.found} == {("b", "a"), ("b", "c"), ("b", "d"), ("a", "d"), ("c", "d")}
+    assert {p.group for p in read.found} == {"u"} and read.found[0].chosen_score == 1
+    outside = read_pairs([row | {"scores": [0.5, 7, 0.5, 0]}])  # one scale for all answers: none is kept
+    assert {p.chosen_score for p in outside.found} == {None} and outside.counts["P413"] == 1
+    answers = [f"a{k}" for k in range(50)]
+    many = read_pairs([{"prompt": "q", "answers": answers}])  # best first: each of the rest against the best
+    assert [(p.chosen, p.rejected) for p in many.found] == [("a0", a) for a in answers[1:]]
+    assert codes(read_pairs([row | {"scores": [1, 1, 1, 1]}])) == ["P412"]
+    assert codes(read_pairs([row | {"scores": [1, 2]}])) == ["P108"]
+
+
+def test_parts_and_other_names_of_messages_are_read() -> None:
+    parts = [{"type": "text", "text": "A beetle "}, {"type": "text", "text": "has six legs."}]
+    asked = [{"from": "human", "value": QUESTION}]
+    row = {"prompt": asked, "chosen": [{"role": "assistant", "content": parts}], "rejected": fuzz.said(BAD)}
+    assert texts(read_pairs([row])) == [(QUESTION, GOOD, BAD)]
+    parts.append({"type": "image_url", "image_url": "x"})
+    assert codes(read_pairs([row])) == ["P205"]
+
+
+def test_ties_and_disagreement_never_become_pairs() -> None:
+    (row,) = EXAMPLES["tinker"]
+    assert codes(read_pairs([row | {"label": "Tie"}])) == ["P412"]
+    assert codes(read_pairs([row | {"label": "C"}])) == ["P108"]
+    (task,) = EXAMPLES["labelstudio"]
+    both = [fuzz._pairwise("left"), fuzz._pairwise("right")]
+    assert codes(read_pairs([task | {"annotations": both}])) == ["P412"]
+    assert texts(read_pairs([task | {"annotations": [*both, fuzz._pairwise("right")]}])) == [(QUESTION, BAD, GOOD)]
+    cancelled = fuzz._pairwise("right") | {"was_cancelled": True}
+    assert texts(read_pairs([task | {"annotations": [fuzz._pairwise("left"), cancelled]}])) == [(QUESTION, GOOD, BAD)]
+    (record,) = EXAMPLES["argilla"]
+    draft = {"preference.responses": ["response1", "response2"], "preference.responses.status": ["draft", "submitted"]}
+    assert texts(read_pairs([record | draft])) == [(QUESTION, GOOD, BAD)]
+    ranks = [[{"value": "response1", "rank": 2}, {"value": "response2", "rank": 1}]]
+    assert texts(read_pairs([record | {"preference.responses": ranks}])) == [(QUESTION, GOOD, BAD)]
+    assert codes(read_pairs([record | {"preference.responses": []}])) == ["P412"]
+
+
+def test_unpaired_answers_are_paired_within_a_prompt_or_refused() -> None:
+    def thumb(prompt: str, text: str, up: bool) -> dict:
+        return {"prompt": prompt, "completion": text, "label": up}
+
+    rows = [thumb("p", "a", True), thumb("q", "b", False), thumb("p", "c", False), thumb("p", "d", False)]
+    rows += [thumb("p", "a", True), thumb("q", "e", False)]
+    read = read_pairs(rows)
+    assert {p.group for p in read.found} == {"row-1"}
+    assert texts(read) == [("p", "a", "c"), ("p", "a", "d")] and codes(read) == ["P411", "P411"]
+    assert (read.rows, read.kept, read.refused, read.merged) == (6, 3, 2, 1)
+    assert [r.line for r in read.refused_rows] == [2, 6]
+
+
+def test_a_mapping_gives_columns_their_names() -> None:
+    rows = [{"ask": "q", "good": "a", "poor": "b"}]
+    with pytest.raises(WorkbenchError, match="P007"):
+        read_pairs(rows)
+    assert texts(read_pairs(rows, mapping={"prompt": "ask", "chosen": "good", "rejected": "poor"})) == [("q", "a", "b")]
+    for name in PROMPTS:
+        assert texts(read_pairs([{name: "q", "chosen": "a", "rejected": "b"}])) == [("q", "a", "b")]
+
+
+def test_what_stands_beside_the_texts_is_kept() -> None:
+    (row,) = EXAMPLES["trl"]
+    beside = {"prompt_id": 7, "score_chosen": "0.9", "score_rejected": 0.1, "weight": 2, "failure": "loop"}
+    (pair,) = read_pairs([row | beside | {"rejected_finished": False}]).found
+    assert (pair.group, pair.chosen_score, pair.rejected_score, pair.weight) == ("7", 0.9, 0.1, 2.0)
+    assert (pair.failure, pair.rejected_finished) == ("loop", False)
+    (pair,) = (read := read_pairs([row | {"score_chosen": 2, "score_rejected": 7}])).found
+    assert pair.chosen_score is None and set(codes(read, "warning")) == {"P408", "P409", "P413"}
+    assert [p.id for p in read_pairs([row | {"id": " a\n"}]).found] == ["a"]
+    (pair,) = read_pairs([row | {"system": "Be brief."}]).found
+    assert pair.prompt == f"system: Be brief.\n\nuser: {QUESTION}"
+    for name, value in {"weight": 0, "score_chosen": "high", "group": [], "rejected_finished": "perhaps"}.items():
+        assert codes(read_pairs([row | {name: value}])) == ["P108"]
+
+
+def test_odd_keys_are_shown_harmlessly() -> None:
+    read = read_pairs([{"prompt": "q", "chosen\x1b": "a", "rejected": "b", "\ud800": 1}])
+    assert repr(read).isascii() and "\x1b" not in repr(read) and "Rename `chosen\\x1b` to `chosen`" in repr(read)
+
+
+def test_wrong_arguments_raise() -> None:
+    with pytest.raises(WorkbenchError, match="`layout` must be one of own.*Got 'tinkr'. Did you mean tinker"):
+        read_pairs(EXAMPLES["tinker"], layout="tinkr")
+    with pytest.raises(WorkbenchError, match="Got int"):
+        read_pairs(3)
+    with pytest.raises(WorkbenchError, match="must have rows"):
+        read_pairs([])
+
+
+def test_a_hub_set_is_streamed(monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or iter(EXAMPLES["openai"]))
+    assert texts(read_pairs("hub:owner/name@test")) == [(QUESTION, GOOD, BAD)]
+    assert read_pairs("hub:owner/name").source == "hub:owner/name"
+    assert asked == [(("owner/name",), {"split": s, "streaming": True}) for s in ("test", "train")]
+
+
+def test_the_hub_without_a_network_is_one_error() -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(WorkbenchError, match=r"hub:nobody/nothing, P001\)\. Check the name, the split"):
+        read_pairs("hub:nobody/nothing")
+
+
+ODD = "abcXYZ 012 \n\t\r{}[]()<>|\"'\\/,;:.?!#&$%*-_=+ éß日本€😀\u2028\u200b\u0301\x85\xa0"
+
+
+def random_pairs(n: int) -> list[Pair]:
+    rng = random.Random(0)
+
+    def text() -> str:
+        return "x" + "".join(rng.choices(ODD, k=rng.randint(1, 60))) + "y"
+
+    pairs = [Pair(f"p{k}", f"{k} {text()}", text(), text() + "z") for k in range(n)]
+    return [
+        replace(p, weight=rng.choice([1.0, 0.25]), group=f"g{k % 7}", chosen_score=0.5) for k, p in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize(("layout", "chat"), [*((name, True) for name in LAYOUTS), ("trl", False)])
+def test_a_thousand_rows_through_each_export_and_back(tmp_path, layout: str, chat: bool) -> None:
+    pairs = random_pairs(1000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("".join(line + "\n" for line in to_lines(pairs, layout, chat=chat).lines).encode())
+    read = read_pairs(path)
+    assert codes(read) == [] and (read.rows, read.kept) == (1000, 1000)
+    end = "" if chat else "\n"
+    expected = [(p.prompt + end, p.chosen, p.rejected) for p in pairs]
+    assert [(p.prompt, p.chosen, p.rejected) for p in read.found] == expected
+    assert [p.id for p in read.found] == [p.id if layout == "trl" else f"row-{k}" for k, p in enumerate(pairs, 1)]
+
+
+def test_a_thousand_rows_through_save_and_back_with_every_field(tmp_path) -> None:
+    pairs = random_pairs(1000)
+    path = Pairs(pairs).save(tmp_path / "a.jsonl")
+    assert read_pairs(path).found == pairs and Pairs.load(path).rows == pairs
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(vars(pairs[0])))
+    writer.writeheader()
+    writer.writerows(vars(p) for p in pairs)
+    (tmp_path / "a.csv").write_bytes(out.getvalue().encode())
+    assert read_pairs(tmp_path / "a.csv").found == pairs
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(fuzz.KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+_BASE = st.sampled_from([row for rows in EXAMPLES.values() for row in rows])
+_KEY = st.sampled_from([*fuzz.KEYS, "comparison", "input", "answers", "preference.responses", "completion"])
+_ROW = st.builds(lambda row, key, value: {**row, key: value}, _BASE, _KEY, _JSON) | _BASE | _JSON
+
+
+@given(st.lists(_ROW, min_size=1, max_size=6))
+@settings(max_examples=300, deadline=None)
+def test_counts_add_up_for_any_rows(rows) -> None:
+    try:
+        read = read_pairs(rows)
+    except WorkbenchError as error:
+        assert "(" in str(error)
+        return
+    assert read.rows == len(rows) == read.kept + read.refused + read.merged
+    assert len(read.refused_rows) == read.refused and all(p.chosen.strip() for p in read.found)
+    json.dumps(read.to_dict(), allow_nan=False)
+
+
+@given(st.binary(max_size=200), st.sampled_from(["jsonl", "json", "csv", "tsv", "parquet", "gz", "txt"]))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_end_in_a_result_or_one_error(tmp_path, data: bytes, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"prompt,chosen,rejected\n" * (suffix == "csv") + data)
+    try:
+        read = read_pairs(path)
+    except WorkbenchError:
+        return
+    assert read.rows == read.kept + read.refused + read.merged
+
+
+def test_a_hundred_mutated_files() -> None:
+    """A short run of benchmarks/fuzz_readers.py."""
+    done = fuzz.run(100, seed=1)
+    assert done["failures"] == [] and sum(done["ends"].values()) == 100 and len(done["ends"]) == 3
+
+
+def test_the_count_is_asserted(monkeypatch) -> None:
+    """Negative control: a reader that forgets a row cannot give a result."""
+    monkeypatch.setattr(readers._Reader, "_refuse", lambda self, *_: None)
+    with pytest.raises(AssertionError, match="2 != 1 [+] 0 [+] 0"):
+        read_pairs([*EXAMPLES["trl"], {"prompt": "q"}])
+
+
+def test_the_fuzzing_can_fail(monkeypatch) -> None:
+    monkeypatch.setattr(fuzz, "read_pairs", lambda source: {}["bug"])
+    done = fuzz.run(3)
+    assert done["ends"] == {"FAILED": 3} and "KeyError" in done["failures"][0]
+
+
+def test_length_auc_by_hand() -> None:
+    """Chosen of 1 and 3 signs, rejected of 2 and 3: (1,2) 0, (1,3) 0, (3,2) 1, (3,3) a half: 1.5 of 4."""
+    pairs = [Pair("a", "q", "a", "bb"), Pair("b", "q", "ccc", "ddd")]
+    assert length_auc(pairs) == 1.5 / 4
+
+
+def test_a_result_shows_itself(tmp_path) -> None:
+    rows = [{"prompt": "<b>q</b>", "chosen": "<script>a", "rejected": 3}, *EXAMPLES["trl"]]
+    read = read_pairs(rows)
+    assert "list: layout trl (" in repr(read) and "2 rows read = 1 kept + 1 refused + 0 merged; 1 pairs" in repr(read)
+    assert "P108 error, 1 time" in repr(read) and "list:1 `rejected`: int: 3" in repr(read)
+    assert "<script>" not in read._repr_html_() and "P108" in read._repr_html_()
+    table = read.to_dataframe()
+    assert list(table["code"]) == [f.code for f in read.findings] and "excerpt" in table
+    assert read.to_dict()["counts"] == {"P108": 1, "P409": 1} and isinstance(read.pairs, Pairs)
+    with pytest.raises(WorkbenchError, match="must have a row that can be used. Got 1 refused of 1"):
+        read_pairs(rows[:1]).pairs  # noqa: B018
+    assert len(read_pairs([{"prompt": k, "chosen": "a", "rejected": "b"} for k in range(1500)]).findings) == 1000
+
+
+def test_load_reads_other_layouts_and_names_what_is_wrong(tmp_path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(fuzz.encode(EXAMPLES["openai"], "jsonl"))
+    assert [(p.prompt, p.chosen) for p in Pairs.load(path)] == [(QUESTION, GOOD)]
+    path.write_bytes(b"\xef\xbb\xbf" + fuzz.encode(EXAMPLES["own"], "jsonl"))
+    assert Pairs.load(path)[0].id == "b1"
+    path.write_bytes(fuzz.encode([*EXAMPLES["openai"], {"input": 3}], "jsonl"))
+    with pytest.raises(WorkbenchError, match=r"Got 1 refused of 2: .*a.jsonl:2: P107 .*dpo-workbench check"):
+        Pairs.load(path)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the program in an empty folder; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_log", Path("error.log"))
+    for console in (cli.console, cli.errors):
+        monkeypatch.setattr(console, "_width", 2000)
+
+    def go(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dpo-workbench", "check", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return go
+
+
+def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
+    (row,) = EXAMPLES["own"]
+    good = json.dumps(row)
+    second = json.dumps(row | {"id": " b2 ", "rejected": "Ten [red]or[/] so."})
+    bad = "{'id': 1}"
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([good, bad, good, second]).encode())
+    code, out, err = run("a.jsonl", "--fix", "b.jsonl", "--quarantine", "q.jsonl")
+    assert code == 1 and err == "b.jsonl: byte order mark, line ends, ids trimmed: 1, copies dropped: 1\n"
+    assert out.startswith("a.jsonl: layout own (what Pairs.save writes), jsonl\nP101 error, 1 time: ")
+    assert "    a.jsonl:2: " in out and out.endswith("4 rows read = 2 kept + 1 refused + 1 merged; 2 pairs\n")
+    assert (tmp_path / "q.jsonl").read_text() == bad + "\n"
+    assert (tmp_path / "b.jsonl").read_text() == f"{good}\n{bad}\n{second.replace(' b2 ', 'b2')}\n"
+    code, out, err = run("b.jsonl", "--json")
+    found = json.loads(out)
+    assert code == 1 and (found["rows"], found["refused"], found["merged"]) == (3, 1, 0)
+    assert set(found["counts"]) == {"P101", "P409"} and found["findings"][0]["line"] == 2
+    (tmp_path / "c.jsonl").write_text(good + "\n")
+    assert run("c.jsonl", "--layout", "own")[0] == 0  # negative control of the exit code
+
+
+def test_check_refuses_what_it_cannot_read_or_write(run, tmp_path) -> None:
+    code, out, err = run("none.jsonl")
+    assert code == 1 and out == "" and "Got no file (none.jsonl, P001). Check the path" in err
+    (tmp_path / "a.json").write_bytes(fuzz.encode(EXAMPLES["trl"], "json"))
+    code, _, err = run("a.json", "--fix", "b.jsonl")
+    assert code == 1 and "Only JSONL, CSV and TSV files can be mended as text. Got json (a.json)" in err
+    (tmp_path / "a.csv").write_bytes(fuzz.encode(EXAMPLES["trl"], "csv"))
+    before = (tmp_path / "a.csv").read_bytes()
+    for option in ("--fix", "--quarantine"):
+        code, _, err = run("a.csv", option, "a.csv")
+        assert code == 1 and "The source must stay as it is" in err and (tmp_path / "a.csv").read_bytes() == before
+    code, _, err = run("a.csv", "--fix", "b.csv")
+    assert code == 0 and err == "b.csv: line ends\n"
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes().replace(b"\r\n", b"\n")
+    with pytest.raises(WorkbenchError, match="Got its own name"):
+        fix_file(tmp_path / "a.csv", read_pairs(tmp_path / "a.csv"), tmp_path / "x" / ".." / "a.csv")
+
+
+def test_the_page_on_data_lists_every_layout_and_code() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    for name, dialect in DIALECTS.items():
+        assert f"| `{name}` | {dialect.what} |" in page
+    for code, (severity, must, fix) in CODES.items():
+        assert f"| {code} | {severity} | {must} | {fix} |" in page
+    assert page.count("\n| P") == len(CODES)
