@@ -96,7 +96,9 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
     row = max(rows, key=lambda r: r.n_tokens)
     settings = model.network.config.get_text_config()
     windows = [getattr(settings, name, None) or row.n_tokens for name in ("sliding_window", "attention_chunk_size")]
-    short = replace(row, prompt_ids=row.prompt_ids[-32:], answer_ids=tuple(a[-16:] for a in row.answer_ids))
+    short = replace(
+        row, prompt_ids=row.prompt_ids[-32:], answer_ids=tuple(a[row.n_shared :][:16] or a[-1:] for a in row.answer_ids)
+    )
     if not config.packing or (row.n_tokens <= min(windows) and _packs(model, short)):
         return config
     print(
