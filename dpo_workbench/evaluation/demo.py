@@ -68,7 +68,7 @@ RECIPES = {
         temperature=0.7,
         per_prompt=1,
         target=("missing_field",),
-        probe_prompts=32,
+        probe_prompts=96,
         dpo=TrainConfig(lr=1.5e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=1, micro_tokens=1024, held_out=0.0),
         sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024, probes=0),
     ),
@@ -143,7 +143,7 @@ def demo(
             if run and run.unchanged:
                 stages.say(f"{name}: the adapter that was kept is the one it began with, so its answers are sft's")
                 return replace(evaluations["sft"], name=name)
-            return evaluate(model, test, name=name, show=show)
+            return evaluate(model, test, name=name, drafts=next(reversed(evaluations.values()), None), show=show)
 
         done = stages.cached(
             f"evaluations/{name}.json",
@@ -159,7 +159,9 @@ def demo(
     start = stages.timed(
         "sft", lambda: _sft_model(base, task, model_name, task_name, from_scratch, recipe, stages, probe)
     )
-    evaluations = {"base": arm("base", base), "sft": arm("sft", start)}
+    evaluations: dict[str, Evaluation] = {}
+    for name, model in (("base", base), ("sft", start)):
+        evaluations[name] = arm(name, model)
 
     def mined() -> Found:
         found = mine(start, train_split, recipe.samples, temperature=recipe.temperature, seed=seed, show=show)

@@ -103,6 +103,7 @@ def generate(
     repetition_penalty: float = 1.0,
     rows: int = ROWS,
     begun: Sequence[Sequence[int]] | None = None,
+    drafts: Sequence[str] | None = None,
     on_answers: Callable[[int], None] | None = None,
 ) -> list[list[Answer]]:
     """Sample answers; the result is in the order of `prompts`, `samples` answers each.
@@ -113,7 +114,7 @@ def generate(
     Answers that copy (fields of a document, rows of JSON, loops) are guessed a few tokens ahead: what followed the last
     tokens where they stood before is checked in one pass, and kept up to the first token that the model would not have
     drawn. The distribution is that of one token at a time (speculative decoding, arXiv 2211.17192, with a draft looked
-    up in prompt and answer).
+    up in prompt, answer and `drafts`).
 
     Args:
         model: the handle to sample from.
@@ -127,6 +128,8 @@ def generate(
         rows: about how many answers in a batch (at most half as many again); lower it if memory runs out.
         begun: for each prompt the token ids that its answers begin with, fewer than `max_new_tokens`; they count as
             part of the answer. None: nothing is given.
+        drafts: for each prompt an answer that these may resemble, such as another model's, to look guesses up in. It
+            saves time and changes no answer, apart from ties that rounding decides.
         on_answers: called with the number of answers that just finished.
 
     Raises:
@@ -151,7 +154,10 @@ def generate(
             generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + number)
             sampler = _Sampler(temperature, repetition_penalty, generator)
             texts, said = [ids[i] for i in chosen], [len(given[i]) for i in chosen]
-            done = _batch(model, network, texts, said, samples, max_new_tokens, sampler, on_answers)
+            hints = (
+                [model.prompt_ids(prompts[i])[-MATCH:] + model.answer_ids(drafts[i]) for i in chosen] if drafts else []
+            )
+            done = _batch(model, network, texts, said, hints, samples, max_new_tokens, sampler, on_answers)
             for place, i in enumerate(chosen):
                 answers[i] = done[place * samples : (place + 1) * samples]
     release_freed_memory()
@@ -182,12 +188,16 @@ def _batch(
     network: nn.Module,
     prompts: list[list[int]],
     begun: list[int],
+    hints: list[list[int]],
     samples: int,
     limit: int,
     sampler: _Sampler,
     on_answers: Callable[[int], None] | None,
 ) -> list[Answer]:
-    """Answers of one batch, `samples` in a row for each prompt, whose last `begun` tokens are the answer's first."""
+    """Answers of one batch, `samples` in a row for each prompt, whose last `begun` tokens are the answer's first.
+
+    `hints`: for each prompt what its guesses are looked up in besides; or none.
+    """
     device, end = model.device, model.tokenizer.eos_token_id
     n_rows, most = len(prompts) * samples, AHEAD if sampler.penalty == 1.0 else 0
     lengths = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(samples)
@@ -195,6 +205,9 @@ def _batch(
     text = torch.full((n_rows, int(starts.max()) + limit + most + 1), end, device=device)  # prompts, then answers
     for r, prompt in enumerate(prompts):
         text[r * samples : (r + 1) * samples, : len(prompt)] = torch.tensor(prompt, device=device)
+    hint = torch.full((n_rows, max(map(len, hints), default=0)), end, device=device)
+    for r, ids in enumerate(hints):
+        hint[r * samples : (r + 1) * samples, : len(ids)] = torch.tensor(ids, device=device)
     cache, logits = _prefill(network, prompts, samples, int(lengths.max()) + GROW, end, device)
     finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
     active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
@@ -226,7 +239,7 @@ def _batch(
                 layer.take(keep.tolist())  # type: ignore[attr-defined]
             active, length = active[keep], length[keep]
         ahead = _ahead(luck, len(active), most, PASS.get(device.type, 500))
-        guess = _guess(text[active], length, max(1, ahead))
+        guess = _guess(text[active], length, max(1, ahead), hint[active])
         expected, guess = guess[:, 0], guess[:, :ahead]
         tokens = torch.cat([text[active, length - 1][:, None], guess], dim=1)
         logits = _next(network, tokens, length - 1, cache)
@@ -249,12 +262,13 @@ def _ahead(luck: float, n_rows: int, most: int, fixed: int) -> int:
     return best
 
 
-def _guess(text: Tensor, lengths: Tensor, n: int) -> Tensor:
+def _guess(text: Tensor, lengths: Tensor, n: int, hint: Tensor) -> Tensor:
     """The n tokens that followed the last tokens of each row where they stood before: the longest match (up to
-    MATCH tokens), and of these the latest. (R, T) (R,) -> (R, n)."""
+    MATCH tokens), and of these the latest; the hint counts as later than the text. (R, T) (R,) (R, H) -> (R, n)."""
+    text, own = torch.cat([text, hint], dim=1), text.shape[1]
     rows = torch.arange(len(text), device=text.device)
     places = torch.arange(text.shape[1], device=text.device)
-    same = (places < lengths[:, None] - 1).long()  # a match ends before the last token
+    same = ((places < lengths[:, None] - 1) | (places >= own)).long()  # a match ends before the last token
     score = torch.zeros_like(text)
     for back in range(MATCH):
         shifted = text.roll(back, 1)

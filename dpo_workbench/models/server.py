@@ -43,6 +43,7 @@ def draw(
     max_new_tokens: int = 256,
     seed: int = 0,
     repetition_penalty: float = 1.0,
+    drafts: Sequence[str] | None = None,
     on_answers: Callable[[int], None] | None = None,
 ) -> tuple[list[list[Answer]], dict[str, str]]:
     """Answers from the model in memory, or from a server: `generate` with one argument more.
@@ -51,6 +52,7 @@ def draw(
         model: a handle; with an engine it may also be the name of the served model, or None where it serves one.
         engine: None, or the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
         prompts, samples, temperature, max_new_tokens, seed, repetition_penalty, on_answers: as in `generate`.
+        drafts: as in `generate`; a server has no use for them.
 
     Returns:
         `samples` answers for each prompt, in the order of the prompts; and what a result must say of the server
@@ -67,7 +69,8 @@ def draw(
                 f"Without an engine `model` must be a loaded model. Got {model!r}. Load it with `dw.load_model`, or "
                 "name the server with engine='http://...'."
             )
-        return generation.generate(model, prompts, **settings, repetition_penalty=repetition_penalty), {}
+        settings |= {"repetition_penalty": repetition_penalty, "drafts": drafts}
+        return generation.generate(model, prompts, **settings), {}
     if repetition_penalty != 1.0:
         raise WorkbenchError(
             f"With an engine `repetition_penalty` must be 1, as the API has none. Got {repetition_penalty}. Run this "

@@ -47,6 +47,7 @@ class Start:
 
     identity: str  # of the model and the dev prompts
     entry: dict[str, float]
+    answers: dict[str, str]  # by prompt id: later probes look their guesses up there
 
 
 @dataclass
@@ -184,12 +185,12 @@ class Trainer:
         probes = self.result.probes
         if step not in self.probe_at or (probes and probes[-1]["step"] == step):
             return False
-        seen = self._first_probe() if step == 0 else self._answer_probe()
+        self.result.start = self.result.start or self._first_probe()
+        seen = self.result.start if step == 0 else self._answer_probe(self.result.start.answers)
         entry = {"step": step, **seen.entry}
         if self.watch and self.watched:
             watched, self.config = rows_within_memory(self.watch, self.watched, len(self.watched), self.config)
             entry |= watched
-        self.result.start = self.result.start or seen
         probes.append(entry)
         if max(probes, key=lambda p: p["score"])["step"] == step:
             self.best, self.result.best_step = self.policy.adapter_tensors(), step
@@ -209,29 +210,32 @@ class Trainer:
             return self.start
         return replace(self._answer_probe(), identity=identity)
 
-    def _answer_probe(self) -> Start:
+    def _answer_probe(self, drafts: dict[str, str] | None = None) -> Start:
         assert self.probe is not None
         task, examples = self.probe.task, list(self.probe)[parallel.rank() :: parallel.size()]
 
-        def answer(n_rows: int) -> list[Score]:
+        def answer(n_rows: int) -> list[tuple[str, str, Score]]:
             found = generate(
                 self.policy,
                 [e.prompt for e in examples],
                 max_new_tokens=task.max_new_tokens,
                 rows=n_rows,
+                drafts=[drafts.get(e.id, "") for e in examples] if drafts else None,
                 on_answers=self.interrupts.check,
             )
-            return [task.score(e, a[0].text, finished=a[0].finished) for e, a in zip(examples, found, strict=True)]
+            texts = [(e, a[0].text, a[0].finished) for e, a in zip(examples, found, strict=True)]
+            return [(e.id, text, task.score(e, text, finished=finished)) for e, text, finished in texts]
 
         with parallel.agreed():
             mine = within_memory(answer, ROWS, 1, "answers at one time", "one answer")[0] if examples else []
-        scores = [score for part in parallel.gathered(mine) for score in part]
+        judged = [row for part in parallel.gathered(mine) for row in part]
+        scores = [score for _, _, score in judged]
         entry = {
             "score": statistics.fmean(s.value for s in scores),
             "failed": sum(s.failure is not None for s in scores) / len(scores),
             "prompts": len(scores),
         }
-        return Start("", entry)
+        return Start("", entry, {i: text for i, text, _ in judged})
 
     def _checkpoint(self, step: int, due: bool) -> None:
         """Save the run after `step` steps, when that is due or the last time is long ago. A full disk stops no run."""

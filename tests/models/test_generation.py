@@ -96,8 +96,26 @@ def test_sampled_guesses_keep_the_distribution(tiny) -> None:
 
 def test_a_guess_is_what_followed_the_longest_and_latest_match() -> None:
     text = torch.tensor([[1, 2, 3, 9, 2, 3, 8, 1, 2, 3, 0, 0, 0], [5, 7, 5, 6, 5, 0, 0, 0, 0, 0, 0, 0, 0]])
-    assert generation._guess(text, torch.tensor([10, 5]), 2).tolist() == [[9, 2], [6, 5]]
-    assert generation._guess(text, torch.tensor([10, 5]), 1).tolist() == [[9], [6]]
+    none = text[:, :0]
+    assert generation._guess(text, torch.tensor([10, 5]), 2, none).tolist() == [[9, 2], [6, 5]]
+    assert generation._guess(text, torch.tensor([10, 5]), 1, none).tolist() == [[9], [6]]
+    hint = torch.tensor([[4, 2, 3, 6, 1, 2], [7, 5, 4, 4, 0, 0]])  # shorter than the text's match; as long, and later
+    assert generation._guess(text, torch.tensor([10, 5]), 2, hint).tolist() == [[9, 2], [4, 4]]
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_drafts_change_no_answer_and_save_passes(tiny, monkeypatch, samples: int) -> None:
+    """Right drafts, drafts of other prompts, and none: the same answers, in fewer passes where they are right."""
+    passes, step = [], generation._next
+    monkeypatch.setattr(generation, "_next", lambda *args: passes.append(1) or step(*args))
+    settings = {"max_new_tokens": 40, "samples": samples, "temperature": 1e-5 if samples > 1 else 0.0}
+    want = generate(tiny, PROMPTS, **settings)
+    alone = len(passes)
+    texts = [answers[0].text for answers in want]
+    for drafts, fewer in ((texts, True), (texts[::-1], False), ([""] * len(texts), False)):
+        passes.clear()
+        assert generate(tiny, PROMPTS, **settings, drafts=drafts) == want
+        assert not fewer or len(passes) < 0.8 * alone  # these answers are not of whole characters, nor the drafts
 
 
 def test_samples_follow_the_seed(tiny) -> None:
