@@ -71,6 +71,16 @@ def test_settings_reach_the_model_and_the_result(answers):
     assert result.name == "warm"
 
 
+def test_another_arms_answers_are_drafts_by_id(answers):
+    answers(["a0", "x", "a2"])
+    before = evaluate(FakeModel(), task_with(3).test, show=False)
+    seen = answers(["a0", "a1", "a2", "a3"])
+    evaluate(FakeModel(), task_with(4).test, drafts=before, show=False)
+    assert seen["drafts"] == ["a0", "x", "a2", ""]  # one prompt was not asked before
+    evaluate(FakeModel(), task_with(4).test, show=False)
+    assert seen["drafts"] is None
+
+
 def test_what_cannot_be_scored_is_neither_right_nor_wrong(answers, capsys):
     answers(["a0", "boom", "none", "x"])
     result = evaluate(FakeModel(), task_with(4).test)

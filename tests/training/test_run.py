@@ -342,15 +342,20 @@ def test_checkpoint_is_plain_json_and_safetensors(tiny_folder, toy_pairs, tmp_pa
 def test_the_first_probe_of_an_equal_start_is_taken_over(tiny, moved, toy_pairs, toy_task, monkeypatch) -> None:
     settings = {"probe": toy_task.dev, "show": False}
     first = train(moved, toy_pairs, replace(CONFIG, probes=1), **settings)
-    answered = []
+    answered, drafts = [], []
     honest = trainer_module.generate
-    monkeypatch.setattr(
-        trainer_module, "generate", lambda model, *a, **k: answered.append(model) or honest(model, *a, **k)
-    )
+
+    def generate(model, *args, **settings):
+        answered.append(model)
+        drafts.append(settings["drafts"])
+        return honest(model, *args, **settings)
+
+    monkeypatch.setattr(trainer_module, "generate", generate)
     alone = sft(moved, toy_pairs, replace(CONFIG, probes=1), **settings)
     assert len(answered) == 2
     again = sft(moved, toy_pairs, replace(CONFIG, probes=1), start=first.start, **settings)
     assert len(answered) == 3 and again.probes == alone.probes
+    assert drafts == [None, [first.start.answers[e.id] for e in toy_task.dev], drafts[1]]  # a start has none
     for other, change in ((tiny, {}), (moved, {"probe": toy_task.dev[:2]})):  # not the same
         before = len(answered)
         sft(other, toy_pairs, replace(CONFIG, probes=1), start=first.start, **{**settings, **change})
