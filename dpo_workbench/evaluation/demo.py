@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dpo_workbench.runtime.environment import describe, peak_memory_gib, release
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.builtin import load_task
+from dpo_workbench.tasks.task import Split, Task
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
 from dpo_workbench.training.run import Run, sft, train
 
@@ -121,112 +123,105 @@ def demo(
     recipe = recipe or RECIPES.get(model_name, RECIPES["smol"])
     recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
     path = Path(folder) if folder else Path("runs") / f"demo-{Path(model_name).name}"
-    settings = {
-        "model": model_name,
-        "task": task_name,
-        "from_scratch": from_scratch,
-        "arms": list(ARMS),
-        **asdict(recipe),
-    }
-    stages = _Stages(path, settings, show)
-    task = load_task(task_name)
-    test, train_split = (
-        task.test[: recipe.test_prompts],
-        task.train[recipe.mine_from :][: recipe.mine_prompts],
-    )
-    probe = task.dev[: recipe.probe_prompts]
+    names = {"model": model_name, "task": task_name, "from_scratch": from_scratch, "arms": list(ARMS)}
+    stages = _Stages(path, {**names, **asdict(recipe)}, show)
+    job = _Job(recipe, stages, load_task(task_name), {})
     base = stages.timed("load", lambda: load_model(model_name))
     stages.say(repr(base))
+    shipped = model_name in RECIPES and not from_scratch
+    start = stages.timed("sft", lambda: load_adapter(base, task_name) if shipped else job.fine_tuned(base))
+    job.answer("base", base)
+    job.answer("sft", start)
+    found = job.mined(start)
+    pairs = job.pairs(found)
+    record_run(path / "dpo", start, pairs, recipe.dpo)
+    run = job.trained("sft+dpo", "dpo", partial(train, start, pairs, recipe.dpo))
+    control = partial(sft, start, pairs, replace(recipe.dpo, nll_weight=0.0), start=run.start)
+    job.trained("sft+sft on chosen", "control", control)
+    arms = job.evaluations
+    decided = verdict(
+        arms["sft"],
+        arms["sft+dpo"],
+        control=arms["sft+sft on chosen"],
+        mined=recipe.target,
+        headroom=found.headroom(recipe.target),
+    )
+    return Demo(path, arms, found, pairs, run, decided, stages.finish(arms, found, pairs, run, decided))
 
-    def arm(name: str, model: Model, run: Run | None = None) -> Evaluation:
+
+@dataclass
+class _Job:
+    """The steps of a demo, each with what it says on the way."""
+
+    recipe: Recipe
+    stages: _Stages
+    task: Task
+    evaluations: dict[str, Evaluation]  # of the arms so far, in their order
+
+    @property
+    def probe(self) -> Split:
+        return self.task.dev[: self.recipe.probe_prompts]
+
+    def fine_tuned(self, base: Model) -> Model:
+        """The SFT adapter, trained here."""
+        recipe, stages = self.recipe, self.stages
+        rows = self.task.train[: recipe.sft_prompts]
+        run = sft(base, rows, recipe.sft, probe=self.probe, folder=stages.folder / "sft", show=stages.show)
+        _stop_if_interrupted(run)
+        run.model.save(stages.folder / "sft" / "adapter")
+        return run.model
+
+    def answer(self, name: str, model: Model, run: Run | None = None) -> None:
+        """Evaluate an arm on the held-out prompts; its guesses are looked up in the answers of the arm before."""
+        stages, earlier = self.stages, next(reversed(self.evaluations.values()), None)
+
         def answered() -> Evaluation:
             if run and run.unchanged:
                 stages.say(f"{name}: the adapter that was kept is the one it began with, so its answers are sft's")
-                return replace(evaluations["sft"], name=name)
-            return evaluate(model, test, name=name, drafts=next(reversed(evaluations.values()), None), show=show)
+                return replace(self.evaluations["sft"], name=name)
+            test = self.task.test[: self.recipe.test_prompts]
+            return evaluate(model, test, name=name, drafts=earlier, show=stages.show)
 
-        done = stages.cached(
-            f"evaluations/{name}.json",
-            answered,
-            lambda value, file: value.save(file),
-            Evaluation.load,
-        )
+        done = stages.cached(f"evaluations/{name}.json", answered, Evaluation.save, Evaluation.load)
         stages.say(
             f"{name}: {100 * done.failed_share:.1f} % of {done.n} held-out answers failed, score {done.mean_score:.3f}"
         )
-        return done
+        self.evaluations[name] = done
 
-    start = stages.timed(
-        "sft", lambda: _sft_model(base, task, model_name, task_name, from_scratch, recipe, stages, probe)
-    )
-    evaluations: dict[str, Evaluation] = {}
-    for name, model in (("base", base), ("sft", start)):
-        evaluations[name] = arm(name, model)
+    def mined(self, start: Model) -> Found:
+        """The failures of the fine-tuned model, with better endings, and what they promise."""
+        recipe, stages = self.recipe, self.stages
+        prompts, seed = self.task.train[recipe.mine_from :][: recipe.mine_prompts], recipe.dpo.seed
 
-    def mined() -> Found:
-        found = mine(start, train_split, recipe.samples, temperature=recipe.temperature, seed=seed, show=show)
-        return branch(start, found, recipe.target, per_prompt=recipe.per_prompt, seed=seed, show=show)
+        def mined() -> Found:
+            found = mine(start, prompts, recipe.samples, temperature=recipe.temperature, seed=seed, show=stages.show)
+            return branch(start, found, recipe.target, per_prompt=recipe.per_prompt, seed=seed, show=stages.show)
 
-    found = stages.cached(
-        "mined.json",
-        mined,
-        lambda value, file: value.save(file),
-        lambda file: Found.load(file, task),
-    )
-    headroom = found.headroom(recipe.target)
-    stages.say(f"{found}\nheadroom: {headroom}")
-    pairs = stages.timed(
-        "pairs",
-        lambda: found.pairs(
-            per_prompt=recipe.per_prompt, classes=recipe.target, use_reference=False, most=recipe.max_pairs
-        ),
-    )
-    pairs.save(path / "pairs.jsonl")
-    stages.say(repr(pairs))
+        found = stages.cached("mined.json", mined, Found.save, lambda file: Found.load(file, self.task))
+        stages.say(f"{found}\nheadroom: {found.headroom(recipe.target)}")
+        return found
 
-    def trained(stage: str, name: str, fit: Callable[..., Run], config: TrainConfig, earlier: Run | None = None) -> Run:
-        settings = {"probe": probe, "folder": path / stage, "show": show}
-        run = stages.timed(
-            stage, lambda: fit(start, pairs, config, start=earlier.start if earlier else None, **settings)
+    def pairs(self, found: Found) -> Pairs:
+        recipe = self.recipe
+        pairs = self.stages.timed(
+            "pairs",
+            lambda: found.pairs(
+                per_prompt=recipe.per_prompt, classes=recipe.target, use_reference=False, most=recipe.max_pairs
+            ),
         )
+        pairs.save(self.stages.folder / "pairs.jsonl")
+        self.stages.say(repr(pairs))
+        return pairs
+
+    def trained(self, name: str, stage: str, fit: Callable[..., Run]) -> Run:
+        """Train an arm and evaluate it."""
+        stages, folder = self.stages, self.stages.folder / stage
+        run = stages.timed(stage, lambda: fit(probe=self.probe, folder=folder, show=stages.show))
         _stop_if_interrupted(run)
-        run.model.save(path / stage / "adapter")
+        run.model.save(folder / "adapter")
         stages.say(repr(run))
-        evaluations[name] = arm(name, run.model, run)
+        self.answer(name, run.model, run)
         return run
-
-    record_run(path / "dpo", start, pairs, recipe.dpo)
-    run = trained("dpo", "sft+dpo", train, recipe.dpo)
-    trained("control", "sft+sft on chosen", sft, replace(recipe.dpo, nll_weight=0.0), run)
-    decided = verdict(
-        evaluations["sft"],
-        evaluations["sft+dpo"],
-        control=evaluations["sft+sft on chosen"],
-        mined=recipe.target,
-        headroom=headroom,
-    )
-    report = stages.finish(evaluations, found, pairs, run, decided)
-    return Demo(path, evaluations, found, pairs, run, decided, report)
-
-
-def _sft_model(
-    base: Model,
-    task: Any,
-    model_name: str,
-    task_name: str,
-    from_scratch: bool,
-    recipe: Recipe,
-    stages: _Stages,
-    probe: Any,
-) -> Model:
-    if model_name in RECIPES and not from_scratch:
-        return load_adapter(base, task_name)
-    run = sft(
-        base, task.train[: recipe.sft_prompts], recipe.sft, probe=probe, folder=stages.folder / "sft", show=stages.show
-    )
-    _stop_if_interrupted(run)
-    run.model.save(stages.folder / "sft" / "adapter")
-    return run.model
 
 
 def _stop_if_interrupted(run: Run) -> None:

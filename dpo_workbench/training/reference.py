@@ -91,7 +91,8 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
 
     Attention that does not go through transformers' attention interface, recurrent layers and short windows cannot
     take a pack. The longest row, cut to a few tokens, is packed twice, once with its answers in the other order: each
-    answer must get the same value at both places, and that of its plain sequence within the noise of the dtype.
+    answer must get the same value at both places, and that of its plain sequence within the noise of the dtype, which
+    in bf16 is up to 0.25 nats a token on so few of them (`smol`, 12 rows cut in three ways).
     """
     row = max(rows, key=lambda r: r.n_tokens)
     settings = model.network.config.get_text_config()
@@ -117,8 +118,8 @@ def _packs(model: Model, row: Row) -> bool:
             return False
     lengths = torch.tensor([len(answer) for answer in row.answer_ids], device=model.device)
     leaks = (packed[0] - packed[1].flip(0)).abs() / lengths  # what is around a row must not matter
-    noise = 1e-3 if model.dtype == torch.float32 else 0.1
-    return bool((leaks <= noise / 10).all() and ((packed[0] - plain).abs() / lengths <= noise).all())
+    most, noise = (1e-4, 1e-3) if model.dtype == torch.float32 else (1e-2, 0.5)
+    return bool((leaks <= most).all() and ((packed[0] - plain).abs() / lengths <= noise).all())
 
 
 def prove_start(logps: PairLogps, ids: Sequence[str], config: TrainConfig) -> None:
