@@ -134,7 +134,8 @@ def preference_objective(
         rows: the pairs of the whole batch.
         model: what the batch is packed for.
         weights: by pair id, with a mean of 1 over all pairs of the run; 1 where an id is missing.
-        prove: sees each micro-batch's logps before anything is made of them, and raises where they are wrong.
+        prove: for the first step, where the policy still is the reference and stands in for a value that `reference`
+            lacks. It sees each micro-batch's logps before anything is made of them, and raises where they are wrong.
     """
     terms, n_rows = loss_terms(config), len(rows)
     whole: Reference = {}  # the policy's own logps of all rows
@@ -153,7 +154,7 @@ def preference_objective(
         return PairLogps(*(torch.cat(both) for both in zip(logps, others, strict=False)))
 
     def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        logps = pair_logps(network, batch, reference)._replace(batch_chosen_length=length)
+        logps = pair_logps(network, batch, reference, at_start=bool(prove))._replace(batch_chosen_length=length)
         if prove:
             prove(logps, batch.ids, config)
         factor = logps.policy_chosen_logps.new_tensor([(weights or {}).get(i, 1.0) for i in batch.ids])
@@ -170,10 +171,17 @@ def preference_objective(
     return objective
 
 
-def pair_logps(network: nn.Module, batch: Batch, reference: Reference) -> PairLogps:
-    """Policy logps from the network beside the cached reference logps, for a batch of pairs."""
+def pair_logps(network: nn.Module, batch: Batch, reference: Reference, at_start: bool = False) -> PairLogps:
+    """Policy logps from the network beside the cached reference logps, for a batch of pairs.
+
+    `at_start`: the network still is the reference, so where `reference` has no values, its own are taken.
+    """
     sums, lengths = answer_logps(network, batch), batch.lengths
-    fixed = torch.tensor([reference[i] for i in batch.ids], device=sums.device)
+    values = [reference.get(i, (0.0, 0.0)) if at_start else reference[i] for i in batch.ids]
+    fixed = torch.tensor(values, device=sums.device)
+    if at_start:
+        known = torch.tensor([[i in reference] for i in batch.ids], device=sums.device)
+        fixed = fixed.where(known, sums.detach().view(-1, 2))
     return PairLogps(sums[0::2], sums[1::2], fixed[:, 0], fixed[:, 1], lengths[0::2], lengths[1::2])
 
 

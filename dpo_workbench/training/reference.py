@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ def reference_logps(
     config: TrainConfig,
     folder: Path | None,
     on_rows: Callable[[int], None] | None = None,
+    without: Collection[str] = (),
 ) -> Reference:
     """logps of both answers of each row under the model that training starts from.
 
@@ -42,15 +43,18 @@ def reference_logps(
         rows: pairs as token ids.
         folder: where to keep the cache; None keeps nothing.
         on_rows: called with the number of rows just done.
+        without: ids of rows that are left out.
     """
-    cached = folder / _key(model, rows, config) / "logps.safetensors" if folder else None
-    found = parallel.from_first(lambda: _read(cached, rows) if cached else None)
+    kept = [row for row in rows if row.id not in without]
+    cached = folder / _key(model, rows, config, without) / "logps.safetensors" if folder else None
+    found = parallel.from_first(lambda: _read(cached, kept) if cached else None)
     if found is not None:
         return found
     found = {}
     with parallel.agreed(), model.active() as network, torch.no_grad():
         for step in range(steps_per_epoch(len(rows), config)):
-            for batch in micro_batches(batch_rows(rows, config, step), model, config):
+            together = [row for row in batch_rows(rows, config, step) if row.id not in without]
+            for batch in micro_batches(together, model, config):
                 sums = answer_logps(network, batch).view(-1, 2)
                 seen = dict(zip(("reference chosen logps", "reference rejected logps"), sums.T.tolist(), strict=True))
                 check_finite("reference logps", sum(map(sum, seen.values())), batch.ids, seen)
@@ -61,7 +65,7 @@ def reference_logps(
     with parallel.agreed():
         if cached and parallel.rank() == 0:
             with replace_folder(cached.parent) as fresh:
-                save_file({"logps": torch.tensor([found[row.id] for row in rows])}, fresh / cached.name)
+                save_file({"logps": torch.tensor([found[row.id] for row in kept])}, fresh / cached.name)
     return found
 
 
@@ -79,10 +83,10 @@ def _read(cached: Path, rows: Sequence[Row]) -> Reference | None:
     return None
 
 
-def _key(model: Model, rows: Sequence[Row], config: TrainConfig) -> str:
+def _key(model: Model, rows: Sequence[Row], config: TrainConfig, without: Collection[str]) -> str:
     parts = (model.fingerprint(), str(model.dtype), [(r.id, r.prompt_ids, r.answer_ids) for r in rows])
     machine = (torch.__version__, torch.get_num_threads(), parallel.size())
-    layout = (config.seed, config.batch_size, config.micro_tokens, config.packing, *machine)
+    layout = (config.seed, config.batch_size, config.micro_tokens, config.packing, sorted(without), *machine)
     return hashlib.sha256(repr((parts, layout)).encode()).hexdigest()[:32]
 
 

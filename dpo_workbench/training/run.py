@@ -82,9 +82,12 @@ def train(
         done, fitted = rows_within_memory(work, part, config.batch_size, fitted)
         return done
 
-    with progress(len(rows) + len(watched), "reference", show) as advance:
+    # in the first step the policy is the reference; rows that come once need no pass of their own, but for the proof's
+    once = config.epochs == 1 and not any(LOSSES[name].whole_batch for name in terms)
+    own = {row.id for row in loop.batch_rows(rows, fitted, 0)[1:]} if once else set()
+    with progress(len(rows) - len(own) + len(watched), "reference", show) as advance:
         cache = folder and folder / "reference"
-        reference = fit(lambda c: reference_logps(model, rows, c, cache, advance), rows)
+        reference = fit(lambda c: reference_logps(model, rows, c, cache, advance, own), rows)
         if watched:
             reference |= fit(lambda c: reference_logps(model, watched, c, None, advance), watched)
 
