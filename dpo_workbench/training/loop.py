@@ -154,7 +154,7 @@ def preference_objective(
         return PairLogps(*(torch.cat(both) for both in zip(logps, others, strict=False)))
 
     def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        logps = pair_logps(network, batch, reference, at_start=bool(prove))._replace(batch_chosen_length=length)
+        logps = pair_logps(network, batch, reference, bool(prove))._replace(batch_chosen_length=length)
         if prove:
             prove(logps, batch.ids, config)
         factor = logps.policy_chosen_logps.new_tensor([(weights or {}).get(i, 1.0) for i in batch.ids])

@@ -89,10 +89,10 @@ def poison_reference(monkeypatch, row: str, epoch: int, value: float) -> None:
     """A reference value goes bad after the proof at step 0."""
     honest = loop.pair_logps
 
-    def poisoned(network, batch, known):
+    def poisoned(network, batch, known, *start):
         if row in batch.ids and due(batch, row, epoch):
             known = known | {row: (known[row][0], value)}
-        return honest(network, batch, known)
+        return honest(network, batch, known, *start)
 
     monkeypatch.setattr(loop, "pair_logps", poisoned)
 

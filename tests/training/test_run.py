@@ -142,6 +142,40 @@ def test_resumed_equals_uninterrupted(tiny_folder, toy_pairs, tmp_path, monkeypa
     assert (last[0] / "optimizer.safetensors").read_bytes() == (last[1] / "optimizer.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("change", [{"epochs": 1}, {"epochs": 1, "loss": "ipo"}, {"epochs": 2}, {"loss": "sppo_hard"}])
+def test_the_first_step_as_its_own_reference_changes_nothing(moved, toy_pairs, monkeypatch, change) -> None:
+    """Rows that come once have no reference pass of their own; those that come again, or are watched, have one."""
+    config, left_out = replace(CONFIG, **change), []
+    honest = run_module.reference_logps
+    run = train(moved, toy_pairs, config, show=False)
+
+    def all_rows(*args):
+        left_out.append(len(args[5]) if len(args) > 5 else 0)
+        return honest(*args[:5])
+
+    monkeypatch.setattr(run_module, "reference_logps", all_rows)
+    whole = train(moved, toy_pairs, config, show=False)
+    assert left_out == [3 if config.epochs == 1 else 0, 0]  # of a batch of 4 one stays for the proof
+    for mine, theirs in zip(run.history, whole.history, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    for mine, theirs in zip(run.probes, whole.probes, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_run_of_one_epoch_resumes_in_the_same_bits(tiny_folder, toy_pairs, tmp_path, monkeypatch) -> None:
+    """Its later steps need no values of the first step's rows."""
+    config = replace(RESUME, epochs=1, probes=3)
+    whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs, config)
+    for stop in (1, 2):
+        stop_after(monkeypatch, stop, RuntimeError)
+        with pytest.raises(RuntimeError):
+            run_on(tmp_path / str(stop), tiny_folder, toy_pairs, config)
+        monkeypatch.undo()
+        again = run_on(tmp_path / str(stop), tiny_folder, toy_pairs, config)
+        assert again.history == whole.history
+        assert equal(again.model.adapter_tensors(), whole.model.adapter_tensors())
+
+
 def test_resuming_from_a_wrong_state_is_another_run(tiny_folder, toy_pairs, tmp_path, monkeypatch) -> None:
     """Negative control of the test above: without the optimiser's state the bits differ."""
     whole = run_on(tmp_path / "whole", tiny_folder, toy_pairs)
