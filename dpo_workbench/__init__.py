@@ -30,6 +30,7 @@ _HOMES = {
     "models.generation": ("generate",),
     "pairs.pair": ("Pair", "Pairs"),
     "pairs.readers": ("read_pairs",),
+    "pairs.splits": ("split_pairs", "find_leaks"),
     "mining.sample": ("mine", "Found"),
     "mining.branch": ("branch",),
     "mining.headroom": ("Headroom",),

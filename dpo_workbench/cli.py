@@ -105,20 +105,28 @@ def check(
     fix: Annotated[Path | None, typer.Option(help="New file with what can be mended without loss.")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="File that takes the refused rows, byte for byte.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Refuse rows with more words and signs.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another file (a test split): prompts that are in both, or nearly so.")
+    ] = None,
 ) -> None:
-    """Read preference data of any known layout and name what is wrong; exit code 1 when rows were refused."""
+    """Read preference data and name what is wrong; exit code 1 when rows were refused, or prompts leaked."""
     from dpo_workbench.pairs.readers import read_pairs
     from dpo_workbench.pairs.result import fix_file
+    from dpo_workbench.pairs.splits import find_leaks
 
     read = read_pairs(file, layout=layout, max_tokens=max_tokens)
+    found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
     # plain print: rich would break lines
-    print(json.dumps(read.to_dict(), indent=1, ensure_ascii=True) if as_json else repr(read))
+    if as_json:
+        print(json.dumps(read.to_dict() | ({"leaks": found.to_dict()} if found else {}), indent=1, ensure_ascii=True))
+    else:
+        print(*filter(None, (read, found)), sep="\n")
     if quarantine:
         read.quarantine(quarantine)
     if fix:
         mended = fix_file(file, read, fix)
         errors.print(f"{fix}: {', '.join(mended) or 'nothing to mend'}", markup=False)
-    if read.refused:
+    if read.refused or (found and found.leaks):
         raise typer.Exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,24 @@ def toy_pairs(toy_task):
 def _make_tiny_folder():
     """The function above, for tests that need another tiny model."""
     return make_tiny_folder
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the program in an empty folder; gives exit code, stdout and stderr."""
+    from dpo_workbench import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_log", cli.Path("dpo-workbench-error.log"))
+    for console in (cli.console, cli.errors):
+        monkeypatch.setattr(console, "_width", 2000)  # no line breaks but the program's own
+
+    def go(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dpo-workbench", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return go

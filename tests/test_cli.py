@@ -1,7 +1,6 @@
 """The command line: help, errors as one paragraph with a log, exit codes, and the commands that need no training."""
 
 import json
-import sys
 
 import pytest
 
@@ -10,25 +9,6 @@ from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.runtime.errors import WorkbenchError
 
 COMMANDS = ("demo", "models", "tasks", "check", "mine", "train", "evaluate", "report")
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Run the program in an empty folder; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_log", cli.Path("dpo-workbench-error.log"))
-    for console in (cli.console, cli.errors):
-        monkeypatch.setattr(console, "_width", 2000)  # no line breaks but the program's own
-
-    def go(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dpo-workbench", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return go
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dpo_workbench import cli
 from dpo_workbench.pairs import readers
 from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
 from dpo_workbench.pairs.conversations import split_texts
@@ -396,57 +394,38 @@ def test_load_reads_other_layouts_and_names_what_is_wrong(tmp_path) -> None:
         Pairs.load(path)
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Run the program in an empty folder; gives exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_log", Path("error.log"))
-    for console in (cli.console, cli.errors):
-        monkeypatch.setattr(console, "_width", 2000)
-
-    def go(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dpo-workbench", "check", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return go
-
-
 def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
     (row,) = EXAMPLES["own"]
     good = json.dumps(row)
     second = json.dumps(row | {"id": " b2 ", "rejected": "Ten [red]or[/] so."})
     bad = "{'id': 1}"
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([good, bad, good, second]).encode())
-    code, out, err = run("a.jsonl", "--fix", "b.jsonl", "--quarantine", "q.jsonl")
+    code, out, err = run("check", "a.jsonl", "--fix", "b.jsonl", "--quarantine", "q.jsonl")
     assert code == 1 and err == "b.jsonl: byte order mark, line ends, ids trimmed: 1, copies dropped: 1\n"
     assert out.startswith("a.jsonl: layout own (what Pairs.save writes), jsonl\nP101 error, 1 time: ")
     assert "    a.jsonl:2: " in out and out.endswith("4 rows read = 2 kept + 1 refused + 1 merged; 2 pairs\n")
     assert (tmp_path / "q.jsonl").read_text() == bad + "\n"
     assert (tmp_path / "b.jsonl").read_text() == f"{good}\n{bad}\n{second.replace(' b2 ', 'b2')}\n"
-    code, out, err = run("b.jsonl", "--json")
+    code, out, err = run("check", "b.jsonl", "--json")
     found = json.loads(out)
     assert code == 1 and (found["rows"], found["refused"], found["merged"]) == (3, 1, 0)
     assert set(found["counts"]) == {"P101", "P409"} and found["findings"][0]["line"] == 2
     (tmp_path / "c.jsonl").write_text(good + "\n")
-    assert run("c.jsonl", "--layout", "own")[0] == 0  # negative control of the exit code
+    assert run("check", "c.jsonl", "--layout", "own")[0] == 0  # negative control of the exit code
 
 
 def test_check_refuses_what_it_cannot_read_or_write(run, tmp_path) -> None:
-    code, out, err = run("none.jsonl")
+    code, out, err = run("check", "none.jsonl")
     assert code == 1 and out == "" and "Got no file (none.jsonl, P001). Check the path" in err
     (tmp_path / "a.json").write_bytes(fuzz.encode(EXAMPLES["trl"], "json"))
-    code, _, err = run("a.json", "--fix", "b.jsonl")
+    code, _, err = run("check", "a.json", "--fix", "b.jsonl")
     assert code == 1 and "Only JSONL, CSV and TSV files can be mended as text. Got json (a.json)" in err
     (tmp_path / "a.csv").write_bytes(fuzz.encode(EXAMPLES["trl"], "csv"))
     before = (tmp_path / "a.csv").read_bytes()
     for option in ("--fix", "--quarantine"):
-        code, _, err = run("a.csv", option, "a.csv")
+        code, _, err = run("check", "a.csv", option, "a.csv")
         assert code == 1 and "The source must stay as it is" in err and (tmp_path / "a.csv").read_bytes() == before
-    code, _, err = run("a.csv", "--fix", "b.csv")
+    code, _, err = run("check", "a.csv", "--fix", "b.csv")
     assert code == 0 and err == "b.csv: line ends\n"
     assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes().replace(b"\r\n", b"\n")
     with pytest.raises(WorkbenchError, match="Got its own name"):
