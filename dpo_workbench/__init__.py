@@ -42,6 +42,9 @@ _HOMES = {
     "evaluation.run": ("evaluate", "Evaluation"),
     "evaluation.verdict": ("verdict",),
     "evaluation.report": ("write_report",),
+    "evaluation.microscope": ("microscope",),
+    "evaluation.advice": ("try_advice",),
+    "evaluation.data_report": ("data_report",),
     "evaluation.demo": ("demo",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

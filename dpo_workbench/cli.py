@@ -105,6 +105,8 @@ def check(
     fix: Annotated[Path | None, typer.Option(help="New file with what can be mended without loss.")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="File that takes the refused rows, byte for byte.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Refuse rows with more words and signs.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page about the pairs.")] = None,
+    model: Annotated[str | None, typer.Option(help="For the page: the model that training would start from.")] = None,
     against: Annotated[
         str | None, typer.Option(help="Another file (a test split): prompts that are in both, or nearly so.")
     ] = None,
@@ -126,6 +128,11 @@ def check(
     if fix:
         mended = fix_file(file, read, fix)
         errors.print(f"{fix}: {', '.join(mended) or 'nothing to mend'}", markup=False)
+    if report:
+        from dpo_workbench.evaluation.data_report import data_report
+        from dpo_workbench.models.loading import load_model
+
+        errors.print(f"report: {data_report(read, report, load_model(model) if model else None)}", markup=False)
     if read.refused or (found and found.leaks):
         raise typer.Exit(1)
 

@@ -42,21 +42,32 @@ class _TokenLogps(torch.autograd.Function):
         return (slope * grad[:, None]).to(slope.dtype), None, None, None
 
 
-def token_logps(network: nn.Module, batch: Batch) -> Tensor:
-    """Log-probability (natural log, fp32) of each answer token of a packed batch. Shape (N,).
-
-    Args:
-        network: a causal LM of transformers, bare or inside a PEFT model, whose output head is not trained.
-        batch: from `pack`.
-    """
-    causal = network.get_base_model() if hasattr(network, "peft_config") else network
+def token_states(network: nn.Module, batch: Batch) -> Tensor:
+    """Last hidden state at the place that predicts each answer token. Shape (N, H); arguments as for `token_logps`."""
+    causal = _causal(network)
     packed = {}
     if batch.layout is not None:  # a mask of four dimensions, so that transformers makes none
         packed = {"layout": batch.layout, "attention_mask": torch.ones(1, 1, 1, 1, device=batch.target.device).bool()}
     hidden = causal.get_decoder()(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **packed
     ).last_hidden_state  # (1, T, H)
-    hidden = hidden.flatten(0, 1)[batch.source]  # (N, H)
+    return hidden.flatten(0, 1)[batch.source]
+
+
+def _causal(network: nn.Module) -> nn.Module:
+    return network.get_base_model() if hasattr(network, "peft_config") else network
+
+
+def token_logps(network: nn.Module, batch: Batch, states: Tensor | None = None) -> Tensor:
+    """Log-probability (natural log, fp32) of each answer token of a packed batch. Shape (N,).
+
+    Args:
+        network: a causal LM of transformers, bare or inside a PEFT model, whose output head is not trained.
+        batch: from `pack`.
+        states: from `token_states`, where they are at hand.
+    """
+    causal = _causal(network)
+    hidden = token_states(network, batch) if states is None else states
     scale = float(getattr(causal.config, "logits_scaling", 1.0) or 1.0)
     return _TokenLogps.apply(hidden, causal.get_output_embeddings().weight, batch.target, scale)
 
