@@ -30,6 +30,7 @@ class Judged:
     ranks: list[float]
     id: str | None = None
     scored: bool = False  # ranks are scores, not only an order
+    grades: list[dict[str, float]] = field(default_factory=list)  # of each answer by person, where several graded it
     beside: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
     side: str = ""  # the side on which the better answer stood
     annotator: str = ""
@@ -110,6 +111,9 @@ def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> J
         said = [s[len(turns) :] if isinstance(s, list) else s for s in said]
         if not turns:
             raise Refusal("P310", "prompt", "no message in common")
+    elif len(lists := [s for s in said if isinstance(s, list)]) == len(said) == 2:
+        shared = _shared(lists)
+        turns = shared if shared[-len(turns) :] == turns else turns  # the answers know more of it, a system message
     texts = []
     for value, name in zip(said, names, strict=True):
         if isinstance(value, list):

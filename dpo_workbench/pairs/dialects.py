@@ -14,7 +14,7 @@ from dpo_workbench.pairs.conversations import IMPLICIT, Judged, conversation, nu
 from dpo_workbench.pairs.pair import Pair
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input")  # names of columns, first the one we use
-ANSWERS = ("response", "answer", "completion", "output", "text", "generated_text")
+ANSWERS = ("response", "answer", "completion", "output", "text", "generated_text", "code")
 LISTS = ("answers", "responses", "completions", "candidates", "generations", "outputs")
 SCORES = ("score", "reward", "rating", "overall_score", "fine-grained_score", "grade")
 SCORE_LISTS = ("scores", "ratings", "rewards", "grades", "ranks", "ranking", "rank", "order")
@@ -229,10 +229,11 @@ def _list(row: dict[str, Any]) -> Judged:
     if not isinstance(values, list) or len(values) < 2:
         raise Refusal("P108", name, values, "A list of two or more answers is due here.")
     key = next((k for k in SCORE_LISTS if row.get(k) is not None), None)
-    texts, scored = [], key not in ("ranks", "ranking", "rank", "order", None)
+    texts, graded, scored = [], [], key not in ("ranks", "ranking", "rank", "order", None)
     if all(isinstance(v, dict) for v in values):
         texts = [_first(v, ANSWERS) for v in values]
-        ranks = [_score_of(v, f"{name}[{k}]") for k, v in enumerate(values)] if key is None else []
+        graded = [_grades(v, f"{name}[{k}]") for k, v in enumerate(values)] if key is None else []
+        ranks = [_score_of(v, g, f"{name}[{k}]") for k, (v, g) in enumerate(zip(values, graded, strict=False))]
         scored = scored or key is None
     else:
         texts = list(values)
@@ -245,12 +246,20 @@ def _list(row: dict[str, Any]) -> Judged:
     if len(set(ranks)) == 1:
         raise Refusal("P412", key or name, f"{len(ranks)} equal scores")
     found = conversation(_first(row, PROMPTS), texts, [f"{name}[{k}]" for k in range(len(texts))])
-    found.ranks, found.scored = ranks, scored
+    found.ranks, found.scored, found.grades = ranks, scored, graded if all(graded) else []
     return found
 
 
-def _score_of(answer: dict[str, Any], name: str) -> float:
-    """An answer's score; without one of its own, the mean of its ratings by criterion."""
+def _grades(answer: dict[str, Any], name: str) -> dict[str, float]:
+    """The grades that people gave an answer, by person; empty where there are none."""
+    given = answer.get("grades")
+    return {who: number(g, f"{name}.grades") for who, g in given.items()} if isinstance(given, dict) else {}
+
+
+def _score_of(answer: dict[str, Any], grades: dict[str, float], name: str) -> float:
+    """An answer's score; without one of its own, the mean of people's grades, or of its ratings by criterion."""
+    if grades:
+        return sum(grades.values()) / len(grades)
     if (score := _first(answer, SCORES)) is not None:
         return number(score, f"{name}.score")
     criteria = answer.get("annotations")

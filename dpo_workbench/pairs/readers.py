@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dpo_workbench.pairs.checks import (
@@ -19,6 +20,7 @@ from dpo_workbench.pairs.checks import (
 from dpo_workbench.pairs.conversations import Judged
 from dpo_workbench.pairs.dialects import BESIDE, DIALECTS, SYNONYMS, Dialect, nearest, read_row, recognise
 from dpo_workbench.pairs.pair import Pair
+from dpo_workbench.pairs.presets import preset_of
 from dpo_workbench.pairs.result import Read
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -38,8 +40,8 @@ def read_pairs(
     """Read preference data and check every row; bad rows are refused and kept apart, good ones become pairs.
 
     Args:
-        source: path of a JSONL, JSON, CSV, TSV or Parquet file (also .gz), `hub:owner/name` or `hub:owner/name@split`,
-            a pandas DataFrame, a `datasets` object, or a list of dicts.
+        source: path of a JSONL, JSON, CSV, TSV or Parquet file (also .gz), `hub:owner/name` or `hub:owner/name@split`
+            (well-known sets have presets, `docs/data.md`), a pandas DataFrame, a `datasets` object, or a list of dicts.
         layout: a name of `docs/data.md`; found by looking at the rows if None.
         mapping: names of columns by ours, as `{"prompt": "question"}`.
         max_tokens: a prompt with an answer must fit into so many.
@@ -48,6 +50,9 @@ def read_pairs(
     Raises:
         WorkbenchError: nothing could be read, or the layout is unknown.
     """
+    source, preset = preset_of(source)
+    if preset:
+        layout, mapping = layout or preset.layout, preset.mapping if mapping is None else mapping
     opened = open_source(source)
     rows = _renamed(opened.rows, dict(mapping or {}))
     head = list(itertools.islice(rows, _LOOK))
@@ -57,7 +62,8 @@ def read_pairs(
     reader = _Reader(opened, dialect, max_tokens, count_tokens)
     for row in itertools.chain(head, rows):
         reader.take(row)
-    return reader.done()
+    read = reader.done()
+    return replace(read, licence=f"{preset.licence}; {preset.note}") if preset else read
 
 
 def _renamed(rows: Iterator[Row], mapping: dict[str, str]) -> Iterator[Row]:
@@ -148,9 +154,15 @@ class _Reader:
         base = self._id(judged, row)
         if len(judged.answers) > 2:
             judged.beside.setdefault("group", base)
-        order = list(_comparisons(judged.ranks))
+        order = [(b, w) for b, w in _comparisons(judged.ranks) if _agreement(judged.grades, b, w) > 0]
+        if not order:
+            return self._refuse(row, "P412", "grades", "no two answers that people order by a majority")
         names = [f"{base}.{k}" for k in range(1, len(order) + 1)] if len(order) > 1 else [base]
         made = [self._pair(judged, b, w, name) for (b, w), name in zip(order, names, strict=False)]
+        different = [pair for pair in made if pair.chosen.strip() != pair.rejected.strip()]
+        if different and len(different) < len(made):  # one of many answers is there twice
+            judged.notes.append(("P303", "answer", f"{len(made) - len(different)} pairs of one text left out"))
+            made = different
         for pair in made:
             judged.notes += pair_problems(pair)
         if errors := self._errors(judged):
@@ -176,7 +188,10 @@ class _Reader:
 
     def _pair(self, judged: Judged, better: int, worse: int, name: str) -> Pair:
         scores = {"chosen_score": judged.ranks[better], "rejected_score": judged.ranks[worse]} if judged.scored else {}
-        return Pair(name, judged.prompt, judged.answers[better], judged.answers[worse], **judged.beside | scores)
+        beside = judged.beside | scores
+        if judged.grades:
+            beside["weight"] = beside.get("weight", 1.0) * _agreement(judged.grades, better, worse)
+        return Pair(name, judged.prompt, judged.answers[better], judged.answers[worse], **beside)
 
     def _key(self, pair: Pair) -> int:
         return hash(tuple(v for k, v in pair.__dict__.items() if k != "id"))
@@ -247,6 +262,16 @@ class _Reader:
             self.source.name, what, self.rows, self.kept, refused, merged, kept, counts,
             self.pairs, self.refused, self.merged, self.source.header,
         )  # fmt: skip
+
+
+def _agreement(grades: list[dict[str, float]], better: int, worse: int) -> float:
+    """How clearly people order two answers so: the share who do less the share who order them the other way round, of
+    those who graded both; 1 where nobody's grades are known."""
+    if not grades:
+        return 1.0
+    both = grades[better].keys() & grades[worse].keys()
+    signs = [(g > 0) - (g < 0) for g in (grades[better][who] - grades[worse][who] for who in both)]
+    return sum(signs) / len(signs) if signs else 0.0
 
 
 def _comparisons(ranks: list[float]) -> Iterator[tuple[int, int]]:

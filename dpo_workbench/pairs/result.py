@@ -32,6 +32,7 @@ class Read:
     refused_rows: list[Row] = field(repr=False)
     merged_rows: set[int] = field(repr=False)  # their numbers
     header: bytes = field(default=b"", repr=False)  # of a CSV file
+    licence: str = ""  # of a well-known set, as its card names it
 
     @property
     def pairs(self) -> Pairs:
@@ -86,6 +87,8 @@ class Read:
 
     def __repr__(self) -> str:
         lines = [f"{self.source}: layout {self.layout}"]
+        if self.licence:
+            lines.append(f"licence: {self.licence}; read its card")
         for code, count in sorted(self.counts.items(), key=lambda item: (CODES[item[0]][0] != "error", item[0])):
             severity, must, _ = CODES[code]
             lines.append(f"{code} {severity}, {count} time{'s' if count > 1 else ''}: {must}")

@@ -394,6 +394,42 @@ def test_load_reads_other_layouts_and_names_what_is_wrong(tmp_path) -> None:
         Pairs.load(path)
 
 
+def graded(**answers: dict[str, float]) -> dict:
+    return {"prompt": "q", "candidates": [{"code": name, "grades": given} for name, given in answers.items()]}
+
+
+def test_disagreement_of_graders_is_the_weight() -> None:
+    """Three people: all put a before b; of a and c two against one; b and c are even, so there is no pair of them."""
+    row = graded(a={"x": 4, "y": 4, "z": 2}, b={"x": 1, "y": 2, "z": 1}, c={"x": 1, "y": 1, "z": 3})
+    row["candidates"][2]["grades"]["w"] = 0  # graded nothing else
+    read = read_pairs([row])
+    assert {(p.chosen, p.rejected): p.weight for p in read.found} == {("a", "b"): 1, ("a", "c"): pytest.approx(1 / 3)}
+    assert {p.group for p in read.found} == {"row-1"} and read.kept == 1
+    (double,) = read_pairs([graded(a={"x": 1}, b={"x": 0}) | {"weight": 2}]).found
+    assert double.weight == 2
+
+
+def test_an_answer_that_is_there_twice_costs_no_more_than_its_own_pair() -> None:
+    read = read_pairs([{"prompt": "q", "answers": ["a", "b", " a"], "scores": [0.9, 0.5, 0.1]}])
+    assert {(p.chosen, p.rejected) for p in read.found} == {("a", "b"), ("b", " a")} and read.counts["P303"] == 1
+    read = read_pairs([{"prompt": "q", "answers": ["a", "a "], "scores": [0.9, 0.5]}])
+    assert read.counts == {"P302": 1} and not read.found
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        (graded(a={"x": 3, "y": 1}, b={"x": 1, "y": 2}), "P412"),  # the mean says a, and the two people disagree
+        (graded(a={"x": 3}, b={"y": 1}), "P412"),  # nobody graded both
+        (graded(a={"x": "good"}, b={"x": 1}), "P108"),
+        (graded(a={}, b={"x": 1}), "P107"),
+    ],
+)
+def test_grades_that_make_no_pair_are_refused(row, code: str) -> None:
+    read = read_pairs([row])
+    assert read.counts == {code: 1} and read.refused == 1 and not read.found
+
+
 def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
     (row,) = EXAMPLES["own"]
     good = json.dumps(row)

@@ -1,0 +1,71 @@
+"""Presets: each reads rows of its set's documented shape, on the right split, and says the licence."""
+
+from pathlib import Path
+
+import pytest
+
+from dpo_workbench.pairs.presets import PRESETS
+from dpo_workbench.pairs.readers import read_pairs
+
+
+def turns(*texts: str, system: str = "") -> list[dict[str, str]]:
+    head = [{"role": "system", "content": system}] if system else []
+    return head + [{"role": ("user", "assistant")[k % 2], "content": text} for k, text in enumerate(texts)]
+
+
+ASKED, GOOD, BAD = "Name an ore of iron.", "Haematite.", "Malachite."
+ROWS = {  # made up here, in the columns of each set's card
+    "Anthropic/hh-rlhf": {
+        "chosen": f"\n\nHuman: {ASKED}\n\nAssistant: {GOOD}",
+        "rejected": f"\n\nHuman: {ASKED}\n\nAssistant: {BAD}",
+    },
+    "HuggingFaceH4/ultrafeedback_binarized": {
+        "prompt": ASKED, "prompt_id": "a1", "chosen": turns(ASKED, GOOD), "rejected": turns(ASKED, BAD),
+        "messages": turns(ASKED, GOOD), "score_chosen": 8.5, "score_rejected": 4.0,
+    },
+    "openbmb/UltraFeedback": {
+        "source": "made_up", "instruction": ASKED, "models": ["m1", "m2"],
+        "correct_answers": [], "incorrect_answers": [],
+        "completions": [
+            {"model": "m1", "response": BAD, "annotations": {}, "fine-grained_score": 2.0, "overall_score": 3.0},
+            {"model": "m2", "response": GOOD, "annotations": {}, "fine-grained_score": 4.5, "overall_score": 8.0},
+        ],
+    },
+    "HuggingFaceH4/orca_dpo_pairs": {
+        "prompt": ASKED,
+        "chosen": turns(ASKED, GOOD, system="Be brief."), "rejected": turns(ASKED, BAD, system="Be brief."),
+    },
+    "Intel/orca_dpo_pairs": {"system": "Be brief.", "question": ASKED, "chosen": GOOD, "rejected": BAD},
+    "snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset": {
+        "prompt_id": "a1", "prompt": ASKED, "chosen": turns(ASKED, GOOD), "rejected": turns(ASKED, BAD),
+        "all_generated_responses": [GOOD, BAD], "all_rm_scores": [0.3, -0.2],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_reads_its_set(monkeypatch, name: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda n, split, **k: asked.append((n, split)) or iter([ROWS[name]]))
+    read = read_pairs(f"hub:{name}")
+    (pair,) = read.pairs
+    assert ("Be brief." in pair.prompt) == ("Be brief." in str(ROWS[name]))
+    assert (pair.chosen, pair.rejected) == (GOOD, BAD) and ASKED in pair.prompt and "Assistant" not in pair.prompt
+    assert asked == [(name, PRESETS[name].split)] and read.refused == 0
+    assert f"licence: {PRESETS[name].licence}; " in repr(read)
+    read_pairs(f"hub:{name.lower()}@other")
+    assert asked[1][1] == "other"
+
+
+def test_other_sets_have_none(monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    row = ROWS["Intel/orca_dpo_pairs"]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([row]))
+    assert "licence" not in repr(read_pairs("hub:owner/name"))
+
+
+def test_the_docs_list_every_preset() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = [f"| `hub:{name}` | `{p.split}` | {p.licence} | {p.note} |" for name, p in PRESETS.items()]
+    assert [line for line in text.splitlines() if line.startswith("| `hub:")] == rows
