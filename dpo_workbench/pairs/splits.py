@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     import pandas
 
 NEAR = 0.8
-# 25 bands of 5 hashes: texts of Jaccard 0.8 meet in one with a probability of 0.99995, of 0.3 with 0.06
-HASHES, BANDS = 128, (25, 5)
+OWN = 0.6  # and at least so much outside the task's instruction, where that alone makes prompts alike
+# 32 bands of 4 hashes: texts of Jaccard 0.6 meet in one with a probability of 0.99, of 0.3 with 0.2
+HASHES, BANDS = 128, (32, 4)
 TEMPLATE, MANY = 0.2, 20  # a line in so great a share of at least so many prompts is the task's, not the row's
-_WORDS = re.compile(r"[^\W_]+")
+_WORDS = re.compile(r"\w+")
 # scripts without spaces between words: kana, Han, Thai, Lao, Khmer, Burmese
 _LETTERS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
 
@@ -148,10 +149,10 @@ class Leaks:
 def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR) -> Leaks:
     """Prompts that are in two splits, equal or nearly so, and groups that are in both.
 
-    Nearly equal are prompts whose bags of words (numbers count, case and punctuation do not; of scripts without spaces,
-    letters), or whose sets of five characters in a row, have a Jaccard index of `near` or more. Lines that a fifth of
-    all prompts have (the task's instruction) do not count. Candidates come from MinHash with banding over the words
-    (Broder 1997; the library datasketch), and each is counted exactly, so that chance makes no leak.
+    Nearly equal are prompts whose sets of words (numbers count, case and punctuation do not; of scripts without spaces,
+    letters) have a Jaccard index of `near` or more, with or without the words of the task's instruction (lines that a
+    fifth of all prompts have), and of 0.6 or more without them. Candidates come from MinHash with banding (Broder 1997;
+    the library datasketch), and each is counted exactly, so that chance makes no leak.
 
     Args:
         splits: name -> rows with `id` and `prompt` (pairs or examples), or texts; the one to be cleaned first, as in
@@ -194,57 +195,44 @@ def _alike(texts: Mapping[str, Mapping[str, Any]], near: float) -> Iterator[tupl
         ) from error
     usual = _template([form for part in texts.values() for form in part])
     index = MinHashLSH(num_perm=HASHES, params=BANDS)
-    bags: dict[tuple[str, str], frozenset[str]] = {}
+    sets: dict[tuple[str, str], frozenset[str]] = {}
     for name, part in texts.items():
-        words = {form: _bag(form, usual) for form in part}
+        words = {form: _own(_words(form), usual) for form in part}
         sketches = MinHash.generator(
-            ([w.encode("utf-8", "surrogatepass") for w in bag] for bag in words.values()), num_perm=HASHES
+            ([w.encode("utf-8", "surrogatepass") for w in found] for found in words.values()), num_perm=HASHES
         )
         fresh = []
-        for (form, bag), sketch in zip(words.items(), sketches, strict=True):
+        for (form, found), sketch in zip(words.items(), sketches, strict=True):
             for key in sorted(index.query(sketch)):
-                jaccard = _jaccard(bag, bags[key])
-                if jaccard < near:
-                    jaccard = _jaccard(_shingles(form, usual), _shingles(key[1], usual))
+                jaccard = _jaccard(found, sets[key])
+                if OWN <= jaccard < near:
+                    jaccard = max(jaccard, _jaccard(_words(form), _words(key[1])))
                 if jaccard >= near:
                     yield (key[0], name), (key[1], form), jaccard
-            fresh.append(((name, form), bag, sketch))
-        for key, bag, sketch in fresh:  # after the whole split, which does not leak into itself
-            bags[key] = bag
+            fresh.append(((name, form), found, sketch))
+        for key, found, sketch in fresh:  # after the whole split, which does not leak into itself
+            sets[key] = found
             index.insert(key, sketch, check_duplication=False)
 
 
 def _template(forms: Sequence[str]) -> frozenset[str]:
-    """The lines that so many prompts have that they belong to the task."""
-    if len(forms) < MANY:
-        return frozenset()
-    counts = Counter(line for form in forms for line in set(form.split("\n")))
-    return frozenset(line for line, n in counts.items() if n >= TEMPLATE * len(forms))
+    """The words of the lines that so many prompts have that they belong to the task."""
+    counts = Counter(line for form in forms for line in set(form.split("\n"))) if len(forms) >= MANY else Counter()
+    return frozenset().union(*(_words(line) for line, n in counts.items() if n >= TEMPLATE * len(forms)))
 
 
-def _own(form: str, usual: frozenset[str]) -> str:
-    """A text without the usual lines; whole where it has no others."""
-    return " ".join([line for line in form.split("\n") if line not in usual] or [form])
-
-
-def _shingles(form: str, usual: frozenset[str]) -> frozenset[str]:
-    text = _own(form, usual)
-    return frozenset(text[k : k + 5] for k in range(max(1, len(text) - 4)))
+def _own(words: frozenset[str], usual: frozenset[str]) -> frozenset[str]:
+    """Words without the task's, where a text has most of them and others besides."""
+    return words - usual if 2 * len(words & usual) > len(usual) and words - usual else words
 
 
 def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / len(one | other)
 
 
-def _bag(form: str, usual: frozenset[str]) -> frozenset[str]:
-    """The words of a text outside the usual lines, the second occurrence of one apart from its first."""
-    text = _LETTERS.sub(r" \g<0> ", _own(form, usual))
-    seen: Counter[str] = Counter()
-    bag = set()
-    for word in _WORDS.findall(text) or text.split() or [""]:
-        bag.add(f"{word} {seen[word]}")
-        seen[word] += 1
-    return frozenset(bag)
+def _words(text: str) -> frozenset[str]:
+    text = _LETTERS.sub(r" \g<0> ", text)
+    return frozenset(_WORDS.findall(text) or text.split() or [""])
 
 
 def _shared_groups(splits: Mapping[str, Sequence[Any]]) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -72,20 +72,17 @@ def test_equal_but_for_its_form_is_exact(change) -> None:
     assert found.clean() == {"train": train[:3] + train[4:], "test": test}
 
 
-def test_edited_words_and_letters_are_near() -> None:
+def test_edited_words_are_near() -> None:
     train, test = prompts(40, 0), prompts(40, 1)
     words = train[0].split()
     test[0] = " ".join([*words[:4], "other", *words[5:12], *words[13:]])  # one replaced, one dropped: 22 of 25
     test[1] = train[1].replace("a", ",").replace("o", "a") + " "  # negative control
-    typed = train[2].split()
-    test[2] = " ".join(
-        w + "x" if k % 6 == 0 else w for k, w in enumerate(typed)
-    )  # 20 of 28 words, but more of the letters
+    test[2] = " ".join(sorted(train[2].split())) + " twice twice"  # the same words in another order, and one more
     test[3] = " ".join(train[3].split()[:8])
     found = find_leaks({"train": train, "test": test})
-    assert [(k.kind, k.ids) for k in found.leaks] == [("near", ("1", "1")), ("near", ("3", "3"))]
-    assert found.leaks[0].jaccard == pytest.approx(22 / 25)
-    assert find_leaks({"train": train, "test": test}, near=0.95).leaks == ()
+    assert [(k.kind, k.ids) for k in found.leaks] == [("near", ("3", "3")), ("near", ("1", "1"))]
+    assert [k.jaccard for k in found.leaks] == pytest.approx([24 / 25, 22 / 25])
+    assert [k.ids for k in find_leaks({"train": train, "test": test}, near=0.95).leaks] == [("3", "3")]
 
 
 def test_a_common_instruction_is_no_leak_and_an_equal_rest_is() -> None:
@@ -94,6 +91,9 @@ def test_a_common_instruction_is_no_leak_and_an_equal_rest_is() -> None:
     assert find_leaks({"train": train, "test": test}).leaks == ()
     test[5] = train[9]
     assert [k.ids for k in find_leaks({"train": train, "test": test}).leaks] == [("10", "6")]
+    own = train[2].split("\n")[2].split()
+    test[6] = " ".join([*train[2].split("\n")[:2], *own[:4], "else"])  # on one line, and 4 of 6 words its own
+    assert [k.ids for k in find_leaks({"train": train, "test": test}).leaks][1:] == [("3", "7")]
     same = [head] * 30  # nothing but the template: then it is the text
     assert find_leaks({"train": same, "test": [head]}).counts == {"exact": 30}
 
