@@ -19,7 +19,7 @@ from dpo_workbench.training.run import train
 if TYPE_CHECKING:
     from dpo_workbench.evaluation.microscope import Microscope, PairView
 
-ALIKE = 0.25  # below this edit distance DPO pushes much of the chosen answer down, too (arXiv 2402.13228, section 3)
+ALIKE = 0.25  # below this edit distance DPO pushes much of the chosen answer down, too (arXiv 2402.13228)
 ONE_LENGTH = 0.15  # how far the AUC of length may lie from 0.5
 # DPO's gradient is sigmoid(-beta x margin): 12 % of its first size at 2 / beta nats. A pair that the reference ranks
 # wrong by more than that will not be turned (arXiv 2405.19534); one that it ranks right by as much has little to teach.

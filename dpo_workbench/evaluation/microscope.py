@@ -46,9 +46,9 @@ class Seen:
 def look(model: Model, rows: Sequence[Row], config: TrainConfig | None = None, show: bool = False) -> dict[str, Seen]:
     """Token log-probabilities and CHES of rows, by row id, in the packed passes that training uses.
 
-    CHES, the centered hidden embedding similarity (arXiv 2410.08847, definition 2, length-normalised as in its section
-    5), is <s_c, s_r> / (n_c n_r) - |s_c|^2 / n_c^2, where s sums the last hidden states that predict the tokens of the
-    chosen (c) or the rejected (r) answer and n counts them. The higher, the more DPO tends to push the chosen answer
+    CHES, the centered hidden embedding similarity (arXiv 2410.08847) in its length-normalised form, is
+    <s_c, s_r> / (n_c n_r) - |s_c|^2 / n_c^2, where s sums the last hidden states that predict the tokens of the chosen
+    (c) or the rejected (r) answer and n counts them. The higher, the more DPO tends to push the chosen answer
     down together with the rejected one. Values of two models are not comparable, their order within a set is.
     """
     config = prove_packing(model, rows, config or TrainConfig())

@@ -148,7 +148,6 @@ def generate(
     answers: list[list[Answer]] = [[] for _ in ids]
     n_batches = max(1, round(len(ids) * samples / rows))  # of equal size: a small last one costs as many passes
     per_batch = -(-len(ids) // n_batches)
-    release_freed_memory()  # of a training step, before keys and values are laid out
     with model.merged() as network, torch.inference_mode():
         for number, start in enumerate(range(0, len(order), per_batch)):
             chosen = order[start : start + per_batch]
@@ -172,8 +171,6 @@ class _Sampler:
     generator: torch.Generator
 
     def __call__(self, logits: Tensor, history: Tensor) -> Tensor:  # (R, n, V) (R, t) -> (R, n)
-        if self.temperature <= 0 and self.penalty == 1.0:
-            return logits.argmax(dim=-1)
         logits = logits.float()
         if self.penalty != 1.0 and history.shape[1]:
             seen = logits[:, 0].gather(1, history)

@@ -56,12 +56,12 @@ def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None
     n_pairs = sum(map(len, groups.values()))
 
     def missing(name: str) -> float:
-        """How far the split is from its share; an empty one comes first when groups run short."""
+        """How far the split is from its share, as a part of it."""
         return 1 - len(parts[name]) / (shares[name] / whole * n_pairs)
 
     names = sorted(groups, key=lambda g: hashlib.blake2b(f"{seed}\0{g}".encode("utf-8", "surrogatepass")).digest())
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
-        empty = [s for s in parts if not parts[s]]
+        empty = [s for s in parts if not parts[s]]  # they come first when groups run short
         parts[max(empty if left <= len(empty) else parts, key=missing)] += groups[name]
     task = getattr(pairs, "task", None)
     return {name: Pairs(rows, task) for name, rows in parts.items()}
