@@ -15,7 +15,7 @@ from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 96  # answers in one batch
-GROW = 64  # places by which the buffer of keys and values grows: few answers are as long as they may be
+GROW = 64  # places of the buffer of keys and values that are cleared at one time
 AHEAD, MATCH = 7, 4  # tokens guessed in one pass at most, and how many last tokens must have stood before at best
 # what a pass costs, in units of one token's products: by itself, and for reading a row's keys and values
 PASS, READ = {"cpu": 35}, 2
@@ -36,23 +36,24 @@ class _Buffer(DynamicLayer):
     """A layer's keys and values in one buffer that is written in place, where the default one is copied each token.
 
     Each row's tokens lie at their positions, so rows may be of different lengths and a wrong guess is written over.
+    Memory that no answer has reached is not touched: the system hands it out by and by.
     """
 
     def __init__(self, capacity: int):
         super().__init__()
-        self.capacity, self.length = capacity, 0
+        self.capacity, self.length, self.clean = capacity, 0, 0
         self.places: Tensor | None = None  # (R, new): where the next keys go; None = after the last
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         n_rows, _, new, _ = key_states.shape
         if not self.is_initialized:
             self._make(n_rows, key_states)
-        self._fit(self.length if self.places is not None else self.length + new)
         if self.places is None:
             part = slice(self.length, self.length + new)
             self.keys[:, :, part], self.values[:, :, part] = key_states, value_states
-            self.length += new
+            self.length = self.clean = part.stop
         else:
+            self._clear()
             rows = torch.arange(n_rows, device=key_states.device)[:, None]
             self.keys[rows, :, self.places] = key_states.transpose(1, 2)
             self.values[rows, :, self.places] = value_states.transpose(1, 2)
@@ -64,19 +65,21 @@ class _Buffer(DynamicLayer):
     def _make(self, n_rows: int, like: Tensor) -> None:
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
         shape = (n_rows, like.shape[1], self.capacity, like.shape[3])
-        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)  # zeros: what is masked must be finite
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
 
-    def _fit(self, length: int) -> None:
-        if length > self.capacity:
-            more = length + GROW - self.capacity
-            self.keys, self.values = (nn.functional.pad(old, (0, 0, 0, more)) for old in (self.keys, self.values))
-            self.capacity += more
+    def _clear(self) -> None:
+        """Zeros up to `length`, some places at a time: what is masked must be finite."""
+        if self.length > self.clean:
+            part = slice(self.clean, self.length + GROW)
+            self.keys[:, :, part], self.values[:, :, part] = 0, 0
+            self.clean = part.stop
 
     def lay(self, read: _Buffer, lengths: list[int], first: int, n_rows: int, samples: int) -> None:
         """Copy freshly read prompts into the rows from `first`, `samples` times each."""
         if not self.is_initialized:
             self._make(n_rows, read.keys)
         self.length = max(self.length, *lengths)
+        self._clear()
         for r, n in enumerate(lengths):
             rows = slice(first + r * samples, first + (r + 1) * samples)
             self.keys[rows, :, :n] = read.keys[r, :, :n]
@@ -208,7 +211,7 @@ def _batch(
     hint = torch.full((n_rows, max(map(len, hints), default=0)), end, device=device)
     for r, ids in enumerate(hints):
         hint[r * samples : (r + 1) * samples, : len(ids)] = torch.tensor(ids, device=device)
-    cache, logits = _prefill(network, prompts, samples, int(lengths.max()) + GROW, end, device)
+    cache, logits = _prefill(network, prompts, samples, text.shape[1], end, device)
     finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
     active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
     guess, expected, luck = text.new_empty(n_rows, 0), text.new_full((n_rows,), -1), 0.5
