@@ -77,6 +77,29 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "rejected": f"\n\nHuman: {QUESTION}\n\nAssistant: {BAD}",
         }
     ],
+    "compared": [{"prompt": QUESTION, "response_0": BAD, "response_1": GOOD, "better_response_id": 1}],
+    "compared outputs": [{"instruction": QUESTION, "input": "", "output_1": GOOD, "output_2": BAD, "preference": 1}],
+    "compared conversations": [
+        {
+            "conversation_a": user(QUESTION) + said(BAD),
+            "conversation_b": user(QUESTION) + said(GOOD),
+            "winner": "model_b",
+            "judge": "ada",
+        }
+    ],
+    "compared by number": [
+        {
+            "context": user(QUESTION),
+            "response1": GOOD,
+            "response2": BAD,
+            "overall_preference": -2,
+            "individual_preference": [
+                {"score": -2, "reasoning": "six"},
+                {"score": -1, "reasoning": "a spider is no beetle"},
+            ],
+        }
+    ],
+    "compared by label": [{"history": QUESTION, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1}],
     "argilla": [
         {
             "prompt": QUESTION,
@@ -105,6 +128,12 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "score list": [{"prompt": QUESTION, "responses": [BAD, GOOD], "scores": [0.1, 0.9]}],
     "ranked": [{"prompt": QUESTION, "answers": [GOOD, BAD]}],
+    "ranks within": [
+        {
+            "prompt": f"\n\nHuman: {QUESTION}\n\nAssistant: ",
+            "answers": [{"answer": BAD, "rank": 7.0}, {"answer": GOOD, "rank": 1.0}],
+        }
+    ],
     "ranks": [{"prompt": QUESTION, "answers": [BAD, GOOD], "ranks": [2, 1]}],
     "thumbs": [
         {"prompt": QUESTION, "completion": BAD, "label": False},
@@ -115,7 +144,17 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"prompt": QUESTION, "response": GOOD, "score": 0.75},
     ],
 }
-FLAT = ("own", "trl", "trl-implicit", "hh", "labelstudio min", "thumbs", "samples")  # what a CSV file can hold
+FLAT = (
+    "own",
+    "trl",
+    "trl-implicit",
+    "hh",
+    "compared",
+    "compared by label",
+    "labelstudio min",
+    "thumbs",
+    "samples",
+)  # what a CSV file can hold
 ODD: list[Any] = [
     *(None, True, 0, -1, 5, 0.5, float("nan"), float("inf"), 10**400, "", " ", "\n", "x", "5", "true", "Tie", "left"),
     *("\ud800", "\x00", "\ufeff", "\u2028", "<|im_end|>", "é" * 50, "e\u0301", "[{", '[{"role": 3, "content": 3}]'),

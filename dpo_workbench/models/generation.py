@@ -14,7 +14,8 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 
-ROWS = 96  # answers in one batch
+ROWS = 96  # answers in one batch, where their keys and values fit into
+KEYS = 2**30  # about so many bytes on a CPU; on a GPU a quarter of its memory
 GROW = 64  # places of the buffer of keys and values that are cleared at one time
 AHEAD, MATCH = 7, 4  # tokens guessed in one pass at most, and how many last tokens must have stood before at best
 # what a pass costs, in units of one token's products: by itself, and for reading a row's keys and values
@@ -128,7 +129,8 @@ def generate(
         seed: of the draws.
         repetition_penalty: above 1 divides (or, below zero, multiplies) the scores of tokens that the answer already
             has (CTRL, arXiv 1909.05858, equation 13; here the prompt's tokens are not counted, as copying is the job).
-        rows: about how many answers in a batch (at most half as many again); lower it if memory runs out.
+        rows: about how many answers in a batch (at most half as many again), or as many as memory holds; lower it if
+            memory runs out all the same.
         begun: for each prompt the token ids that its answers begin with, fewer than `max_new_tokens`; they count as
             part of the answer. None: nothing is given.
         drafts: for each prompt an answer that these may resemble, such as another model's, to look guesses up in. It
@@ -149,6 +151,7 @@ def generate(
     ids = [model.prompt_ids(p) + b for p, b in zip(prompts, given, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     answers: list[list[Answer]] = [[] for _ in ids]
+    rows = min(rows, _rows_in_memory(model, max(map(len, ids)) + max_new_tokens))
     n_batches = max(1, round(len(ids) * samples / rows))  # of equal size: a small last one costs as many passes
     per_batch = -(-len(ids) // n_batches)
     with model.merged() as network, torch.inference_mode():
@@ -165,6 +168,16 @@ def generate(
                 answers[i] = done[place * samples : (place + 1) * samples]
     release_freed_memory()
     return answers
+
+
+def _rows_in_memory(model: Model, length: int) -> int:
+    """How many answers' keys and values of `length` tokens may be held at one time."""
+    config, device = model.network.config.get_text_config(), model.device
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    one = 2 * config.num_hidden_layers * heads * size * length * model.dtype.itemsize
+    room = torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else KEYS
+    return max(1, room // one)
 
 
 @dataclass

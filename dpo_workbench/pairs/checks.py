@@ -6,9 +6,10 @@ import bisect
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from typing import Any
 
 from dpo_workbench.pairs.pair import Pair
 
@@ -67,6 +68,9 @@ P412 error   A comparison must have a winner. | Ties and skipped tasks make no p
 P413 warning Scores of a pair lie between 0 and 1. | Others only order the answers and are not kept.
 P414 warning Rows should not differ in Unicode form alone. | Write all text in NFC and drop the copy.
 P415 warning Ids should not begin or end with spaces. | They are trimmed; --fix trims them in the file.
+P416 warning A person's better answers should not stand on one side. | Shuffle the sides; look at what they judged.
+P417 warning A person should not judge by length alone. | Ask for their reasons; compare with what others say.
+P418 warning A person should agree with the others. | Talk about the guideline, or leave these labels out.
 """
 CODES: dict[str, tuple[str, str, str]] = {
     line[:4]: (line[5:12].strip(), *line[13:].split(" | "))  # type: ignore[misc]
@@ -233,9 +237,50 @@ def _circle(pairs: Sequence[Pair]) -> list[str] | None:
     return None
 
 
-def one_sided(counts: Counter[str]) -> tuple[str, float] | None:
+@dataclass
+class Annotator:
+    """How one person judged: where there were two answers, on which side the better one stood, how often it was the
+    longer one, and how often others who judged the same two agreed."""
+
+    name: str
+    labels: int = 0
+    sides: Counter[str] = field(default_factory=Counter)
+    longer: Counter[bool] = field(default_factory=Counter)
+    others: Counter[bool] = field(default_factory=Counter)  # labels of others on the same two answers, by agreement
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; shares are None where nothing was counted."""
+
+        def share(counts: Counter, value: Any) -> float | None:
+            return counts[value] / counts.total() if counts.total() else None
+
+        side = max(sorted(self.sides), key=lambda s: self.sides[s], default=None)
+        return {
+            "annotator": self.name,
+            "labels": self.labels,
+            "side": side,
+            "side_share": share(self.sides, side),
+            "longer_share": share(self.longer, True),
+            "compared": self.others.total(),
+            "agreement": share(self.others, True),
+        }
+
+
+def person_problems(people: Sequence[Annotator], said: Container[str]) -> Iterator[tuple[str, str]]:
+    """Code and excerpt of what is odd about one person; not what is so for the whole set (codes in `said`)."""
+    for person in people:
+        if "P406" not in said and (found := one_sided(person.sides)):
+            yield "P416", f"{person.name}: {found[0]} in {found[1]:.0%} of {person.sides.total()}"
+        if "P405" not in said and len(people) > 1 and (found := one_sided(person.longer)):
+            which = "the longer" if found[0] else "the shorter"
+            yield "P417", f"{person.name}: {which} in {found[1]:.0%} of {person.longer.total()}"
+        if (n := person.others.total()) >= MANY and person.others[True] <= n / 2:
+            yield "P418", f"{person.name}: with {person.others[True]} of {n} labels of others"
+
+
+def one_sided(counts: Counter[Any]) -> tuple[Any, float] | None:
     """The value that has at least nine of ten of at least twenty, with its share."""
-    total = sum(counts.values())
+    total = counts.total()
     if total < MANY:
         return None
     value, n = counts.most_common(1)[0]

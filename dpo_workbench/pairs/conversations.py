@@ -32,8 +32,9 @@ class Judged:
     scored: bool = False  # ranks are scores, not only an order
     grades: list[dict[str, float]] = field(default_factory=list)  # of each answer by person, where several graded it
     beside: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
-    side: str = ""  # the side on which the better answer stood
+    sides: Sequence[str] = ()  # where the answers stood, when two were shown side by side
     annotator: str = ""
+    votes: list[tuple[str, int]] = field(default_factory=list)  # who found which of two answers better
     split: str = ""
     notes: list[tuple[str, str, str]] = field(default_factory=list)  # warnings: code, field, excerpt
 

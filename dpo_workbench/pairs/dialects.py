@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,12 +18,16 @@ ANSWERS = ("response", "answer", "completion", "output", "text", "generated_text
 LISTS = ("answers", "responses", "completions", "candidates", "generations", "outputs")
 SCORES = ("score", "reward", "rating", "overall_score", "fine-grained_score", "grade")
 SCORE_LISTS = ("scores", "ratings", "rewards", "grades", "ranks", "ranking", "rank", "order")
-_PEOPLE = ("annotator", "annotator_id", "user_id")
+_PEOPLE = ("annotator", "annotator_id", "user_id", "judge")
 BESIDE = {f.name for f in fields(Pair)} - {"prompt", "chosen", "rejected"}  # keys that every layout may have
 BESIDE |= {"prompt_id", "split", "score_chosen", "score_rejected", *_PEOPLE}
+NAMELESS = "#"  # before the number of a person whose name is not in the data
 _COLUMNS = ("pw", "pairwise", "comparison", "preference")  # where a flat export of Label Studio has the label
 _NOTES = ("status", "external_id", "created_at", "updated_at", "inserted_at")
-_TIES = ("tie", "both", "neither", "equal", "skip", "none", "")
+_TIES = ("tie", "tiebothbad", "both", "neither", "equal", "skip", "none", "")
+_TWO = re.compile(r"(response|answer|completion|output|candidate|conversation|human_ref)_?([012ab])", re.I)
+_CONTEXTS = (*PROMPTS, "context", "history")
+_WINNERS = ("winner", "better_response_id", "overall_preference", "preference", "labels", "label", "better")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
@@ -38,9 +42,11 @@ class Dialect:
     keys: tuple[str, ...] = ()  # others that it reads
     fits: Callable[[dict[str, Any]], bool] = lambda row: True
     grouped: bool = False  # rows hold one answer each; pairs are made within a prompt
+    pattern: re.Pattern[str] | None = None  # of still others
 
     def known(self, key: str) -> bool:
-        return "*" in self.keys or key in BESIDE or key in self.keys or any(key in names for names in self.needs)
+        known = "*" in self.keys or key in BESIDE or key in self.keys or any(key in names for names in self.needs)
+        return known or bool(self.pattern and self.pattern.fullmatch(key))
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:
         return [names[0] for names in self.needs if not any(name in row for name in names)]
@@ -117,10 +123,7 @@ def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) ->
 
 
 def _pair(row: dict[str, Any]) -> Judged:
-    prompt = _first(row, PROMPTS, IMPLICIT)
-    if isinstance(prompt, str) and isinstance(row.get("system"), str) and row["system"].strip():
-        prompt = [{"role": "system", "content": row["system"]}, {"role": "user", "content": prompt}]
-    return conversation(prompt, [row["chosen"], row["rejected"]], ("chosen", "rejected"))
+    return conversation(_asked(row, PROMPTS, IMPLICIT), [row["chosen"], row["rejected"]], ("chosen", "rejected"))
 
 
 def _openai(row: dict[str, Any]) -> Judged:
@@ -139,17 +142,65 @@ def _tinker(row: dict[str, Any]) -> Judged:
     side = _side(row["label"], ("A", "B"), "label")
     if side is None:
         raise Refusal("P412", "label", row["label"])
-    found.ranks, found.side = [float(side == 0), float(side == 1)], "AB"[side]
+    found.ranks, found.sides = [float(side == 0), float(side == 1)], "AB"
     return found
+
+
+def _compared(row: dict[str, Any]) -> Judged:
+    """Two answers in columns that differ in their last sign, and which is better."""
+    names = _two(row)
+    if not names:
+        raise Refusal("P107", "response1", f"keys {', '.join(map(str, row))}", "Two answers and a winner are due here.")
+    key = next(k for k in _WINNERS if k in row)
+    found = conversation(_asked(row, _CONTEXTS, IMPLICIT), [row[name] for name in names], names)
+    if key == "overall_preference":  # below zero: the first is better
+        margin = -number(row[key], key)
+        people = [number(p["score"], "individual_preference") for p in _dicts(row.get("individual_preference"))]
+        found.grades = (
+            [{f"{NAMELESS}{k}": sign * p for k, p in enumerate(people)} for sign in (-1, 1)] if people else []
+        )
+    elif key == "labels":  # 1: the first is better
+        margin = number(row[key], key) - 0.5
+    else:
+        side = _side(row[key], names, key)
+        margin = 0.0 if side is None else 0.5 - side
+    if not margin:
+        raise Refusal("P412", key, row[key])
+    found.ranks, found.sides = [float(margin > 0), float(margin < 0)], names
+    return found
+
+
+def _two(row: Mapping[str, Any]) -> list[str]:
+    """The two columns with answers; none where there are not two."""
+    stems: dict[str, list[str]] = defaultdict(list)
+    for key in row:
+        if match := _TWO.fullmatch(key):
+            stems[match[1].lower()].append(key)
+    return next((sorted(names) for names in stems.values() if len(names) == 2), [])
+
+
+def _asked(row: Mapping[str, Any], names: Sequence[str] = PROMPTS, without: Any = None) -> Any:
+    """The prompt as it stands in a row: behind it an `input` that goes with an instruction, before it a system text."""
+    asked = _first(row, names, without)
+    if isinstance(asked, str):
+        more = row.get("input") if "input" in row and asked is not row["input"] else None
+        asked = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
+        if isinstance(row.get("system"), str) and row["system"].strip():
+            asked = [{"role": "system", "content": row["system"]}, {"role": "user", "content": asked}]
+    return asked
 
 
 def _dialogue(row: dict[str, Any]) -> Judged:
     said = []
     for name in ("chosen", "rejected"):
-        parts = _TURN.split(text(row[name], name))
-        roles = ["user" if part == "Human" else "assistant" for part in parts[1::2]]
-        said.append([{"role": r, "content": c.strip()} for r, c in zip(roles, parts[2::2], strict=True)])
+        said.append(_turns(text(row[name], name)))
     return conversation(IMPLICIT, said, ("chosen", "rejected"))
+
+
+def _turns(said: str) -> list[dict[str, str]]:
+    parts = _TURN.split(said)
+    roles = ["user" if part == "Human" else "assistant" for part in parts[1::2]]
+    return [{"role": r, "content": c.strip()} for r, c in zip(roles, parts[2::2], strict=True)]
 
 
 def _argilla(row: dict[str, Any]) -> Judged:
@@ -179,21 +230,25 @@ def _label_studio(row: dict[str, Any]) -> Judged:
 def _voted(shown: dict[str, Any], labels: Sequence[tuple[Any, Any]], where: str) -> Judged:
     """Answers that people compared: all texts beside the prompt, in the order of their names, ranked by votes."""
     asked = next((name for name in PROMPTS if name in shown), "prompt")
-    names = sorted(k for k, v in shown.items() if isinstance(v, str) and k not in (asked, *_COLUMNS, *BESIDE, *_NOTES))
+    others = (asked, "input", "system", *_COLUMNS, *BESIDE, *_NOTES)
+    names = sorted(k for k, v in shown.items() if isinstance(v, str) and k not in others)
     names = [name for name in names if "." not in name and name[0:1] != "_"]
     if asked not in shown or len(names) < 2:
         raise Refusal("P107", where, f"keys {', '.join(map(str, shown))}", "A prompt and two answers are due here.")
-    found = conversation(shown[asked], [shown[name] for name in names], names)
+    found = conversation(_asked(shown), [shown[name] for name in names], names)
     votes = [0.0] * len(names)
-    for _, label in labels:
-        for place, one in enumerate(_order(label)):
-            if (side := _side(one, names, where)) is not None:
+    for person, label in labels:
+        order = [_side(one, names, where) for one in _order(label)]
+        for place, side in enumerate(order):
+            if side is not None:
                 votes[side] += len(names) - place
+        if len(names) == 2 and order and order[0] is not None and person not in (None, ""):
+            found.votes.append((str(person), order[0]))
     if len(set(votes)) == 1:
         raise Refusal("P412", where, f"{len(labels)} labels: {labels}")
     people = {str(person or "") for person, _ in labels}
     found.ranks, found.annotator = votes, people.pop() if len(people) == 1 else ""
-    found.side = names[votes.index(max(votes))] if len(names) == 2 else ""
+    found.sides = names if len(names) == 2 else ()
     return found
 
 
@@ -209,6 +264,7 @@ def _order(label: Any) -> list[Any]:
 def _side(label: Any, names: Sequence[str], where: str) -> int | None:
     """Which name a label means: itself, its letters, left or right, its last sign (`response-1`); None for a tie."""
     letters = re.compile(r"\W|_")
+    label = int(label) if isinstance(label, float) and label.is_integer() else label
     asked, others = letters.sub("", str(label)).lower(), [letters.sub("", name).lower() for name in names]
     if label is None or asked in _TIES:
         return None
@@ -232,9 +288,12 @@ def _list(row: dict[str, Any]) -> Judged:
     texts, graded, scored = [], [], key not in ("ranks", "ranking", "rank", "order", None)
     if all(isinstance(v, dict) for v in values):
         texts = [_first(v, ANSWERS) for v in values]
-        graded = [_grades(v, f"{name}[{k}]") for k, v in enumerate(values)] if key is None else []
-        ranks = [_score_of(v, g, f"{name}[{k}]") for k, (v, g) in enumerate(zip(values, graded, strict=False))]
-        scored = scored or key is None
+        if key is None and all("rank" in v for v in values):
+            ranks = [-number(v["rank"], f"{name}[{k}].rank") for k, v in enumerate(values)]
+        else:
+            graded = [_grades(v, f"{name}[{k}]") for k, v in enumerate(values)] if key is None else []
+            ranks = [_score_of(v, g, f"{name}[{k}]") for k, (v, g) in enumerate(zip(values, graded, strict=False))]
+            scored = scored or key is None
     else:
         texts = list(values)
         ranks = [float(-k) for k in range(len(values))]
@@ -245,7 +304,10 @@ def _list(row: dict[str, Any]) -> Judged:
         ranks = [number(g, f"{key}[{k}]") * (1 if scored else -1) for k, g in enumerate(given)]
     if len(set(ranks)) == 1:
         raise Refusal("P412", key or name, f"{len(ranks)} equal scores")
-    found = conversation(_first(row, PROMPTS), texts, [f"{name}[{k}]" for k in range(len(texts))])
+    asked = _asked(row)
+    if isinstance(asked, str) and _TURN.match(asked) and asked.rstrip().endswith("\n\nAssistant:"):
+        asked = _turns(asked)[:-1]
+    found = conversation(asked, texts, [f"{name}[{k}]" for k in range(len(texts))])
     found.ranks, found.scored, found.grades = ranks, scored, graded if all(graded) else []
     return found
 
@@ -271,7 +333,7 @@ def _score_of(answer: dict[str, Any], grades: dict[str, float], name: str) -> fl
 
 
 def _thumbs(row: dict[str, Any]) -> Judged:
-    found = conversation(_first(row, PROMPTS), [_first(row, ANSWERS)], ("completion",))
+    found = conversation(_asked(row), [_first(row, ANSWERS)], ("completion",))
     found.ranks = [float(_thumb(row["label"], "label"))]
     return found
 
@@ -285,13 +347,19 @@ def _thumb(value: Any, name: str) -> bool:
 
 
 def _sample(row: dict[str, Any]) -> Judged:
-    found = conversation(_first(row, PROMPTS), [_first(row, ANSWERS)], ("completion",))
+    found = conversation(_asked(row), [_first(row, ANSWERS)], ("completion",))
     found.ranks, found.scored = [number(_first(row, SCORES), "score")], True
     return found
 
 
 def _is_dialogue(row: dict[str, Any]) -> bool:
     return all(isinstance(row[k], str) and _TURN.match(row[k]) for k in ("chosen", "rejected"))
+
+
+def _is_compared(row: dict[str, Any]) -> bool:
+    return (
+        bool(_two(row)) and not {"data", "fields", "chosen"} & row.keys() and all(row[k] is not None for k in _two(row))
+    )
 
 
 def _is_own(row: dict[str, Any]) -> bool:
@@ -307,6 +375,8 @@ _ALL = (
             fits=lambda row: isinstance(row["comparison"], dict)),
     Dialect("hh", "dialogues of Human and Assistant as in HH-RLHF, in chosen and rejected", _CR, _dialogue,
             fits=lambda row: _is_dialogue(row) and not any(p in row for p in PROMPTS)),
+    Dialect("compared", "two answers in columns such as response1 and response2, and which won", (_WINNERS,),
+            _compared, (*_CONTEXTS, "system", "individual_preference"), _is_compared, pattern=_TWO),
     Dialect("labelstudio", "Label Studio, pairwise: data and annotations, or one column pw",
             (("data", *_P), ("annotations", *_COLUMNS)), _label_studio, ("*",),
             lambda row: not {"label", "chosen"} & row.keys() and ("annotations" in row) == ("data" in row)),
@@ -317,12 +387,12 @@ _ALL = (
             ("messages", "system")),
     Dialect("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _CR, _pair),
     Dialect("list", "several answers of a prompt with scores (as in UltraFeedback) or ranks, or best first",
-            (_P, LISTS), _list, (*SCORE_LISTS, "models", "correct_answers", "incorrect_answers", "source"),
+            (_P, LISTS), _list, (*SCORE_LISTS, "system", "models", "correct_answers", "incorrect_answers", "source"),
             lambda row: any(isinstance(row.get(k), list) for k in LISTS)),
     Dialect("thumbs", "one answer a row with thumbs up or down, paired within a prompt", (_P, _A, ("label",)),
-            _thumbs, grouped=True),
+            _thumbs, ("system",), grouped=True),
     Dialect("samples", "one answer a row with a score, paired within a prompt", (_P, _A, SCORES), _sample,
-            grouped=True),
+            ("system",), grouped=True),
 )  # fmt: skip
 DIALECTS = {d.name: d for d in _ALL}
 SYNONYMS = {"azure": "openai", "together": "openai", "ultrafeedback": "list", "ranked": "list"}

@@ -37,6 +37,19 @@ PRESETS = {
     "snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset": Preset(
         "trl", "train_iteration_1", "Apache-2.0", "answers of Mistral 7B, judged by the reward model PairRM"
     ),
+    "nvidia/HelpSteer3": Preset(
+        "compared", "preference/train", "CC-BY-4.0", "answers of several models, each pair judged by up to three people"
+    ),
+    "PKU-Alignment/PKU-SafeRLHF": Preset(
+        "compared",
+        "train",
+        "CC-BY-NC-4.0",
+        "no commercial use; harmful answers are in it, the more helpful one is chosen",
+    ),
+    "berkeley-nest/Nectar": Preset("list", "train", "Apache-2.0", f"seven a prompt. {_LLM}"),
+    "stanfordnlp/SHP": Preset(
+        "compared", "train", "none on the card", "comments on Reddit, chosen by their votes: Reddit's terms hold"
+    ),
 }
 
 

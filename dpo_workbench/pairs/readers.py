@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dpo_workbench.pairs.checks import (
     CODES,
+    Annotator,
     Refusal,
     one_sided,
     pair_problems,
+    person_problems,
     room_problems,
     set_problems,
     text_problems,
 )
 from dpo_workbench.pairs.conversations import Judged
-from dpo_workbench.pairs.dialects import BESIDE, DIALECTS, SYNONYMS, Dialect, nearest, read_row, recognise
+from dpo_workbench.pairs.dialects import BESIDE, DIALECTS, NAMELESS, SYNONYMS, Dialect, nearest, read_row, recognise
 from dpo_workbench.pairs.pair import Pair
 from dpo_workbench.pairs.presets import preset_of
 from dpo_workbench.pairs.result import Read
@@ -105,7 +107,7 @@ class _Reader:
         self.first: dict[int, int] = {}  # hash of a pair without its id: its place in `pairs`
         self.groups: dict[str, list[tuple[Judged, Row]]] = defaultdict(list)
         self.sides: Counter[str] = Counter()
-        self.people: Counter[str] = Counter()
+        self.people: dict[str, Annotator] = {}
         self.splits: dict[int, str] = {}
 
     def take(self, row: Row) -> None:
@@ -210,12 +212,25 @@ class _Reader:
         """Warnings of a row that is kept, and what the set will be asked."""
         for code, name, got in judged.notes:
             self.findings.add(code, row.line, name, got)
-        if judged.side:
-            self.sides[judged.side] += 1
-        if judged.annotator:
-            self.people[judged.annotator] += 1
+        self._note_people(judged)
         if judged.split and self.splits.setdefault(hash(judged.prompt), judged.split) != judged.split:
             self.findings.add("P410", row.line, "prompt", judged.prompt)
+
+    def _note_people(self, judged: Judged) -> None:
+        """Who judged, and how: on which side, the longer answer or not, with the others or not."""
+        best = judged.ranks.index(max(judged.ranks))
+        if judged.sides:
+            self.sides[judged.sides[best]] += 1
+        for places, votes in _ballots(judged, best):
+            lengths = [len(judged.answers[place]) for place in places]
+            for k, (name, vote) in enumerate(votes):
+                person = self.people.setdefault(name, Annotator(name))
+                person.labels += 1
+                if judged.sides:
+                    person.sides[judged.sides[vote]] += 1
+                if len(lengths) == 2 and lengths[0] != lengths[1]:
+                    person.longer[lengths[vote] > lengths[1 - vote]] += 1
+                person.others.update(vote == other for j, (_, other) in enumerate(votes) if j != k)
 
     def _add_groups(self) -> None:
         """Pairs among the answers of each prompt; an answer without another that was judged differently is refused."""
@@ -251,17 +266,33 @@ class _Reader:
         if self.pairs:
             for problem in set_problems(self.pairs, self.lines):
                 self.findings.add(*problem)
-        for code, votes in (("P406", self.sides), ("P407", self.people)):
+        people = sorted(self.people.values(), key=lambda person: (-person.labels, person.name))
+        for code, votes in (("P406", self.sides), ("P407", Counter({p.name: p.labels for p in people}))):
             if found := one_sided(votes):
-                self.findings.add(code, got=f"{found[0]}: {found[1]:.0%} of {sum(votes.values())}")
+                self.findings.add(code, got=f"{found[0]}: {found[1]:.0%} of {votes.total()}")
+        for code, got in person_problems(people, self.findings.counts):
+            self.findings.add(code, got=got)
         refused, merged = len(self.refused), len(self.merged)
         assert self.rows == self.kept + refused + merged, f"{self.rows} != {self.kept} + {refused} + {merged}"
         what = f"{self.dialect.name} ({self.dialect.what}), {self.source.kind}"
         counts, kept = dict(self.findings.counts), self.findings.kept
         return Read(
             self.source.name, what, self.rows, self.kept, refused, merged, kept, counts,
-            self.pairs, self.refused, self.merged, self.source.header,
+            self.pairs, self.refused, self.merged, self.source.header, people,
         )  # fmt: skip
+
+
+def _ballots(judged: Judged, best: int) -> Iterator[tuple[Sequence[int], list[tuple[str, int]]]]:
+    """Places of two answers, and who found the first (0) or the second (1) of them better; without two, only who."""
+    if len(judged.answers) == 2 and (judged.votes or judged.annotator):
+        yield (0, 1), judged.votes or [(judged.annotator, best)]
+    elif judged.annotator:
+        yield (), [(judged.annotator, 0)]
+    elif judged.grades and len(judged.answers) <= _ALL_AGAINST_ALL:
+        for two in itertools.combinations(range(len(judged.answers)), 2):
+            first, second = (judged.grades[place] for place in two)
+            signs = {who: second[who] - first[who] for who in first if who in second and not who.startswith(NAMELESS)}
+            yield two, [(who, int(sign > 0)) for who, sign in signs.items() if sign]
 
 
 def _agreement(grades: list[dict[str, float]], better: int, worse: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpo_workbench.pairs.checks import CODES, Finding
+from dpo_workbench.pairs.checks import CODES, Annotator, Finding
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.pairs.sources import Row, open_source
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -32,6 +32,7 @@ class Read:
     refused_rows: list[Row] = field(repr=False)
     merged_rows: set[int] = field(repr=False)  # their numbers
     header: bytes = field(default=b"", repr=False)  # of a CSV file
+    annotators: list[Annotator] = field(default_factory=list, repr=False)  # whose labels were kept, most labels first
     licence: str = ""  # of a well-known set, as its card names it
 
     @property
@@ -75,6 +76,7 @@ class Read:
         return {
             **{name: getattr(self, name) for name in names},
             "pairs": len(self.found),
+            "annotators": [person.to_dict() for person in self.annotators],
             "findings": [asdict(f) for f in self.findings],
         }
 

@@ -89,14 +89,15 @@ def plain(value: Any) -> Any:
 
 
 def _hub(name: str) -> Source:
-    name, _, split = name.partition("@")
+    name, _, part = name.partition("@")
+    config, _, split = part.rpartition("/")
     try:
         from datasets import load_dataset
 
-        rows = load_dataset(name, split=split or "train", streaming=True)
+        rows = load_dataset(name, config or None, split=split or "train", streaming=True)
         return Source(f"hub:{name}", "hub", _checked(_table(name, "hub", rows).rows, name), Findings(f"hub:{name}"))
     except Exception as error:  # the library has dozens, from no network to no such split
-        fix = "Check the name, the split (hub:owner/name@split) and the network."
+        fix = "Check the name, the split (hub:owner/name@split or @config/split) and the network."
         raise stop("P001", f"{type(error).__name__}: {error}", f"hub:{name}", fix) from error
 
 

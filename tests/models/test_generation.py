@@ -225,3 +225,18 @@ def test_merged_weights_compute_what_the_adapter_does(moved) -> None:
             torch.testing.assert_close(network(ids).logits, want, rtol=1e-4, atol=1e-4)
         with moved.active() as network:
             assert torch.equal(network(ids).logits, want)
+
+
+def test_rows_follow_from_the_memory_of_keys_and_values(tiny, monkeypatch) -> None:
+    config = tiny.network.config
+    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tiny.dtype.itemsize
+    longest = max(len(tiny.prompt_ids(p)) for p in PROMPTS) + 24
+    sizes = []
+    batch = generation._batch
+    monkeypatch.setattr(
+        generation, "_batch", lambda m, n, prompts, *rest: sizes.append(len(prompts)) or batch(m, n, prompts, *rest)
+    )
+    whole = generate(tiny, PROMPTS, max_new_tokens=24)
+    monkeypatch.setattr(generation, "KEYS", 2 * one * longest)
+    assert generate(tiny, PROMPTS, max_new_tokens=24) == whole
+    assert sizes[0] == len(PROMPTS) and max(sizes[1:]) <= 3 and sum(sizes[1:]) == len(PROMPTS)

@@ -51,6 +51,31 @@ def tinker(k: int) -> dict:
     return {"comparison": sides, "label": "A"}
 
 
+def by_side(k: int) -> dict:
+    """Of 60 rows `al` judged 25 and always took A; `bo` took A and B by turns."""
+    compared = {"prompt": f"q{k}?", "response_a": f"{'a' * (1 + k // 2 % 2 * 2)}{k}", "response_b": f"bb{k}"}
+    return compared | {"winner": "a" if k < 25 else "ab"[k % 2], "annotator": "al" if k < 25 else "bo"}
+
+
+def by_length(k: int) -> dict:
+    """Of 60 rows `al` judged 25 and always took the longer answer; `bo` took the longer and the shorter by turns."""
+    longer = k < 25 or k % 2
+    texts = dict(zip(("chosen", "rejected"), ("ore " * 9, "ore") if longer else ("ore", "ore " * 9), strict=True))
+    return row(k, **texts, annotator="al" if k < 25 else "bo")
+
+
+def against(k: int) -> dict:
+    """Three people judge; `cy` takes the other side in two of three rows."""
+    votes = ["left", "left", "left" if k % 3 == 0 else "right"]
+    votes = votes if k % 2 else [{"left": "right", "right": "left"}[vote] for vote in votes]
+    results = [[{"type": "pairwise", "value": {"selected": vote}}] for vote in votes]
+    done = [{"completed_by": who, "result": result} for who, result in zip(("al", "bo", "cy"), results, strict=True)]
+    return {
+        "data": {"prompt": f"q{k}?", "text1": f"{'a' * (1 + k // 2 % 2 * 2)}{k}", "text2": f"bb{k}"},
+        "annotations": done,
+    }
+
+
 # name: code, file name, content, line, field
 STOPS = {
     "missing": ("P001", "none.jsonl", None),
@@ -136,6 +161,9 @@ WARNED = {
     "all chosen longer": ("P405", "a.jsonl", lines(*judged(25, chosen=lambda k: f"ore {k} " * (9 + k))), 0, "chosen"),
     "chosen always A": ("P406", "a.jsonl", lines(*map(tinker, range(25))), 0, ""),
     "one annotator": ("P407", "a.jsonl", lines(*judged(25, annotator=lambda k: "bo" if k < 24 else "al")), 0, ""),
+    "one person's side": ("P416", "a.jsonl", lines(*map(by_side, range(60))), 0, ""),
+    "one person's length": ("P417", "a.jsonl", lines(*map(by_length, range(60))), 0, ""),
+    "against the others": ("P418", "a.jsonl", lines(*map(against, range(25))), 0, ""),
     "score against label": (
         "P408", "a.jsonl", lines(row(1, chosen_score=0.2, rejected_score=0.9)), 1, "chosen_score"),
     "few rows": ("P409", "a.jsonl", lines(*judged(49)), 0, ""),
@@ -206,6 +234,20 @@ def test_rows_that_do_not_fit_into_max_tokens(tmp_path) -> None:
     assert found.refused == 2 and read(tmp_path, "a.jsonl", lines(*rows)).refused == 0
     assert read(tmp_path, "a.jsonl", lines(*rows), max_tokens=30, count_tokens=len).refused == 2
     assert read(tmp_path, "a.jsonl", lines(*rows), max_tokens=30, count_tokens=lambda text: 1).refused == 0
+
+
+def test_only_the_odd_person_is_named(tmp_path) -> None:
+    for rows, code, start in (
+        (map(by_side, range(60)), "P416", "al: response_a in 100% of 25"),
+        (map(by_length, range(60)), "P417", "al: the longer in 100% of 25"),
+        (map(against, range(30)), "P418", "cy: with 20 of 60 labels of others"),
+    ):
+        found = read(tmp_path, "a.jsonl", lines(*rows))
+        assert [f.excerpt for f in found.findings if f.code in ("P416", "P417", "P418")] == [start]
+        assert [f.code for f in found.findings if f.code[:3] == "P41"] == [code]
+    al, bo, cy = (person.to_dict() for person in found.annotators)
+    assert (al["labels"], al["compared"], cy["agreement"]) == (30, 60, 1 / 3) and al["agreement"] == bo["agreement"]
+    assert al["side_share"] == 0.5 and found.to_dict()["annotators"] == [al, bo, cy]
 
 
 def test_every_code_is_tested_here_or_by_name() -> None:

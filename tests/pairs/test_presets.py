@@ -40,6 +40,24 @@ ROWS = {  # made up here, in the columns of each set's card
         "prompt_id": "a1", "prompt": ASKED, "chosen": turns(ASKED, GOOD), "rejected": turns(ASKED, BAD),
         "all_generated_responses": [GOOD, BAD], "all_rm_scores": [0.3, -0.2],
     },
+    "nvidia/HelpSteer3": {
+        "domain": "general", "language": "english", "context": turns(ASKED), "response1": BAD, "response2": GOOD,
+        "overall_preference": 1,
+        "individual_preference": [{"score": s, "reasoning": "", "feedback1": "", "feedback2": ""} for s in (2, 1, -1)],
+    },
+    "PKU-Alignment/PKU-SafeRLHF": {
+        "prompt": ASKED, "response_0": BAD, "response_1": GOOD, "better_response_id": 1, "safer_response_id": 0,
+        "is_response_0_safe": True, "is_response_1_safe": True,
+    },
+    "berkeley-nest/Nectar": {
+        "prompt": f"\n\nHuman: {ASKED}\n\nAssistant: ", "num_responses": 2, "turns": 1, "source": ["made_up"],
+        "answers": [{"answer": GOOD, "model": "m1", "rank": 1.0}, {"answer": BAD, "model": "m2", "rank": 2.0}],
+        "good_natured": True,
+    },
+    "stanfordnlp/SHP": {
+        "post_id": "a1", "history": ASKED, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0,
+        "score_A": 3, "score_B": 30, "score_ratio": 10.0,
+    },
 }  # fmt: skip
 
 
@@ -47,15 +65,27 @@ ROWS = {  # made up here, in the columns of each set's card
 def test_a_preset_reads_its_set(monkeypatch, name: str) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda n, split, **k: asked.append((n, split)) or iter([ROWS[name]]))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda n, part, split, **k: asked.append((n, part, split)) or iter([ROWS[name]])
+    )
     read = read_pairs(f"hub:{name}")
     (pair,) = read.pairs
     assert ("Be brief." in pair.prompt) == ("Be brief." in str(ROWS[name]))
     assert (pair.chosen, pair.rejected) == (GOOD, BAD) and ASKED in pair.prompt and "Assistant" not in pair.prompt
-    assert asked == [(name, PRESETS[name].split)] and read.refused == 0
+    part, _, split = PRESETS[name].split.rpartition("/")
+    assert asked == [(name, part or None, split)] and read.refused == 0
     assert f"licence: {PRESETS[name].licence}; " in repr(read)
     read_pairs(f"hub:{name.lower()}@other")
-    assert asked[1][1] == "other"
+    assert asked[1][1:] == (None, "other")
+
+
+def test_disagreement_of_three_people_is_the_weight() -> None:
+    row = ROWS["nvidia/HelpSteer3"]
+    (pair,) = (read := read_pairs([row])).pairs
+    assert pair.weight == pytest.approx(1 / 3) and not read.annotators  # two of three, and nobody has a name
+    tie = row | {"overall_preference": 0}
+    against = row | {"overall_preference": -1}
+    assert [f.code for f in read_pairs([tie, against]).findings if f.severity == "error"] == ["P412", "P412"]
 
 
 def test_other_sets_have_none(monkeypatch) -> None:

@@ -31,7 +31,8 @@ EXAMPLES, QUESTION, GOOD, BAD = fuzz.EXAMPLES, fuzz.QUESTION, fuzz.GOOD, fuzz.BA
 NAMES = {
     **{"trl messages": "trl", "trl-implicit messages": "trl-implicit", "together": "openai"},
     **{"argilla records": "argilla", "labelstudio min": "labelstudio"},
-    **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks"), "list"),
+    **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks", "ranks within"), "list"),
+    **dict.fromkeys([name for name in EXAMPLES if name.startswith("compared")], "compared"),
 }
 
 
@@ -225,6 +226,26 @@ def test_a_mapping_gives_columns_their_names() -> None:
         assert texts(read_pairs([{name: "q", "chosen": "a", "rejected": "b"}])) == [("q", "a", "b")]
 
 
+def test_an_input_goes_behind_its_instruction() -> None:
+    row = {"instruction": "Name the ore.", "input": "Fe2O3"}
+    for answers in ({"chosen": GOOD, "rejected": BAD}, {"output_1": BAD, "output_2": GOOD, "preference": 2.0}):
+        assert texts(read_pairs([row | answers])) == [("Name the ore.\n\nFe2O3", GOOD, BAD)]
+    shown = row | {"text1": BAD, "text2": GOOD, "system": "Be brief."}
+    (task,) = EXAMPLES["labelstudio"]
+    (pair,) = read_pairs([task | {"data": shown, "annotations": [fuzz._pairwise("right")]}]).found
+    assert (pair.prompt, pair.chosen) == ("system: Be brief.\n\nuser: Name the ore.\n\nFe2O3", GOOD)
+
+
+def test_a_winner_is_named_in_many_ways() -> None:
+    row = {"prompt": QUESTION, "answer_a": BAD, "answer_b": GOOD}
+    for key, value in {"winner": "model_b", "preference": "B", "label": "answer_b", "better": "right"}.items():
+        assert texts(read_pairs([row | {key: value}])) == [(QUESTION, GOOD, BAD)]
+    for tie in ("tie", "tie (bothbad)", "Both", None):
+        assert codes(read_pairs([row | {"winner": tie}])) == ["P412"]
+    for odd in ("model_c", 3, ["x"], {"y": 1}):
+        assert codes(read_pairs([row | {"winner": odd}])) == ["P108"]
+
+
 def test_what_stands_beside_the_texts_is_kept() -> None:
     (row,) = EXAMPLES["trl"]
     beside = {"prompt_id": 7, "score_chosen": "0.9", "score_rejected": 0.1, "weight": 2, "failure": "loop"}
@@ -260,7 +281,9 @@ def test_a_hub_set_is_streamed(monkeypatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or iter(EXAMPLES["openai"]))
     assert texts(read_pairs("hub:owner/name@test")) == [(QUESTION, GOOD, BAD)]
     assert read_pairs("hub:owner/name").source == "hub:owner/name"
-    assert asked == [(("owner/name",), {"split": s, "streaming": True}) for s in ("test", "train")]
+    assert texts(read_pairs("hub:owner/name@part/test")) == [(QUESTION, GOOD, BAD)]
+    parts = ((None, "test"), (None, "train"), ("part", "test"))
+    assert asked == [(("owner/name", part), {"split": split, "streaming": True}) for part, split in parts]
 
 
 def test_the_hub_without_a_network_is_one_error() -> None:
