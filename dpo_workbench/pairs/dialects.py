@@ -155,7 +155,7 @@ def _compared(row: dict[str, Any]) -> Judged:
     found = conversation(_asked(row, _CONTEXTS, IMPLICIT), [row[name] for name in names], names)
     if key == "overall_preference":  # below zero: the first is better
         margin = -number(row[key], key)
-        people = [number(p["score"], "individual_preference") for p in _dicts(row.get("individual_preference"))]
+        people = [number(p.get("score"), "individual_preference") for p in _dicts(row.get("individual_preference"))]
         found.grades = (
             [{f"{NAMELESS}{k}": sign * p for k, p in enumerate(people)} for sign in (-1, 1)] if people else []
         )

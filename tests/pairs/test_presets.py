@@ -99,3 +99,9 @@ def test_the_docs_list_every_preset() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     rows = [f"| `hub:{name}` | `{p.split}` | {p.licence} | {p.note} |" for name, p in PRESETS.items()]
     assert [line for line in text.splitlines() if line.startswith("| `hub:")] == rows
+
+
+def test_a_person_without_a_score_is_refused_not_raised() -> None:
+    row = ROWS["nvidia/HelpSteer3"] | {"individual_preference": [{"reasoning": "no score"}]}
+    problem = read_pairs([row]).findings[0]
+    assert (problem.code, problem.field) == ("P108", "individual_preference")
