@@ -1,0 +1,173 @@
+"""What runs inside the sandbox: started as `python child.py REQUESTS RESULTS`, two descriptors to talk to the parent.
+
+The first request says what to do, which files may be read and what the limits are. Before a line of foreign code runs,
+the process locks itself down. Then, by mode:
+
+    answer  run the code, then answer each request (name, arguments) with what that function returns
+    check   run tests; each call of `candidate` goes to the parent, which asks another child
+    sql     open a database read-only, then answer each query with its columns and rows
+
+A reply is one line: a letter, and a value as in `values.py`. Replies may be forged by the code that runs here; so the
+parent believes nothing but plain values, and what they should be is not in this process.
+"""
+
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.abspath(__file__))
+import kernel_guard  # noqa: E402
+import values  # noqa: E402
+
+sys.path.pop(0)
+_SHORT = 500
+_CALLS = frozenset(
+    "os.system os.fork os.forkpty os.exec os.posix_spawn os.spawn subprocess.Popen socket.__new__ socket.getaddrinfo "
+    "ctypes.dlopen os.kill os.killpg gc.get_objects gc.get_referrers".split()
+)
+_CHANGES = frozenset(
+    "os.remove os.rename os.rmdir os.mkdir os.symlink os.link os.chmod os.chown os.truncate os.utime shutil.rmtree".split()
+)
+
+
+def _error(error: BaseException, code: str) -> list:
+    """Type, text and line (in the foreign code, 0 if none) of an exception."""
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == code else line
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and isinstance(error.lineno, int):
+        line = error.lineno
+    try:
+        text = str(error)[:_SHORT]
+    except BaseException:
+        text = ""
+    names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+    return [names[0], text, line, bool(isinstance(error, PermissionError))]
+
+
+class _Wire:
+    def __init__(self, requests: int, results: int):
+        self.requests = open(requests, encoding="ascii", newline="\n")  # noqa: SIM115
+        self.results = results
+        self.unsafe: list = []
+
+    def request(self):
+        line = self.requests.readline()
+        return values.decode(line) if line else None
+
+    def reply(self, letter: str, value=None, most: int = 1 << 20) -> None:
+        if self.unsafe:
+            unsafe, self.unsafe = self.unsafe[:8], []
+            self._send("u", unsafe, most)
+        self._send(letter, value, most)
+
+    def _send(self, letter: str, value, most: int) -> None:
+        data = (letter + values.encode(value, most) + "\n").encode("ascii")
+        while data:
+            data = data[os.write(self.results, data) :]
+
+    def watch(self, folder: str) -> None:
+        """Note, for the failure class `unsafe`, what reaches out of the sandbox. It only notes: the kernel refuses."""
+
+        def hook(event: str, args: tuple) -> None:
+            try:
+                out = event in _CALLS
+                if event == "open":
+                    out = bool(args[2] & (os.O_WRONLY | os.O_RDWR)) and self._outside(args[0], folder)
+                elif event in _CHANGES:
+                    out = self._outside(args[0], folder)
+                if out and len(self.unsafe) < 8 and event not in self.unsafe:
+                    self.unsafe.append(event)
+            except BaseException:
+                pass
+
+        sys.addaudithook(hook)
+
+    @staticmethod
+    def _outside(path, folder: str) -> bool:
+        if isinstance(path, int) or path is None:
+            return False
+        path = os.path.abspath(os.fsdecode(path))
+        return path != "/dev/null" and not path.startswith(folder)
+
+
+def _load(code: str, name: str, known=()):
+    """The module that the code makes, and what went wrong or None."""
+    module = type(sys)(name)
+    module.__dict__.update(known)
+    sys.modules[name] = module
+    try:
+        exec(compile(code, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
+    except BaseException as error:
+        return module, error
+    return module, None
+
+
+def _answer(wire: _Wire, order: dict) -> None:
+    most = order["value_bytes"]
+    module, problem = _load(order["code"], "answer")
+    if problem is not None:
+        wire.reply("s" if isinstance(problem, SyntaxError) else "e", _error(problem, "<answer>"))
+        return
+    wire.reply("l")
+    while (request := wire.request()) is not None:
+        name, args, named = request
+        try:
+            value = getattr(module, name)(*args, **named)
+        except BaseException as error:
+            wire.reply("e", _error(error, "<answer>"))
+            continue
+        try:
+            wire.reply("v", value, most)
+        except (values.NotPlain, RecursionError, RuntimeError, MemoryError) as error:
+            wire.reply("n", str(error)[:_SHORT])
+
+
+def _check(wire: _Wire, order: dict) -> None:
+    import builtins
+
+    def candidate(*args, **named):
+        wire.reply("c", [list(args), named], order["value_bytes"])
+        letter, value = wire.request()
+        if letter == "v":
+            return value
+        kind = getattr(builtins, value[0], RuntimeError)
+        raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError)(value[1])
+
+    module, problem = _load(order["code"], "tests", {order["name"]: candidate, "candidate": candidate})
+    try:
+        if problem is not None:
+            raise problem
+        if order["entry"]:
+            getattr(module, order["entry"])(candidate)
+    except values.NotPlain as error:
+        wire.reply("n", str(error)[:_SHORT])
+    except BaseException as error:
+        wire.reply("e", _error(error, "<tests>"))
+    else:
+        wire.reply("p")
+
+
+def main() -> None:
+    wire = _Wire(int(sys.argv[1]), int(sys.argv[2]))
+    order = wire.request()
+    if order["mode"] == "sql":
+        import sql_child
+
+        sql_child.prepare()
+    folder = os.getcwd()
+    kernel_guard.limit(order["memory"], order["cpu"], order["file_bytes"], strong=order["strong"])
+    kernel_guard.lock(order["readable"], [folder], order["listable"], order["strong"])
+    sys.path += order["paths"]
+    if order["mode"] == "sql":
+        wire.reply("r")
+        sql_child.serve(wire, order)
+    else:
+        wire.watch(folder + os.sep)
+        wire.reply("r")
+        (_answer if order["mode"] == "answer" else _check)(wire, order)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Lock the current process down by Landlock, seccomp and resource limits, with ctypes alone.
+
+The child processes of this package call `lock` before they run a model's code; nothing here needs another module of the
+package, since a child reads this file by itself. What each layer refuses:
+
+* Landlock (Linux 5.13 or newer): every file that `readable` and `writable` do not name, TCP (ABI 4), abstract sockets
+  and signals to other processes (ABI 6). See the kernel's documentation, userspace-api/landlock.
+* seccomp (a filter of system calls): new processes and programs, sockets, signals, tracing, other processes' memory,
+  limits and priorities, shared memory, changed owners, modes and times of files, mounts, modules, io_uring. System
+  calls newer than this list do not exist for the child. Threads are allowed.
+* resource limits: memory, processor time, size of a file, open files, no core dumps.
+
+A child that has been locked cannot unlock itself, as root neither.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterable
+
+# Numbers of system calls: x86-64, AArch64 (None: there is none). From the kernel's syscall tables.
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
+    "setpgid": (109, 154), "setsid": (112, 157), "personality": (135, 92), "ptrace": (101, 117),
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
+    "socket": (41, 198), "connect": (42, 203), "accept": (43, 202), "accept4": (288, 242), "sendto": (44, 206),
+    "recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212), "bind": (49, 200), "listen": (50, 201),
+    "socketpair": (53, 199), "sendmmsg": (307, 269), "recvmmsg": (299, 243),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
+    "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
+    "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    "truncate": (76, 45), "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None),
+    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "mknod": (133, None), "mknodat": (259, 33),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
+    "lremovexattr": (198, 15), "fremovexattr": (199, 16), "open_by_handle_at": (304, 265),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122),
+    "setrlimit": (160, 164), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
+    "setns": (308, 268), "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142), "acct": (163, 89),
+    "sethostname": (170, 161), "setdomainname": (171, 162), "settimeofday": (164, 170), "adjtimex": (159, 171),
+    "clock_settime": (227, 112), "clock_adjtime": (305, 266), "iopl": (172, None), "ioperm": (173, None),
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294), "quotactl": (179, 60), "syslog": (103, 116), "vhangup": (153, 58),
+    "modify_ldt": (154, None), "uselib": (134, None), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "perf_event_open": (298, 241), "bpf": (321, 280), "userfaultfd": (323, 282),
+}  # fmt: skip
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E, 56, 302), "aarch64": (1, 0xC00000B7, 220, 261)}  # column, AUDIT_ARCH,
+#                                                                                              clone, prlimit64
+_FIRST_NEW = 424  # from here on all architectures share their numbers
+_ALLOWED_NEW = (436, 437, 439, 441, 449, 451, 454, 455, 456)  # close_range, openat2, faccessat2, epoll_pwait2, futexes
+_EPERM, _ENOSYS = 1, 38
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+_CLONE_THREAD = 0x00010000
+
+# Rights of files in Landlock, by the ABI that brought them: 13 bits in ABI 1, then refer, truncate, ioctl_dev.
+_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 14  # write, remove dir and file, make dir and file, truncate
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
+def landlock_abi() -> int:
+    """Version of Landlock in this kernel; 0 where there is none."""
+    if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
+        return 0
+    return max(0, int(_libc().syscall(444, None, 0, 1)))
+
+
+def seccomp_works() -> bool:
+    """True where the kernel takes filters of system calls (`PR_GET_SECCOMP` answers)."""
+    if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
+        return False
+    return _libc().prctl(21, 0, 0, 0, 0) >= 0
+
+
+def lock(
+    readable: Iterable[str], writable: Iterable[str], listable: Iterable[str] = (), strong: bool = True
+) -> None:
+    """Refuse this process everything but computing and the named files, for ever.
+
+    Args:
+        readable: files and folders (with all in them) that may be read.
+        writable: folders in which files may be read, made, changed and removed.
+        listable: folders whose names may be listed, and nothing read.
+        strong: False leaves out Landlock and seccomp, where the kernel has none.
+
+    Raises:
+        OSError: the kernel refused a layer. The caller must not go on.
+    """
+    if strong:
+        _no_new_privileges()
+        _landlock(readable, writable, listable)
+        _seccomp()
+
+
+def limit(memory: int, seconds: float, file_bytes: int, files: int = 64, strong: bool = True) -> None:
+    """Set the resource limits: bytes of address space, processor seconds, bytes a file, open files. No-op on Windows.
+
+    Where seccomp does not hold (`strong` is False) the number of processes is limited too, which root is free of, and
+    which counts threads.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
+    whole = int(seconds) + 1
+    wanted = [
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_CPU, whole, whole + 1),
+        (resource.RLIMIT_FSIZE, file_bytes, file_bytes),
+        (resource.RLIMIT_NOFILE, files, files),
+        (resource.RLIMIT_AS, memory, memory),
+    ]
+    if not strong:
+        wanted.append((resource.RLIMIT_NPROC, 0, 0))
+    for kind, soft, hard in wanted:
+        top = resource.getrlimit(kind)[1]
+        if top != resource.RLIM_INFINITY:
+            soft, hard = min(soft, top), min(hard, top)
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except (OSError, ValueError):  # macOS takes no limit of address space
+            if sys.platform.startswith("linux"):
+                raise
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def _no_new_privileges() -> None:
+    _checked(_libc().prctl(38, 1, 0, 0, 0), "no_new_privs")
+
+
+def _landlock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[str]) -> None:
+    abi, libc = landlock_abi(), _libc()
+    if not abi:
+        raise OSError(_ENOSYS, "Landlock: not in this kernel")
+    files = (1 << 13) - 1 | (1 << 13 if abi >= 2 else 0) | (1 << 14 if abi >= 3 else 0) | (1 << 15 if abi >= 5 else 0)
+    fields = [files] + ([3] if abi >= 4 else []) + ([3] if abi >= 6 else [])  # TCP; abstract sockets and signals
+    ruleset = struct.pack(f"={len(fields)}Q", *fields)
+    handle = _checked(libc.syscall(444, ruleset, len(ruleset), 0), "landlock_create_ruleset")
+    try:
+        for paths, rights in (
+            (readable, _READ_FILE | _READ_DIR),
+            (listable, _READ_DIR),
+            (writable, (_READ_FILE | _READ_DIR | _WRITE) & files),
+        ):
+            for path in paths:
+                _allow(libc, handle, path, rights)
+        _checked(libc.syscall(446, handle, 0), "landlock_restrict_self")
+    finally:
+        os.close(handle)
+
+
+def _allow(libc: ctypes.CDLL, handle: int, path: str, rights: int) -> None:
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not os.path.isdir(path):
+            rights &= ~(_READ_DIR | (_WRITE & ~(1 << 1 | 1 << 14)))
+        _checked(libc.syscall(445, handle, 1, struct.pack("=Qi", rights, place), 0), f"landlock_add_rule {path}")
+    finally:
+        os.close(place)
+
+
+def _seccomp() -> None:
+    column, architecture, clone, prlimit = _ARCHITECTURES[platform.machine()]
+    refused = sorted({numbers[column] for numbers in _REFUSED.values() if numbers[column] is not None})
+    number, architecture_at, first, third = 0, 4, 16, 32  # offsets in struct seccomp_data; arguments are 8 bytes each
+    load, equal, above, bits = 0x20, 0x15, 0x35, 0x45
+    give = 0x06
+    program: list[tuple[int, int, int, int]] = [
+        (load, 0, 0, architecture_at),
+        (equal, 1, 0, architecture),
+        (give, 0, 0, _KILL),
+        (load, 0, 0, number),
+        # x32 calls of x86-64 carry a high bit; anything new is unknown
+        (above, 0, len(_ALLOWED_NEW) + 1, _FIRST_NEW),
+        *((equal, len(_ALLOWED_NEW) - k, 0, new) for k, new in enumerate(_ALLOWED_NEW)),
+        (give, 0, 0, _ERRNO | _ENOSYS),
+        # threads, no processes
+        (equal, 0, 3, clone),
+        (load, 0, 0, first),
+        (bits, 1, 0, _CLONE_THREAD),
+        (give, 0, 0, _ERRNO | _EPERM),
+        # prlimit64 may ask, not set
+        (equal, 0, 5, prlimit),
+        (load, 0, 0, third),
+        (equal, 0, 2, 0),
+        (load, 0, 0, third + 4),
+        (equal, 1, 0, 0),
+        (give, 0, 0, _ERRNO | _EPERM),
+    ]
+    program += [(load, 0, 0, number)]
+    program += [(equal, len(refused) - k, 0, value) for k, value in enumerate(refused)]
+    program += [(give, 0, 0, _ALLOW), (give, 0, 0, _ERRNO | _EPERM)]
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code)
+    given = _Filter(len(program), ctypes.cast(buffer, ctypes.c_void_p))
+    _checked(_libc().prctl(22, 2, ctypes.byref(given), 0, 0), "seccomp")

@@ -1,0 +1,365 @@
+"""One locked child process: started, asked line by line, watched, ended with all that it left."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import selectors
+import shutil
+import signal
+import site
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_workbench.runtime.environment import data_folder
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.sandbox import kernel_guard
+from dpo_workbench.sandbox.values import NotPlain, decode, encode
+
+_START_SECONDS = 20.0  # until the child is ready; not the foreign code's time
+_TICK = 0.05  # seconds between two looks at the clock and the folder
+_CHILD = Path(__file__).with_name("child.py")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one child may use. Wall-clock seconds count from the first line of foreign code."""
+
+    seconds: float = 3.0
+    memory_mib: int = 1024  # of address space
+    output_bytes: int = 1 << 16  # kept of stdout and stderr; the rest is read and dropped
+    value_bytes: int = 1 << 20  # of one value that comes out
+    code_bytes: int = 1 << 20
+    disk_mib: int = 16
+    files: int = 256
+
+
+def guard_level() -> str:
+    """`strong` (Landlock, seccomp and limits hold here) or `weak` (limits only). Tried once, in a real child."""
+    return _level()[0]
+
+
+def sandbox_line() -> str:
+    """One line that says what holds here."""
+    return _level()[1]
+
+
+@functools.lru_cache(1)
+def _level() -> tuple[str, str]:
+    abi = kernel_guard.landlock_abi()
+    if not (abi and kernel_guard.seccomp_works()):
+        lacks = "Landlock" if not abi else "seccomp"
+        return "weak", (
+            f"sandbox: WEAK, this system has no {lacks}: only memory and time are limited; a model's code could read "
+            "files, use the network and start processes"
+        )
+    child = Child("answer", {"code": _TRIAL}, Limits(seconds=10), strong=True)
+    with child:
+        child.send(["trial", [str(data_folder()), os.getpid()], {}])
+        replies = [child.reply() for _ in range(2)]
+    letter, found = replies[1]
+    if letter != "v":
+        found = [f"no answer but {replies}"]
+    if found:
+        return "weak", f"sandbox: WEAK, the kernel's guards do not hold here ({'; '.join(map(str, found))})"
+    return "strong", (
+        f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): a model's code has no network, no other process and no "
+        "file but Python's own and a temporary folder"
+    )
+
+
+_TRIAL = """
+def trial(folder, parent):
+    import os, socket
+    went = []
+    for what, attempt in {
+        "it reads the data": lambda: os.listdir(folder),
+        "it reads /etc/passwd": lambda: open("/etc/passwd").read(),
+        "it writes outside": lambda: open(os.path.join(os.path.dirname(os.getcwd()), "trial"), "w"),
+        "it opens sockets": lambda: socket.socket(),
+        "it forks": lambda: os.fork() or os._exit(0),
+        "it signals": lambda: os.kill(parent, 0),
+    }.items():
+        try:
+            attempt()
+            went.append(what)
+        except OSError:
+            pass
+    return went
+"""
+
+
+def require_guard(allow_weak_sandbox: bool) -> None:
+    """Print once what holds here; raise `WorkbenchError` where only limits hold and nobody has allowed that."""
+    _say()
+    if guard_level() == "weak" and not allow_weak_sandbox:
+        raise WorkbenchError(
+            "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
+            f"AArch64). Got: {_level()[1]}. Run it on such a machine, or say allow_weak_sandbox=True "
+            "(--allow-weak-sandbox) where nothing can be lost, as in a container of its own: see docs/sandbox.md."
+        )
+
+
+@functools.lru_cache(1)
+def _say() -> None:
+    print(_level()[1], file=sys.stderr)
+
+
+@functools.lru_cache(8)
+def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
+    """Paths that Python needs to read, folders that it needs to list, and entries for `sys.path`.
+
+    Not among them: installed packages but those named (a package may hold a benchmark's answers), this package and its
+    data.
+    """
+    stdlib = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    sites = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    everywhere = glob.glob("/usr/lib/python3*/*-packages") + glob.glob("/usr/local/lib/python3*/*-packages")
+    package = str(Path(__file__).resolve().parent.parent)
+    hidden = [os.path.realpath(p) for p in (*sites, *everywhere, package, str(data_folder()), site.getusersitepackages())]
+    roots = [*stdlib, os.path.join(sys.base_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
+    places = sorted({os.path.realpath(p) for p in roots if p and os.path.isdir(p)})
+    places = [p for p in places if not any(p != q and p.startswith(q + os.sep) for q in places)]
+    readable = [part for place in places for part in _without(place, hidden)]
+    readable += ["/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
+    holders = []
+    for folder in sorted(s for s in sites if os.path.isdir(s)):
+        found = [p for n in packages for p in glob.glob(os.path.join(folder, n)) + glob.glob(f"{folder}/{n}.libs")]
+        if found:
+            readable += [os.path.realpath(p) for p in found]
+            holders.append(os.path.realpath(folder))
+    return readable, holders, holders
+
+
+def _without(place: str, hidden: Sequence[str]) -> list[str]:
+    """`place`, or where something hidden lies in it, what lies beside that."""
+    if place in hidden:
+        return []
+    if not any(h.startswith(place + os.sep) for h in hidden):
+        return [place]
+    parts = sorted(os.scandir(place), key=lambda entry: entry.name)
+    return [p for e in parts if not e.is_symlink() for p in ([e.path] if e.is_file() else _without(e.path, hidden))]
+
+
+class Child:
+    """A locked child. Use it as a context: at the end its process group is killed and its folder removed.
+
+    `end` says why no more lines come: None (it goes on), "exit", "crash" (a signal), "timeout", "disk" or "flood".
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        order: Mapping[str, Any],
+        limits: Limits,
+        strong: bool = True,
+        packages: tuple[str, ...] = (),
+        readable: Sequence[str] = (),
+    ):
+        self.limits, self.output, self.signal = limits, b"", 0
+        self.end: str | None = None
+        self.folder = os.path.realpath(tempfile.mkdtemp(prefix="dpo-sandbox-"))
+        self.unsafe: list[str] = []
+        self._lines: list[str] = []
+        self._partial, self._out = b"", b""
+        self._begun: float | None = None
+        self._born = self._looked = time.monotonic()
+        files, listable, paths = _readable(packages)
+        request_read, self._requests = os.pipe()
+        self._results, result_write = os.pipe()
+        environment = {
+            "PATH": "/usr/bin:/bin", "HOME": self.folder, "TMPDIR": self.folder, "LANG": "C.UTF-8", "PYTHONUTF8": "1",
+            "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+        }  # fmt: skip
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-s", "-S", "-B", str(_CHILD), str(request_read), str(result_write)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env=environment,
+                pass_fds=(request_read, result_write),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._requests)
+            os.close(self._results)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        finally:
+            os.close(request_read)
+            os.close(result_write)
+        assert self._process.stdout is not None
+        self._stdout = self._process.stdout.fileno()
+        self._selector = selectors.DefaultSelector()
+        for handle in (self._requests, self._results, self._stdout):
+            os.set_blocking(handle, False)
+        self._selector.register(self._results, selectors.EVENT_READ)
+        self._selector.register(self._stdout, selectors.EVENT_READ)
+        self.send(
+            {
+                "mode": mode, "strong": strong, "readable": [*files, *readable], "listable": listable, "paths": paths,
+                "memory": limits.memory_mib << 20, "cpu": limits.seconds + 1, "file_bytes": limits.disk_mib << 20,
+                "value_bytes": limits.value_bytes, **order,
+            }
+        )  # fmt: skip
+
+    def __enter__(self) -> Child:
+        try:
+            if (self.line() or "")[:1] != "r":
+                text = self.output.decode("utf-8", "replace").strip()[-400:]
+                raise WorkbenchError(f"The sandbox must start. Got: {self.end}, {text or 'no message'}.")
+        except BaseException:
+            self.close()
+            raise
+        self._begun = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def send(self, value: Any) -> None:
+        """Queue one request; it is written while lines are read."""
+        if not self._out and self.end is None:
+            self._selector.register(self._requests, selectors.EVENT_WRITE)
+        self._out += encode(value, 1 << 26).encode("ascii") + b"\n"
+
+    def line(self) -> str | None:
+        """The next line of the child; None when it has ended or has to be ended, with the reason in `end`."""
+        while not self._lines and self.end is None:
+            self._pump()
+        return self._lines.pop(0) if self._lines else None
+
+    def reply(self) -> tuple[str, Any]:
+        """The next line as letter and value: ("", reason) at the end, ("?", text) where it is no value.
+
+        Lines that name what reached out of the sandbox go to `unsafe`.
+        """
+        while (line := self.line()) is not None:
+            try:
+                value = decode(line[1:])
+            except NotPlain as error:
+                return "?", str(error)
+            if line[:1] != "u":
+                return line[:1], value
+            if isinstance(value, list) and len(self.unsafe) < 8:
+                self.unsafe += [name[:40] for name in value[:8] if isinstance(name, str) and name not in self.unsafe]
+        return "", self.end
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the foreign code began."""
+        return time.monotonic() - (self._begun or time.monotonic())
+
+    def _pump(self) -> None:
+        for key, _ in self._selector.select(_TICK):
+            if key.fd == self._requests:
+                self._write()
+            elif key.fd == self._stdout:
+                data = self._read(self._stdout)
+                self.output += data[: self.limits.output_bytes - len(self.output)]
+            else:
+                self._take(self._read(self._results))
+        now = time.monotonic()
+        late = now - self._born > _START_SECONDS if self._begun is None else self.seconds > self.limits.seconds
+        if self.end is None and late and not self._lines:
+            self.end = "timeout"
+        if now - self._looked > _TICK and self.end is None:
+            self._looked = now
+            if _too_much(self.folder, self.limits):
+                self.end = "disk"
+
+    def _write(self) -> None:
+        try:
+            self._out = self._out[os.write(self._requests, self._out[: 1 << 16]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._out = b""
+        if not self._out:
+            self._selector.unregister(self._requests)
+
+    def _read(self, handle: int) -> bytes:
+        try:
+            data = os.read(handle, 1 << 16)
+        except BlockingIOError:
+            return b""
+        if not data:
+            self._selector.unregister(handle)
+            if handle == self._results and self.end is None:
+                self.end = self._why()
+        return data
+
+    def _take(self, data: bytes) -> None:
+        *whole, self._partial = (self._partial + data).split(b"\n")
+        self._lines += [line.decode("ascii", "replace") for line in whole]
+        if len(self._partial) > 2 * self.limits.value_bytes + 10_000 or len(self._lines) > 10_000:
+            self.end = "flood"
+
+    def _why(self) -> str:
+        """The results are closed: wait until the process ends, or end it."""
+        try:
+            code = self._process.wait(max(0.1, self.limits.seconds - self.seconds) if self._begun else 1.0)
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        self.signal = -code if code < 0 else 0
+        if self.signal == signal.SIGXCPU or (self.signal == signal.SIGKILL and self.seconds >= self.limits.seconds):
+            return "timeout"
+        return "crash" if code < 0 else "exit"
+
+    def finish(self) -> None:
+        """Close the requests: an honest child ends by itself."""
+        while self._out and self.end is None:
+            self._pump()
+        if self._requests >= 0 and not self._out:
+            os.close(self._requests)
+            self._requests = -1
+
+    def close(self) -> None:
+        """Kill the process group and remove the folder."""
+        for kill in (os.killpg, os.kill):
+            try:
+                kill(self._process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+        self._process.wait()
+        self._selector.close()
+        for handle in (self._requests, self._results):
+            if handle >= 0:
+                os.close(handle)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        try:
+            shutil.rmtree(self.folder)
+        except (OSError, RecursionError):  # nested too deep for Python
+            subprocess.run(["rm", "-rf", "--", self.folder], check=False, stderr=subprocess.DEVNULL)
+
+
+def _too_much(folder: str, limits: Limits) -> bool:
+    """True when there are more files or bytes in the folder than allowed; looks at no more than that many."""
+    left, room, waiting = limits.files, limits.disk_mib << 20, [folder]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    left -= 1
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        room -= entry.stat(follow_symlinks=False).st_blocks * 512
+                    if left < 0 or room < 0:
+                        return True
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return True
+    return False

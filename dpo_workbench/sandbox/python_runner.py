@@ -1,0 +1,213 @@
+"""Run a model's Python: the code and the arguments go in, plain values come out, and the judging is done out here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpo_workbench.sandbox.process import Child, Limits, guard_level, require_guard
+
+PACKAGES = ("numpy",)  # that the code may import beside the standard library, where they are installed
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of the code, by name, with plain arguments."""
+
+    name: str
+    args: Sequence[Any] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong: `kind` is syntax_error, exception, unsafe, not_plain, timeout, crash, exit or disk."""
+
+    kind: str
+    text: str
+    line: int = 0  # of the code, from 1; 0 where there is none
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.text}" if self.line else self.text
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call came to: a plain value, or a problem."""
+
+    value: Any = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run: a problem of the code as a whole or None, a result for each call, and what was printed.
+
+    `unsafe` names what reached out of the sandbox (and was refused), as far as the code did not hide it.
+    """
+
+    problem: Problem | None
+    results: tuple[Result, ...]
+    output: str
+    unsafe: tuple[str, ...]
+    seconds: float
+
+
+_ENDS = {
+    "timeout": "took longer than {seconds:g} s",
+    "crash": "the process died (signal {signal})",
+    "exit": "the process ended before it had answered",
+    "disk": "wrote more than {files} files or {disk_mib} MiB",
+    "flood": "sent more than {value_bytes} bytes",
+}
+
+
+def run_python(
+    code: str,
+    calls: Sequence[Call],
+    limits: Limits | None = None,
+    *,
+    packages: Sequence[str] = PACKAGES,
+    allow_weak_sandbox: bool = False,
+) -> Ran:
+    """Run `code` in a locked child, then each call in the same child, in order.
+
+    Nothing but the code and the calls' arguments enters the child; compare what comes out with
+    `dpo_workbench.sandbox.values.same`. The whole run has `limits.seconds`; calls that come too late have the problem
+    `timeout`.
+
+    Args:
+        code: source of a module that defines the functions. Any text may come; it never raises here.
+        calls: functions and their arguments, plain values (see `dpo_workbench.sandbox.values`).
+        limits: time, memory, output, files.
+        packages: installed packages that the code may import beside the standard library.
+        allow_weak_sandbox: run it although only resource limits hold on this machine.
+
+    Raises:
+        WorkbenchError: only limits hold here and that was not allowed; or the sandbox does not start.
+    """
+    limits = limits or Limits()
+    with _start("answer", code, limits, packages, allow_weak_sandbox) as child:
+        problem = _loaded(child)
+        results: list[Result] = []
+        for call in calls:
+            over = problem or (results[-1].problem if child.end is not None else None)
+            results.append(Result(problem=over) if over else _ask(child, call))
+        return Ran(problem, tuple(results), _text(child.output), tuple(child.unsafe), child.seconds)
+
+
+def run_tests(
+    code: str,
+    tests: str,
+    entry: str,
+    function: str = "",
+    limits: Limits | None = None,
+    *,
+    packages: Sequence[str] = PACKAGES,
+    allow_weak_sandbox: bool = False,
+) -> Ran:
+    """Run tests that are Python statements (MBPP, HumanEval, ODEX) against `code`, each in a locked child of its own.
+
+    The tests see a `candidate` that hands plain arguments over to the other child and brings its plain value back, so
+    expected values never stand in the process that runs the model's code, and no object of that code, such as one that
+    equals everything, ever stands in the tests' process.
+
+    Args:
+        code: the model's source.
+        tests: source of the tests; trusted to judge, though not to touch this machine.
+        entry: the function of `code` that is tested.
+        function: the function of `tests` to call with the candidate; "" where the statements themselves are the
+            tests, which then see `candidate` under the name `entry` as well.
+        limits: of each of the two children.
+
+    Returns:
+        A `Ran` without results whose `problem` is None when all tests passed. Kind `wrong_result`: an assertion failed;
+        `tests`: the tests themselves cannot be run this way.
+
+    Raises:
+        WorkbenchError: see `run_python`.
+    """
+    limits = limits or Limits()
+    with _start("answer", code, limits, packages, allow_weak_sandbox) as child:
+        problem = _loaded(child)
+        if problem is None:
+            order = {"entry": function, "name": entry}
+            with _start("check", tests, limits, packages, allow_weak_sandbox, order) as judge:
+                problem = _judged(child, judge, entry)
+        return Ran(problem, (), _text(child.output), tuple(child.unsafe), child.seconds)
+
+
+def extract_code(answer: str) -> str:
+    """The code of an answer: the first fenced block where there is one, else the whole text."""
+    found = re.search(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", answer, re.DOTALL | re.MULTILINE)
+    return found[1] if found else answer
+
+
+def _start(
+    mode: str, code: str, limits: Limits, packages: Sequence[str], weak: bool, more: dict[str, Any] | None = None
+) -> Child:
+    require_guard(weak)
+    if len(code) > limits.code_bytes:
+        code = f"raise SyntaxError('the code has more than {limits.code_bytes} characters')"
+    order = {"code": code, **(more or {})}
+    return Child(mode, order, limits, guard_level() == "strong", tuple(packages))
+
+
+def _loaded(child: Child) -> Problem | None:
+    letter, value = child.reply()
+    return None if letter == "l" else _problem(child, letter, value)
+
+
+def _ask(child: Child, call: Call) -> Result:
+    child.send([call.name, list(call.args), dict(call.named)])
+    letter, value = child.reply()
+    return Result(value) if letter == "v" else Result(problem=_problem(child, letter, value))
+
+
+def _problem(child: Child, letter: str, value: Any) -> Problem:
+    """The child's own words on what failed; they come from foreign code, so each is checked."""
+    if letter in ("e", "s") and isinstance(value, list) and len(value) == 4:
+        name, text, line, refused = value
+        line = line if type(line) is int and 0 <= line < 10**6 else 0
+        kind = "syntax_error" if letter == "s" else "unsafe" if refused is True else "exception"
+        return Problem(kind, f"{str(name)[:60]}: {str(text)[:500]}" if text else str(name)[:60], line)
+    if letter == "n":
+        return Problem("not_plain", f"returned something {str(value)[:200]}")
+    if letter == "" and child.end is not None:
+        words = _ENDS[child.end].format(**{**vars(child.limits), "signal": child.signal})
+        return Problem("disk" if child.end == "flood" else child.end, words)
+    return Problem("exit", "sent what is no answer")
+
+
+def _judged(child: Child, judge: Child, entry: str) -> Problem | None:
+    lost: Problem | None = None
+    while True:
+        letter, value = judge.reply()
+        if letter == "p":
+            return None
+        if letter == "c":
+            result = _ask(child, Call(entry, *value))
+            if child.end is not None or (result.problem and result.problem.kind == "not_plain"):
+                return result.problem
+            lost = result.problem
+            if lost:
+                name, _, text = lost.text.partition(": ")
+                judge.send(["e", [name, text]])
+            else:
+                judge.send(["v", result.value])
+        elif letter == "e" and isinstance(value, list) and value[0] == "AssertionError":
+            return Problem("wrong_result", f"a test failed{': ' + value[1] if value[1] else ''}", 0)
+        elif letter == "e" and lost and isinstance(value, list) and value[0] == lost.text.partition(": ")[0]:
+            return lost
+        elif letter == "e":
+            return Problem("wrong_result", f"a test stopped: {value[0]}: {value[1]}"[:500])
+        else:
+            text = "take longer than allowed" if judge.end == "timeout" else f"cannot be run here ({value})"
+            return Problem("tests", f"the tests {text}")
+
+
+def _text(output: bytes) -> str:
+    return output.decode("utf-8", "replace")
+
