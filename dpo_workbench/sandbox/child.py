@@ -18,14 +18,14 @@ sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 import kernel_guard  # noqa: E402
 import values  # noqa: E402
 
-sys.path.pop(0)
 _SHORT = 500
 _CALLS = frozenset(
     "os.system os.fork os.forkpty os.exec os.posix_spawn os.spawn subprocess.Popen socket.__new__ socket.getaddrinfo "
     "ctypes.dlopen os.kill os.killpg gc.get_objects gc.get_referrers".split()
 )
 _CHANGES = frozenset(
-    "os.remove os.rename os.rmdir os.mkdir os.symlink os.link os.chmod os.chown os.truncate os.utime shutil.rmtree".split()
+    "os.remove os.rename os.rmdir os.mkdir os.symlink os.link os.chmod os.chown os.truncate os.utime "
+    "shutil.rmtree".split()
 )
 
 
@@ -88,7 +88,7 @@ class _Wire:
         if isinstance(path, int) or path is None:
             return False
         path = os.path.abspath(os.fsdecode(path))
-        return path != "/dev/null" and not path.startswith(folder)
+        return path != "/dev/null" and not (path + os.sep).startswith(folder)
 
 
 def _load(code: str, name: str, known=()):
@@ -153,8 +153,7 @@ def main() -> None:
     order = wire.request()
     if order["mode"] == "sql":
         import sql_child
-
-        sql_child.prepare()
+    sys.path[:1] = []  # foreign code finds none of these modules
     folder = os.getcwd()
     kernel_guard.limit(order["memory"], order["cpu"], order["file_bytes"], strong=order["strong"])
     kernel_guard.lock(order["readable"], [folder], order["listable"], order["strong"])

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 import sys
 from collections.abc import Iterable
@@ -53,8 +52,8 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "modify_ldt": (154, None), "uselib": (134, None), "add_key": (248, 217), "request_key": (249, 218),
     "keyctl": (250, 219), "perf_event_open": (298, 241), "bpf": (321, 280), "userfaultfd": (323, 282),
 }  # fmt: skip
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E, 56, 302), "aarch64": (1, 0xC00000B7, 220, 261)}  # column, AUDIT_ARCH,
-#                                                                                              clone, prlimit64
+# Column above, AUDIT_ARCH, and the calls whose arguments decide: clone, prlimit64, fcntl.
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E, 56, 302, 72), "aarch64": (1, 0xC00000B7, 220, 261, 25)}
 _FIRST_NEW = 424  # from here on all architectures share their numbers
 _ALLOWED_NEW = (436, 437, 439, 441, 449, 451, 454, 455, 456)  # close_range, openat2, faccessat2, epoll_pwait2, futexes
 _EPERM, _ENOSYS = 1, 38
@@ -63,7 +62,8 @@ _CLONE_THREAD = 0x00010000
 
 # Rights of files in Landlock, by the ABI that brought them: 13 bits in ABI 1, then refer, truncate, ioctl_dev.
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
-_WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 14  # write, remove dir and file, make dir and file, truncate
+_WRITE_FILE = 1 << 1 | 1 << 14  # write, truncate
+_WRITE = _WRITE_FILE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13  # remove and make folders and files, move them
 
 
 class _Filter(ctypes.Structure):
@@ -72,21 +72,19 @@ class _Filter(ctypes.Structure):
 
 def landlock_abi() -> int:
     """Version of Landlock in this kernel; 0 where there is none."""
-    if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
+    if not sys.platform.startswith("linux") or os.uname().machine not in _ARCHITECTURES:
         return 0
     return max(0, int(_libc().syscall(444, None, 0, 1)))
 
 
 def seccomp_works() -> bool:
     """True where the kernel takes filters of system calls (`PR_GET_SECCOMP` answers)."""
-    if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
+    if not sys.platform.startswith("linux") or os.uname().machine not in _ARCHITECTURES:
         return False
     return _libc().prctl(21, 0, 0, 0, 0) >= 0
 
 
-def lock(
-    readable: Iterable[str], writable: Iterable[str], listable: Iterable[str] = (), strong: bool = True
-) -> None:
+def lock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[str] = (), strong: bool = True) -> None:
     """Refuse this process everything but computing and the named files, for ever.
 
     Args:
@@ -178,23 +176,24 @@ def _allow(libc: ctypes.CDLL, handle: int, path: str, rights: int) -> None:
         return
     try:
         if not os.path.isdir(path):
-            rights &= ~(_READ_DIR | (_WRITE & ~(1 << 1 | 1 << 14)))
+            rights &= _READ_FILE | _WRITE_FILE
         _checked(libc.syscall(445, handle, 1, struct.pack("=Qi", rights, place), 0), f"landlock_add_rule {path}")
     finally:
         os.close(place)
 
 
 def _seccomp() -> None:
-    column, architecture, clone, prlimit = _ARCHITECTURES[platform.machine()]
-    refused = sorted({numbers[column] for numbers in _REFUSED.values() if numbers[column] is not None})
-    number, architecture_at, first, third = 0, 4, 16, 32  # offsets in struct seccomp_data; arguments are 8 bytes each
+    column, architecture, clone, prlimit, fcntl = _ARCHITECTURES[os.uname().machine]
+    refused = sorted(number for numbers in _REFUSED.values() if (number := numbers[column]) is not None)
+    # Offsets in struct seccomp_data; its arguments are 8 bytes each.
+    call_at, architecture_at, first, second, third = 0, 4, 16, 24, 32
     load, equal, above, bits = 0x20, 0x15, 0x35, 0x45
     give = 0x06
     program: list[tuple[int, int, int, int]] = [
         (load, 0, 0, architecture_at),
         (equal, 1, 0, architecture),
         (give, 0, 0, _KILL),
-        (load, 0, 0, number),
+        (load, 0, 0, call_at),
         # x32 calls of x86-64 carry a high bit; anything new is unknown
         (above, 0, len(_ALLOWED_NEW) + 1, _FIRST_NEW),
         *((equal, len(_ALLOWED_NEW) - k, 0, new) for k, new in enumerate(_ALLOWED_NEW)),
@@ -212,7 +211,16 @@ def _seccomp() -> None:
         (equal, 1, 0, 0),
         (give, 0, 0, _ERRNO | _EPERM),
     ]
-    program += [(load, 0, 0, number)]
+    program += [
+        # fcntl sends no signals to others (F_SETOWN, F_SETOWN_EX); before Landlock's ABI 6 nothing else refuses that
+        (load, 0, 0, call_at),
+        (equal, 0, 4, fcntl),
+        (load, 0, 0, second),
+        (equal, 1, 0, 8),
+        (equal, 0, 1, 15),
+        (give, 0, 0, _ERRNO | _EPERM),
+    ]
+    program += [(load, 0, 0, call_at)]
     program += [(equal, len(refused) - k, 0, value) for k, value in enumerate(refused)]
     program += [(give, 0, 0, _ALLOW), (give, 0, 0, _ERRNO | _EPERM)]
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)

@@ -201,13 +201,17 @@ def _judged(child: Child, judge: Child, entry: str) -> Problem | None:
             return Problem("wrong_result", f"a test failed{': ' + value[1] if value[1] else ''}", 0)
         elif letter == "e" and lost and isinstance(value, list) and value[0] == lost.text.partition(": ")[0]:
             return lost
-        elif letter == "e":
+        elif letter == "e" and value[0] not in (
+            "SyntaxError",
+            "IndentationError",
+            "ImportError",
+            "ModuleNotFoundError",
+        ):
             return Problem("wrong_result", f"a test stopped: {value[0]}: {value[1]}"[:500])
         else:
-            text = "take longer than allowed" if judge.end == "timeout" else f"cannot be run here ({value})"
+            text = "take longer than allowed" if judge.end == "timeout" else f"cannot be run here ({value})"[:300]
             return Problem("tests", f"the tests {text}")
 
 
 def _text(output: bytes) -> str:
     return output.decode("utf-8", "replace")
-

@@ -37,12 +37,12 @@ def serve(wire, order: dict) -> None:
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, order["value_bytes"])
     if hasattr(connection, "setconfig"):  # Python 3.12
-        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
+        connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)  # type: ignore[attr-defined]
     connection.set_authorizer(_authorise)
     wire.reply("l")
     while (query := wire.request()) is not None:
         end = time.monotonic() + order["seconds"]
-        connection.set_progress_handler(lambda end=end: time.monotonic() > end, 5000)
+        connection.set_progress_handler(_late(end), 5000)
         try:
             wire.reply("v", _run(connection, query, order), 2 * order["value_bytes"] + 1000)
         except MemoryError:
@@ -50,6 +50,10 @@ def serve(wire, order: dict) -> None:
         except (sqlite3.Error, sqlite3.Warning, ValueError, UnicodeError) as error:
             late = "interrupted" in str(error)
             wire.reply("q", ["timeout" if late else "error", str(error)[:500]])
+
+
+def _late(end: float):
+    return lambda: time.monotonic() > end
 
 
 def _run(connection, query: str, order: dict) -> list:

@@ -1,8 +1,8 @@
 """Plain Python values as one line of JSON and back: what may cross the border between a model's code and its judge.
 
-Only values of exactly these types cross: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset,
-and of the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime, date, time, timedelta.
-A subclass does not: an `int` with an `__eq__` of its own stays outside. Nothing is ever unpickled.
+Only values of exactly these types cross: None, bool, int, float, complex, str, bytes, list, tuple, dict, set,
+frozenset, and of the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime, date,
+time, timedelta. A subclass does not: an `int` with an `__eq__` of its own stays outside. Nothing is ever unpickled.
 
 A child starts in milliseconds only if it imports next to nothing, so this file imports no module of the package, uses
 the C core of `json` where there is one, and knows the library types only where the child has loaded them.
@@ -80,7 +80,7 @@ def _write(value: Any, depth: int, parts: list[str], room: list[int], types: dic
         if name in _TEXTS:
             if name == "bytes" and len(value) > room[0]:
                 raise NotPlain("too large")
-            writer = _WRITERS.get(name) or kind.isoformat
+            writer: Any = _WRITERS.get(name) or kind.isoformat
             piece += f',"{writer(value)}"]'
         elif name == "complex":
             piece += f',"{value.real.hex()}","{value.imag.hex()}"]'
@@ -132,12 +132,12 @@ def _no_number(text: str) -> None:
     raise ValueError(f"a bare number on the wire: {text[:20]}")  # each crosses as text
 
 
-class _Plain:
+class _Plain:  # how `_scan` reads
     strict, object_hook, object_pairs_hook, memo = True, None, None, None
     parse_float = parse_int = parse_constant = staticmethod(_no_number)
 
 
-_scan = make_scanner(_Plain())
+_scan: Any = make_scanner(_Plain())  # type: ignore[arg-type]
 
 
 def same(wanted: Any, found: Any) -> bool:
