@@ -19,7 +19,10 @@ import ctypes
 import os
 import struct
 import sys
-from collections.abc import Iterable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `collections` costs a child a millisecond
+    from collections.abc import Iterable
 
 # Numbers of system calls: x86-64, AArch64 (None: there is none). From the kernel's syscall tables.
 _REFUSED: dict[str, tuple[int | None, int | None]] = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import glob
 import os
+import py_compile
 import selectors
 import shutil
 import signal
@@ -26,7 +28,7 @@ from dpo_workbench.sandbox.values import NotPlain, decode, encode
 
 _START_SECONDS = 20.0  # until the child is ready; not the foreign code's time
 _TICK = 0.05  # seconds between two looks at the clock and the folder
-_CHILD = Path(__file__).with_name("child.py")
+_PROGRAM = ("child", "kernel_guard", "sql_child", "values")  # what a child reads of this package
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,17 @@ def _say() -> None:
     print(_level()[1], file=sys.stderr)
 
 
+@functools.lru_cache(1)
+def _program() -> str:
+    """The child's program, compiled into a folder of its own: a child starts in half the time."""
+    folder = tempfile.mkdtemp(prefix="dpo-sandbox-program-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in _PROGRAM:
+        source = Path(__file__).with_name(f"{name}.py")
+        py_compile.compile(str(source), os.path.join(folder, f"{name}.pyc"), dfile=source.name, doraise=True)
+    return os.path.join(folder, "child.pyc")
+
+
 @functools.lru_cache(8)
 def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
     """Paths that Python needs to read, folders that it needs to list, and entries for `sys.path`.
@@ -175,6 +188,8 @@ class Child:
         self._begun: float | None = None
         self._born = self._looked = time.monotonic()
         files, listable, paths = _readable(packages)
+        if not os.path.exists(_program()):  # somebody cleaned the temporary folder
+            _program.cache_clear()
         request_read, self._requests = os.pipe()
         self._results, result_write = os.pipe()
         environment = {
@@ -183,7 +198,7 @@ class Child:
         }  # fmt: skip
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-B", str(_CHILD), str(request_read), str(result_write)],
+                [sys.executable, "-s", "-S", "-B", _program(), str(request_read), str(result_write)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -11,7 +11,10 @@ the C core of `json` where there is one, and knows the library types only where 
 from __future__ import annotations
 
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` alone costs a child some milliseconds
+    from typing import Any
 
 try:
     from _json import encode_basestring_ascii, make_scanner

@@ -177,7 +177,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def left_over() -> list[str]:
     children = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
-    return [line for line in children if "child.py" in line]
+    return [line for line in children if "child.pyc" in line]
 
 
 def is_sandbox(process: psutil.Process) -> bool:
