@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpo_workbench.pairs.checks import normal
 from dpo_workbench.pairs.pair import Pair, Pairs
@@ -16,6 +16,7 @@ from dpo_workbench.runtime.errors import WorkbenchError
 if TYPE_CHECKING:
     import pandas
 
+T = TypeVar("T")
 NEAR = 0.8
 OWN = 0.6  # and at least so much outside the task's instruction, where that alone makes prompts alike
 # 32 bands of 4 hashes: texts of Jaccard 0.6 meet in one with a probability of 0.99, of 0.3 with 0.2
@@ -40,10 +41,16 @@ def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None
     Raises:
         WorkbenchError: shares that are not positive, or fewer groups than splits.
     """
-    shares = shares or {"train": 0.8, "dev": 0.1, "test": 0.1}
     groups: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         groups[pair.group or normal(pair.prompt)].append(pair)
+    parts = deal(groups, shares or {"train": 0.8, "dev": 0.1, "test": 0.1}, seed)
+    task = getattr(pairs, "task", None)
+    return {name: Pairs(rows, task) for name, rows in parts.items()}
+
+
+def deal(groups: Mapping[str, Sequence[T]], shares: Mapping[str, float], seed: int = 0) -> dict[str, list[T]]:
+    """Whole groups into splits, as near to the shares of the rows as they allow. See `split_pairs`."""
     if min(shares.values()) <= 0:
         raise WorkbenchError(f"Shares must be above 0. Got {dict(shares)}. Leave out the split that you do not want.")
     if len(groups) < len(shares):
@@ -51,20 +58,19 @@ def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None
             f"{len(shares)} splits need as many groups. Got {len(groups)}. Set `group` to what must not be on both "
             "sides: a document, a customer, a template."
         )
-    parts: dict[str, list[Pair]] = {name: [] for name in shares}
+    parts: dict[str, list[T]] = {name: [] for name in shares}
     whole = sum(shares.values())
-    n_pairs = sum(map(len, groups.values()))
+    n_rows = sum(map(len, groups.values()))
 
     def missing(name: str) -> float:
         """How far the split is from its share, as a part of it."""
-        return 1 - len(parts[name]) / (shares[name] / whole * n_pairs)
+        return 1 - len(parts[name]) / (shares[name] / whole * n_rows)
 
     names = sorted(groups, key=lambda g: hashlib.blake2b(f"{seed}\0{g}".encode("utf-8", "surrogatepass")).digest())
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
         empty = [s for s in parts if not parts[s]]  # they come first when groups run short
         parts[max(empty if left <= len(empty) else parts, key=missing)] += groups[name]
-    task = getattr(pairs, "task", None)
-    return {name: Pairs(rows, task) for name, rows in parts.items()}
+    return parts
 
 
 @dataclass(frozen=True)

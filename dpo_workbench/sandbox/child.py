@@ -112,12 +112,15 @@ def _answer(wire: _Wire, order: dict) -> None:
     wire.reply("l")
     while (request := wire.request()) is not None:
         name, args, named = request
+        before = values.encode(args, 1 << 26)
         try:
             value = getattr(module, name)(*args, **named)
         except BaseException as error:
             wire.reply("e", _error(error, "<answer>"))
             continue
         try:
+            if values.encode(args, 1 << 26) != before:
+                wire.reply("m", args, most)
             wire.reply("v", value, most)
         except (values.NotPlain, RecursionError, RuntimeError, MemoryError) as error:
             wire.reply("n", str(error)[:_SHORT])
@@ -128,7 +131,11 @@ def _check(wire: _Wire, order: dict) -> None:
 
     def candidate(*args, **named):
         wire.reply("c", [list(args), named], order["value_bytes"])
-        letter, value = wire.request()
+        letter, value, changed = wire.request()
+        for mine, theirs in zip(args, changed or args, strict=False):
+            if type(mine) in (list, dict, set) and type(theirs) is type(mine):
+                mine.clear()
+                (mine.extend if type(mine) is list else mine.update)(theirs)
         if letter == "v":
             return value
         kind = getattr(builtins, value[0], RuntimeError)

@@ -39,6 +39,7 @@ class Result:
 
     value: Any = None
     problem: Problem | None = None
+    args: list[Any] | None = None  # as they are after the call, where it changed them
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,11 @@ def _loaded(child: Child) -> Problem | None:
 def _ask(child: Child, call: Call) -> Result:
     child.send([call.name, list(call.args), dict(call.named)])
     letter, value = child.reply()
-    return Result(value) if letter == "v" else Result(problem=_problem(child, letter, value))
+    changed = None
+    if letter == "m" and isinstance(value, list):
+        changed = value
+        letter, value = child.reply()
+    return Result(value, args=changed) if letter == "v" else Result(problem=_problem(child, letter, value))
 
 
 def _problem(child: Child, letter: str, value: Any) -> Problem:
@@ -194,9 +199,9 @@ def _judged(child: Child, judge: Child, entry: str) -> Problem | None:
             lost = result.problem
             if lost:
                 name, _, text = lost.text.partition(": ")
-                judge.send(["e", [name, text]])
+                judge.send(["e", [name, text], None])
             else:
-                judge.send(["v", result.value])
+                judge.send(["v", result.value, result.args])
         elif letter == "e" and isinstance(value, list) and value[0] == "AssertionError":
             return Problem("wrong_result", f"a test failed{': ' + value[1] if value[1] else ''}", 0)
         elif letter == "e" and lost and isinstance(value, list) and value[0] == lost.text.partition(": ")[0]:

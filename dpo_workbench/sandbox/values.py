@@ -1,8 +1,9 @@
 """Plain Python values as one line of JSON and back: what may cross the border between a model's code and its judge.
 
 Only values of exactly these types cross: None, bool, int, float, complex, str, bytes, list, tuple, dict, set,
-frozenset, and of the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime, date,
-time, timedelta. A subclass does not: an `int` with an `__eq__` of its own stays outside. Nothing is ever unpickled.
+frozenset, range, and of the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime,
+date, time, timedelta. An iterator of Python's own (generator, zip, map, a dictionary's keys) crosses as an iterator
+over its items. A subclass does not: an `int` with an `__eq__` of its own stays outside. Nothing is ever unpickled.
 
 A child starts in milliseconds only if it imports next to nothing, so this file imports no module of the package, uses
 the C core of `json` where there is one, and knows the library types only where the child has loaded them.
@@ -30,6 +31,8 @@ _MAPPINGS = {"dict": "builtins", "Counter": "collections", "OrderedDict": "colle
 _TEXTS = {"float": "builtins", "int": "builtins", "bytes": "builtins", "Decimal": "decimal", "Fraction": "fractions",
           "datetime": "datetime", "date": "datetime", "time": "datetime"}  # fmt: skip
 _HOMES = {**_SEQUENCES, **_MAPPINGS, **_TEXTS, "complex": "builtins", "timedelta": "datetime"}
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_OWN = ("builtins", "itertools", "enumerate")
 _WRITERS = {"float": float.hex, "int": hex, "bytes": bytes.hex, "Decimal": str, "Fraction": str}
 
 
@@ -75,6 +78,10 @@ def _write(value: Any, depth: int, parts: list[str], room: list[int], types: dic
         raise NotPlain("an integer of more than a million bits")
     else:
         name = types.get(kind)
+        if kind is range:
+            value, name = (value.start, value.stop, value.step), "range"
+        elif name is None and (kind in _VIEWS or (kind.__module__ in _OWN and hasattr(kind, "__next__"))):
+            name = "iter"
         if name is None:
             raise NotPlain(f"of type {kind.__module__}.{kind.__qualname__}"[:200])
         if depth > DEEPEST:
@@ -122,6 +129,9 @@ def _read(found: Any, depth: int) -> Any:
         return complex(*map(float.fromhex, rest))
     if name == "timedelta":
         return _make(name)(*(_read(part, depth + 1) for part in rest))
+    if name in ("range", "iter"):
+        items = [_read(item, depth + 1) for item in rest]
+        return range(*items) if name == "range" else iter(items)
     if name in _TEXTS:
         kind = _make(name)
         return (getattr(kind, "fromhex", None) or getattr(kind, "fromisoformat", kind))(*rest)

@@ -11,6 +11,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from dpo_workbench.runtime.environment import data_folder
+from dpo_workbench.tasks.scores import STRICT_JSON
 from dpo_workbench.tasks.task import Example, Score, Task, read_examples
 
 FAILURES = (
@@ -75,20 +76,9 @@ def parse(text: str) -> Any:
     if first.strip() in ("```", "```json") and rest.endswith("\n```"):
         text = rest[:-4]
     try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
+        return STRICT_JSON.decode(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
-    if twice:
-        raise ValueError(f"key {twice[0]!r} appears twice")
-    return dict(pairs)
 
 
 def _schema_problem(found: Any) -> str | None:

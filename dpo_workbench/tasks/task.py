@@ -103,6 +103,19 @@ class Task:
         self.splits = {key: Split(self, key, rows) for key, rows in splits.items()}
         self._check()
 
+    @classmethod
+    def from_jsonl(cls, source: Any, **columns: Any) -> Task:
+        """A task from a file, a table or rows: `Task.from_jsonl("q.jsonl", prompt="question", reference="answer",
+        score="number")`. See `dpo_workbench.tasks.from_files.task_from` for all arguments and errors."""
+        from dpo_workbench.tasks.from_files import task_from
+
+        return task_from(source, **columns)
+
+    @classmethod
+    def from_hub(cls, name: str, **columns: Any) -> Task:
+        """A task from a data set of the Hub: `Task.from_hub("owner/name@config/split", ...)`, as `from_jsonl`."""
+        return cls.from_jsonl(f"hub:{name.removeprefix('hub:')}", **columns)
+
     def _check(self) -> None:
         ids = Counter(e.id for split in self.splits.values() for e in split)
         twice = [i for i, n in ids.items() if n > 1]
@@ -117,7 +130,7 @@ class Task:
                     raise WorkbenchError(
                         f"A group must stay on one side of a split. Got group {example.group!r} in both "
                         f"{home[example.group]!r} and {key!r} of task {self.name!r} (example {example.id!r}). "
-                        "Move its examples to one split."
+                        'Move its examples to one split (from files: `on_leak="drop"`).'
                     )
 
     def split(self, name: str) -> Split:

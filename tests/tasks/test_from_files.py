@@ -1,0 +1,109 @@
+"""Tasks from a user's own rows: columns, templates, splits by group, and clear words for what is wrong."""
+
+import json
+
+import pytest
+
+from dpo_workbench.evaluation.run import judge
+from dpo_workbench.models.generation import Answer
+from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.task import Score, Task
+
+ROWS = [{"question": f"What is {k} + 1?", "answer": k + 1.0, "topic": f"t{k // 4}"} for k in range(40)]
+COLUMNS = {"prompt": "question", "reference": "answer", "score": "number"}
+
+
+def write(path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_file_becomes_a_task(tmp_path) -> None:
+    task = Task.from_jsonl(write(tmp_path / "sums.jsonl", ROWS), **COLUMNS, group="topic")
+    assert task.name == "sums" and {k: len(v) for k, v in task.splits.items()} == {"train": 20, "dev": 8, "test": 12}
+    example = task.train[0]
+    assert example.reference == str(int(example.extra["answer"])) and example.id.startswith("sums-")
+    assert task.score(example, f"Answer: {example.reference}") == Score(
+        1.0, None, task.score(example, example.reference).answer
+    )
+    again = Task.from_jsonl(ROWS[::-1], **COLUMNS, group="topic", name="sums")
+    assert {e.prompt for e in again.test} == {e.prompt for e in task.test}
+
+
+def test_templates_functions_and_given_splits(tmp_path) -> None:
+    rows = [{**row, "split": ("train", "validation", "test")[k % 3], "refs": ["a", "b"]} for k, row in enumerate(ROWS)]
+    task = Task.from_jsonl(
+        rows, prompt="{topic}: {question}", reference="refs", score=lambda e, a: Score(float(a == e.reference)),
+        split="split", id=lambda row: row["question"], label="topic", max_new_tokens=9,
+    )  # fmt: skip
+    assert list(task.splits) == ["train", "dev", "test"] and task.max_new_tokens == 9
+    assert task.train[0].prompt == "t0: What is 0 + 1?" and task.train[0].id == "What is 0 + 1?"
+    assert (task.train[0].reference, task.train[0].label) == ("a", "t0")
+
+
+def test_splits_in_files_of_their_own(tmp_path) -> None:
+    files = {"train": write(tmp_path / "a.jsonl", ROWS[:30]), "test": write(tmp_path / "b.jsonl", ROWS[30:])}
+    task = Task.from_jsonl(files, **COLUMNS)
+    assert (len(task.train), len(task.test)) == (30, 10)
+    with pytest.raises(WorkbenchError, match="on_leak"):
+        Task.from_jsonl({"train": ROWS, "test": ROWS[:3]}, **COLUMNS)
+
+
+def test_leaks_can_be_dropped(capsys) -> None:
+    rows = {"train": ROWS[:9], "test": [{**row, "answer": 0} for row in ROWS[5:12]]}
+    task = Task.from_jsonl(rows, **COLUMNS, on_leak="drop", id=lambda row: f"{row['question']} {row['answer']}")
+    assert (len(task.train), len(task.test)) == (5, 7)
+    assert "4 of 9 from train" in capsys.readouterr().out
+
+
+def test_a_hub_set(monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k["split"])) or iter(ROWS))
+    task = Task.from_hub("owner/sums@main/test", **COLUMNS)
+    assert asked == [(("owner/sums", "main"), "test")] and task.name == "sums" and len(task.train) == 24
+
+
+@pytest.mark.parametrize(
+    ("rows", "change", "words"),
+    [
+        (ROWS, {"prompt": "qestion"}, "Did you mean 'question'"),
+        (ROWS, {"prompt": "{question} {hint}"}, "column 'hint'"),
+        (ROWS, {"reference": "answr"}, "Did you mean 'answer'"),
+        ([*ROWS, {"question": "x"}], {}, "column 'answer'.*:41"),
+        ([*ROWS, {"question": " ", "answer": 1}], {}, "prompt with text.*:41"),
+        ([*ROWS, {"question": "x", "answer": None}], {}, "reference with text.*:41"),
+        ([*ROWS, 3], {}, "must have columns.*:41"),
+        (ROWS, {"score": "numbr"}, "must be a function or one of"),
+        (ROWS, {"prompt": lambda row: row["x"]}, "KeyError"),
+        (ROWS[:2], {}, "3 splits need as many groups"),
+        ([], {}, "must have rows"),
+        (ROWS, {"id": lambda row: "same"}, "ids must differ"),
+        ([{**row, "split": ""} for row in ROWS], {"split": "split"}, "must name its split"),
+    ],
+)
+def test_what_is_wrong_is_said(rows, change, words: str) -> None:
+    with pytest.raises(WorkbenchError, match=words):
+        Task.from_jsonl(rows, **{**COLUMNS, **change})
+
+
+def test_a_broken_line_names_file_and_line(tmp_path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, ROWS)
+    path.write_text(path.read_text() + "{broken\n")
+    with pytest.raises(WorkbenchError, match=r"a\.jsonl:41"):
+        Task.from_jsonl(path, **COLUMNS)
+    with pytest.raises(WorkbenchError, match="file that can be read"):
+        Task.from_jsonl(tmp_path / "none.jsonl", **COLUMNS)
+
+
+@pytest.mark.parametrize("value", [2.0, -0.1, float("nan"), "raise", None, 1])
+def test_a_score_that_is_none_leaves_the_answer_unscored(value) -> None:
+    def score(example, answer):
+        if value == "raise":
+            raise KeyError("x")
+        return value if value in (None, 1) else Score(value)
+
+    task = Task.from_jsonl(ROWS, **{**COLUMNS, "score": score})
+    row = judge(task, task.test[0], Answer("1", 1, True))
+    assert row.value is None and row.failure is None and "not scored" in row.explanation
