@@ -31,7 +31,7 @@ _MAPPINGS = {"dict": "builtins", "Counter": "collections", "OrderedDict": "colle
 _TEXTS = {"float": "builtins", "int": "builtins", "bytes": "builtins", "Decimal": "decimal", "Fraction": "fractions",
           "datetime": "datetime", "date": "datetime", "time": "datetime"}  # fmt: skip
 _HOMES = {**_SEQUENCES, **_MAPPINGS, **_TEXTS, "complex": "builtins", "timedelta": "datetime"}
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple = (type({}.keys()), type({}.values()), type({}.items()))
 _OWN = ("builtins", "itertools", "enumerate")
 _WRITERS = {"float": float.hex, "int": hex, "bytes": bytes.hex, "Decimal": str, "Fraction": str}
 
@@ -137,8 +137,8 @@ def _read(found: Any, depth: int) -> Any:
         return (getattr(kind, "fromhex", None) or getattr(kind, "fromisoformat", kind))(*rest)
     if name in _SEQUENCES:
         return _make(name)([_read(item, depth + 1) for item in rest])
-    items = {_read(key, depth + 1): _read(value, depth + 1) for key, value in rest}
-    return _make(name)(*([None] if name == "defaultdict" else []), items)
+    pairs = {_read(key, depth + 1): _read(value, depth + 1) for key, value in rest}
+    return _make(name)(*([None] if name == "defaultdict" else []), pairs)
 
 
 def _no_number(text: str) -> None:

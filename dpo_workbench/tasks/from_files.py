@@ -82,7 +82,7 @@ def task_from(
                     f"Each row must have columns. Got {str(row.value)[:60]!r} ({where}). Give one JSON object a line."
                 )
             example, home = _example(
-                row.value, where, f"{Path(opened.name).stem}-{row.number or row.line}",
+                row.value, where, "-".join(filter(None, (Path(opened.name).stem, given, str(row.number or row.line)))),
                 prompt=prompt, reference=reference, id=id, group=group, split=split, label=label,
             )  # fmt: skip
             found[str(given or home)].append(example)
