@@ -10,9 +10,8 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.tasks.scores import STRICT_JSON
-from dpo_workbench.tasks.task import Example, Score, Task, read_examples
+from dpo_workbench.tasks.task import Example, Score, Task, load_splits
 
 FAILURES = (
     "invalid_json",
@@ -29,11 +28,9 @@ _AMOUNT = re.compile(r"-?\d+\.\d\d")
 
 def load() -> Task:
     """The built-in task with its three splits (see `data/receipts/DATASHEET.md`)."""
-    folder = data_folder() / "receipts"
-    splits = {name: read_examples(folder / f"{name}.jsonl") for name in ("train", "dev", "test")}
     return Task(
         "receipts",
-        splits,
+        load_splits("receipts"),
         score,
         description="structured extraction: noisy text of a receipt or delivery note -> JSON",
         max_new_tokens=288,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
+from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks import failures
 
@@ -83,6 +84,7 @@ class Task:
             truncated, loop, echo) are looked for before it is called.
         description: one line for `dpo-workbench tasks`.
         max_new_tokens: the length at which an answer is cut off and counts as never ending.
+        runs_code: `score` runs what the model wrote, in a sandbox.
 
     Raises:
         WorkbenchError: an id appears twice, or a group falls on two sides of a split.
@@ -95,8 +97,10 @@ class Task:
         score: Callable[[Example, str], Score],
         description: str = "",
         max_new_tokens: int = 256,
+        runs_code: bool = False,
     ):
         self.name = name
+        self.runs_code = runs_code
         self.description = description
         self.max_new_tokens = max_new_tokens
         self._score = score
@@ -174,6 +178,12 @@ class Task:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{key} {len(rows)}" for key, rows in self.splits.items())
         return f"Task({self.name}: {sizes})"
+
+
+def load_splits(name: str) -> dict[str, list[Example]]:
+    """The three splits of a built-in task's data."""
+    folder = data_folder() / name
+    return {split: read_examples(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
 
 
 def read_examples(path: Path) -> list[Example]:

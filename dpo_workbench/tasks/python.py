@@ -1,0 +1,62 @@
+"""The task `python`: signature and docstring of a small function -> its body, judged by hidden tests in the sandbox."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+from dpo_workbench.sandbox.python_runner import Call, Limits, extract_code, run_python
+from dpo_workbench.sandbox.values import same
+from dpo_workbench.tasks.task import Example, Score, Task, load_splits
+
+INSTRUCTION = "Write the body of this Python function."
+FAILURES = ("syntax_error", "exception", "timeout", "unsafe", "wrong_result")
+LIMITS = Limits(seconds=2.0)
+
+
+def load(allow_weak_sandbox: bool = False) -> Task:
+    """The built-in task with its three splits (see `data/python/DATASHEET.md`)."""
+    return Task(
+        "python",
+        load_splits("python"),
+        lambda example, answer: score(example, answer, allow_weak_sandbox),
+        description="code generation: signature and docstring of a function -> its body",
+        max_new_tokens=128,
+        runs_code=True,
+    )
+
+
+def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Score:
+    """Share of the hidden tests that pass; their arguments go into the sandbox, their results are compared out here.
+
+    Failure classes: that of the first test that fails, in the order of the tests: `syntax_error`, `exception`,
+    `timeout`, `unsafe` (it reached out of the sandbox), `wrong_result`.
+    """
+    function, tests = example.extra["function"], example.extra["tests"]
+    calls = [Call(function, arguments) for arguments, _ in tests]
+    ran = run_python(program(example.prompt, function, answer), calls, LIMITS, allow_weak_sandbox=allow_weak_sandbox)
+    right = [r.problem is None and same(wanted, r.value) for r, (_, wanted) in zip(ran.results, tests, strict=True)]
+    value = sum(right) / len(right)
+    if value == 1.0:
+        return Score(1.0, None, answer, f"{len(right)} tests pass")
+    result, (arguments, wanted) = ran.results[right.index(False)], tests[right.index(False)]
+    told = ", ".join(map(repr, arguments))[:120]
+    if result.problem is None:
+        return Score(value, "wrong_result", answer, f"{function}({told}) gives {result.value!r}"[:300] + f", not {wanted!r}")
+    kinds = {"not_plain": "wrong_result", "crash": "exception", "exit": "exception", "disk": "unsafe"}
+    kind = "unsafe" if ran.unsafe else kinds.get(result.problem.kind, result.problem.kind)
+    return Score(value, kind, answer, f"{function}({told}): {result.problem}"[:400])
+
+
+def program(prompt: str, function: str, answer: str) -> str:
+    """The module that an answer makes: the whole function where the answer has it, else the prompt's with this body."""
+    text = extract_code(answer)
+    if re.search(rf"^(async )?def {re.escape(function)}\b", text, re.MULTILINE):
+        return text
+    head = prompt[prompt.index("\n\n") + 2 :]
+    lines = text.strip("\n").splitlines() or [""]
+    body = textwrap.dedent("\n".join(lines))
+    rest = [len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()]
+    if rest and not lines[0][:1].isspace() and min(rest) >= 4 and not lines[0].rstrip().endswith(":"):
+        body = lines[0] + "\n" + textwrap.dedent("\n".join(lines[1:]))  # only the first line lost its indent
+    return head + textwrap.indent(body, "    ") + "\n"
