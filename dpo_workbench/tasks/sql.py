@@ -1,0 +1,26 @@
+"""The task `sql`: tables and a question -> one SQLite query, judged by the rows that it gives."""
+
+from __future__ import annotations
+
+from dpo_workbench.runtime.environment import data_folder
+from dpo_workbench.tasks import scores
+from dpo_workbench.tasks.task import Task, load_splits
+
+INSTRUCTION = "Write one SQLite query that answers the question."
+FAILURES = ("syntax_error", "unknown_name", "refused", "timeout", "empty_result", "wrong_result")
+
+
+def load(allow_weak_sandbox: bool = False) -> Task:
+    """The built-in task with its three splits and its databases (see `data/sql/DATASHEET.md`).
+
+    An answer is right when its rows are the reference's, as a multiset, or in order where the reference orders them;
+    its score is 1 or 0. See `scores.sql_result` for the failure classes.
+    """
+    return Task(
+        "sql",
+        load_splits("sql"),
+        scores.sql_result(database=data_folder() / "sql" / "databases", allow_weak_sandbox=allow_weak_sandbox),
+        description="text-to-SQL: tables and a question -> one SQLite query",
+        max_new_tokens=96,
+        runs_code=True,
+    )
