@@ -29,6 +29,19 @@ app.add_typer(export, name="export")
 console = Console()
 errors = Console(stderr=True)
 
+
+@app.callback()
+def _settings(
+    allow_weak_sandbox: Annotated[
+        bool, typer.Option(help="Run a model's code even where only limits hold it (docs/sandbox.md).")
+    ] = False,
+) -> None:
+    if allow_weak_sandbox:
+        from dpo_workbench.sandbox.process import allow_weak
+
+        allow_weak()
+
+
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
 ServedName = Annotated[
     str | None, typer.Option("--model", "-m", help="nano (the default), smol, a Hub id (owner/name) or a folder.")

@@ -102,12 +102,20 @@ def trial(folder, parent):
 def require_guard(allow_weak_sandbox: bool) -> None:
     """Print once what holds here; raise `WorkbenchError` where only limits hold and nobody has allowed that."""
     _say()
-    if guard_level() == "weak" and not allow_weak_sandbox:
+    if guard_level() == "weak" and not (allow_weak_sandbox or _allowed):
         raise WorkbenchError(
             "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
             f"AArch64). Got: {_level()[1]}. Run it on such a machine, or say allow_weak_sandbox=True "
             "(--allow-weak-sandbox) where nothing can be lost, as in a container of its own: see docs/sandbox.md."
         )
+
+
+_allowed: list[bool] = []
+
+
+def allow_weak() -> None:
+    """Allow it for the whole process, as `dpo-workbench --allow-weak-sandbox` does."""
+    _allowed[:] = [True]
 
 
 @functools.lru_cache(1)

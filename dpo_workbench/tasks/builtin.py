@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.tasks import receipts
+from dpo_workbench.tasks import briefs, python, receipts, science, sql
 from dpo_workbench.tasks.task import Task
 
-_LOADERS: dict[str, Callable[[], Task]] = {"receipts": receipts.load}
+_LOADERS: dict[str, Callable[..., Task]] = {
+    "receipts": receipts.load,
+    "python": python.load,
+    "science": science.load,
+    "briefs": briefs.load,
+    "sql": sql.load,
+}
+_RUN_CODE = ("python", "sql")
 
 
 def task_names() -> list[str]:
@@ -17,14 +26,41 @@ def task_names() -> list[str]:
     return sorted(_LOADERS)
 
 
-def load_task(name: str) -> Task:
-    """A built-in task by its name, with data, splits and verifier.
+def load_task(name: str, allow_weak_sandbox: bool = False) -> Task:
+    """A built-in task by its name, with data, splits and verifier; or a task of your own from a Python file.
+
+    Args:
+        name: one of `task_names()`, or the path of a file that ends in `.py` and has a function `load()` or a `task`.
+            It is run, so it must be yours.
+        allow_weak_sandbox: let `python` and `sql` run what a model wrote on a machine where only resource limits hold
+            (see `docs/sandbox.md`).
 
     Raises:
-        WorkbenchError: no such task (the nearest name is given), or its data file is missing or empty.
+        WorkbenchError: no such task (the nearest name is given), its data file is missing or empty, or the file gives
+            no `Task`.
     """
+    if name.endswith(".py"):
+        return _from_python(Path(name))
     if name not in _LOADERS:
         near = difflib.get_close_matches(name, _LOADERS, 1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise WorkbenchError(f"A task must be one of {', '.join(task_names())}. Got {name!r}. {hint}")
-    return _LOADERS[name]()
+    return _LOADERS[name](allow_weak_sandbox) if name in _RUN_CODE else _LOADERS[name]()
+
+
+def _from_python(path: Path) -> Task:
+    if not path.is_file():
+        raise WorkbenchError(f"A task's file must exist. Got no file at {path}. Check the path.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        task = module.load() if hasattr(module, "load") else getattr(module, "task", None)
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        raise WorkbenchError(f"A task's file must run. Got {type(error).__name__}: {error} ({path}).") from error
+    if not isinstance(task, Task):
+        raise WorkbenchError(f"A task's file must have `load()` or `task`. Got {type(task).__name__} ({path}).")
+    return task

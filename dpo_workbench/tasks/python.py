@@ -42,7 +42,9 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
     result, (arguments, wanted) = ran.results[right.index(False)], tests[right.index(False)]
     told = ", ".join(map(repr, arguments))[:120]
     if result.problem is None:
-        return Score(value, "wrong_result", answer, f"{function}({told}) gives {result.value!r}"[:300] + f", not {wanted!r}")
+        return Score(
+            value, "wrong_result", answer, f"{function}({told}) gives {result.value!r}"[:300] + f", not {wanted!r}"
+        )
     kinds = {"not_plain": "wrong_result", "crash": "exception", "exit": "exception", "disk": "unsafe"}
     kind = "unsafe" if ran.unsafe else kinds.get(result.problem.kind, result.problem.kind)
     return Score(value, kind, answer, f"{function}({told}): {result.problem}"[:400])

@@ -16,7 +16,7 @@ _NUMBER = r"[-+−]?(?:\d{1,3}(?:[,\u202f\u00a0']\d{3})+|\d+)?(?:\.\d+)?(?<=\d)"
 _POWER = (
     r"(?:\s*(?:[×x*·]\s*10\s*(?:\^|\*\*)?\s*[({]?\s*(?P<power>[-+−]?\d{1,3})[)}]?|[eE](?P<exponent>[-+−]?\d{1,3})))?"
 )
-_UNIT = r"(?P<unit>\s?(?:%|°\s?[CF]|[A-Za-zµμΩ°][A-Za-zµμΩ°^*·⋅/().\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻ ]{0,40})?)"
+_UNIT = r"(?P<unit>\s?(?:%|°\s?[CF]|(?:1\s?/\s?)?[A-Za-zµμΩ°][A-Za-zµμΩ°^*·⋅/().\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻ ]{0,40})?)"
 _QUANTITY = re.compile(rf"(?P<number>{_NUMBER}){_POWER}{_UNIT}")
 _PLAIN_NUMBER = re.compile(rf"(?<![\w.])(?P<number>{_NUMBER}){_POWER}(?![\w])")
 _ANSWER = re.compile(r"(?:final\s+)?answer\s*(?:is|=|:)+\s*(.{1,200})", re.IGNORECASE)

@@ -322,7 +322,8 @@ def _fact_words(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _SHORT_PATTERN.sub(lambda m: f" {_SHORT[m[1]]} ", text)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    found = re.findall(r"\d+(?:[.:]\d+)*|[^\W\d_]+|[%°]\s?c?", text)
+    text = re.sub(r"°\s?c\b", " c", text)
+    found = [w for w in re.findall(r"\d+(?:[.:]\d+)*|[^\W\d_]+|[%°]", text) if w != "per"]
     return [str(float(w)) if re.fullmatch(r"\d+(\.\d+)?", w) else w.replace(" ", "") for w in found]
 
 

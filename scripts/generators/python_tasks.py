@@ -55,13 +55,21 @@ CONDITIONS: dict[str, tuple[dict[str, str], str, tuple[int, int] | None]] = {
         "v % {k} == 0",
         (3, 7),
     ),
-    "unlike": ({"train": "not equal to {k}", "dev": "other than {k}", "test": "different from {k}"}, "v != {k}", (0, 5)),
+    "unlike": (
+        {"train": "not equal to {k}", "dev": "other than {k}", "test": "different from {k}"},
+        "v != {k}",
+        (0, 5),
+    ),
 }
 MAPPINGS: dict[str, tuple[dict[str, str], str, tuple[int, int] | None]] = {
     "double": ({"train": "doubled", "dev": "doubled", "test": "doubled"}, "v * 2", None),
     "square": ({"train": "squared", "dev": "squared", "test": "squared"}, "v * v", None),
     "negate": ({"train": "negated", "dev": "with its sign flipped", "test": "with the opposite sign"}, "-v", None),
-    "absolute": ({"train": "made positive", "dev": "without its sign", "test": "as its absolute value"}, "abs(v)", None),
+    "absolute": (
+        {"train": "made positive", "dev": "without its sign", "test": "as its absolute value"},
+        "abs(v)",
+        None,
+    ),
     "add": ({"train": "increased by {j}", "dev": "raised by {j}", "test": "plus {j}"}, "v + {j}", (1, 9)),
     "subtract": ({"train": "decreased by {j}", "dev": "lowered by {j}", "test": "minus {j}"}, "v - {j}", (1, 9)),
     "times": ({"train": "multiplied by {j}", "dev": "times {j}", "test": "scaled by {j}"}, "v * {j}", (3, 9)),
@@ -73,7 +81,7 @@ LETTERS: dict[str, tuple[dict[str, str], str]] = {
     "lower": ({"train": "small letters", "dev": "lower-case letters", "test": "lowercase letters"}, "c.islower()"),
     "space": ({"train": "spaces", "dev": "blanks", "test": "space characters"}, "c == ' '"),
     **{
-        letter: ({s: f"letters {letter!r}" for s in ("train", "dev", "test")}, f"c == {letter!r}")
+        letter: (dict.fromkeys(("train", "dev", "test"), f"letters {letter!r}"), f"c == {letter!r}")
         for letter in "aeonst"
     },
 }
@@ -270,7 +278,14 @@ def make_example(split: str, number: int, rng: random.Random) -> Example | None:
     words = {**words, **{name: str(value).format(**words) for name, value in words.items()}}
     said = rng.choice(OPENINGS[split]).format(family.said.format(**words))
     body = family.body.format(**words)
-    types = {"ints": "list[int]", "text": "str", "words": "list[str]", "table": "dict[str, int]", "int": "int", "n": "int"}
+    types = {
+        "ints": "list[int]",
+        "text": "str",
+        "words": "list[str]",
+        "table": "dict[str, int]",
+        "int": "int",
+        "n": "int",
+    }
     arguments = ", ".join(f"{name}: {types[kind]}" for name, kind in zip((first, second), kinds, strict=False))
     function = rng.choice(PREFIXES[split]) + family.name
     head = f"def {function}({arguments}) -> {family.result}:"
@@ -325,7 +340,9 @@ def arguments_of(kinds: list[str], rng: random.Random) -> list[Any]:
             found.append([rng.randint(low, high) for _ in range(size)])
         elif kind == "text":
             words = [rng.choice(_VOCABULARY) for _ in range(size)]
-            found.append(rng.choice((" ".join(words), "".join(words[:1])[::-1], rng.choice(("level", "Anna", "noon", "")))))
+            found.append(
+                rng.choice((" ".join(words), "".join(words[:1])[::-1], rng.choice(("level", "Anna", "noon", ""))))
+            )
         elif kind == "words":
             found.append([rng.choice(_VOCABULARY + _PEOPLE) for _ in range(size)])
         elif kind == "table":

@@ -289,9 +289,7 @@ def make_example(
     return Example(f"sql-{split}-{number}", prompt, query, f"{schema} {kind.name}", {"database": schema})
 
 
-def _words(
-    schema: str, table: str, parent: str, database: sqlite3.Connection, rng: random.Random
-) -> dict[str, Any]:
+def _words(schema: str, table: str, parent: str, database: sqlite3.Connection, rng: random.Random) -> dict[str, Any]:
     spec = columns(schema, table)
     label = next(c.name for c in spec if c.kind == "name")
     number = rng.choice([c for c in spec if c.kind in ("int", "real")])
@@ -327,7 +325,9 @@ def sound(database: sqlite3.Connection, query: str) -> bool:
     if " LIMIT 1" in query:  # one best only
         more = database.execute(query.replace(" LIMIT 1", " LIMIT 2")).fetchall()
         order = re.search(r"ORDER BY (.+?)(?: DESC)? LIMIT", query)[1]  # type: ignore[index]
-        keys = database.execute(re.sub(r"^SELECT .+? FROM", f"SELECT {order} FROM", query).replace(" LIMIT 1", " LIMIT 2"))
+        keys = database.execute(
+            re.sub(r"^SELECT .+? FROM", f"SELECT {order} FROM", query).replace(" LIMIT 1", " LIMIT 2")
+        )
         best = keys.fetchall()
         if len(more) < 2 or best[0] == best[1]:
             return False
@@ -337,7 +337,16 @@ def sound(database: sqlite3.Connection, query: str) -> bool:
         keys = [k for (k,) in database.execute(re.sub(r"^SELECT .+? FROM", f"SELECT {order} FROM", query))]
         if len(set(keys)) < len(keys):
             return False
-    for pattern in (r" WHERE .*", r" GROUP BY .*", r" HAVING .*", r" ORDER BY .*", r" LIMIT .*", r" DESC", r"DISTINCT ", r" AND .*"):
+    for pattern in (
+        r" WHERE .*",
+        r" GROUP BY .*",
+        r" HAVING .*",
+        r" ORDER BY .*",
+        r" LIMIT .*",
+        r" DESC",
+        r"DISTINCT ",
+        r" AND .*",
+    ):
         shorter = re.sub(pattern, "", query)
         if shorter == query or shorter.count("(") != shorter.count(")"):
             continue
