@@ -150,3 +150,12 @@ def run(monkeypatch, tmp_path, capsys):
         return caught.value.code or 0, out, err
 
     return go
+
+
+@pytest.fixture(scope="session")
+def strong() -> None:
+    """For tests of what only the kernel's guards refuse."""
+    from dpo_workbench.sandbox.process import guard_level, sandbox_line
+
+    if guard_level() != "strong":
+        pytest.skip(sandbox_line())

@@ -30,13 +30,15 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
     """Share of the hidden tests that pass; their arguments go into the sandbox, their results are compared out here.
 
     Failure classes: that of the first test that fails, in the order of the tests: `syntax_error`, `exception`,
-    `timeout`, `unsafe` (it reached out of the sandbox), `wrong_result`.
+    `timeout`, `wrong_result`; before all of them `unsafe` for an answer that reached out of the sandbox, right or not.
     """
     function, tests = example.extra["function"], example.extra["tests"]
     calls = [Call(function, arguments) for arguments, _ in tests]
     ran = run_python(program(example.prompt, function, answer), calls, LIMITS, allow_weak_sandbox=allow_weak_sandbox)
     right = [r.problem is None and same(wanted, r.value) for r, (_, wanted) in zip(ran.results, tests, strict=True)]
     value = sum(right) / len(right)
+    if ran.unsafe:
+        return Score(min(value, 0.99), "unsafe", answer, f"it tried {', '.join(ran.unsafe)}")
     if value == 1.0:
         return Score(1.0, None, answer, f"{len(right)} tests pass")
     result, (arguments, wanted) = ran.results[right.index(False)], tests[right.index(False)]
@@ -46,8 +48,12 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
             value, "wrong_result", answer, f"{function}({told}) gives {result.value!r}"[:300] + f", not {wanted!r}"
         )
     kinds = {"not_plain": "wrong_result", "crash": "exception", "exit": "exception", "disk": "unsafe"}
-    kind = "unsafe" if ran.unsafe else kinds.get(result.problem.kind, result.problem.kind)
-    return Score(value, kind, answer, f"{function}({told}): {result.problem}"[:400])
+    return Score(
+        value,
+        kinds.get(result.problem.kind, result.problem.kind),
+        answer,
+        f"{function}({told}): {result.problem}"[:400],
+    )
 
 
 def program(prompt: str, function: str, answer: str) -> str:

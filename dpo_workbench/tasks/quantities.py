@@ -51,6 +51,7 @@ def read_unit(text: str) -> Any:
     text = text.replace("·", "*").replace("⋅", "*").replace("μ", "µ").replace("Ω", "ohm").replace("%", "percent")
     text = re.sub(r"°\s?C\b|\bdegrees? Celsius\b", "degC", text)
     text = re.sub(r"°\s?F\b|\bdegrees? Fahrenheit\b", "degF", text)
+    text = re.sub(r"\Aper\s+", "1/", text)
     text = re.sub(r"(?<=[A-Za-z])\s*(?<!\^)(-?\d)\b", r"^\1", text)  # m2, s-1
     text = re.sub(r"\bmetres?\b", "meter", re.sub(r"metres?\b", "meter", text))
     text = re.sub(r"litres?\b", "liter", text)

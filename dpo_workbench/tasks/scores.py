@@ -340,17 +340,22 @@ def copied_run(answer: str, prompt: str) -> int:
     return best
 
 
+_NUMBER_WORD = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.:]\d+)*")  # a time is one word
+
+
 def invented_in(answer: str, prompt: str) -> str | None:
     """The first number or capitalised name inside a sentence of the answer that the prompt does not have."""
-    there = {round(n, 9) for n in quantities.numbers(prompt)} | {
-        round(float(w), 9) for w in re.findall(r"\d+(?:\.\d+)?", prompt)
-    }
-    for found in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", answer[:5000]):
-        value = quantities.read_number(found)
-        if value is not None and round(value, 9) not in there:
+
+    def value(found: str) -> float | str:
+        number = quantities.read_number(found)
+        return found if number is None else round(number, 9)
+
+    there = {value(found) for found in _NUMBER_WORD.findall(prompt)}
+    for found in _NUMBER_WORD.findall(answer[:5000]):
+        if value(found) not in there:
             return found
     page = set(words(prompt))
-    for match in re.finditer(r"(?<=[a-z0-9,;] )([A-Z][a-z]{2,})\b", answer[:5000]):
+    for match in re.finditer(r"(?<=[a-z0-9,;] )([A-Z][a-z]+)\b", answer[:5000]):
         if match[1].casefold() not in page:
             return match[1]
     return None

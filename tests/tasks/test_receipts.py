@@ -337,6 +337,6 @@ def test_score_never_raises(text: str) -> None:
 
 
 def test_missing_data_is_named(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(receipts, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr("dpo_workbench.tasks.task.data_folder", lambda: tmp_path)
     with pytest.raises(WorkbenchError, match=r"no file at .*train\.jsonl"):
         receipts.load()

@@ -116,8 +116,24 @@ def test_missing_and_empty_files_are_named(tmp_path, content: bytes) -> None:
 
 
 def test_builtin_tasks_load_and_unknown_ones_get_the_nearest_name() -> None:
-    assert task_names() == ["receipts"]
+    assert task_names() == ["briefs", "python", "receipts", "science", "sql"]
     task = load_task("receipts")
     assert {name: len(rows) for name, rows in task.splits.items()} == {"train": 2480, "dev": 200, "test": 320}
     with pytest.raises(WorkbenchError, match="Got 'receipt'. Did you mean 'receipts'"):
         load_task("receipt")
+
+
+def test_a_task_from_a_python_file(tmp_path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dpo_workbench.tasks.task import Example, Score, Task\n"
+        "rows = [Example(str(k), f'{k}?', str(k), str(k)) for k in range(3)]\n"
+        "task = Task('mine', {'train': rows}, lambda e, a: Score(float(a == e.reference)))\n"
+    )
+    assert load_task(str(path)).name == "mine"
+    for text, words in [("task = 3", "must have `load"), ("1 / 0", "ZeroDivisionError"), ("def load(: pass", "SyntaxError")]:
+        path.write_text(text)
+        with pytest.raises(WorkbenchError, match=words):
+            load_task(str(path))
+    with pytest.raises(WorkbenchError, match="no file at"):
+        load_task(str(tmp_path / "none.py"))
