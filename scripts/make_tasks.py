@@ -1,4 +1,4 @@
-"""Write data/<task>/{train,dev,test}.jsonl of built-in tasks: `python scripts/make_tasks.py [python science briefs sql]`.
+"""Write data/<task>/{train,dev,test}.jsonl of built-in tasks: `python scripts/make_tasks.py [python science ...]`.
 
 It prints the table of sizes for the datasheets, with tokens as `smol` counts them.
 """

@@ -1,4 +1,4 @@
-"""Write the README's results and picture from benchmarks/results/demo.json: `python scripts/update_figures.py`."""
+"""Write benchmarks/results into README, pictures and docs/sandbox.md: `python scripts/update_figures.py`."""
 
 from __future__ import annotations
 
@@ -66,11 +66,26 @@ def main() -> None:
         target = ROOT / "docs" / "figures" / f"demo-{model}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         display.figure_.savefig(target, dpi=110, facecolor="white", metadata={"Software": None})
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{START}\n{table(results)}\n{END}{after}", encoding="utf-8")
+    between(ROOT / "README.md", START, END, table(results))
+    between(ROOT / "docs" / "sandbox.md", "<!-- figures: sandbox -->", "<!-- end -->", sandbox())
+
+
+def between(path: Path, start: str, end: str, text: str) -> None:
+    """Put text between two marks of a page."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def sandbox() -> str:
+    """What the sandbox costs, in a sentence."""
+    record = json.loads((ROOT / "benchmarks/results/sandbox.json").read_text(encoding="utf-8"))
+    found, machine = record["results"], record["machine"]
+    return (
+        f"One run takes {found['sandbox_ms']} ms, a bare child that does the same {found['bare_ms']} ms; with "
+        f"{found['workers']} at a time {found['runs_a_second']:.0f} runs a second (medians of {found['runs']} runs, "
+        f"`{record['command']}`, {record['date']}, {machine['cores']} cores of {machine['processor']})."
+    )
 
 
 if __name__ == "__main__":

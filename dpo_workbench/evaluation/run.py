@@ -17,7 +17,7 @@ from dpo_workbench.evaluation.statistics import Interval, smallest_detectable, w
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.progress import progress
 from dpo_workbench.runtime.run_folder import write_text
-from dpo_workbench.tasks.task import Example, Score, Split, Task
+from dpo_workbench.tasks.task import Example, Split, Task
 
 if TYPE_CHECKING:
     from dpo_workbench.models.generation import Answer
@@ -261,15 +261,7 @@ def evaluate(
 def judge(split_or_task: Split | Task, example: Example, answer: Answer) -> Judged:
     """One answer judged. A score function that raises leaves the row unscored: neither right nor wrong."""
     task = split_or_task.task if isinstance(split_or_task, Split) else split_or_task
-    value: float | None = None
-    failure: str | None = None
-    try:
-        score = task.score(example, answer.text, finished=answer.finished)
-        if not isinstance(score, Score):
-            raise TypeError(f"`score` must return a Score, got {type(score).__name__}")
-        value, failure, explanation = float(score.value), score.failure, str(score.explanation)
-    except Exception as error:  # a user's function may raise anything; an interrupt is no Exception and passes
-        explanation = f"not scored: {type(error).__name__}: {error}"[:500]
+    score, explanation = task.try_score(example, answer.text, finished=answer.finished)
     return Judged(
         example.id,
         example.group,
@@ -277,8 +269,8 @@ def judge(split_or_task: Split | Task, example: Example, answer: Answer) -> Judg
         answer.text,
         answer.n_tokens,
         answer.finished,
-        value,
-        failure,
+        float(score.value) if score else None,
+        score.failure if score else None,
         explanation,
     )
 

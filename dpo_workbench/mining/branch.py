@@ -78,7 +78,7 @@ def branch(
             )
             for place, answers in zip(places, drawn_here, strict=True):
                 judged = [Sample.judge(found.task, found.rows[place[0]][0], answer) for answer in answers]
-                good = [s for s in judged if s.finished and s.failure not in classes]
+                good = [s for s in judged if s and s.finished and s.failure not in classes]
                 best = max(good, key=lambda s: s.value, default=None)
                 if best and best.value >= _sample(found, place).value + GAP:
                     better[place] = best

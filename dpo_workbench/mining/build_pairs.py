@@ -50,7 +50,7 @@ def build_pairs(
         good = next((s for s in samples if s.failure is None), None)
         for number, bad in enumerate(_rejected(samples, good, classes)[:per_prompt]):
             own = bad.better or good or _better(samples, bad, classes)
-            if own is None and (not use_reference or task.score(example, example.reference).failure):
+            if own is None and not (use_reference and _right(task, example)):
                 continue
             ranks[f"{example.id}/{number}"] = 0 if bad.better else 1 if own else 2
             pairs.append(
@@ -108,3 +108,8 @@ def _rejected(samples: Sequence[Sample], good: Sample | None, classes: Sequence[
     names = sorted(by_class, key=lambda name: (name != "loop", name != "truncated", -len(by_class[name]), name))
     longest = max(map(len, by_class.values()), default=0)
     return [by_class[name][turn] for turn in range(longest) for name in names if turn < len(by_class[name])]
+
+
+def _right(task: Task, example: Example) -> bool:
+    score, _ = task.try_score(example, example.reference)
+    return score is not None and score.failure is None

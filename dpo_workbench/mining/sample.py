@@ -34,10 +34,10 @@ class Sample:
     better: Sample | None = None  # the same answer with a better ending of the model's own, see `branch`
 
     @classmethod
-    def judge(cls, task: Task, example: Example, answer: Answer) -> Sample:
-        """One answer with the task's score."""
-        score = task.score(example, answer.text, finished=answer.finished)
-        return cls(answer.text, answer.finished, score.value, score.failure, score.explanation)
+    def judge(cls, task: Task, example: Example, answer: Answer) -> Sample | None:
+        """One answer with the task's score; None where it cannot be scored."""
+        score, explanation = task.try_score(example, answer.text, finished=answer.finished)
+        return cls(answer.text, answer.finished, score.value, score.failure, explanation) if score else None
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def mine(
         show: a progress bar.
 
     Raises:
-        WorkbenchError: the split is a test split, or empty; the server fails, which keeps the answers that are there.
+        WorkbenchError: the split is a test split, or empty; no sample can be scored; the server fails, which keeps the
+            answers that are there.
     """
     if not len(split):
         raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")
@@ -172,13 +173,25 @@ def mine(
             seed=seed,
             on_answers=advance,
         )
-    rows = [(e, tuple(Sample.judge(task, e, a) for a in answers)) for e, answers in zip(split, drawn, strict=True)]
+    judged = [(e, [Sample.judge(task, e, a) for a in answers]) for e, answers in zip(split, drawn, strict=True)]
+    rows = [(e, tuple(s for s in found if s)) for e, found in judged]
+    unscored = sum(s is None for _, found in judged for s in found)
+    if unscored:
+        place = next(k for k, (_, found) in enumerate(judged) if None in found)
+        example, answer = judged[place][0], drawn[place][judged[place][1].index(None)]
+        why = task.try_score(example, answer.text, finished=answer.finished)[1]
+        told = f"{unscored} of {len(split) * samples} samples could not be scored; the first: {example.id!r}, {why}"
+        if unscored == len(split) * samples:
+            raise WorkbenchError(f"Mining needs scores. {told}. Mend the task's `score` function or its references.")
+        print(f"{told}. They are left out.")
+    rows = [row for row in rows if row[1]]
     settings = {
         "samples": samples,
         "temperature": temperature,
         "max_new_tokens": limit,
         "seed": seed,
         "split": split.name,
+        **({"unscored": unscored} if unscored else {}),
         **served,
     }
     return Found(task, tuple(rows), settings)

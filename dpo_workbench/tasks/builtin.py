@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.tasks import briefs, python, receipts, science, sql
+from dpo_workbench.tasks import benchmarks, briefs, python, receipts, science, sql
 from dpo_workbench.tasks.task import Task
 
 _LOADERS: dict[str, Callable[..., Task]] = {
@@ -18,7 +18,8 @@ _LOADERS: dict[str, Callable[..., Task]] = {
     "briefs": briefs.load,
     "sql": sql.load,
 }
-_RUN_CODE = ("python", "sql")
+_BENCHMARKS: dict[str, Callable[..., Task]] = {"humaneval": benchmarks.humaneval, "aclsum": benchmarks.aclsum}
+_RUN_CODE = ("python", "sql", "humaneval")
 
 
 def task_names() -> list[str]:
@@ -30,8 +31,8 @@ def load_task(name: str, allow_weak_sandbox: bool = False) -> Task:
     """A built-in task by its name, with data, splits and verifier; or a task of your own from a Python file.
 
     Args:
-        name: one of `task_names()`, or the path of a file that ends in `.py` and has a function `load()` or a `task`.
-            It is run, so it must be yours.
+        name: one of `task_names()`; `humaneval` or `aclsum` (with the extra `tasks`); or the path of a file that ends
+            in `.py` and has a function `load()` or a `task`. It is run, so it must be yours.
         allow_weak_sandbox: let `python` and `sql` run what a model wrote on a machine where only resource limits hold
             (see `docs/sandbox.md`).
 
@@ -41,11 +42,12 @@ def load_task(name: str, allow_weak_sandbox: bool = False) -> Task:
     """
     if name.endswith(".py"):
         return _from_python(Path(name))
-    if name not in _LOADERS:
-        near = difflib.get_close_matches(name, _LOADERS, 1)
+    known = {**_LOADERS, **_BENCHMARKS}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise WorkbenchError(f"A task must be one of {', '.join(task_names())}. Got {name!r}. {hint}")
-    return _LOADERS[name](allow_weak_sandbox) if name in _RUN_CODE else _LOADERS[name]()
+        raise WorkbenchError(f"A task must be one of {', '.join(known)}. Got {name!r}. {hint}")
+    return known[name](allow_weak_sandbox) if name in _RUN_CODE else known[name]()
 
 
 def _from_python(path: Path) -> Task:

@@ -39,6 +39,7 @@ def task_from(
     on_leak: str = "raise",
     seed: int = 0,
     max_new_tokens: int = 256,
+    runs_code: bool = False,
 ) -> Task:
     """Build a `Task` from rows. `Task.from_jsonl` and `Task.from_hub` are this.
 
@@ -59,6 +60,7 @@ def task_from(
             that has it (test before dev before train) and print how many.
         seed: of the drawing.
         max_new_tokens: the length at which an answer is cut off.
+        runs_code: see `Task`.
 
     All columns go along in `Example.extra`, where verifiers find what they need (tests, a database, facts).
 
@@ -96,7 +98,7 @@ def task_from(
     elif on_leak == "drop":
         found = _without_leaks(found)
     label_of = name or "".join(c if c.isalnum() else "-" for c in Path(names[0].removeprefix("hub:")).stem).strip("-")
-    return Task(label_of, found, judge, description, max_new_tokens)
+    return Task(label_of, found, judge, description, max_new_tokens, runs_code)
 
 
 def _without_leaks(found: dict[str, list[Example]]) -> dict[str, list[Example]]:

@@ -175,6 +175,16 @@ class Task:
         partial = self._score(example, answer) if name in ("loop", "truncated") else Score(0.0)
         return Score(min(partial.value, 0.99), name, partial.answer, why)
 
+    def try_score(self, example: Example, answer: str, *, finished: bool = True) -> tuple[Score | None, str]:
+        """`score`, or None and why where the verifier cannot judge: it raised, or what it gave is no `Score`."""
+        try:
+            score = self.score(example, answer, finished=finished)
+            if not isinstance(score, Score):
+                raise TypeError(f"`score` must return a Score, got {type(score).__name__}")
+            return score, str(score.explanation)
+        except Exception as error:  # a user's function may raise anything; an interrupt is no Exception and passes
+            return None, f"not scored: {type(error).__name__}: {error}"[:500]
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{key} {len(rows)}" for key, rows in self.splits.items())
         return f"Task({self.name}: {sizes})"

@@ -214,7 +214,7 @@ class Trainer:
         assert self.probe is not None
         task, examples = self.probe.task, list(self.probe)[parallel.rank() :: parallel.size()]
 
-        def answer(n_rows: int) -> list[tuple[str, str, Score]]:
+        def answer(n_rows: int) -> list[tuple[str, str, Score | None]]:
             found = generate(
                 self.policy,
                 [e.prompt for e in examples],
@@ -224,12 +224,15 @@ class Trainer:
                 on_answers=self.interrupts.check,
             )
             texts = [(e, a[0].text, a[0].finished) for e, a in zip(examples, found, strict=True)]
-            return [(e.id, text, task.score(e, text, finished=finished)) for e, text, finished in texts]
+            return [(e.id, text, task.try_score(e, text, finished=finished)[0]) for e, text, finished in texts]
 
         with parallel.agreed():
             mine = within_memory(answer, ROWS, 1, "answers at one time", "one answer")[0] if examples else []
         judged = [row for part in parallel.gathered(mine) for row in part]
-        scores = [score for _, _, score in judged]
+        scores = [score for _, _, score in judged if score]
+        if not scores:
+            why = task.try_score(examples[0], judged[0][1])[1] if examples else "see the first process"
+            raise WorkbenchError(f"A probe needs scores. None of {len(judged)} answers could be scored; {why}.")
         entry = {
             "score": statistics.fmean(s.value for s in scores),
             "failed": sum(s.failure is not None for s in scores) / len(scores),

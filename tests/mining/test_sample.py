@@ -101,3 +101,26 @@ def test_a_task_that_never_passes_says_so(tiny, toy_task) -> None:
 def test_limit_is_the_tasks_unless_given(tiny, toy_task) -> None:
     assert mine(tiny, toy_task.train[:1], 1, show=False).settings["max_new_tokens"] == toy_task.max_new_tokens
     assert mine(tiny, toy_task.train[:1], 1, max_new_tokens=3, show=False).settings["max_new_tokens"] == 3
+
+
+def test_samples_that_cannot_be_scored_are_counted_and_left_out(tiny, toy_task, capsys) -> None:
+    def broken(example, answer: str) -> Score:
+        if len(answer) % 3 == 0:
+            raise KeyError("no such column")
+        return Score(2.0) if len(answer) % 3 == 1 else half(example, answer)
+
+    found = mine(tiny, judged(toy_task, broken).train, 4, seed=3, show=False)
+    told = capsys.readouterr().out
+    assert 0 < found.n_samples == 48 - found.settings["unscored"] < 48
+    assert f"{found.settings['unscored']} of 48 samples could not be scored" in told and "Error" in told
+    assert all(len(s.text) % 3 == 2 or not s.finished or not s.text.strip() for _, x in found.rows for s in x)
+
+
+def test_a_score_that_always_raises_is_an_error(tiny, toy_task) -> None:
+    def broken(example, answer: str) -> Score:
+        raise ZeroDivisionError
+
+    task = judged(toy_task, broken)
+    task.score = lambda *a, **k: broken(*a[:2])  # the generic failures too
+    with pytest.raises(WorkbenchError, match="Mining needs scores.*ZeroDivisionError"):
+        mine(tiny, task.train, 2, show=False)

