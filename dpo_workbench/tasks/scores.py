@@ -16,6 +16,7 @@ import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -330,14 +331,7 @@ def _fact_words(text: str) -> list[str]:
 def copied_run(answer: str, prompt: str) -> int:
     """Length in words of the longest run that answer and prompt share."""
     mine, theirs = words(answer)[:400], words(prompt)[:4000]
-    best, before = 0, [0] * (len(theirs) + 1)
-    for word in mine:
-        row = [0] * (len(theirs) + 1)
-        for k, other in enumerate(theirs):
-            if word == other:
-                row[k + 1] = before[k] + 1
-        best, before = max(best, max(row)), row
-    return best
+    return SequenceMatcher(None, theirs, mine, autojunk=False).find_longest_match().size
 
 
 _NUMBER_WORD = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.:]\d+)*")  # a time is one word
