@@ -3,7 +3,8 @@
 Only values of exactly these types cross: None, bool, int, float, complex, str, bytes, list, tuple, dict, set,
 frozenset, range, and of the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime,
 date, time, timedelta. An iterator of Python's own (generator, zip, map, a dictionary's keys) crosses as an iterator
-over its items. A subclass does not: an `int` with an `__eq__` of its own stays outside. Nothing is ever unpickled.
+over its items, a scalar of NumPy as Python's own. A subclass does not: an `int` with an `__eq__` of its own stays
+outside. Nothing is ever unpickled.
 
 A child starts in milliseconds only if it imports next to nothing, so this file imports no module of the package, uses
 the C core of `json` where there is one, and knows the library types only where the child has loaded them.
@@ -70,6 +71,8 @@ def _make(name: str) -> Any:
 
 def _write(value: Any, depth: int, parts: list[str], room: list[int], types: dict[type, str]) -> None:
     kind = type(value)
+    if depth > DEEPEST:
+        raise NotPlain(f"nested deeper than {DEEPEST}")
     if value is None or kind is bool:
         piece = "null" if value is None else "true" if value else "false"
     elif kind is str:
@@ -82,10 +85,11 @@ def _write(value: Any, depth: int, parts: list[str], room: list[int], types: dic
             value, name = (value.start, value.stop, value.step), "range"
         elif name is None and (kind in _VIEWS or (kind.__module__ in _OWN and hasattr(kind, "__next__"))):
             name = "iter"
+        if name is None and kind.__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+            _write(value.item(), depth + 1, parts, room, types)  # a scalar of NumPy, as Python's own
+            return
         if name is None:
             raise NotPlain(f"of type {kind.__module__}.{kind.__qualname__}"[:200])
-        if depth > DEEPEST:
-            raise NotPlain(f"nested deeper than {DEEPEST}")
         piece = f'["{name}"'
         if name in _TEXTS:
             if name == "bytes" and len(value) > room[0]:

@@ -105,6 +105,8 @@ def search(needle):
         ("def f(x):\n    return None", "assert f(1)[0] == 1", "wrong_result"),
         ("def f(x):\n    return iter([x])", "assert list(f(1)) == [1]", None),
         ("def f(x):\n    return (y for y in x)", "g = f([1, 2])\nassert next(g) == 1 and g != [2]", None),
+        ("import numpy as np\ndef f(x):\n    return np.mean([x, x + 1])", "assert f(1) == 1.5 and type(f(1)) is float", None),
+        ("import numpy as np\ndef f(x):\n    return np.zeros(x)", "assert f(1) is not None", "not_plain"),
         ("def f(x):\n    return range(x)", "assert f(3) == range(3)", None),
         ("def f(x):\n    return open('a', 'w')", "assert f(1)", "not_plain"),
         ("def f(x, d):\n    x.sort()\n    d.pop(1)", "x, d = [2, 1], {1: 2, 3: 4}\nf(x, d)\nassert (x, d) == ([1, 2], {3: 4})", None),
