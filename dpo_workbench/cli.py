@@ -42,6 +42,7 @@ def _settings(
         allow_weak()
 
 
+_SHIPPED = "the one that is shipped for model and task, if there is one"
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
 ServedName = Annotated[
     str | None, typer.Option("--model", "-m", help="nano (the default), smol, a Hub id (owner/name) or a folder.")
@@ -49,7 +50,7 @@ ServedName = Annotated[
 AdapterName = Annotated[
     str | None, typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one (receipts).")
 ]
-TaskName = Annotated[str, typer.Option("--task", "-t", help="A built-in task; see `dpo-workbench tasks`.")]
+TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a file.py of your own.")]
 Out = Annotated[
     Path, typer.Option("--out", "-o", help="Run folder that takes the results. A stopped run goes on in it.")
 ]
@@ -156,7 +157,7 @@ def mine(
     model: ServedName = None,
     adapter: Annotated[
         str | None,
-        typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one.", show_default="receipts"),
+        typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one.", show_default=_SHIPPED),
     ] = None,
     task: TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
@@ -183,7 +184,8 @@ def mine(
             "--target takes answers up again in the middle, which the chat endpoint of --engine cannot. Mine without "
             "--target, or call `dw.branch` with the same model loaded."
         )
-    handle, loaded = _handle(model, adapter or (None if engine else "receipts"), engine), _task(task)
+    handle = _handle(model, adapter or (None if engine else _shipped(model or "nano", task)), engine)
+    loaded = _task(task)
     found = run_mine(handle, loaded.train[skip:][:limit], samples, temperature=temperature, seed=seed, engine=engine)
     if target:
         found = branch(handle, found, target, seed=seed)
@@ -201,7 +203,10 @@ def train(
     pairs: Annotated[Path, typer.Argument(help="Pairs as `mine` writes them, or a file that `check` can read.")],
     out: Out,
     model: ModelName = "nano",
-    adapter: AdapterName = "receipts",
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one.", show_default=_SHIPPED),
+    ] = None,
     task: Annotated[
         str | None, typer.Option("--task", "-t", help="Task whose dev prompts are scored on the way.")
     ] = "receipts",
@@ -241,7 +246,7 @@ def train(
     given["label_smoothing"] = label_smoothing
     config = TrainConfig.from_dict({k: v for k, v in given.items() if v is not None})
     loaded = Pairs.load(pairs, _task(task) if task else None)
-    start = _model(model, adapter)
+    start = _model(model, adapter or _shipped(model, task or ""))
     if parallel.rank() == 0:
         record_run(out, start, loaded, config)
     run = run_train(start, loaded, config, folder=out)
@@ -360,6 +365,13 @@ def _handle(name: str | None, adapter: str | None, engine: str | None) -> Any:
             "name (docs/server.md) and give that as --model."
         )
     return name
+
+
+def _shipped(model: str, task: str) -> str | None:
+    """The task's name where an adapter is shipped for it."""
+    from dpo_workbench.runtime.environment import data_folder
+
+    return task if task and (data_folder() / "adapters" / f"{model}-{task}").is_dir() else None
 
 
 def _task(name: str) -> Any:

@@ -28,11 +28,14 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "domains.json", ROOT / "docs" 
 SEEDS = (0, 1, 2)
 
 
-def smol(*target: str, **changes: Any) -> Recipe:
-    """A recipe of `smol` for a task of short answers: fine-tuned on the first 800 prompts, mined on the next 100."""
+def smol(**changes: Any) -> Recipe:
+    """A recipe of `smol` for a task of short answers: fine-tuned on the first 800 prompts, mined on the next 100.
+
+    The mined class is the commonest one among the mined samples, so no look at the test split decides it.
+    """
     recipe = Recipe(
         test_prompts=320, sft_prompts=800, mine_from=800, mine_prompts=100, samples=4, max_pairs=64, temperature=0.7,
-        per_prompt=2, target=target, probe_prompts=96,
+        per_prompt=2, target=(), probe_prompts=96,
         dpo=TrainConfig(lr=3e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0),
         sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024, probes=0),
     )  # fmt: skip
@@ -40,10 +43,7 @@ def smol(*target: str, **changes: Any) -> Recipe:
 
 
 CELLS: dict[tuple[str, str], Recipe] = {
-    ("smol", "science"): smol("wrong_unit", "arithmetic_slip"),
-    ("smol", "sql"): smol("unknown_name", "syntax_error"),
-    ("smol", "python"): smol("exception", "syntax_error"),
-    ("smol", "briefs"): smol("invented_fact", "missing_fact"),
+    **{("smol", task): smol() for task in ("science", "sql", "python", "briefs")},
     ("smol", "receipts"): RECIPES["smol"],
     ("nano", "receipts"): RECIPES["nano"],
 }

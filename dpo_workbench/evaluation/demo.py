@@ -18,7 +18,7 @@ from dpo_workbench.mining.branch import branch
 from dpo_workbench.mining.sample import Found, mine
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.runtime.environment import describe, peak_memory_gib, release_freed_memory
+from dpo_workbench.runtime.environment import data_folder, describe, peak_memory_gib, release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.builtin import load_task
@@ -39,7 +39,7 @@ class Recipe:
     max_pairs: int
     temperature: float
     per_prompt: int  # pairs of one prompt at most
-    target: tuple[str, ...]  # the mined classes: what is rejected in the pairs and counted again at the end
+    target: tuple[str, ...]  # the mined classes, rejected in the pairs and counted again; (): the commonest one
     probe_prompts: int
     dpo: TrainConfig
     sft: TrainConfig
@@ -75,6 +75,8 @@ RECIPES = {
         sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024, probes=0),
     ),
 }
+# Another task than receipts: fine-tuned here, on fewer and shorter answers, and the commonest failure is mined.
+OTHER_TASKS: dict[str, Any] = {"sft_prompts": 800, "mine_from": 800, "mine_prompts": 100, "per_prompt": 2, "target": ()}
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
 
 
@@ -109,10 +111,10 @@ def demo(
     A stage whose result is already in the folder is read, not run again, so a stopped demo goes on where it was.
 
     Args:
-        model_name: `nano` or `smol`, or any model that `load_model` takes (smol's recipe is used, and SFT is trained).
+        model_name: `nano` or `smol`, or any model that `load_model` takes (with smol's recipe).
         folder: of the run; `runs/demo-NAME` by default.
-        task_name: a built-in task.
-        from_scratch: train the SFT adapter too instead of taking the shipped one.
+        task_name: a built-in task, or a file of your own (see `load_task`).
+        from_scratch: train the SFT adapter too instead of taking the shipped one; where none is shipped it is trained.
         recipe: other sizes and settings.
         seed: of mining, training order and adapter.
         show: progress and plain lines.
@@ -120,20 +122,24 @@ def demo(
     Raises:
         WorkbenchError: with what must hold and what to do; finished stages stay in the folder.
     """
-    recipe = recipe or RECIPES.get(model_name, RECIPES["smol"])
+    task = load_task(task_name)
+    if recipe is None:
+        recipe = RECIPES.get(model_name, RECIPES["smol"])
+        recipe = recipe if task_name == "receipts" else replace(recipe, **OTHER_TASKS)
     recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
     path = Path(folder) if folder else Path("runs") / f"demo-{Path(model_name).name}"
     names = {"model": model_name, "task": task_name, "from_scratch": from_scratch, "arms": list(ARMS)}
     stages = _Stages(path, {**names, **asdict(recipe)}, show)
-    job = _Job(recipe, stages, load_task(task_name), {})
+    job = _Job(recipe, stages, task, {})
     base = stages.timed("load", lambda: load_model(model_name))
     stages.say(repr(base))
-    shipped = model_name in RECIPES and not from_scratch
+    shipped = (data_folder() / "adapters" / f"{model_name}-{task_name}").is_dir() and not from_scratch
     start = stages.timed("sft", lambda: load_adapter(base, task_name) if shipped else job.fine_tuned(base))
     job.answer("base", base)
     job.answer("sft", start)
     found = job.mined(start)
-    pairs = job.pairs(found)
+    target = tuple(found.settings.get("branch", {}).get("classes", recipe.target))
+    pairs = job.pairs(found, target)
     record_run(path / "dpo", start, pairs, recipe.dpo)
     run = job.trained("sft+dpo", "dpo", partial(train, start, pairs, recipe.dpo))
     control = partial(sft, start, pairs, replace(recipe.dpo, nll_weight=0.0), start=run.start)
@@ -143,8 +149,8 @@ def demo(
         arms["sft"],
         arms["sft+dpo"],
         control=arms["sft+sft on chosen"],
-        mined=recipe.target,
-        headroom=found.headroom(recipe.target),
+        mined=target,
+        headroom=found.headroom(target),
     )
     return Demo(path, arms, found, pairs, run, decided, stages.finish(arms, found, pairs, run, decided))
 
@@ -195,18 +201,21 @@ class _Job:
 
         def mined() -> Found:
             found = mine(start, prompts, recipe.samples, temperature=recipe.temperature, seed=seed, show=stages.show)
-            return branch(start, found, recipe.target, per_prompt=recipe.per_prompt, seed=seed, show=stages.show)
+            target = recipe.target or tuple(name for name, _ in found.failures.most_common(1))
+            if not target:
+                return found  # nothing failed: `pairs` says so
+            return branch(start, found, target, per_prompt=recipe.per_prompt, seed=seed, show=stages.show)
 
         found = stages.cached("mined.json", mined, Found.save, lambda file: Found.load(file, self.task))
-        stages.say(f"{found}\nheadroom: {found.headroom(recipe.target)}")
+        stages.say(f"{found}\nheadroom: {found.headroom(found.settings.get('branch', {}).get('classes', ()))}")
         return found
 
-    def pairs(self, found: Found) -> Pairs:
+    def pairs(self, found: Found, target: tuple[str, ...]) -> Pairs:
         recipe = self.recipe
         pairs = self.stages.timed(
             "pairs",
             lambda: found.pairs(
-                per_prompt=recipe.per_prompt, classes=recipe.target, use_reference=False, most=recipe.max_pairs
+                per_prompt=recipe.per_prompt, classes=target or None, use_reference=False, most=recipe.max_pairs
             ),
         )
         pairs.save(self.stages.folder / "pairs.jsonl")
@@ -289,7 +298,7 @@ class _Stages:
             "mined": {
                 "failures": dict(found.failures),
                 "samples": found.n_samples,
-                "headroom": found.headroom(self.settings["target"]).to_dict(),
+                "headroom": found.headroom(found.settings["branch"]["classes"]).to_dict(),
             },
             "pairs": pairs.summary(),
             "training": {
