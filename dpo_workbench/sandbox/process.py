@@ -63,13 +63,14 @@ def _level() -> tuple[str, str]:
             f"sandbox: WEAK, this system has no {lacks}: only memory and time are limited; a model's code could read "
             "files, use the network and start processes"
         )
-    child = Child("answer", {"code": _TRIAL}, Limits(seconds=10), strong=True)
-    with child:
-        child.send(["trial", [str(data_folder()), os.getpid()], {}])
-        replies = [child.reply() for _ in range(2)]
-    letter, found = replies[1]
-    if letter != "v":
-        found = [f"no answer but {replies}"]
+    try:
+        with Child("answer", {"code": _TRIAL}, Limits(seconds=10), strong=True) as child:
+            child.send(["trial", [str(data_folder()), os.getpid()], {}])
+            replies = [child.reply() for _ in range(2)]
+        letter, found = replies[1]
+        found = found if letter == "v" else [f"no answer but {replies}"]
+    except WorkbenchError as error:  # such as a container that forbids the calls
+        found = [error]
     if found:
         return "weak", f"sandbox: WEAK, the kernel's guards do not hold here ({'; '.join(map(str, found))})"
     return "strong", (

@@ -12,6 +12,7 @@ import pytest
 
 from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.sandbox import process
 from dpo_workbench.sandbox.process import Limits
 from dpo_workbench.sandbox.python_runner import Call, run_python
 
@@ -277,3 +278,16 @@ def test_a_weak_sandbox_must_be_allowed(monkeypatch) -> None:
     monkeypatch.setattr("dpo_workbench.sandbox.process.guard_level", lambda: "weak")
     with pytest.raises(WorkbenchError, match="allow_weak_sandbox=True"):
         run_python("def f(): pass", [])
+
+
+def test_guards_that_a_container_forbids_count_as_none(monkeypatch) -> None:
+    def refuse(*args, **kwargs):
+        raise WorkbenchError("The sandbox must start. Got: exit, PermissionError.")
+
+    monkeypatch.setattr(process, "Child", refuse)
+    monkeypatch.setattr(process.kernel_guard, "landlock_abi", lambda: 3)
+    monkeypatch.setattr(process.kernel_guard, "seccomp_works", lambda: True)
+    level, line = process._level.__wrapped__()
+    assert level == "weak" and "PermissionError" in line
+    monkeypatch.setattr(process.kernel_guard, "landlock_abi", lambda: 0)
+    assert process._level.__wrapped__()[0] == "weak"
