@@ -1,6 +1,7 @@
 """Make `data/nano`: a Llama of 4 million parameters that copies well and writes JSON, from scratch on a CPU.
 
     python scripts/train_nano.py --minutes 50        # then: python scripts/train_adapters.py nano
+    python scripts/train_nano.py --start data/nano --tasks --minutes 45 --lr 1e-3 --out work/nano  # all five tasks
 
 Copying is what a model of this size learns last, so it comes first: the weights start with an induction circuit, then
 there are random tokens to repeat, then short documents, then longer ones. The documents are made by the task's own
@@ -11,8 +12,10 @@ unknown words are copied piece by piece.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
+import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,16 +119,35 @@ def copy_rows(rng: random.Random, vocabulary: int, answer: int, end: int, longes
 
 
 def document_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, max_items: int, real: float) -> list[Row]:
-    """A batch of documents of similar length."""
-    answer, end = tokenizer.convert_tokens_to_ids([ANSWER, END])
+    """A batch of receipts of similar length."""
     pieces = [w.strip() for w in map(tokenizer.decode, range(2, len(tokenizer))) if w.strip().isalpha() and w.isascii()]
-    pairs = documents(rng, 48, max_items, real, pieces)
+    return batch_rows(rng, tokenizer, documents(rng, 48, max_items, real, pieces))
+
+
+def batch_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> list[Row]:
+    """As many of the texts as make a batch, of similar length."""
+    answer, end = tokenizer.convert_tokens_to_ids([ANSWER, END])
     ids = tokenizer([text for pair in pairs for text in pair], add_special_tokens=False)["input_ids"]
     rows = [Row("doc", (*ids[2 * k], answer), ((*ids[2 * k + 1], end),)) for k in range(len(pairs))]
     rows.sort(key=lambda r: r.n_tokens)
     width = BATCH_TOKENS // rows[len(rows) // 2].n_tokens
     start = rng.randrange(max(1, len(rows) - width + 1))
     return rows[start : start + width]
+
+
+def task_pools(rng: random.Random, n: int = 4000) -> dict[str, list[tuple[str, str]]]:
+    """Fresh (prompt, answer) texts of the other four tasks, from the generators' words for the training split."""
+    pools: dict[str, list[tuple[str, str]]] = {}
+    for name in ("python", "science", "briefs", "sql"):
+        generator = importlib.import_module(f"generators.{name}_tasks")
+        if name == "sql":
+            folder = data_folder() / "sql" / "databases"
+            opened = {s: sqlite3.connect(folder / f"{s}.sqlite") for s in generator.HOMES["train"]}
+            made = (generator.make_example("train", 0, rng.choice(generator.KINDS), rng, opened) for _ in range(2 * n))
+        else:
+            made = (generator.make_example("train", 0, rng) for _ in range(2 * n if name == "python" else n))
+        pools[name] = [(e.prompt, e.reference) for e in made if e is not None]
+    return pools
 
 
 # What is learned, in order: kind, size (tokens to copy, or items), share of right tokens at which the next one begins.
@@ -198,6 +220,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=data_folder() / "nano")
     parser.add_argument("--max-items", type=int, default=12, help="the longest list in the last stage's documents")
+    parser.add_argument("--tasks", action="store_true", help="mix in the other four tasks, three batches of five")
     parser.add_argument("--start", type=Path, help="go on from this folder's weights and tokenizer, at the last stage")
     args = parser.parse_args()
     keep_freed_memory()
@@ -234,16 +257,19 @@ def main() -> None:
     ]
     start, step, tokens, right, log = time.monotonic(), 0, 0, 0.0, []
     stage = len(STAGES) - 1 if args.start else 0
+    pools = task_pools(rng) if args.tasks else {}
     while (share := (time.monotonic() - start) / (60 * args.minutes)) < 1:
         kind, size, enough, until = STAGES[stage]
         if right > enough or share > until:
             stage, right = stage + 1, 0.0
             kind, size, _, _ = STAGES[stage]
-        rows = (
-            copy_rows(rng, len(tokenizer), answer, end, size)
-            if kind == "copy"
-            else document_rows(rng, tokenizer, min(size, args.max_items), 1 / 3 if kind == "real" else 0.0)
-        )
+        if pools and kind == "real" and rng.random() < 0.6:
+            kind = rng.choice(list(pools))
+            rows = batch_rows(rng, tokenizer, rng.sample(pools[kind], 96))
+        elif kind == "copy":
+            rows = copy_rows(rng, len(tokenizer), answer, end, size)
+        else:
+            rows = document_rows(rng, tokenizer, min(size, args.max_items), 1 / 3 if kind == "real" else 0.0)
         batch = pack(rows)
         lr = args.lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - max(0.0, share - 0.6) / 0.4)
         for optimizer in optimizers:
