@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from generators.rewording import reworded
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -36,20 +37,26 @@ TEMPLATE = (
 )
 VOCABULARY = 3072
 BATCH_TOKENS = 4096  # padded, in one step
+TASK_SHARES = (0.3, 0.25, 0.1, 0.35)  # of the batches that are not receipts: python, science, briefs, sql
+
+
+def made_up_word(rng: random.Random, pieces: Sequence[str] = ()) -> str:
+    """A word of random syllables, or of random pieces of the vocabulary."""
+    if pieces and rng.random() < 0.5:
+        return "".join(rng.choice(pieces) for _ in range(rng.choice((1, 1, 2, 3))))
+    parts = [
+        rng.choice("b c d f g h j k l m n p r s t v w z st pl gr ch th br".split())
+        + rng.choice("a e i o u ai ea oo ar en il un".split())
+        for _ in range(rng.choice((1, 2, 2, 3, 3)))
+    ]
+    return "".join(parts) + rng.choice(("", "", "n", "s", "r", "ck", "ll"))
 
 
 def made_up_pool(rng: random.Random, pieces: Sequence[str] = ()) -> Pool:
     """A pool like a split's, of random syllables, random pieces of the vocabulary, and random layouts."""
 
     def word() -> str:
-        if pieces and rng.random() < 0.5:
-            return "".join(rng.choice(pieces) for _ in range(rng.choice((1, 1, 2, 3))))
-        parts = [
-            rng.choice("b c d f g h j k l m n p r s t v w z st pl gr ch th br".split())
-            + rng.choice("a e i o u ai ea oo ar en il un".split())
-            for _ in range(rng.choice((1, 2, 2, 3, 3)))
-        ]
-        return "".join(parts) + rng.choice(("", "", "n", "s", "r", "ck", "ll"))
+        return made_up_word(rng, pieces)
 
     def words(n: int, title: bool = False) -> tuple[str, ...]:
         made = (" ".join(word() for _ in range(rng.choice((1, 1, 2)))) for _ in range(n))
@@ -120,8 +127,12 @@ def copy_rows(rng: random.Random, vocabulary: int, answer: int, end: int, longes
 
 def document_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, max_items: int, real: float) -> list[Row]:
     """A batch of receipts of similar length."""
-    pieces = [w.strip() for w in map(tokenizer.decode, range(2, len(tokenizer))) if w.strip().isalpha() and w.isascii()]
-    return batch_rows(rng, tokenizer, documents(rng, 48, max_items, real, pieces))
+    return batch_rows(rng, tokenizer, documents(rng, 48, max_items, real, word_pieces(tokenizer)))
+
+
+def word_pieces(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The tokens that are letters."""
+    return [w.strip() for w in map(tokenizer.decode, range(2, len(tokenizer))) if w.strip().isalpha() and w.isascii()]
 
 
 def batch_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> list[Row]:
@@ -136,7 +147,9 @@ def batch_rows(rng: random.Random, tokenizer: PreTrainedTokenizerFast, pairs: li
 
 
 def task_pools(rng: random.Random, n: int = 4000) -> dict[str, list[tuple[str, str]]]:
-    """Fresh (prompt, answer) texts of the other four tasks, from the generators' words for the training split."""
+    """Fresh (prompt, answer) texts of the other four tasks, from the generators' words for the training split.
+
+    They are said in other words each time they are drawn (see `reworded`)."""
     pools: dict[str, list[tuple[str, str]]] = {}
     for name in ("python", "science", "briefs", "sql"):
         generator = importlib.import_module(f"generators.{name}_tasks")
@@ -257,15 +270,18 @@ def main() -> None:
     ]
     start, step, tokens, right, log = time.monotonic(), 0, 0, 0.0, []
     stage = len(STAGES) - 1 if args.start else 0
-    pools = task_pools(rng) if args.tasks else {}
+    pools, pieces = task_pools(rng) if args.tasks else {}, word_pieces(tokenizer)
     while (share := (time.monotonic() - start) / (60 * args.minutes)) < 1:
         kind, size, enough, until = STAGES[stage]
         if right > enough or share > until:
             stage, right = stage + 1, 0.0
             kind, size, _, _ = STAGES[stage]
         if pools and kind == "real" and rng.random() < 0.6:
-            kind = rng.choice(list(pools))
-            rows = batch_rows(rng, tokenizer, rng.sample(pools[kind], 96))
+            kind = rng.choices(list(pools), TASK_SHARES)[0]
+            texts = [
+                reworded(kind, *text, rng, lambda: made_up_word(rng, pieces)) for text in rng.sample(pools[kind], 96)
+            ]
+            rows = batch_rows(rng, tokenizer, texts)
         elif kind == "copy":
             rows = copy_rows(rng, len(tokenizer), answer, end, size)
         else:
