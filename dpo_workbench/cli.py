@@ -75,6 +75,9 @@ def demo(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/demo-MODEL by default.")] = None,
     task: TaskName = "receipts",
     from_scratch: Annotated[bool, typer.Option(help="Train the fine-tuned start too, not only the DPO stage.")] = False,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", "-a", help="Begin with this fine-tuned LoRA adapter (a folder).")
+    ] = None,
     again: Annotated[
         bool, typer.Option(help="Go on with (or show) the run in --out instead of starting a new one.")
     ] = False,
@@ -87,7 +90,7 @@ def demo(
     if not again:
         folder = _fresh(folder)
     _log_to(folder)
-    result = run_demo(model, folder, task_name=task, from_scratch=from_scratch, seed=seed)
+    result = run_demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
     console.print(f"\n[bold]{result.verdict.outcome}[/bold]\n")
     console.print(result.verdict.text, markup=False)
     console.print(f"\nreport:  {result.report}\nresults: {result.folder / 'results.json'}", markup=False)

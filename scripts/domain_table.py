@@ -4,14 +4,16 @@
     python scripts/domain_table.py --model smol --task sql --seed 0
     python scripts/domain_table.py --table                  # only the table, from the results that are there
 
-A cell is a task, a model and a seed: base, SFT, SFT + DPO and the control arm on the same held-out prompts. Each stage
-of a cell is kept in `work/domains`, so a stopped run goes on where it was. Recipes were chosen on dev prompts.
+A cell is a task, a model and a seed: base, SFT, SFT + DPO and the control arm on the same held-out prompts. The
+cells of a model and task share one SFT adapter; the seed is that of mining, DPO and control. Each stage of a cell is
+kept in `work/domains`, so a stopped run goes on where it was. Recipes were chosen on dev prompts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 from dataclasses import replace
 from datetime import date
@@ -19,11 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.evaluation.demo import RECIPES, Recipe, demo
-from dpo_workbench.runtime.environment import describe
+from dpo_workbench.models.loading import load_model
+from dpo_workbench.runtime.environment import data_folder, describe
 from dpo_workbench.runtime.run_folder import write_json, write_text
+from dpo_workbench.tasks.builtin import load_task
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
+from dpo_workbench.training.run import sft
 
 ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "work" / "domains"
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "domains.json", ROOT / "docs" / "results.md"
 SEEDS = (0, 1, 2)
 
@@ -49,10 +55,28 @@ CELLS: dict[tuple[str, str], Recipe] = {
 }
 
 
+def fine_tuned(model: str, task: str) -> Path:
+    """The SFT adapter that the cells of a model and task share: shipped, or trained on the first call."""
+    shipped = data_folder() / "adapters" / f"{model}-{task}"
+    folder = WORK / f"sft-{model}-{task}"
+    if not shipped.is_dir() and not (folder / "adapter").is_dir():
+        examples, recipe = load_task(task), CELLS[model, task]
+        run = sft(load_model(model), examples.train[: recipe.sft_prompts], recipe.sft, folder=folder / "sft")
+        run.model.save(folder / "adapter")
+    return shipped if shipped.is_dir() else folder / "adapter"
+
+
 def run_cell(model: str, task: str, seed: int) -> dict[str, Any]:
     """One cell; what it gives is small enough to commit."""
-    folder = ROOT / "work" / "domains" / f"{model}-{task}-{seed}"
-    done = demo(model, folder, task_name=task, from_scratch=task != "receipts", recipe=CELLS[model, task], seed=seed)
+    folder, adapter = WORK / f"{model}-{task}-{seed}", fine_tuned(model, task)
+    same = WORK / f"sft-{model}-{task}" / "evaluations"  # base and SFT answer alike in each seed
+    for file in same.glob("*.json"):
+        (folder / "evaluations").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / "evaluations" / file.name)
+    done = demo(model, folder, task_name=task, adapter=adapter, recipe=CELLS[model, task], seed=seed)
+    same.mkdir(parents=True, exist_ok=True)
+    for name in ("base", "sft"):
+        shutil.copy(folder / "evaluations" / f"{name}.json", same / f"{name}.json")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return {
         "model": model, "task": task, "seed": seed, "date": date.today().isoformat(), "machine": describe(),
@@ -73,8 +97,8 @@ def page(cells: list[dict[str, Any]]) -> str:
         "# Five domains: SFT against SFT + DPO",
         "",
         "Written by `python scripts/domain_table.py --table` from `benchmarks/results/domains.json`. Each cell: "
-        "the same held-out prompts for all arms, paired intervals by group (95 %), SFT trained for the cell unless "
-        "it is shipped.",
+        "the same held-out prompts for all arms, paired intervals by group (95 %). The seeds of a task share the SFT "
+        "adapter; mining, DPO and the control arm are run anew with each.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),

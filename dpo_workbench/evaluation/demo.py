@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -102,6 +103,7 @@ def demo(
     *,
     task_name: str = "receipts",
     from_scratch: bool = False,
+    adapter: str | Path | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     show: bool = True,
@@ -115,6 +117,7 @@ def demo(
         folder: of the run; `runs/demo-NAME` by default.
         task_name: a built-in task, or a file of your own (see `load_task`).
         from_scratch: train the SFT adapter too instead of taking the shipped one; where none is shipped it is trained.
+        adapter: folder of an SFT adapter to begin with, instead of the shipped one.
         recipe: other sizes and settings.
         seed: of mining, training order and adapter.
         show: progress and plain lines.
@@ -128,13 +131,17 @@ def demo(
         recipe = recipe if task_name == "receipts" else replace(recipe, **OTHER_TASKS)
     recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
     path = Path(folder) if folder else Path("runs") / f"demo-{Path(model_name).name}"
-    names = {"model": model_name, "task": task_name, "from_scratch": from_scratch, "arms": list(ARMS)}
+    if from_scratch and adapter:
+        raise WorkbenchError("`from_scratch` trains the SFT adapter and `adapter` gives one. Leave one of them out.")
+    given = {"adapter": str(adapter)} if adapter else {}
+    names = {"model": model_name, "task": task_name, "from_scratch": from_scratch, **given, "arms": list(ARMS)}
     stages = _Stages(path, {**names, **asdict(recipe)}, show)
     job = _Job(recipe, stages, task, {})
     base = stages.timed("load", lambda: load_model(model_name))
     stages.say(repr(base))
     shipped = (data_folder() / "adapters" / f"{model_name}-{task_name}").is_dir() and not from_scratch
-    start = stages.timed("sft", lambda: load_adapter(base, task_name) if shipped else job.fine_tuned(base))
+    ready = adapter or (task_name if shipped else None)
+    start = stages.timed("sft", lambda: load_adapter(base, ready) if ready else job.fine_tuned(base))
     job.answer("base", base)
     job.answer("sft", start)
     found = job.mined(start)
@@ -281,6 +288,8 @@ class _Stages:
     def command(self) -> str:
         """How to repeat this run."""
         scratch = " --from-scratch" if self.settings["from_scratch"] else ""
+        if "adapter" in self.settings:
+            scratch = f" --adapter {shlex.quote(self.settings['adapter'])}"
         seed = self.settings["dpo"]["seed"]
         return (
             f"dpo-workbench demo --model {self.settings['model']} --task {self.settings['task']} --seed {seed}{scratch}"
