@@ -101,7 +101,7 @@ def demo(
     model_name: str = "nano",
     folder: str | Path | None = None,
     *,
-    task_name: str = "receipts",
+    task_name: str | Task = "receipts",
     from_scratch: bool = False,
     adapter: str | Path | None = None,
     recipe: Recipe | None = None,
@@ -115,7 +115,7 @@ def demo(
     Args:
         model_name: `nano` or `smol`, or any model that `load_model` takes (with smol's recipe).
         folder: of the run; `runs/demo-NAME` by default.
-        task_name: a built-in task, or a file of your own (see `load_task`).
+        task_name: a built-in task, a file of your own (see `load_task`), or a task itself.
         from_scratch: train the SFT adapter too instead of taking the shipped one; where none is shipped it is trained.
         adapter: folder of an SFT adapter to begin with, instead of the shipped one.
         recipe: other sizes and settings.
@@ -125,7 +125,8 @@ def demo(
     Raises:
         WorkbenchError: with what must hold and what to do; finished stages stay in the folder.
     """
-    task = load_task(task_name)
+    task = task_name if isinstance(task_name, Task) else load_task(task_name)
+    task_name = task.name if isinstance(task_name, Task) else task_name
     if recipe is None:
         recipe = RECIPES.get(model_name, RECIPES["smol"])
         recipe = recipe if task_name == "receipts" else replace(recipe, **OTHER_TASKS)
