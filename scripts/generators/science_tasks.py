@@ -16,6 +16,7 @@ from dpo_workbench.tasks.task import Example
 
 SEEDS = {"train": 0, "dev": 1, "test": 2}
 SIZES = {"train": 1400, "dev": 200, "test": 320}
+MENTAL = 12  # above it numbers have one digit and zeros, so that each step is one a person does without paper
 THINGS = {
     "mover": {"train": "cyclist,tram,runner,drone,ferry,skater", "dev": "rower,scooter", "test": "van,horse,glider"},
     "body": {"train": "crate,cart,stone,sledge,barrel", "dev": "trunk,log", "test": "wagon,boulder,safe"},
@@ -219,7 +220,8 @@ def draw(family: Family, rng: random.Random) -> dict[str, str]:
         name, spec = part.split("=")
         if ".." in spec:
             low, high = map(int, spec.split(".."))
-            values[name] = str(rng.randint(low, high))
+            drawn = rng.randint(low, high)
+            values[name] = str(drawn if drawn <= MENTAL else round(drawn, -len(str(drawn)) + 1))
         else:
             values[name] = _short(arithmetic(_fill(spec, values)) or 0.0)
     return values
