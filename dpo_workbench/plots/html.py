@@ -29,7 +29,12 @@ def escape(text: Any, limit: int = 20_000) -> str:
         head, tail = limit - limit // 4, limit // 4
         left_out = len(text) - head - tail
         text = f"{text[:head]} … [{left_out:,} characters folded] … {text[len(text) - tail :]}"
-    return html.escape(_UNUSUAL.sub(_visible, text), quote=True).replace("$", "&#36;")
+    return html.escape(visible(text), quote=True).replace("$", "&#36;")
+
+
+def visible(text: str) -> str:
+    """`text` with control characters, ANSI escapes and hidden marks written out, for a terminal too."""
+    return _UNUSUAL.sub(_visible, text)
 
 
 def _visible(match: re.Match[str]) -> str:
