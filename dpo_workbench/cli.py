@@ -1,4 +1,4 @@
-"""The steps from a shell: `dpo-workbench demo | models | tasks | check | mine | train | evaluate | report | export`."""
+"""The steps from a shell: `dpo-workbench demo | models | tasks | check | mine | label | train | evaluate | ...`."""
 
 from __future__ import annotations
 
@@ -259,6 +259,48 @@ def train(
     console.print(f"adapter: {out / 'adapter'}", markup=False)
     if not run.finished:
         raise typer.Exit(130)
+
+
+@app.command()
+def label(
+    pairs: Annotated[Path, typer.Argument(help="Pair file, in any layout that `check` reads.")],
+    rater: Annotated[str, typer.Option("--rater", "-r", help="Who judges; initials will do.")],
+    store: Annotated[Path, typer.Option(help="File that takes the labels; several raters may share it.")] = Path(
+        "labels.jsonl"
+    ),
+    rubric: Annotated[str | None, typer.Option(help="A YAML file, or the name of a built-in task.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Plan of `dw.plan_labelling`; default: all pairs, once.")] = None,
+    hints: Annotated[bool, typer.Option(help="After each vote, say what the verifier thinks.")] = False,
+) -> None:
+    """Judge pairs blind, one by one. Each vote is saved at once; the same command goes on where you stopped."""
+    from dpo_workbench.labelling.widget import label_text
+    from dpo_workbench.pairs.pair import Pairs
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    label_text(Pairs.load(pairs), rubric=rubric, rater=rater, store=store, plan=plan, hints=hints, write=say)
+
+
+@app.command()
+def agreement(
+    store: Annotated[list[Path], typer.Argument(help="Label files; copies of one another count once.")],
+    pairs: Annotated[Path, typer.Option("--pairs", "-p", help="The pairs that were judged.")],
+    plan: Annotated[Path | None, typer.Option(help="The plan; it knows the gold items.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the pairs that follow to this file.")] = None,
+    how: Annotated[str, typer.Option(help="majority, weighted or bradley-terry.")] = "majority",
+) -> None:
+    """How far raters agree, what biases them, what to do, and the pairs that follow from their labels."""
+    from dpo_workbench.labelling.labels import read_labels
+    from dpo_workbench.labelling.report import agreement as measure
+    from dpo_workbench.pairs.pair import Pairs
+
+    labels = read_labels(store, Pairs.load(pairs), plan)
+    console.print(f"{measure(labels)}\n\n{labels}", markup=False, highlight=False)
+    if out is not None:
+        made = labels.pairs(how)
+        made.save(out)
+        console.print(f"{len(made)} pairs: {out}", markup=False)
 
 
 @app.command()

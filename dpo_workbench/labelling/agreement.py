@@ -61,9 +61,8 @@ def alpha(table: Table, level: str = "nominal", *, resamples: int = 1000, seed: 
     if resamples and n > 1 and not math.isnan(value):
         weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
         drawn = _alpha(counts, domain, weights.astype(float), level)
-        drawn = drawn[~np.isnan(drawn)]
-        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (math.nan, math.nan)
-    return Estimate(float(value), float(low), float(high), n)
+        low, high = _percentiles(drawn[~np.isnan(drawn)])
+    return Estimate(float(value), low, high, n)
 
 
 def _counts(table: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -110,8 +109,10 @@ def _squared_distance(totals: np.ndarray, domain: np.ndarray, level: str) -> np.
     return (middle[:, None] - middle[None, :]) ** 2
 
 
-def cohen_kappa(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> Estimate:
-    """Cohen's kappa of two raters on the items that both judged, with its large-sample interval (Cohen 1960)."""
+def cohen_kappa(
+    one: Mapping[Hashable, float], other: Mapping[Hashable, float], *, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Cohen's kappa (1960) of two raters on the items that both judged, with an interval that resamples items."""
     from statsmodels.stats.inter_rater import cohens_kappa
 
     both = [item for item in one if item in other]
@@ -121,9 +122,20 @@ def cohen_kappa(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) 
     table = np.zeros((len(values), len(values)))
     for item in both:
         table[values.index(one[item]), values.index(other[item])] += 1
-    result = cohens_kappa(table)
-    low, high = max(-1.0, float(result.kappa_low)), min(1.0, float(result.kappa_upp))
-    return Estimate(float(result.kappa), low, high, len(both))
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(both), (table / len(both)).ravel(), size=resamples).reshape(-1, *table.shape) / len(
+        both
+    )
+    seen, chance = np.einsum("kii->k", drawn), (drawn.sum(1) * drawn.sum(2)).sum(1)
+    low, high = _percentiles((seen - chance)[chance < 1] / (1 - chance)[chance < 1])
+    return Estimate(float(cohens_kappa(table, return_results=False)), low, high, len(both))
+
+
+def _percentiles(drawn: np.ndarray) -> tuple[float, float]:
+    if not len(drawn):
+        return math.nan, math.nan
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def fleiss_kappa(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -136,14 +148,12 @@ def fleiss_kappa(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estim
     if len(values) < 2:
         return Estimate(math.nan, math.nan, math.nan, len(items))
     counts = np.array([[sum(table[r][i] == v for r in raters) for v in values] for i in items])
-    value = inter_rater.fleiss_kappa(counts)
-    rng, drawn = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        rows = counts[rng.integers(0, len(counts), len(counts))]
-        if (rows.sum(axis=0) > 0).sum() > 1:
-            drawn.append(inter_rater.fleiss_kappa(rows))
-    low, high = np.percentile(drawn, [2.5, 97.5]) if drawn else (math.nan, math.nan)
-    return Estimate(float(value), float(low), float(high), len(items))
+    n, k = len(items), len(raters)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    seen = weights @ (((counts**2).sum(axis=1) - k) / (k * (k - 1)))
+    chance = ((weights @ (counts / k)) ** 2).sum(axis=1)
+    low, high = _percentiles((seen - chance)[chance < 1] / (1 - chance)[chance < 1])
+    return Estimate(float(inter_rater.fleiss_kappa(counts)), low, high, n)
 
 
 def share(hits: int, n: int) -> Estimate:

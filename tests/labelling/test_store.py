@@ -155,7 +155,7 @@ def test_a_torn_line_is_counted_and_the_next_label_is_whole(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "nonsense", "[]", "null", '{"id": 3}', '{"id": "x", "action": "label"}', "\ud800".encode("utf-8", "surrogatepass"),
+        "nonsense", "[]", "null", '{"id": 3}', '{"id": "x", "action": "label"}', b"\xed\xa0\x80",
         '{"id": "x", "action": "vote", "rater": "r", "item": "i", "clock": 1}',
         '{"id": "x", "action": "label", "rater": "r", "item": "i", "clock": "1"}',
         '{"id": "x", "action": "label", "rater": "r", "item": "i", "clock": 1, "choice": "c"}',

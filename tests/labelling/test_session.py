@@ -1,0 +1,287 @@
+"""What a rater sees and does: commands, the widget without a front end, plain text, rubrics."""
+
+import json
+
+import pytest
+
+import dpo_workbench as dw
+from dpo_workbench.labelling import view
+from dpo_workbench.labelling.events import Store
+from dpo_workbench.labelling.rubric import Rubric
+from dpo_workbench.labelling.session import HELP, Session
+from dpo_workbench.labelling.study import all_items
+from dpo_workbench.labelling.widget import BUTTONS, MOVES, open_session
+
+PAIRS = [
+    dw.Pair(f"p{k}", f"question {k}", f"right {k}", f"wrong {k}", chosen_from="reference", rejected_from="own",
+            chosen_score=1.0, rejected_score=0.25, failure="wrong_value")
+    for k in range(8)
+]  # fmt: skip
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(tmp_path, clock=None, **more) -> Session:
+    store, rubric = Store(tmp_path / "l.jsonl"), Rubric.load(more.pop("rubric", "python"))
+    more = {"clock": clock, **more} if clock else {"quick": 0.0, **more}
+    return Session(all_items(PAIRS, "ann"), PAIRS, "ann", store, rubric, **more)
+
+
+def test_a_double_click_never_labels_the_next_item(tmp_path):
+    clock = Clock()
+    work = make(tmp_path, clock)
+    clock.now += 5
+    work.do("a")
+    for wait in (0.0, 0.1, 0.19):
+        clock.now += wait
+        assert work.do("a").startswith("Too quick") and work.n_done == 1
+    clock.now += 0.05
+    assert work.do("a").startswith("Saved") and work.n_done == 2
+
+
+def test_strength_criteria_and_note_go_with_the_vote_and_not_to_the_next(tmp_path):
+    work = make(tmp_path)
+    work.do("3"), work.do("c corr a"), work.do("c Readable t"), work.do("n because of\tthe edge")
+    work.do("b")
+    (event,) = work.store.events.values()
+    assert (event.choice, event.strength, event.note) == ("b", 3, "because of\tthe edge")
+    assert event.criteria == {"correct": "a", "readable": "tie"} and event.rubric == work.rubric.version
+    assert work.draft.strength is None and work.draft.criteria == {} and work.draft.note == ""
+    work.do("u")
+    assert work.draft.strength == 3 and work.draft.note == "because of\tthe edge"  # to be changed, not typed again
+
+
+def test_a_strength_says_nothing_about_a_tie(tmp_path):
+    work = make(tmp_path)
+    work.do("2"), work.do("t"), work.do("a1")
+    assert [e.strength for e in work.store.state.labels.values()] == [None, 1]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("", "Not a command"), ("ab", "Not a command"), ("4", "Not a command"), ("g 99", "items 1 to 8"),
+        ("g 0", "items 1"), ("x" * 10_000, "Not a command"),
+        ("<", "items 1 to 8"), ("/", "Write a word"), ("/nowhere", "No item"), ("c speed a", "Not a criterion"),
+        ("r", "Nothing to redo"), ("u", "Nothing to undo"), ("<script>", "Not a command"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_changes_nothing(tmp_path, command, said):
+    work = make(tmp_path)
+    assert said in work.do(command)
+    assert work.position == 0 and not work.store.events
+
+
+def test_moving_and_searching(tmp_path):
+    work = make(tmp_path)
+    work.do(">"), work.do(">")
+    assert work.position == 2
+    work.do("/QUESTION 7")
+    assert work.position == 7
+    work.do("/question")
+    assert work.position == 0  # around the end
+    work.do("g 5")
+    assert "Item 5 of 8" in work.status()
+
+
+def test_nothing_on_the_card_says_where_an_answer_came_from(tmp_path):
+    work = make(tmp_path)
+    shown = " ".join(view.card(work).values()) + view.text_card(work)
+    assert not any(word in shown for word in ("reference", "own", "0.25", "1.00", "wrong_value", "chosen", "rejected"))
+
+
+def test_the_verifier_speaks_after_the_vote_and_only_where_wanted(tmp_path):
+    work = make(tmp_path, hints=True)
+    swap = work.item.swap
+    said = work.do("a")
+    assert said.endswith("A 0.25 (wrong_value), B 1.00." if swap else "A 1.00, B 0.25 (wrong_value).")
+    assert "verifier" not in make(tmp_path / "other").do("a")
+
+
+def test_all_done_is_said(tmp_path):
+    work = make(tmp_path)
+    for _ in PAIRS:
+        said = work.do("a")
+    assert said.endswith("All items are labelled.") and work.finished and "8 labelled" in work.status()
+
+
+def test_the_widget_does_what_its_buttons_say(tmp_path):
+    widget = dw.label(PAIRS, rubric="python", rater="ann", store=tmp_path / "l.jsonl")
+    widget.session.quick = 0.0
+    for key in BUTTONS:
+        widget.buttons[key].click()
+    choices = [e.choice for e in widget.session.store.state.labels.values()]
+    assert choices == ["a", "b", "tie", "bad", "skip"] and widget.progress.value == 5
+    widget.buttons["u"].click()
+    assert widget.progress.value == 4 and "Undone" in widget.parts["message"].value
+    widget.buttons["r"].click()
+    widget.buttons["<"].click(), widget.buttons[">"].click()
+    assert widget.session.position == 5
+    assert set(widget.buttons) == {*BUTTONS, *MOVES}
+
+
+def test_the_box_takes_keys_at_once_and_words_with_enter(tmp_path):
+    widget = dw.label(PAIRS, rubric="python", rater="ann", store=tmp_path / "l.jsonl")
+    widget.session.quick = 0.0
+    for key in ("2", "A"):
+        widget.typed.value = key
+        assert widget.typed.value == ""
+    (event,) = widget.session.labels.values()
+    assert (event.choice, event.strength) == ("a", 2)
+    widget.typed.value = "g 7"
+    assert widget.session.position == 1  # not before Enter
+    widget._enter(None)
+    assert widget.session.position == 6 and widget.typed.value == ""
+    widget.typed.value = "question 3"
+    widget.find.click()
+    assert widget.session.position == 3
+    widget.find.click()
+    assert "Write a word" in widget.parts["message"].value
+
+
+def test_what_is_set_on_the_widget_goes_with_the_vote(tmp_path):
+    widget = dw.label(PAIRS, rubric="python", rater="ann", store=tmp_path / "l.jsonl")
+    widget.session.quick = 0.0
+    widget.strength.value, widget.note.value = 3, "edge"
+    widget.criteria["correct"].value = "b"
+    widget.buttons["a"].click()
+    (event,) = widget.session.labels.values()
+    assert (event.strength, event.note, event.criteria) == (3, "edge", {"correct": "b"})
+    assert widget.strength.value == 0 and widget.note.value == "" and widget.criteria["correct"].value == ""
+
+
+def test_a_failure_in_a_callback_is_shown(tmp_path, monkeypatch):
+    widget = dw.label(PAIRS, rater="ann", store=tmp_path / "l.jsonl")
+    monkeypatch.setattr(widget.session, "do", lambda command: 1 / 0)
+    widget.buttons["a"].click()
+    assert "ZeroDivisionError" in widget.parts["message"].value and widget.session.n_done == 0
+
+
+def test_plain_text_does_the_same(tmp_path):
+    commands, written = iter(["a", "2", "b", "nonsense", "u", "t", "", "q"]), []
+    work = dw.label_text(
+        PAIRS, rater="ann", store=tmp_path / "l.jsonl", read=lambda _: next(commands), write=written.append
+    )
+    assert [e.choice for e in work.store.state.labels.values()] == ["a", "tie"]
+    assert HELP in written[0] and "2 of 8 labelled" in written[-1]
+
+
+@pytest.mark.parametrize("end", (KeyboardInterrupt, EOFError))
+def test_plain_text_ends_well(tmp_path, end):
+    commands = iter(["a"])
+
+    def read(_):
+        for command in commands:
+            return command
+        raise end
+
+    work = dw.label_text(PAIRS, rater="ann", store=tmp_path / "l.jsonl", read=read, write=lambda text: None)
+    assert work.n_done == 1
+
+
+def test_a_terminal_gets_no_control_characters(tmp_path):
+    pair = dw.Pair("p", "q\x1b[2Jq", "a\x1b]0;title\x07\u202e", "b\x00b")
+    work = open_session([pair], "ann", tmp_path / "l.jsonl")
+    shown = view.text_card(work)
+    assert "\\u001b" in shown and "\\u202e" in shown
+    assert not any(ord(c) < 32 and c != "\n" for c in shown) and "\u202e" not in shown
+
+
+@pytest.mark.parametrize("show_as", ("text", "code", "json", "sql"))
+def test_no_text_becomes_an_element(show_as):
+    from html.parser import HTMLParser
+
+    allowed = {"pre", "mark", "details", "summary", "p", "table", "thead", "tbody", "tr", "th", "td", "h4"}
+
+    class Looks(HTMLParser):
+        found: set[str] = set()
+
+        def handle_starttag(self, tag, attrs):
+            self.found.add(tag)
+            assert not any(name.startswith("on") or name in ("src", "href", "srcdoc") for name, _ in attrs)
+
+    payloads = [
+        "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg onload=alert(1)>", "</pre><style>*{}",
+        '<iframe srcdoc="x">', "<base href=//x>", "<!-- ", "<form action=x>", "$\\href{javascript:alert(1)}{x}$",
+        json.dumps({"<b>": "<i>", "rows": [["<u>", "</table><script>"]]}), "x" * 5000 + "<b>", "\x1b[31m", "\u202e<b>",
+    ]  # fmt: skip
+    for payload in payloads:
+        html = view.answer_html(payload, "other " + payload[::-1], show_as, payload, lambda p, q: q)
+        Looks().feed(html + view.folded(payload))
+    assert Looks.found <= allowed
+
+
+def test_json_is_a_table_and_a_difference_is_marked():
+    html = view.answer_html('{"items": [["pen", 2], ["ink", 3]], "total": 5}', "{}", "json")
+    assert html.count("<tr>") == 5 and ">pen<" in html and "2 rows" in html
+    assert "Not JSON" in view.answer_html("{broken", "{}", "json")
+    marked = view.marked("the cat sat", "the dog sat")
+    assert marked.count("<mark") == 1 and ">cat</mark>" in marked
+
+
+def test_a_long_answer_folds():
+    html = view.marked("word " * 2000, "word " * 1999 + "end ")
+    assert "<details>" in html and "10,000 characters" in html
+    assert len(view.folded("x" * 10_000_000)) < 60_000
+
+
+def test_a_query_comes_with_its_result():
+    task = dw.load_task("sql")
+    example = task.dev[0]
+    results = dw.sql_results(task)
+    shown = view.answer_html(example.reference, "SELECT 1", "sql", example.prompt, results)
+    assert "Its result" in shown
+    assert "unknown_name" not in results(example.prompt, example.reference)
+    assert "no database" in results("another prompt", "SELECT 1")
+    assert results(example.prompt, "SELECT x FROM nowhere").startswith("unknown_name")
+    assert results(example.prompt, "DROP TABLE x").startswith(("refused", "syntax"))
+
+
+@pytest.mark.parametrize("name", ("receipts", "python", "science", "briefs", "sql"))
+def test_each_domain_has_a_rubric(name):
+    rubric = Rubric.load(name)
+    assert len(rubric.criteria) == 3 and all(set(c.anchors) == {"strong", "weak", "failing"} for c in rubric.criteria)
+    assert any(c.examples for c in rubric.criteria)
+
+
+def test_the_version_follows_what_the_rubric_says(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("question: Which?\ncriteria:\n  - {name: kind, description: It is kind.}\n")
+    one = Rubric.load(file)
+    file.write_text("question: Which?\ncriteria:\n  - {name: kind, description: It is kinder.}\n")
+    assert one.version != Rubric.load(file).version and one.version.startswith("mine-")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a", "question: 3", "question: Which?\nmore: 1", "question: Which?\ncriteria: [{name: x}]", "question: [",
+        "question: Which?\ncriteria: [{name: x, description: d}, {name: X, description: d}]",
+        "question: Which?\nshow_as: pdf", "question: Which?\ncriteria: [{name: x, description: d, anchors: [1]}]",
+        "question: !!python/object/apply:os.system ['true']",
+    ],
+)  # fmt: skip
+def test_a_broken_rubric_says_what_is_wrong(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(dw.WorkbenchError, match=r"r\.yaml"):
+        Rubric.load(tmp_path / "r.yaml")
+
+
+def test_wrong_beginnings(tmp_path):
+    with pytest.raises(dw.WorkbenchError, match="Templates: briefs"):
+        dw.label(PAIRS, rubric="nope", rater="ann", store=tmp_path / "l.jsonl")
+    with pytest.raises(dw.WorkbenchError, match="rater"):
+        dw.label(PAIRS, rater=" ", store=tmp_path / "l.jsonl")
+    with pytest.raises(dw.WorkbenchError, match="something to label"):
+        dw.label([], rater="ann", store=tmp_path / "l.jsonl")
+    plan = dw.plan_labelling(PAIRS, ["bob"], overlap=0)
+    with pytest.raises(dw.WorkbenchError, match="It has: bob"):
+        dw.label(PAIRS, rater="ann", plan=plan, store=tmp_path / "l.jsonl")
+    with pytest.raises(dw.WorkbenchError, match="must fit the pairs"):
+        dw.label(PAIRS[:2], rater="bob", plan=plan, store=tmp_path / "l.jsonl")
