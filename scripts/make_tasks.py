@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from generators.habits import with_labels
+
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.tasks.task import Example, write_examples
@@ -40,6 +42,7 @@ def main() -> None:
         rows = {
             split: generator.make_examples(split, n, generator.SEEDS[split]) for split, n in generator.SIZES.items()
         }
+        rows["train"] = with_labels(name, rows["train"])
         for split, examples in rows.items():
             write_examples(data_folder() / name / f"{split}.jsonl", examples)
         print(f"{name}\n{table(rows)}\n", flush=True)

@@ -10,7 +10,7 @@ from dpo_workbench.sandbox.values import same
 from dpo_workbench.tasks.task import Example, Score, Task, load_splits
 
 INSTRUCTION = "Write the body of this Python function."
-FAILURES = ("syntax_error", "exception", "timeout", "unsafe", "wrong_result")
+FAILURES = ("syntax_error", "exception", "timeout", "unsafe", "no_result", "wrong_result")
 LIMITS = Limits(seconds=2.0)
 
 
@@ -30,7 +30,8 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
     """Share of the hidden tests that pass; their arguments go into the sandbox, their results are compared out here.
 
     Failure classes: that of the first test that fails, in the order of the tests: `syntax_error`, `exception`,
-    `timeout`, `wrong_result`; before all of them `unsafe` for an answer that reached out of the sandbox, right or not.
+    `timeout`, `no_result` (all calls give None, as those of code that prints do), `wrong_result`; before all of them
+    `unsafe` for an answer that reached out of the sandbox, right or not.
     """
     function, tests = example.extra["function"], example.extra["tests"]
     calls = [Call(function, arguments) for arguments, _ in tests]
@@ -44,9 +45,8 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
     result, (arguments, wanted) = ran.results[right.index(False)], tests[right.index(False)]
     told = ", ".join(map(repr, arguments))[:120]
     if result.problem is None:
-        return Score(
-            value, "wrong_result", answer, f"{function}({told}) gives {result.value!r}"[:300] + f", not {wanted!r}"
-        )
+        kind = "no_result" if all(r.problem is None and r.value is None for r in ran.results) else "wrong_result"
+        return Score(value, kind, answer, f"{function}({told}) gives {result.value!r}"[:300] + f", not {wanted!r}")
     kinds = {"not_plain": "wrong_result", "crash": "exception", "exit": "exception", "disk": "unsafe"}
     return Score(
         value,

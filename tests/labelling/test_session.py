@@ -240,7 +240,7 @@ def test_a_query_comes_with_its_result():
     assert "unknown_name" not in results(example.prompt, example.reference)
     assert "no database" in results("another prompt", "SELECT 1")
     assert results(example.prompt, "SELECT x FROM nowhere").startswith("unknown_name")
-    assert results(example.prompt, "DROP TABLE x").startswith(("refused", "syntax"))
+    assert results(example.prompt, "DROP TABLE member").startswith("refused")
 
 
 @pytest.mark.parametrize("name", ("receipts", "python", "science", "briefs", "sql"))

@@ -27,7 +27,7 @@ def made(request):
 def generator(name: str):
     sys.path.insert(0, str(SCRIPTS))
     try:
-        return importlib.import_module(f"generators.{name}_tasks")
+        return importlib.import_module(f"generators.{name}" if name == "habits" else f"generators.{name}_tasks")
     finally:
         sys.path.remove(str(SCRIPTS))
 
@@ -37,7 +37,10 @@ def test_the_shipped_files_come_from_the_seeds(made) -> None:
     task = load_task(name)
     for split, n in module.SIZES.items():
         rows = task.split(split).examples
-        assert len(rows) == n and module.make_examples(split, 25, module.SEEDS[split]) == rows[:25]
+        made_again = module.make_examples(split, 25, module.SEEDS[split])
+        if split == "train":
+            made_again = generator("habits").with_labels(name, made_again)
+        assert len(rows) == n and made_again == rows[:25]
     assert len(task.train) >= 400 and len(task.dev) >= 200 and len(task.test) >= 300
 
 
@@ -149,3 +152,19 @@ def test_sql_queries_cannot_be_had_by_leaving_out_a_part() -> None:
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
                 assert module.sound(database, example.reference), example
             database.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"),
+    [("python", "no_result"), ("science", "wrong_unit"), ("briefs", "too_long"), ("sql", "wrong_columns")],
+)
+def test_half_of_the_labels_have_the_habit_that_the_datasheet_names(name, failure):
+    habits, task = generator("habits"), load_task(name)
+    labelled = [e for e in task.train if e.label is not None]
+    able = sum(habits.HABITS[name](e) is not None for e in task.train[: habits.LABELLED])
+    assert 0.42 < len(labelled) / able < 0.58
+    assert {int(e.id.rsplit("-", 1)[1]) for e in labelled} <= set(range(habits.LABELLED))
+    assert not any(e.label for split in ("dev", "test") for e in task.split(split))
+    judged = [task.score(e, e.label) for e in labelled[::8]]
+    assert sum(s.failure == failure for s in judged) >= 0.9 * len(judged)
+    assert f"`{failure}`" in (data_folder() / name / "DATASHEET.md").read_text(encoding="utf-8")
