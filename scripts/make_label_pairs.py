@@ -1,6 +1,6 @@
 """Write data/labelling/python_pairs.jsonl: two answers of `smol` to one programming task, for people to judge.
 
-    python scripts/make_label_pairs.py ADAPTER      # a LoRA adapter of smol for the task python (scripts/domain_table.py)
+    python scripts/make_label_pairs.py ADAPTER    # of smol for the task python (scripts/domain_table.py makes one)
 
 Prompts are of the training split, after those that fine-tuning has seen; answers are sampled at temperature 1.
 """

@@ -1,4 +1,4 @@
-"""Write benchmarks/results into README, pictures and docs/sandbox.md: `python scripts/update_figures.py`."""
+"""Write benchmarks/results into README, pictures, docs/sandbox.md and docs/labelling.md: `python scripts/update_figures.py`."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ def main() -> None:
         display.figure_.savefig(target, dpi=110, facecolor="white", metadata={"Software": None})
     between(ROOT / "README.md", START, END, table(results))
     between(ROOT / "docs" / "sandbox.md", "<!-- figures: sandbox -->", "<!-- end -->", sandbox())
+    between(ROOT / "docs" / "labelling.md", "<!-- figures: kills -->", "<!-- end -->", label_kills())
 
 
 def between(path: Path, start: str, end: str, text: str) -> None:
@@ -85,6 +86,16 @@ def sandbox() -> str:
         f"One run takes {found['sandbox_ms']} ms, a bare child that does the same {found['bare_ms']} ms; with "
         f"{found['workers']} at a time {found['runs_a_second']:.0f} runs a second (medians of {found['runs']} runs, "
         f"`{record['command']}`, {record['date']}, {machine['cores']} cores of {machine['processor']})."
+    )
+
+
+def label_kills() -> str:
+    """What killing a labelling process cost, in a sentence."""
+    found = json.loads((ROOT / "benchmarks/results/label_kill.json").read_text(encoding="utf-8"))
+    return (
+        f"A labelling process was killed at {found['kills']} random moments: of {found['saved']} votes, undos and redos "
+        f"told as saved, {found['lost']} were lost; on return another pair than before was shown {found['other_item']} "
+        f"times (`{found['command']}`, seed {found['seed']}, {found['date']})."
     )
 
 
