@@ -1,4 +1,4 @@
-"""Write benchmarks/results into README, pictures, docs/sandbox.md and docs/labelling.md: `python scripts/update_figures.py`."""
+"""Write benchmarks/results into README, pictures and docs: `python scripts/update_figures.py`."""
 
 from __future__ import annotations
 
@@ -93,9 +93,9 @@ def label_kills() -> str:
     """What killing a labelling process cost, in a sentence."""
     found = json.loads((ROOT / "benchmarks/results/label_kill.json").read_text(encoding="utf-8"))
     return (
-        f"A labelling process was killed at {found['kills']} random moments: of {found['saved']} votes, undos and redos "
-        f"told as saved, {found['lost']} were lost; on return another pair than before was shown {found['other_item']} "
-        f"times (`{found['command']}`, seed {found['seed']}, {found['date']})."
+        f"A labelling process was killed at {found['kills']} random moments: of {found['saved']} votes, undos and "
+        f"redos told as saved, {found['lost']} were lost; on return another pair than before was shown "
+        f"{found['other_item']} times (`{found['command']}`, seed {found['seed']}, {found['date']})."
     )
 
 

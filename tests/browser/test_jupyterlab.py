@@ -1,0 +1,244 @@
+"""A real browser: an expert's session in JupyterLab with a restart in the middle, and model text that stays text.
+
+Skipped where playwright or a Chromium is missing: `pip install playwright`; `apt install chromium`, or CHROMIUM=path.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+NOTEBOOK = "12_label_with_experts.ipynb"
+PICTURES = os.environ.get("DPO_WORKBENCH_PICTURES")  # a folder that takes the screenshots
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
+    pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab is not installed"),
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium"),
+]
+
+CONTRAST = """(root) => {
+  const channel = (c) => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4 };
+  const parse = (t) => { const m = t.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m };
+  const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const ground = (e) => { while (e) { const c = parse(getComputedStyle(e).backgroundColor);
+    if (c[3] > 0.99) return c; e = e.parentElement } return [255, 255, 255, 1] };
+  const found = [];
+  const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
+    if (!text || !e.offsetParent) continue;
+    const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+    found.push([(a + 0.05) / (b + 0.05), text.slice(0, 30)]);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as engine:
+        started = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A JupyterLab of its own with the notebook in it; gives its address and the folder of the labels."""
+    shutil.copy(ROOT / "notebooks" / NOTEBOOK, tmp_path / NOTEBOOK)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {
+        **os.environ, "DPO_WORKBENCH_LABELS": str(tmp_path / "labels"), "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTER_DATA_DIR": str(tmp_path / "data"), "JUPYTER_RUNTIME_DIR": str(tmp_path / "run"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", f"--ServerApp.port={port}", "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={tmp_path}", "--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True",
+        "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]  # fmt: skip
+    server = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}", tmp_path / "labels"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def command(page, name: str, **arguments) -> None:
+    page.evaluate("([name, args]) => { window.jupyterapp.commands.execute(name, args) }", [name, arguments])
+
+
+def run_all(page, restart: bool) -> None:
+    """Run the notebook, in a fresh kernel where `restart`, until the labelling screen is there."""
+    command(page, "notebook:restart-run-all" if restart else "notebook:run-all-cells")
+    if restart:
+        page.get_by_role("button", name="Restart", exact=False).last.click()
+        page.wait_for_timeout(1000)
+    page.get_by_role("button", name="A is better (a)").wait_for(timeout=120_000)
+
+
+def vote(page, how: str) -> None:
+    """One vote, by button or by typing, and wait until the screen has moved on."""
+    status = page.locator("p[role=status]").first
+    before = status.inner_text()
+    page.wait_for_timeout(400)
+    if len(how) == 1:
+        page.get_by_label("Type here:").fill(how)
+    else:
+        page.get_by_role("button", name=how).click()
+    page.wait_for_function("(old) => document.querySelector('p[role=status]').innerText !== old", arg=before)
+
+
+def picture(page, name: str) -> None:
+    if PICTURES:
+        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"))
+
+
+def test_an_expert_labels_twenty_pairs_with_a_restart_in_the_middle(browser, lab):
+    address, labels = lab
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    page.wait_for_function(
+        "() => window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')", timeout=120_000
+    )
+    page.wait_for_timeout(3000)
+    run_all(page, restart=False)
+    page.get_by_role("button", name="A is better (a)").scroll_into_view_if_needed()
+    ways = [
+        "A is better (a)",
+        "b",
+        "Equally good (t)",
+        "x",
+        "B is better (b)",
+        "a",
+        "Skip (s)",
+        "t",
+        "B is better (b)",
+        "a",
+    ]
+    for how in ways:
+        vote(page, how)
+    picture(page, "label-light")
+    file = labels / "mine.jsonl"
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [e["choice"] for e in events] == ["a", "b", "tie", "bad", "b", "a", "skip", "tie", "b", "a"]
+    shown = page.locator("p[role=status]").first.inner_text()
+    assert "10 labelled" in shown
+
+    run_all(page, restart=True)
+    page.wait_for_function("(old) => document.querySelector('p[role=status]')?.innerText === old", arg=shown)
+    for how in ways:
+        vote(page, how)
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(events) == len({e["item"] for e in events}) == 20
+
+    # a double click takes one vote, not two
+    page.wait_for_timeout(400)
+    page.get_by_role("button", name="A is better (a)").dblclick()
+    page.wait_for_timeout(1500)
+    assert len(file.read_text().splitlines()) == 21
+
+    # everything can be reached with Tab, and has a name
+    box = page.get_by_role("button", name="A is better (a)").locator(
+        "xpath=ancestor::*[contains(@class,'jp-OutputArea')][1]"
+    )
+    names = set(box.locator("button").all_inner_texts())
+    page.get_by_role("button", name="A is better (a)").focus()
+    reached = set()
+    for key in ("Tab", "Shift+Tab"):
+        page.get_by_role("button", name="A is better (a)").focus()
+        for _ in range(40):
+            reached.add(page.evaluate("() => document.activeElement.innerText || document.activeElement.placeholder"))
+            page.keyboard.press(key)
+    assert {n for n in names if n} <= reached
+    for label in ("Type here:", "Note:"):
+        assert page.get_by_label(label).count() == 1
+
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        command(page, "apputils:change-theme", theme=theme)
+        page.wait_for_timeout(2500)
+        low = [(round(ratio, 2), text) for ratio, text in box.evaluate(CONTRAST) if ratio < 4.5]
+        assert low == [], theme
+    picture(page, "label-dark")
+    page.close()
+
+
+def test_model_text_creates_nothing_in_a_real_browser(browser, tmp_path):
+    """Each payload in each function that makes HTML: no element, no request, no dialog."""
+    spec = importlib.util.spec_from_file_location("payloads", ROOT / "tests" / "plots" / "test_html.py")
+    assert spec and spec.loader
+    payloads = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(payloads)
+    import dpo_workbench as dw
+    from dpo_workbench.labelling import view
+    from dpo_workbench.labelling.widget import open_session
+    from dpo_workbench.plots import html
+
+    makers = {"pre": html.pre, "paragraph": html.paragraph, "table": lambda t: html.table([t], [[t]])}
+    for kind in ("text", "code", "json", "sql"):
+        makers[kind] = lambda t, kind=kind: view.answer_html(t, f"other {t[::-1]}", kind, t, lambda p, q: q)
+    makers["folded"] = view.folded
+
+    def card(text):
+        pair = dw.Pair("p", text + "?", text + "!", "other")
+        session = open_session([pair], "ann", tmp_path / "l.jsonl")
+        session.do(text)
+        return "".join(view.card(session).values())
+
+    makers["card"] = card
+    allowed = {
+        "PRE",
+        "P",
+        "TABLE",
+        "THEAD",
+        "TBODY",
+        "TR",
+        "TH",
+        "TD",
+        "STRONG",
+        "MARK",
+        "DETAILS",
+        "SUMMARY",
+        "H3",
+        "H4",
+    }
+    page = browser.new_page()
+    dialogs, requests = [], []
+    page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
+    page.on("request", lambda r: requests.append(r.url))
+    for name, payload in payloads.PAYLOADS.items():
+        for maker, make in makers.items():
+            page.set_content(f"<div id=host>{make(payload)}</div>")
+            page.wait_for_timeout(20)
+            tags = set(page.evaluate("() => [...document.querySelectorAll('#host *')].map((e) => e.tagName)"))
+            assert tags <= allowed, (name, maker)
+            odd = page.evaluate(
+                "() => [...document.querySelectorAll('#host *')].flatMap((e) => e.getAttributeNames())"
+                ".filter((n) => !['style', 'class', 'role', 'aria-live'].includes(n))"
+            )
+            assert odd == [], (name, maker)
+    assert dialogs == [] and not [r for r in requests if not re.match("about:|data:", r)]
+    page.close()
