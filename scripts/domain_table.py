@@ -31,6 +31,7 @@ from dpo_workbench.training.run import sft
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "work" / "domains"
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "domains.json", ROOT / "docs" / "results.md"
+REAL = RESULTS.with_name("real_sets.json")
 SEEDS = (0, 1, 2)
 
 
@@ -120,12 +121,42 @@ def page(cells: list[dict[str, Any]]) -> str:
         cuts.setdefault((cell["task"], cell["model"]), []).append(cut["estimate"] if cut else 0.0)
     lines += ["", "| task | model | seeds | mean cut of the mined failures |", "|---|---|---|---|"]
     lines += [f"| {t} | {m} | {len(v)} | {_percent(statistics.mean(v))} |" for (t, m), v in cuts.items()]
+    lines += real_sets()
     machines = sorted({f"{c['machine']['cores']} cores of {c['machine']['processor']}" for c in cells})
     lines += [
         "",
         f"Machine: {'; '.join(machines)}. Dates, commands and settings of each cell stand in the results file.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def real_sets() -> list[str]:
+    """The table of scripts/real_sets.py, where its results are there."""
+    if not REAL.is_file():
+        return []
+    lines = [
+        "",
+        "## Real sets, `smol`: SFT against SFT + DPO",
+        "",
+        "Written from `benchmarks/results/real_sets.json`, which `python scripts/real_sets.py FOLDER` makes of five public "
+        "sets (SNIPS, SVAMP, ODEX with the graded CoNaLa candidates, SciTLDR, Spider). All arms answer the same held-out "
+        "prompts; intervals are paired (95 %).",
+        "",
+        "| set | prompts | what | base | SFT | SFT + DPO | SFT + SFT on chosen | DPO minus SFT (95 %) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    names = {"slot_f1": "slot F1", "exact": "right", "rouge_l": "ROUGE-L", "words": "words"}
+    for row in json.loads(REAL.read_text(encoding="utf-8")):
+        for metric, seen in row["metrics"].items():
+            change = seen.get("sft+dpo minus sft")
+            told = f"{change['estimate']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})" if change else "–"
+            values = " | ".join(f"{seen[arm]:.3f}" for arm in ("base", "sft", "sft+dpo", "sft+sft on chosen"))
+            lines.append(f"| {row['set']} | {row['arms']['sft']['n']} | {names[metric]} | {values} | {told} |")
+        mined = row["verdict"]["numbers"].get("mined") or {}
+        if mined.get("classes"):
+            classes = ", ".join(mined["classes"])
+            lines.append(f"| | | {classes}, answers | | {mined['before']} | {mined['after']} | | |")
+    return lines
 
 
 def _percent(share: float) -> str:
