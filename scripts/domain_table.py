@@ -41,7 +41,7 @@ def smol(**changes: Any) -> Recipe:
     The mined class is the commonest one among the mined samples, so no look at the test split decides it.
     """
     recipe = Recipe(
-        test_prompts=320, sft_prompts=800, mine_from=800, mine_prompts=100, samples=4, max_pairs=64, temperature=0.7,
+        test_prompts=200, sft_prompts=800, mine_from=800, mine_prompts=100, samples=4, max_pairs=64, temperature=0.7,
         per_prompt=2, target=(), probe_prompts=96,
         dpo=TrainConfig(lr=3e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0),
         sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024, probes=0),
@@ -138,9 +138,9 @@ def real_sets() -> list[str]:
         "",
         "## Real sets, `smol`: SFT against SFT + DPO",
         "",
-        "Written from `benchmarks/results/real_sets.json`, which `python scripts/real_sets.py FOLDER` makes of five public "
-        "sets (SNIPS, SVAMP, ODEX with the graded CoNaLa candidates, SciTLDR, Spider). All arms answer the same held-out "
-        "prompts; intervals are paired (95 %).",
+        "Written from `benchmarks/results/real_sets.json`, which `python scripts/real_sets.py FOLDER` makes of five "
+        "public sets (SNIPS, SVAMP, ODEX with the graded CoNaLa candidates, SciTLDR, Spider). All arms answer the same "
+        "held-out prompts; intervals are paired (95 %).",
         "",
         "| set | prompts | what | base | SFT | SFT + DPO | SFT + SFT on chosen | DPO minus SFT (95 %) |",
         "|---|---|---|---|---|---|---|---|",
