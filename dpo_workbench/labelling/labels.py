@@ -108,12 +108,16 @@ class Labels:
         return sorted({v.event.rater for v in self.votes})
 
     def table(self, criterion: str | None = None) -> dict[str, dict[Any, float]]:
-        """Rater -> {item: -1, 0 or 1}; both bad is a gap. Overall, or by a criterion of the rubric."""
+        """Rater -> {item: 1 one answer won, -1 the other, 0 a tie}; both bad is a gap.
+
+        Which answer is "one" is drawn by content: were it the chosen one, raters who all prefer it would use a single
+        value, and kappa could not tell that from chance. Overall, or by a criterion of the rubric.
+        """
         found: dict[str, dict[Any, float]] = {rater: {} for rater in self.raters}
         for vote in self.first:
             value = vote.value if criterion is None else vote.on(criterion)
             if value is not None:
-                found[vote.event.rater][vote.item] = float(value)
+                found[vote.event.rater][vote.item] = float(value * orientation(vote.pair))
         return found
 
     def majority(self) -> dict[str, int]:
@@ -244,6 +248,11 @@ class Labels:
         from dpo_workbench.plots.html import pre
 
         return pre(repr(self))
+
+
+def orientation(pair: Pair) -> int:
+    """1 or -1, by the answers' contents."""
+    return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
 
 
 def _sign(value: float) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dpo_workbench.labelling import agreement as stats
 from dpo_workbench.labelling.agreement import Estimate
-from dpo_workbench.labelling.labels import Labels, Vote
+from dpo_workbench.labelling.labels import Labels, Vote, orientation
 from dpo_workbench.runtime.errors import WorkbenchError
 
 UNCLEAR = 0.4  # an alpha below this is too low to train on without a talk
@@ -169,7 +169,8 @@ def _against(labels: Labels, opinion: Mapping[str, float]) -> dict[str, Estimate
     if not both:
         return None
     same = sum(majority[item] == opinion[item] for item in both)
-    kappa = stats.cohen_kappa({i: majority[i] for i in both}, {i: opinion[i] for i in both})
+    turn = {item: orientation(labels.by_item[item][0].pair) for item in both}
+    kappa = stats.cohen_kappa({i: turn[i] * majority[i] for i in both}, {i: turn[i] * opinion[i] for i in both})
     return {"share": stats.share(same, len(both)), "kappa": kappa}
 
 

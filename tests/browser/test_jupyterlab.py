@@ -94,21 +94,21 @@ def run_all(page, restart: bool) -> None:
     """Run the notebook, in a fresh kernel where `restart`, until the labelling screen is there."""
     command(page, "notebook:restart-run-all" if restart else "notebook:run-all-cells")
     if restart:
-        page.get_by_role("button", name="Restart", exact=False).last.click()
+        page.locator(".jp-Dialog .jp-mod-accept").click()
         page.wait_for_timeout(1000)
     page.get_by_role("button", name="A is better (a)").wait_for(timeout=120_000)
 
 
 def vote(page, how: str) -> None:
-    """One vote, by button or by typing, and wait until the screen has moved on."""
+    """One vote, by button or by typing, and wait until the screen counts it."""
     status = page.locator("p[role=status]").first
-    before = status.inner_text()
+    done = int(re.findall(r"(\d+) labelled", status.inner_text())[0])
     page.wait_for_timeout(400)
     if len(how) == 1:
         page.get_by_label("Type here:").fill(how)
     else:
         page.get_by_role("button", name=how).click()
-    page.wait_for_function("(old) => document.querySelector('p[role=status]').innerText !== old", arg=before)
+    page.locator("p[role=status]", has_text=f"{done + 1} labelled").wait_for(timeout=20_000)
 
 
 def picture(page, name: str) -> None:

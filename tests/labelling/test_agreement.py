@@ -251,6 +251,14 @@ def test_a_clean_study_has_nothing_to_discuss(tmp_path):
         dw.agreement(labels, judge={"p0": "left"}, resamples=0)
 
 
+def test_raters_who_all_prefer_the_chosen_answers_agree(tmp_path):
+    """The names chosen and rejected must not make one category of all votes."""
+    labels = study(tmp_path, {"ann": lambda k: "chosen", "bob": lambda k: "chosen"})
+    report = dw.agreement(labels, resamples=100)
+    assert report.alpha["nominal"].value == 1 and report.kappa["ann / bob"].value == 1
+    assert report.against["verifier"]["kappa"].value == 1
+
+
 def test_systems_are_ranked(tmp_path):
     labels = study(tmp_path, {"ann": lambda k: "chosen" if k % 4 else "rejected"})
     report = dw.agreement(labels, systems={p.id: ("new", "old") for p in PAIRS}, resamples=0)
