@@ -43,7 +43,7 @@ def smol(**changes: Any) -> Recipe:
     recipe = Recipe(
         test_prompts=200, sft_prompts=800, mine_from=800, mine_prompts=100, samples=4, max_pairs=64, temperature=0.7,
         per_prompt=2, target=(), probe_prompts=96,
-        dpo=TrainConfig(lr=3e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0),
+        dpo=TrainConfig(lr=6e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0),
         sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024, probes=0),
     )  # fmt: skip
     return replace(recipe, **changes)
