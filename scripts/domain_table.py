@@ -25,7 +25,7 @@ from dpo_workbench.models.loading import load_model
 from dpo_workbench.runtime.environment import data_folder, describe
 from dpo_workbench.runtime.run_folder import write_json, write_text
 from dpo_workbench.tasks.builtin import load_task
-from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
+from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import sft
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,25 +35,29 @@ REAL = RESULTS.with_name("real_sets.json")
 SEEDS = (0, 1, 2)
 
 
+HABITS = {"science": "wrong_unit", "sql": "wrong_columns", "python": "no_result", "briefs": "too_long"}
+SHORT = {"test_prompts": 200, "sft_prompts": 800, "mine_from": 800, "mine_prompts": 100, "per_prompt": 2}
+
+
 def smol(**changes: Any) -> Recipe:
-    """A recipe of `smol` for a task of short answers: fine-tuned on the first 800 prompts, mined on the next 100.
-
-    The mined class is the commonest one among the mined samples, so no look at the test split decides it.
-    """
-    recipe = Recipe(
-        test_prompts=200, sft_prompts=800, mine_from=800, mine_prompts=100, samples=4, max_pairs=64, temperature=0.7,
-        per_prompt=2, target=(), probe_prompts=96,
-        dpo=TrainConfig(lr=6e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0),
-        sft=replace(SFT_CONFIG, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024, probes=0),
-    )  # fmt: skip
-    return replace(recipe, **changes)
+    """A recipe of `smol` for short answers: fine-tuned on the first 800 prompts, mined on the next 100."""
+    dpo = TrainConfig(lr=6e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0)
+    return replace(RECIPES["smol"], **{**SHORT, "max_pairs": 64, "target": (), "dpo": dpo, **changes})
 
 
-CELLS: dict[tuple[str, str], Recipe] = {
-    **{("smol", task): smol() for task in ("science", "sql", "python", "briefs")},
-    ("smol", "receipts"): RECIPES["smol"],
-    ("nano", "receipts"): RECIPES["nano"],
-}
+def cells() -> dict[tuple[str, str], Recipe]:
+    """Model and task -> recipe. The mined class is the one that the labels' habit makes (the datasheets name it)."""
+    found: dict[tuple[str, str], Recipe] = {(m, "receipts"): RECIPES[m] for m in ("nano", "smol")}
+    for task, failure in HABITS.items():
+        # one question of six has such a failure in sql: 100 prompts gave 19 pairs
+        prompts = 300 if task == "sql" else 100
+        sizes = {**SHORT, "mine_prompts": prompts, "target": (failure,)}
+        found["smol", task] = smol(**sizes)
+        found["nano", task] = replace(RECIPES["nano"], **sizes)
+    return found
+
+
+CELLS = cells()
 
 
 def fine_tuned(model: str, task: str) -> Path:
@@ -163,6 +167,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def read() -> list[dict[str, Any]]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted({m for m, _ in CELLS}))
@@ -170,7 +178,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    cells = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+    cells = read()
     wanted = [
         (model, task, seed)
         for seed in (SEEDS if args.seed is None else (args.seed,))
@@ -180,6 +188,7 @@ def main() -> None:
     for model, task, seed in [] if args.table else wanted:
         cell = run_cell(model, task, seed)
         same = (model, task, seed)
+        cells = read()  # another process may have written one meanwhile
         cells = [c for c in cells if (c["model"], c["task"], c["seed"]) != same] + [cell]
         cells.sort(key=lambda c: (c["task"], c["model"], c["seed"]))
         write_json(RESULTS, cells)

@@ -58,7 +58,7 @@ RECIPES = {
         per_prompt=2,
         target=("missing_field",),
         probe_prompts=48,
-        dpo=TrainConfig(lr=5e-4, epochs=1, batch_size=8, probes=1, held_out=0.0),
+        dpo=TrainConfig(lr=3e-4, nll_weight=1.0, epochs=1, batch_size=8, probes=1, held_out=0.0),
         sft=replace(SFT_CONFIG, probes=0),  # the last adapter: its labels teach what dev punishes
     ),
     "smol": Recipe(
