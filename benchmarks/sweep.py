@@ -22,7 +22,7 @@ from dpo_workbench.mining.sample import Found
 from dpo_workbench.runtime.run_folder import write_json
 
 RESULTS = Path(__file__).parent / "results"
-FACTORS = {"nano": (0.4, 2.5), "smol": (2, 4)}  # of the recipe's learning rate
+FACTORS = {"nano": (2 / 3, 5 / 3), "smol": (2, 4)}  # of the recipe's learning rate
 
 
 def settings(model: str, recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -15,17 +15,15 @@ import argparse
 import json
 import shutil
 import statistics
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.evaluation.demo import RECIPES, Recipe, demo
+from dpo_workbench.evaluation.demo import demo, recipe_for
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.runtime.environment import data_folder, describe
 from dpo_workbench.runtime.run_folder import write_json, write_text
-from dpo_workbench.tasks.builtin import load_task
-from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.training.run import sft
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,29 +33,7 @@ REAL = RESULTS.with_name("real_sets.json")
 SEEDS = (0, 1, 2)
 
 
-HABITS = {"science": "wrong_unit", "sql": "wrong_columns", "python": "no_result", "briefs": "too_long"}
-SHORT = {"test_prompts": 200, "sft_prompts": 800, "mine_from": 800, "mine_prompts": 100, "per_prompt": 2}
-
-
-def smol(**changes: Any) -> Recipe:
-    """A recipe of `smol` for short answers: fine-tuned on the first 800 prompts, mined on the next 100."""
-    dpo = TrainConfig(lr=6e-5, nll_weight=1.0, epochs=1, batch_size=8, probes=2, micro_tokens=1024, held_out=0.0)
-    return replace(RECIPES["smol"], **{**SHORT, "max_pairs": 64, "target": (), "dpo": dpo, **changes})
-
-
-def cells() -> dict[tuple[str, str], Recipe]:
-    """Model and task -> recipe. The mined class is the one that the labels' habit makes (the datasheets name it)."""
-    found: dict[tuple[str, str], Recipe] = {(m, "receipts"): RECIPES[m] for m in ("nano", "smol")}
-    for task, failure in HABITS.items():
-        # one question of six has such a failure in sql: 100 prompts gave 19 pairs
-        prompts = 300 if task == "sql" else 100
-        sizes = {**SHORT, "mine_prompts": prompts, "target": (failure,)}
-        found["smol", task] = smol(**sizes)
-        found["nano", task] = replace(RECIPES["nano"], **sizes)
-    return found
-
-
-CELLS = cells()
+CELLS = [(model, task) for task in task_names() for model in ("nano", "smol")]
 
 
 def fine_tuned(model: str, task: str) -> Path:
@@ -65,7 +41,7 @@ def fine_tuned(model: str, task: str) -> Path:
     shipped = data_folder() / "adapters" / f"{model}-{task}"
     folder = WORK / f"sft-{model}-{task}"
     if not shipped.is_dir() and not (folder / "adapter").is_dir():
-        examples, recipe = load_task(task), CELLS[model, task]
+        examples, recipe = load_task(task), recipe_for(model, task)
         run = sft(load_model(model), examples.train[: recipe.sft_prompts], recipe.sft, folder=folder / "sft")
         run.model.save(folder / "adapter")
     return shipped if shipped.is_dir() else folder / "adapter"
@@ -78,7 +54,7 @@ def run_cell(model: str, task: str, seed: int) -> dict[str, Any]:
     for file in same.glob("*.json"):
         (folder / "evaluations").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, folder / "evaluations" / file.name)
-    done = demo(model, folder, task_name=task, adapter=adapter, recipe=CELLS[model, task], seed=seed)
+    done = demo(model, folder, task_name=task, adapter=adapter, recipe=recipe_for(model, task), seed=seed)
     same.mkdir(parents=True, exist_ok=True)
     for name in ("base", "sft"):
         shutil.copy(folder / "evaluations" / f"{name}.json", same / f"{name}.json")

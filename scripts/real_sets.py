@@ -24,11 +24,10 @@ from statistics import fmean
 from typing import Any
 from zlib import crc32
 
-from domain_table import smol
 from rapidfuzz import fuzz
 
 import dpo_workbench as dw
-from dpo_workbench.evaluation.demo import Recipe, demo
+from dpo_workbench.evaluation.demo import Recipe, demo, recipe_for
 from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.statistics import paired_difference
 from dpo_workbench.evaluation.verdict import Verdict
@@ -188,7 +187,7 @@ SETS = {
 def recipe_of(name: str) -> Recipe:
     real = SETS[name]
     sizes = {"sft_prompts": real.sft_prompts, "mine_from": real.sft_prompts, "mine_prompts": real.mine_prompts}
-    recipe = smol(test_prompts=TEST, **sizes)
+    recipe = replace(recipe_for("smol", name), test_prompts=TEST, **sizes)
     return replace(recipe, sft=replace(recipe.sft, epochs=real.epochs))
 
 
