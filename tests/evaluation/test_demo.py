@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+import dpo_workbench as dw
 from dpo_workbench.evaluation import demo as module
-from dpo_workbench.evaluation.demo import ARMS, RECIPES, demo
+from dpo_workbench.evaluation.demo import ARMS, RECIPES, demo, recipe_for
+from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 
@@ -18,6 +20,8 @@ SMALL = replace(
     probe_prompts=6,
     dpo=TrainConfig(epochs=1, batch_size=6, probes=1, held_out=0.0),
 )
+
+SCIENCE = replace(SMALL, target=("wrong_unit",), sft_prompts=800, mine_from=800)
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +77,23 @@ def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatc
 def test_a_folder_holds_one_run(finished):
     with pytest.raises(WorkbenchError, match="other settings"):
         demo("nano", finished.folder, recipe=SMALL, seed=5, show=False)
+
+
+def test_a_demo_can_begin_with_an_adapter_of_ones_own(tmp_path):
+    adapter = data_folder() / "adapters" / "nano-science"
+    with pytest.raises(dw.WorkbenchError, match="Leave one of them out"):
+        demo("nano", tmp_path / "both", from_scratch=True, adapter=adapter)
+    given = demo("nano", tmp_path / "given", task_name="science", adapter=adapter, recipe=SCIENCE, show=False)
+    shipped = demo("nano", tmp_path / "shipped", task_name="science", recipe=SCIENCE, show=False)
+    assert [r.answer for r in given.evaluations["sft"].rows] == [r.answer for r in shipped.evaluations["sft"].rows]
+    assert f"--adapter {adapter}" in json.loads((given.folder / "results.json").read_text())["command"]
+
+
+@pytest.mark.parametrize("model", ("nano", "smol", "another/model"))
+def test_each_built_in_task_has_a_recipe_that_mines_after_what_sft_has_seen(model):
+    for name in dw.task_names():
+        recipe, task = recipe_for(model, name), dw.load_task(name)
+        assert recipe.mine_from >= recipe.sft_prompts
+        assert len(task.train) >= recipe.mine_from + recipe.mine_prompts and len(task.test) >= recipe.test_prompts
+        assert recipe.target and all(e.label is None for e in task.train[recipe.mine_from :])
+    assert recipe_for(model, "mine.py").target == ()
