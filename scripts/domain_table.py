@@ -31,6 +31,19 @@ WORK = ROOT / "work" / "domains"
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "domains.json", ROOT / "docs" / "results.md"
 REAL = RESULTS.with_name("real_sets.json")
 SEEDS = (0, 1, 2)
+WHY = (
+    "**What missed the goal, and why.** The goal was a cut of 59.4 % and a score not lower, in each task.",
+    "",
+    "- `sql`: the tables of the test split are new, and most failures are names that do not exist (`unknown_name`). "
+    "Only one question of six can show the mined habit, so pairs are few (19 from 100 prompts; 300 are mined now), and an "
+    "answer that stops taking all columns often fails next for a name. On dev, with two other databases, `smol` went "
+    "from 36 to 15 of 200.",
+    "- `nano`, `briefs` and `receipts`: shorter or whole answers expose what the model cannot do: facts are lost that "
+    "a long answer had by luck, and a total that cannot be read breaks the JSON that a blank left whole. `smol` has the "
+    "skill, and there the score rises.",
+    "- The control arm, plain fine-tuning on the same chosen answers, is nearly as good where the habit is the labels' "
+    "own: preferences are not the only way to undo a habit.",
+)
 
 
 CELLS = [(model, task) for task in task_names() for model in ("nano", "smol")]
@@ -45,6 +58,20 @@ def fine_tuned(model: str, task: str) -> Path:
         run = sft(load_model(model), examples.train[: recipe.sft_prompts], recipe.sft, folder=folder / "sft")
         run.model.save(folder / "adapter")
     return shipped if shipped.is_dir() else folder / "adapter"
+
+
+def from_demo(model: str) -> dict[str, Any] | None:
+    """The cell of receipts and seed 0 that benchmarks/demo.py has recorded, where it has."""
+    file = RESULTS.with_name("demo.json")
+    run = json.loads(file.read_text(encoding="utf-8")).get(model) if file.is_file() else None
+    if run is None:
+        return None
+    return {
+        "model": model, "task": "receipts", "seed": 0, "date": run["times"]["date"], "machine": run["machine"],
+        "command": run["times"]["command"], "settings": run["settings"], "arms": run["arms"], "pairs": run["pairs"],
+        "outcome": run["verdict"]["outcome"], "numbers": run["verdict"]["numbers"],
+        "minutes": round(run["times"]["total_seconds"] / 60, 1),
+    }  # fmt: skip
 
 
 def run_cell(model: str, task: str, seed: int) -> dict[str, Any]:
@@ -96,11 +123,27 @@ def page(cells: list[dict[str, Any]]) -> str:
             f"{change['high']:+.3f}) | {cell['outcome']} |"
         )
     cuts: dict[tuple[str, str], list[float]] = {}
+    scores: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
-        cut = cell["numbers"]["mined"]["relative_cut"]
-        cuts.setdefault((cell["task"], cell["model"]), []).append(cut["estimate"] if cut else 0.0)
-    lines += ["", "| task | model | seeds | mean cut of the mined failures |", "|---|---|---|---|"]
-    lines += [f"| {t} | {m} | {len(v)} | {_percent(statistics.mean(v))} |" for (t, m), v in cuts.items()]
+        cut, key = cell["numbers"]["mined"]["relative_cut"], (cell["task"], cell["model"])
+        cuts.setdefault(key, []).append(cut["estimate"] if cut else 0.0)
+        scores.setdefault(key, []).append(cell["numbers"]["score"]["difference"]["estimate"])
+    lines += [
+        "",
+        "| task | model | seeds | mean cut of the mined failures | mean change of the score |",
+        "|---|---|---|---|---|",
+    ]
+    for (task, model), values in cuts.items():
+        change = statistics.mean(scores[task, model])
+        lines.append(f"| {task} | {model} | {len(values)} | {_percent(statistics.mean(values))} | {change:+.3f} |")
+    for model in sorted({m for _, m in cuts}):
+        means = [statistics.mean(values) for (_, m), values in cuts.items() if m == model]
+        low = [t for (t, m), values in scores.items() if m == model and statistics.mean(values) < 0]
+        lines.append(
+            f"\n`{model}`: mined failures cut by {_percent(statistics.mean(means))} on average over {len(means)} tasks, "
+            f"by {_percent(min(means))} at least; score lower in {', '.join(low) or 'none'}."
+        )
+    lines += ["", *WHY]
     lines += real_sets()
     machines = sorted({f"{c['machine']['cores']} cores of {c['machine']['processor']}" for c in cells})
     lines += [
@@ -162,7 +205,7 @@ def main() -> None:
         if args.model in (None, model) and args.task in (None, task)
     ]
     for model, task, seed in [] if args.table else wanted:
-        cell = run_cell(model, task, seed)
+        cell = (from_demo(model) if (task, seed) == ("receipts", 0) else None) or run_cell(model, task, seed)
         same = (model, task, seed)
         cells = read()  # another process may have written one meanwhile
         cells = [c for c in cells if (c["model"], c["task"], c["seed"]) != same] + [cell]

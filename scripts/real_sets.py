@@ -159,9 +159,13 @@ def lines(file: Path) -> list[str]:
 
 
 def graded_pairs(folder: Path) -> dw.Pairs:
-    """All pairs of the graders' means, weighted by their agreement."""
+    """Pairs of the graders' means, weighted by their agreement: of each intent the three on which they agree most."""
     rows = [{**row, "intent": ODEX_PROMPT.format(intent=row["intent"])} for row in graded(folder)]
-    return dw.read_pairs(rows, mapping={"prompt": "intent"}).found
+    kept: dict[str, list[dw.Pair]] = {}
+    for pair in sorted(dw.read_pairs(rows, mapping={"prompt": "intent"}).found, key=lambda p: -p.weight):
+        if len(kept.setdefault(pair.prompt, [])) < 3:
+            kept[pair.prompt].append(pair)
+    return dw.Pairs([pair for few in kept.values() for pair in few])
 
 
 @dataclass(frozen=True)
