@@ -35,12 +35,12 @@ WHY = (
     "**What missed the goal, and why.** The goal was a cut of 59.4 % and a score not lower, in each task.",
     "",
     "- `sql`: the tables of the test split are new, and most failures are names that do not exist (`unknown_name`). "
-    "Only one question of six can show the mined habit, so pairs are few (19 from 100 prompts; 300 are mined now), and an "
-    "answer that stops taking all columns often fails next for a name. On dev, with two other databases, `smol` went "
+    "Only one question of six can show the mined habit, so pairs are few (19 from 100 prompts; 300 are mined now), and "
+    "an answer that stops taking all columns often fails next for a name. On dev, with two other databases, `smol` went "
     "from 36 to 15 of 200.",
     "- `nano`, `briefs` and `receipts`: shorter or whole answers expose what the model cannot do: facts are lost that "
-    "a long answer had by luck, and a total that cannot be read breaks the JSON that a blank left whole. `smol` has the "
-    "skill, and there the score rises.",
+    "a long answer had by luck, and a total that cannot be read breaks the JSON that a blank left whole. `smol` has "
+    "the skill, and there the score rises.",
     "- The control arm, plain fine-tuning on the same chosen answers, is nearly as good where the habit is the labels' "
     "own: preferences are not the only way to undo a habit.",
 )
@@ -140,8 +140,8 @@ def page(cells: list[dict[str, Any]]) -> str:
         means = [statistics.mean(values) for (_, m), values in cuts.items() if m == model]
         low = [t for (t, m), values in scores.items() if m == model and statistics.mean(values) < 0]
         lines.append(
-            f"\n`{model}`: mined failures cut by {_percent(statistics.mean(means))} on average over {len(means)} tasks, "
-            f"by {_percent(min(means))} at least; score lower in {', '.join(low) or 'none'}."
+            f"\n`{model}`: mined failures cut by {_percent(statistics.mean(means))} on average over {len(means)} "
+            f"tasks, by {_percent(min(means))} at least; score lower in {', '.join(low) or 'none'}."
         )
     lines += ["", *WHY]
     lines += real_sets()
