@@ -99,16 +99,24 @@ def run_all(page, restart: bool) -> None:
     page.get_by_role("button", name="A is better (a)").wait_for(timeout=120_000)
 
 
+def status(page, done: int | None = None):
+    """Where the session stands, once it is on the screen; with `done` once it says so many are labelled."""
+    count = r"\d+" if done is None else str(done)
+    words = re.compile(rf"Item \d+ of \d+, {count} labelled")
+    line = page.locator("p[role=status]", has_text=words).first
+    line.wait_for()
+    return line.inner_text()
+
+
 def vote(page, how: str) -> None:
     """One vote, by button or by typing, and wait until the screen counts it."""
-    status = page.locator("p[role=status]").first
-    done = int(re.findall(r"(\d+) labelled", status.inner_text())[0])
+    done = int(re.findall(r"(\d+) labelled", status(page))[0])
     page.wait_for_timeout(400)
     if len(how) == 1:
         page.get_by_label("Type here:").fill(how)
     else:
         page.get_by_role("button", name=how).click()
-    page.locator("p[role=status]", has_text=f"{done + 1} labelled").wait_for(timeout=20_000)
+    status(page, done + 1)
 
 
 def picture(page, name: str) -> None:
@@ -145,11 +153,10 @@ def test_an_expert_labels_twenty_pairs_with_a_restart_in_the_middle(browser, lab
     file = labels / "mine.jsonl"
     events = [json.loads(line) for line in file.read_text().splitlines()]
     assert [e["choice"] for e in events] == ["a", "b", "tie", "bad", "b", "a", "skip", "tie", "b", "a"]
-    shown = page.locator("p[role=status]").first.inner_text()
-    assert "10 labelled" in shown
+    shown = status(page, 10)
 
     run_all(page, restart=True)
-    page.wait_for_function("(old) => document.querySelector('p[role=status]')?.innerText === old", arg=shown)
+    assert status(page, 10) == shown  # the same pair, in a new kernel
     for how in ways:
         vote(page, how)
     events = [json.loads(line) for line in file.read_text().splitlines()]
