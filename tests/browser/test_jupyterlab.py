@@ -1,4 +1,4 @@
-"""A real browser: an expert's session in JupyterLab with a restart in the middle, and model text that stays text.
+"""A real browser: an expert's session in JupyterLab with a restart in the middle, Notebook 7, Voilà; text stays text.
 
 Skipped where playwright or a Chromium is missing: `pip install playwright`; `apt install chromium`, or CHROMIUM=path.
 """
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,23 +56,19 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """A JupyterLab of its own with the notebook in it; gives its address and the folder of the labels."""
-    shutil.copy(ROOT / "notebooks" / NOTEBOOK, tmp_path / NOTEBOOK)
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {
-        **os.environ, "DPO_WORKBENCH_LABELS": str(tmp_path / "labels"), "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "JUPYTER_DATA_DIR": str(tmp_path / "data"), "JUPYTER_RUNTIME_DIR": str(tmp_path / "run"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "spaces"), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
-    }  # fmt: skip
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", f"--ServerApp.port={port}", "--IdentityProvider.token=",
-        f"--ServerApp.root_dir={tmp_path}", "--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True",
-        "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]  # fmt: skip
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(command: list[str], port: int, folder: Path):
+    """A Jupyter server with settings of its own, until the block ends; labels go to `folder/labels`."""
+    places = {"CONFIG_DIR": "config", "DATA_DIR": "data", "RUNTIME_DIR": "run"}
+    env = {**os.environ, "DPO_WORKBENCH_LABELS": str(folder / "labels")}
+    env |= {f"JUPYTER_{name}": str(folder / place) for name, place in places.items()}
+    env |= {f"JUPYTERLAB_{name}_DIR": str(folder / name.lower()) for name in ("WORKSPACES", "SETTINGS")}
     server = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(300):
@@ -80,10 +77,60 @@ def lab(tmp_path):
                 break
             except OSError:
                 time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}", tmp_path / "labels"
+        yield
     finally:
         server.terminate()
         server.wait(30)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A JupyterLab of its own with the notebook in it; gives its address and the folder of the labels."""
+    shutil.copy(ROOT / "notebooks" / NOTEBOOK, tmp_path / NOTEBOOK)
+    port = free_port()
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", f"--ServerApp.port={port}", "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={tmp_path}", "--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True",
+        "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]  # fmt: skip
+    with serving(command, port, tmp_path):
+        yield f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}", tmp_path / "labels"
+
+
+@pytest.mark.parametrize("front", ("notebook", "voila"))
+def test_other_front_ends_take_clicks_keys_and_commands(browser, tmp_path, front):
+    if importlib.util.find_spec(front) is None:
+        pytest.skip(f"{front} is not installed")
+    shutil.copy(ROOT / "notebooks" / NOTEBOOK, tmp_path / NOTEBOOK)
+    port = free_port()
+    more = {
+        "notebook": [
+            "--no-browser", f"--ServerApp.port={port}", "--IdentityProvider.token=", "--ServerApp.allow_root=True",
+            f"--ServerApp.root_dir={tmp_path}",
+        ],
+        "voila": [str(tmp_path / NOTEBOOK), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"],
+    }[front]  # fmt: skip
+    with serving([sys.executable, "-m", front, *more], port, tmp_path):
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(120_000)
+        page.goto(f"http://127.0.0.1:{port}/" + (f"notebooks/{NOTEBOOK}" if front == "notebook" else ""))
+        if front == "notebook":
+            page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+            page.wait_for_timeout(4000)
+            page.locator(".lm-MenuBar-item", has_text="Run").first.click()
+            page.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
+        page.get_by_role("button", name="A is better (a)").wait_for()
+        vote(page, "A is better (a)")
+        vote(page, "b")
+        box = page.get_by_label("Type here:")
+        box.fill("g 7")
+        box.press("Enter")
+        page.locator("p[role=status]", has_text="Item 7 of").first.wait_for()
+        page.get_by_role("button", name="Undo (u)").click()
+        status(page, 1)
+        page.close()
+    events = (tmp_path / "labels" / "mine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["action"] for line in events] == ["label", "label", "undo"]
 
 
 def command(page, name: str, **arguments) -> None:
@@ -99,13 +146,15 @@ def run_all(page, restart: bool) -> None:
     page.get_by_role("button", name="A is better (a)").wait_for(timeout=120_000)
 
 
-def status(page, done: int | None = None):
+def status(page, done: int | None = None) -> str:
     """Where the session stands, once it is on the screen; with `done` once it says so many are labelled."""
     count = r"\d+" if done is None else str(done)
-    words = re.compile(rf"Item \d+ of \d+, {count} labelled")
-    line = page.locator("p[role=status]", has_text=words).first
-    line.wait_for()
-    return line.inner_text()
+    for _ in range(1200):  # the front end draws its outputs anew now and then, so a found element may be gone
+        for text in page.locator("p[role=status]").all_text_contents():
+            if re.match(rf"Item \d+ of \d+, {count} labelled", text):
+                return text
+        page.wait_for_timeout(100)
+    raise AssertionError(f"the screen never said {count} labelled")
 
 
 def vote(page, how: str) -> None:
