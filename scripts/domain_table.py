@@ -86,6 +86,7 @@ def run_cell(model: str, task: str, seed: int) -> dict[str, Any]:
     for name in ("base", "sft"):
         shutil.copy(folder / "evaluations" / f"{name}.json", same / f"{name}.json")
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    results["settings"]["adapter"] = str(adapter.relative_to(ROOT))  # no path of one machine
     return {
         "model": model, "task": task, "seed": seed, "date": date.today().isoformat(), "machine": describe(),
         "command": f"python scripts/domain_table.py --model {model} --task {task} --seed {seed}",
