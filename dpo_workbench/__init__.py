@@ -52,6 +52,9 @@ _HOMES = {
     "evaluation.advice": ("try_advice",),
     "evaluation.data_report": ("data_report",),
     "evaluation.demo": ("demo",),
+    "evaluation.arms": ("compare", "Comparison", "ARMS"),
+    "evaluation.side_effects": ("side_effects",),
+    "evaluation.statistics": ("prompts_needed", "smallest_detectable", "over_seeds", "win_rate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605

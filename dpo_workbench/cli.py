@@ -351,6 +351,69 @@ def report(
     console.print(f"\nreport: {page}", markup=False)
 
 
+@app.command()
+def arms(
+    task: TaskName = "receipts",
+    model: ModelName = "nano",
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", "-a", help="Begin with this fine-tuned LoRA adapter (a folder).")
+    ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="An arm to run, more than once for several; all by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")] = "dev",
+    effects: Annotated[bool, typer.Option(help="Measure what else training moved: other tasks, plain text.")] = True,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; a stopped run goes on in it.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """DPO beside every other way to spend the budget: more SFT, unlikelihood, reward model, best of n, decoding."""
+    from dpo_workbench.evaluation.arms import ARMS, compare
+
+    folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
+    _log_to(folder)
+    names = tuple(arm) if arm else tuple(ARMS)
+    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed, effects=effects)
+    print(done)  # plain print: rich would break the table's lines
+    if "sft+dpo" in done.arms:
+        decided = done.verdict()
+        console.print(f"\n[bold]{decided.outcome}[/bold]\n")
+        console.print(decided.text, markup=False)
+    console.print(f"\nreport: {folder / 'report.html'}", markup=False)
+
+
+@app.command("compare")
+def compare_runs(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Run folder, or a file that `evaluate` wrote.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="... the one that should be better.")],
+    arm: Annotated[str, typer.Option(help="Which arm of a run folder.")] = "sft+dpo",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.html and results.json.")] = None,
+) -> None:
+    """Two runs on the same prompts: which settings differ, and whether the second is clearly better."""
+    from dataclasses import replace
+
+    from dpo_workbench.evaluation.report import setting_differences, write_report
+    from dpo_workbench.evaluation.run import Evaluation
+    from dpo_workbench.evaluation.verdict import verdict
+
+    def load(run: Path) -> Evaluation:
+        file = run / "evaluations" / f"{arm.replace(' ', '-').replace(',', '')}.json" if run.is_dir() else run
+        if run.is_dir() and not file.is_file():
+            file = run / "evaluations" / f"{arm}.json"
+        return replace(Evaluation.load(file), name=f"{run.name}: {arm}" if run.is_dir() else run.stem)
+
+    first, second = load(run_a), load(run_b)
+    if first.name == second.name:
+        first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
+    decided = verdict(first, second)
+    for name, a, b in setting_differences(run_a, run_b):
+        console.print(f"{name}: {a} in A, {b} in B", markup=False)
+    console.print(f"\n[bold]{decided.outcome}[/bold]\n")
+    console.print(decided.text, markup=False)
+    if out is not None:
+        results = {"arms": {e.name: e.summary() for e in (first, second)}, "verdict": decided.numbers}
+        console.print(f"\nreport: {write_report(out, results, {e.name: e for e in (first, second)}, decided)}")
+
+
 @export.command("trl")
 def export_trl(run: RunFolder, out: New = None, force: Force = False) -> None:
     """A project for many GPUs: data, config and a script that trains as here, with TRL under Accelerate."""

@@ -157,8 +157,8 @@ def demo(
         raise WorkbenchError("`from_scratch` trains the SFT adapter and `adapter` gives one. Leave one of them out.")
     given = {"adapter": str(adapter)} if adapter else {}
     names = {"model": model_name, "task": task_name, "from_scratch": from_scratch, **given, "arms": list(ARMS)}
-    stages = _Stages(path, {**names, **asdict(recipe)}, show)
-    job = _Job(recipe, stages, task, {})
+    stages = Stages(path, {**names, **asdict(recipe)}, show)
+    job = Job(recipe, stages, task, {})
     base = stages.timed("load", lambda: load_model(model_name))
     stages.say(repr(base))
     shipped = (data_folder() / "adapters" / f"{model_name}-{task_name}").is_dir() and not from_scratch
@@ -185,11 +185,11 @@ def demo(
 
 
 @dataclass
-class _Job:
+class Job:
     """The steps of a demo, each with what it says on the way."""
 
     recipe: Recipe
-    stages: _Stages
+    stages: Stages
     task: Task
     evaluations: dict[str, Evaluation]  # of the arms so far, in their order
 
@@ -202,7 +202,7 @@ class _Job:
         recipe, stages = self.recipe, self.stages
         rows = self.task.train[: recipe.sft_prompts]
         run = sft(base, rows, recipe.sft, probe=self.probe, folder=stages.folder / "sft", show=stages.show)
-        _stop_if_interrupted(run)
+        stop_if_interrupted(run)
         run.model.save(stages.folder / "sft" / "adapter")
         return run.model
 
@@ -255,20 +255,20 @@ class _Job:
         """Train an arm and evaluate it."""
         stages, folder = self.stages, self.stages.folder / stage
         run = stages.timed(stage, lambda: fit(probe=self.probe, folder=folder, show=stages.show))
-        _stop_if_interrupted(run)
+        stop_if_interrupted(run)
         run.model.save(folder / "adapter")
         stages.say(repr(run))
         self.answer(name, run.model, run)
         return run
 
 
-def _stop_if_interrupted(run: Run) -> None:
+def stop_if_interrupted(run: Run) -> None:
     """A half-trained arm must not be measured as if it were done; the same command goes on from its checkpoint."""
     if not run.finished:
         raise KeyboardInterrupt
 
 
-class _Stages:
+class Stages:
     """The run folder of a demo: what is done, how long it took, and the end result."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], show: bool):

@@ -117,6 +117,18 @@ def results_json(results: Mapping[str, Any]) -> str:
     return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
 
 
+def setting_differences(one: Path, other: Path) -> list[tuple[str, str, str]]:
+    """(dotted name, value in one run, in the other) of each setting that differs; empty where a run has no results."""
+
+    def settings(run: Path) -> dict[str, str]:
+        file = run / "results.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return dict(_flat(known.get("settings") or {}))
+
+    a, b = settings(one), settings(other)
+    return [(k, a.get(k, "none"), b.get(k, "none")) for k in sorted({*a, *b}) if a and b and a.get(k) != b.get(k)]
+
+
 def arm_table(evaluations: Mapping[str, Evaluation], baseline: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the arms: failures with Wilson intervals, classes, score, tokens, p against `baseline`.
 

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -256,6 +256,14 @@ def evaluate(
     if result.n_unscored and show:
         print(f"{result.n_unscored} of {len(rows)} answers could not be scored; {_first_unscored(rows)}")
     return result
+
+
+def evaluate_answers(
+    name: str, split: Split, answers: Sequence[Answer], *, model: str, decoding: dict[str, Any], seconds: float = 0.0
+) -> Evaluation:
+    """Judge answers that are there already, one for each example of `split`, as an arm of their own."""
+    rows = tuple(judge(split, example, answer) for example, answer in zip(split, answers, strict=True))
+    return Evaluation(name, split.task.name, split.name, model, decoding, rows, seconds)
 
 
 def judge(split_or_task: Split | Task, example: Example, answer: Answer) -> Judged:

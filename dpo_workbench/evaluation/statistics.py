@@ -109,6 +109,27 @@ def paired_difference(
     return Interval(estimate, float(np.clip(low, -1, 1)), float(np.clip(high, -1, 1)), method, n, n_groups)
 
 
+def mean_change(before: Sequence[float], after: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
+    """Mean of after - before of values without bounds (nats, tokens), one item a group: BCa bootstrap over the items.
+
+    Where all items change by the same, the interval has no width, which for measured values says just that.
+
+    Raises:
+        WorkbenchError: fewer than two items, lengths that differ, or a value that is not finite.
+    """
+    groups = [str(k) for k in range(len(before))]
+    change = _checked(after, before, groups) - np.asarray(before, dtype=float)
+    if len(change) < 2 or not np.isfinite(change).all():
+        raise WorkbenchError(
+            f"A mean change needs two items or more with finite values. Got {len(change)}, "
+            f"{int((~np.isfinite(change)).sum())} of them not finite. Measure on more items."
+        )
+    estimate, low, high, method = float(change.mean()), float(change[0]), float(change[0]), "all items change alike"
+    if np.ptp(change) > 1e-12:
+        low, high, method = _bca((change, np.ones_like(change)), _ratio, seed, resamples)
+    return Interval(estimate, low, high, method, len(change), len(change))
+
+
 def sign_flip(before: Sequence[float], after: Sequence[float], groups: Sequence[str], seed: int = 0) -> float:
     """p of the paired permutation test: would the groups' differences look alike if their signs were drawn by chance?
 
@@ -128,6 +149,14 @@ def sign_flip(before: Sequence[float], after: Sequence[float], groups: Sequence[
         return 1.0
     draws = {"permutation_type": "samples", "n_resamples": 9999, "rng": np.random.default_rng(seed)}
     return float(permutation_test((differing,), np.sum, vectorized=True, **draws).pvalue)
+
+
+def paired_p(before: Sequence[float], after: Sequence[float], groups: Sequence[str], seed: int = 0) -> float:
+    """p of a paired comparison, for `holm`: exact McNemar for yes/no values in groups of one, else `sign_flip`."""
+    values = _checked(after, before, groups) - np.asarray(before, dtype=float)
+    if len(set(groups)) == len(groups) and np.isin(values, (-1.0, 0.0, 1.0)).all():
+        return mcnemar_exact(int((values < 0).sum()), int((values > 0).sum()))
+    return sign_flip(before, after, groups, seed)
 
 
 def relative_cut(
@@ -163,6 +192,65 @@ def relative_cut(
     else:
         low, high, method = _bca((still, was), lambda a, b, axis=-1: 1 - _ratio(a, b, axis), seed, resamples)
     return Interval(estimate, float(low), float(high), method, n, len(was))
+
+
+def over_seeds(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], groups: Sequence[str]) -> Interval:
+    """Mean of after - before over seeds and prompts, with an interval for another seed *and* other prompts.
+
+    Each seed is a training run of its own on the same test prompts: two crossed random factors, seeds and groups, of
+    which each adds its own variance. Var(mean) = (MS_seeds + MS_groups - MS_rest) / (seeds x groups), with
+    Satterthwaite's degrees of freedom and Student's t (Searle, Casella and McCulloch 1992, chapters 4 and 5): pooling
+    all answers as if they were independent would be too sure. With few seeds the interval is wide, as it should be.
+
+    Args:
+        before, after: one row of values in [0, 1] for each seed, the prompts in one order. A `before` of one row
+            stands for all seeds.
+        groups: the group of each prompt.
+
+    Raises:
+        WorkbenchError: fewer than two seeds, fewer than two groups, or lengths that differ.
+    """
+    from scipy.stats import t
+
+    starts = list(before) * len(after) if len(before) == 1 else list(before)
+    if len(after) < 2 or len(starts) != len(after) or len(set(groups)) < 2:
+        raise WorkbenchError(
+            f"An interval over seeds needs two seeds or more, and two groups of prompts. Got {len(after)} seeds, "
+            f"{len(before)} before them, {len(set(groups))} groups. Run more seeds, or use `paired_difference`."
+        )
+    rows = [_checked(a, b, groups) - np.asarray(b, dtype=float) for b, a in zip(starts, after, strict=True)]
+    by_group = np.array([_by_group(row, groups) for row in rows])  # seeds x groups
+    shares = by_group * by_group.shape[1] / len(groups)  # their mean is the mean over prompts
+    n_seeds, n_groups = shares.shape
+    estimate, of_seed, of_group = float(shares.mean()), shares.mean(axis=1), shares.mean(axis=0)
+    free = (n_seeds - 1, n_groups - 1, (n_seeds - 1) * (n_groups - 1))
+    rest = shares - of_seed[:, None] - of_group + estimate
+    squares = (n_groups * of_seed.var(ddof=1), n_seeds * of_group.var(ddof=1), float((rest**2).sum()) / free[2])
+    seeds, prompts, both = squares
+    # a negative variance component is none, and then the other factor's mean square alone is the variance
+    parts = [(prompts, free[1])] if seeds <= both else [(seeds, free[0])] if prompts <= both else []
+    if parts:
+        variance, degrees = parts[0]
+    else:
+        variance = seeds + prompts - both
+        degrees = variance**2 / sum(ms**2 / df for ms, df in zip(squares, free, strict=True))
+    half = float(t.ppf(0.975, degrees)) * math.sqrt(variance / (n_seeds * n_groups))
+    method = f"crossed random effects, {n_seeds} seeds"
+    low, high = float(np.clip(estimate - half, -1, 1)), float(np.clip(estimate + half, -1, 1))
+    return Interval(estimate, low, high, method, n_seeds * len(groups), n_groups)
+
+
+def win_rate(before: Sequence[float], after: Sequence[float], groups: Sequence[str], seed: int = 0) -> Interval:
+    """Share of the prompts where `after` scores higher, a tie as half a win: 0.5 means neither is better.
+
+    Ties are kept, as dropping them makes a difference on few prompts look like one on all. The interval is that of
+    `paired_difference` between wins and losses, by groups.
+    """
+    change = _checked(after, before, groups) - np.asarray(before, dtype=float)
+    wins, losses = (change > 0).astype(float), (change < 0).astype(float)
+    found = paired_difference(losses.tolist(), wins.tolist(), groups, seed)
+    low, high = (0.5 + value / 2 for value in (found.low, found.high))
+    return Interval(0.5 + found.estimate / 2, low, high, found.method, found.n, found.n_groups)
 
 
 def smallest_detectable(n: int, discordant_share: float, power: float = 0.8, alpha: float = 0.05) -> float:

@@ -34,6 +34,7 @@ class Verdict:
     after: str
     control: str | None = None
     numbers: dict[str, Any] = field(default_factory=dict)
+    next_step: str = ""  # a key of `wording.NEXT`
 
     def __str__(self) -> str:
         return f"{self.outcome.capitalize()}: {self.reason}. {self.text}"
@@ -54,6 +55,8 @@ def verdict(
     control: Evaluation | None = None,
     mined: Sequence[str] | None = None,
     headroom: Any = None,
+    effects: Any = None,
+    pairs: Any = None,
 ) -> Verdict:
     """Compare two arms prompt by prompt, and decide.
 
@@ -69,7 +72,10 @@ def verdict(
            field less is better, if still a failure). The text names the smallest difference that the set can show.
         3. not worth it: the control arm is clearly better than DPO in failures or in score.
         4. not worth it: the control has as few failures as DPO or fewer, and its score is not clearly lower.
-        5. worth it. Where the lead over the control is not clear, or no control was given, the reason says so.
+        5. worth it. Where the lead over the control is not clear, or no control was given, the reason says so; and
+           where a side effect is a regression, the reason names it as the price.
+
+    What to do next follows from the outcome, from what the pairs teach a trivial rule, and from the headroom.
 
     Args:
         before, after: the same prompts, answered by the model before and after training.
@@ -77,6 +83,8 @@ def verdict(
         mined: the failure classes that were trained on.
         headroom: what `found.headroom(target)` gave; its `forecast` (expected relative cut) is compared with the
             outcome, of the mined classes where the headroom has a target, else of all failures.
+        effects: what `side_effects` measured.
+        pairs: that were trained on; their number and shortcuts decide what to do next.
 
     Raises:
         WorkbenchError: the arms did not answer the same prompts of one split, or no prompt was scored in both.
@@ -88,10 +96,53 @@ def verdict(
     if forecast is not None:
         of = "mined" if mined and getattr(headroom, "target", ()) else "failures"
         cut = numbers[of]["relative_cut"]
-        numbers["forecast"] = {"of": of, "expected_cut": float(forecast), "seen_cut": cut and cut["estimate"]}
+        seen = {"expected_cut": float(forecast), "seen_cut": cut and cut["estimate"]}
+        numbers["forecast"] = {"of": of, **seen, "advice": getattr(headroom, "advice", "go")}
+    if effects is not None:
+        numbers["side_effects"] = effects.to_dict()
+        numbers["regressions"] = [str(effect) for effect in effects.regressions]
+    if pairs is not None:
+        rule, share = max(pairs.shortcut_report().items(), key=lambda item: item[1])
+        numbers["pairs"] = {"n": len(pairs), "rule": rule, "share": share}
     outcome, reason = _decide(numbers)
-    text = wording.paragraph(numbers, outcome)
-    return Verdict(outcome, reason, text, before.name, after.name, control.name if control else None, numbers)
+    if outcome == "worth it" and numbers.get("regressions"):
+        names = ", ".join(effect.name for effect in effects.regressions)
+        reason += f"; at a price: worse in {names}"
+    following = _next(numbers, outcome)
+    text = wording.paragraph(numbers, following)
+    name = control.name if control else None
+    return Verdict(outcome, reason, text, before.name, after.name, name, numbers, following)
+
+
+FEW_PAIRS = 100  # fewer pairs than this, and more of them are the first thing to try
+SHORTCUT = 0.9  # a rule that picks the chosen answer so often is easier to learn than the task
+
+
+def _next(numbers: dict[str, Any], outcome: str) -> str:
+    """What to do next: a key of `wording.NEXT`."""
+    known = numbers.get("pairs") or {}
+    easy = bool(known) and known["share"] >= SHORTCUT and known["n"] >= 20
+    if outcome == "worth it":
+        return "keep"
+    if outcome == "harmful":
+        return "clean pairs" if easy else "change loss"
+    if outcome == "not worth it":
+        return "take the control"
+    if numbers["failures"]["before"] == 0:
+        return "stop"
+    if numbers.get("forecast", {}).get("advice") in ("train more first", "nothing to mend"):
+        return {"train more first": "fine-tune first", "nothing to mend": "stop"}[numbers["forecast"]["advice"]]
+    if easy:
+        return "clean pairs"
+    needed, better = numbers["prompts_needed"], numbers["failures"]["difference"]["estimate"] < 0
+    if better and needed is not None and needed > numbers["n"]:
+        return "more prompts"
+    if known and known["n"] < FEW_PAIRS:
+        return "label more"
+    return "stop" if numbers["sees_points"] <= STOP_POINTS else "look again"
+
+
+STOP_POINTS = 5  # a set that sees so few points and shows nothing says that there is little to find
 
 
 def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
@@ -133,7 +184,7 @@ def _clear_failures(numbers: dict[str, Any]) -> int:
 
 def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None) -> dict[str, Any]:
     """All numbers of one paired comparison, JSON-able."""
-    pairs = _paired(before, after)
+    pairs = paired_rows(before, after)
     was, now = [b for b, _ in pairs], [a for _, a in pairs]
     groups = [row.group for row in was]
     failures = _failures(was, now, groups, None)
@@ -167,7 +218,7 @@ def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None)
 
 def compare_failures(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     """The paired numbers of failures of two arms, without a verdict: counts, mended, broken, p, intervals."""
-    pairs = _paired(before, after)
+    pairs = paired_rows(before, after)
     return _failures([b for b, _ in pairs], [a for _, a in pairs], [b.group for b, _ in pairs], None)
 
 
@@ -189,7 +240,7 @@ def _failures(was: list[Judged], now: list[Judged], groups: list[str], classes: 
     }
 
 
-def _paired(before: Evaluation, after: Evaluation) -> list[tuple[Judged, Judged]]:
+def paired_rows(before: Evaluation, after: Evaluation) -> list[tuple[Judged, Judged]]:
     """The rows of both, by id, that were scored in both."""
     ours, theirs = {row.id: row for row in before.rows}, {row.id: row for row in after.rows}
     places = [f"{e.task}/{e.split}" for e in (before, after)]

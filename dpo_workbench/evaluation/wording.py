@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,18 +11,24 @@ if TYPE_CHECKING:
 
 HEADER = ("same prompts", "before", "after", "change", "95 % interval", "exact McNemar p")
 
-_NEXT = {
-    "worth it": "Next: keep the trained adapter, and read the prompts that it broke before you rely on it.",
-    "harmful": (
-        "Next: keep the model as it was before. Look for a shortcut that the pairs teach (shorter, empty), lower lr, "
-        "or raise nll_weight."
+NEXT = {
+    "keep": "Next: keep the trained adapter, and read the prompts that it broke before you rely on it.",
+    "change loss": (
+        "Next: keep the model as it was before. Change the loss: a lower lr, a higher nll_weight, or dpop, which holds "
+        "the chosen answers up."
     ),
-    "not worth it": "Next: take the control arm, which is simpler: fine-tune on the chosen answers.",
+    "clean pairs": "Next: clean the pairs before anything else",
+    "take the control": "Next: take the control arm, which is simpler: fine-tune on the chosen answers.",
+    "fine-tune first": "Next: fine-tune more, or take a bigger model: the skill is lacking, not the preference.",
+    "label more": "Next: label more pairs",
+    "more prompts": "Next",
+    "stop": "Next: stop here",
+    "look again": "Next: find more headroom (more pairs, another failure class), or test on more prompts.",
 }
 
 
-def paragraph(numbers: dict[str, Any], outcome: str) -> str:
-    """The verdict's text, from its numbers alone."""
+def paragraph(numbers: dict[str, Any], following: str) -> str:
+    """The verdict's text, from its numbers alone; `following` is a key of `NEXT`."""
     parts = [
         _failures("Failed answers", numbers["failures"], numbers["n"]),
         *_mined(numbers),
@@ -31,7 +38,8 @@ def paragraph(numbers: dict[str, Any], outcome: str) -> str:
         *_left_out(numbers),
         *_control(numbers),
         *_forecast(numbers),
-        _NEXT.get(outcome) or _more_prompts(numbers),
+        *_price(numbers),
+        _next(numbers, following),
     ]
     return " ".join(parts)
 
@@ -50,6 +58,12 @@ def table_rows(verdict: Verdict) -> list[tuple[str, ...]]:
         cells = (f"{score['before']:.3f}", f"{score['after']:.3f}", f"{change['estimate']:+.3f}")
         rows.append(("mean score" + note, *cells, f"{change['low']:+.3f} to {change['high']:+.3f}", ""))
     return rows
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def points_up(share: float) -> int:
@@ -143,14 +157,31 @@ def _forecast(numbers: dict[str, Any]) -> list[str]:
     ]
 
 
-def _more_prompts(numbers: dict[str, Any]) -> str:
-    if numbers["failures"]["before"] == 0:
-        return "Next: test on harder prompts; where these are the real ones, there is nothing to mend."
-    needed = numbers["prompts_needed"]
-    seen = f"{abs(100 * numbers['failures']['difference']['estimate']):.1f} points"
-    if needed is None or needed <= numbers["n"]:
-        return "Next: find more headroom (more pairs, another failure class), or test on more prompts."
-    return f"Next: if a difference of {seen} matters to you, about {needed} prompts would show it."
+def _price(numbers: dict[str, Any]) -> list[str]:
+    if "regressions" not in numbers:
+        return []
+    if not numbers["regressions"]:
+        return [f"Side effects: none of {len(numbers['side_effects'])} measures is clearly worse."]
+    return [f"Side effects that are clearly worse: {'; '.join(numbers['regressions'])}."]
+
+
+def _next(numbers: dict[str, Any], following: str) -> str:
+    text, known = NEXT[following], numbers.get("pairs") or {}
+    if following == "clean pairs":
+        return f"{text}: the rule '{known['rule']}' alone picks the chosen answer in {100 * known['share']:.0f} %."
+    if following == "label more":
+        return f"{text}: {known['n']} are few, and this set shows no change that more prompts alone would make clear."
+    if following == "more prompts":
+        seen = f"{abs(100 * numbers['failures']['difference']['estimate']):.1f} points"
+        needed = numbers["prompts_needed"]
+        return f"{text}: if a difference of {seen} matters to you, about {needed} prompts would show it."
+    if following == "stop":
+        if numbers["failures"]["before"] == 0:
+            return "Next: test on harder prompts; where these are the real ones, there is nothing to mend."
+        if numbers.get("forecast", {}).get("advice") == "nothing to mend":
+            return f"{text}: there are too few failures to learn from."
+        return f"{text}: prompts that see {numbers['sees_points']} points show nothing, so there is little to gain."
+    return text
 
 
 def _interval(change: dict[str, Any]) -> str:

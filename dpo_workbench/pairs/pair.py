@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -140,6 +140,27 @@ class Pairs(Sequence[Pair]):
             "reference wins": share(lambda p: _half((p.chosen_from == "reference") - (p.rejected_from == "reference"))),
         }
 
+    def shortcut_report(self) -> dict[str, float]:
+        """`shortcuts`, and two rules that are learned: what the first word, or the format alone, would score.
+
+        Each pair is judged by all others: the answer whose first word (or format: first and last kind of character,
+        lines, list marks) was chosen more often among them, net, is picked; a tie counts half.
+        """
+        return self.shortcuts() | {"first word": self._learned(_first_word), "format": self._learned(_format)}
+
+    def _learned(self, key: Callable[[str], object]) -> float:
+        """Share of the pairs in which a tally of `key` over the other pairs picks the chosen answer."""
+        keys = [(key(p.chosen), key(p.rejected)) for p in self.rows]
+        tally: Counter[object] = Counter()
+        for chosen, rejected in keys:
+            tally[chosen] += 1
+            tally[rejected] -= 1
+        found = []
+        for chosen, rejected in keys:
+            own = 0 if chosen == rejected else 1  # what this pair itself added to both
+            found.append(0.5 if chosen == rejected else _half((tally[chosen] - own) - (tally[rejected] + own)))
+        return statistics.fmean(found)
+
     def even(self, most: int | None = None) -> Pairs:
         """As many pairs with the longer answer chosen as with the shorter one, own good answers first.
 
@@ -186,6 +207,21 @@ def _is_own(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("id", "prompt", "chosen", "rejected"))
+
+
+def _first_word(text: str) -> str:
+    return (text.split() or [""])[0].lower()
+
+
+def _format(text: str) -> tuple[str, str, int, bool]:
+    """Kind of the first and last character, number of lines up to 3, whether a line begins like a list's."""
+    flat = text.strip()
+
+    def kind(c: str) -> str:
+        return "letter" if c.isalpha() else "digit" if c.isdigit() else c
+
+    listed = any(line.lstrip()[:1] in {"-", "*", "\u2022"} for line in flat.splitlines())
+    return (kind(flat[:1]), kind(flat[-1:]), min(3, flat.count("\n") + 1), listed)
 
 
 def _half(difference: float) -> float:

@@ -132,6 +132,69 @@ class ArmsDisplay:
         return "\n".join([f"{self.title} (n = {self.n})", *body])
 
 
+@dataclass
+class DifferencesDisplay:
+    """Change of the mean score of each arm against a baseline, on the same prompts: a forest plot around zero."""
+
+    names: list[str]
+    changes: list[float]
+    lows: list[float]
+    highs: list[float]
+    pvalues: list[float]  # adjusted by Holm
+    n: int
+    baseline: str
+    figure_: Any = field(default=None, init=False, repr=False)
+    ax_: Any = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], baseline: str) -> DifferencesDisplay:
+        """From the rows of a `Comparison`."""
+        found = [row for row in rows if "difference" in row]
+        changes = [row["difference"] for row in found]
+        return cls(
+            [row["arm"] for row in found],
+            [c["estimate"] for c in changes],
+            [c["low"] for c in changes],
+            [c["high"] for c in changes],
+            [row["holm_p"] for row in found],
+            min((c["n"] for c in changes), default=0),
+            baseline,
+        )
+
+    @property
+    def title(self) -> str:
+        """The finding."""
+        rows = list(zip(self.names, self.changes, self.pvalues, strict=True))
+        better = [name for name, change, p in rows if p < 0.05 and change > 0]
+        worse = [name for name, change, p in rows if p < 0.05 and change < 0]
+        texts = [f"{' and '.join(names)} {word}" for names, word in ((better, "better"), (worse, "worse")) if names]
+        return f"Against {self.baseline}: {'; '.join(texts) or 'no arm is clearly better or worse'}"
+
+    def plot(self, ax: Any = None) -> DifferencesDisplay:
+        """Draw the arms, in `ax` or in a figure of their own."""
+        self.figure_, self.ax_ = _axes(ax, (7.0, 1.5 + 0.45 * max(1, len(self.names))))
+        for place, (change, low, high, p) in enumerate(
+            zip(self.changes, self.lows, self.highs, self.pvalues, strict=True)
+        ):
+            spread = [[max(0.0, change - low)], [max(0.0, high - change)]]
+            marker, face = ("o", BLUE) if p < 0.05 else ("s", "white")
+            self.ax_.errorbar(
+                change, place, xerr=spread, fmt=marker, color=BLUE, markerfacecolor=face, capsize=4, markersize=7
+            )
+        self.ax_.axvline(0, color=GREY, linestyle=":", linewidth=1)
+        self.ax_.set_yticks(range(len(self.names)), [plain(name) for name in self.names])
+        self.ax_.set_ylim(len(self.names) - 0.5, -0.5)
+        self.ax_.set_xlabel(f"change of the mean score, paired 95 % interval; n = {self.n}; filled: Holm p < 0.05")
+        self.ax_.set_title(plain(self.title), loc="left", fontsize=11, wrap=True)
+        return self
+
+    def __str__(self) -> str:
+        width = max(map(len, self.names), default=0)
+        rows = zip(self.names, self.changes, self.lows, self.highs, self.pvalues, strict=True)
+        body = [f"  {n:<{width}}  {c:+.3f}  ({a:+.3f} to {b:+.3f}, Holm p {p:.3f})" for n, c, a, b, p in rows]
+        return "\n".join([f"{self.title} (n = {self.n})", *body])
+
+
 def plain(text: Any) -> str:
     """Text for a figure: shown as it is, not read as a formula."""
     return str(text).replace("$", r"\$")

@@ -15,7 +15,7 @@ from dpo_workbench.runtime import parallel
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
-from dpo_workbench.training.logps import answer_logps
+from dpo_workbench.training.logps import answer_logps, token_logps
 from dpo_workbench.training.losses import LOSSES, PairLogps, loss_terms
 from dpo_workbench.training.packing import Batch, Row, lay_out, pack
 
@@ -205,6 +205,31 @@ def sft_objective(n_tokens: int) -> Callable[..., tuple[Tensor, Metrics]]:
     def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
         sums = answer_logps(network, batch)
         return -sums.sum() / n_tokens, {"mean_logps": sums.detach() / batch.lengths}
+
+    return objective
+
+
+def unlikelihood_objective(rows: Sequence[Row]) -> Callable[..., tuple[Tensor, Metrics]]:
+    """Likelihood on the chosen answers, unlikelihood on the rejected: a baseline that needs no reference.
+
+    Mean -log p over the chosen tokens plus mean -log(1 - p) over the rejected ones (arXiv 1908.04319, equation 2; as a
+    term beside likelihood, equation 4, with weight 1), over all `rows` of a batch. What both answers begin with is not
+    made unlikely.
+    """
+    shared = {row.id: row.n_shared for row in rows}
+    n_chosen = sum(len(row.answer_ids[0]) for row in rows)
+    n_rejected = max(1, sum(len(row.answer_ids[1]) - row.n_shared for row in rows))
+
+    def objective(network: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        logps, owner = token_logps(network, batch), batch.owner
+        begins = batch.lengths.cumsum(0) - batch.lengths  # where each answer's tokens start
+        place = torch.arange(len(owner), device=owner.device) - begins[owner]
+        same = torch.tensor([shared[i] for i in batch.ids], device=owner.device)[owner // 2]
+        wrong = (owner % 2 == 1) & (place >= same)
+        likely = -logps[owner % 2 == 0].sum() / n_chosen
+        p = logps[wrong].exp().clamp(max=1 - 1e-6)
+        unlikely = -torch.log1p(-p).sum() / n_rejected
+        return likely + unlikely, {"likelihood": likely.detach()[None], "unlikelihood": unlikely.detach()[None]}
 
     return objective
 

@@ -1,4 +1,4 @@
-"""`train` and `sft`: rows and their reference values, what is watched, and the objective of a run."""
+"""`train`, `sft`, `unlikelihood`: rows and their reference values, what is watched, and the objective of a run."""
 
 from __future__ import annotations
 
@@ -136,6 +136,36 @@ def sft(
 
     folder = Path(folder) if folder else None
     return Trainer(policy, rows, config, objective, probe, [], None, folder, start, show).run()
+
+
+def unlikelihood(
+    model: Model,
+    pairs: Pairs,
+    config: TrainConfig,
+    *,
+    probe: Split | None = None,
+    folder: str | Path | None = None,
+    start: Start | None = None,
+    show: bool = True,
+) -> Run:
+    """Likelihood on the chosen and unlikelihood on the rejected answers: a baseline without a reference model.
+
+    Args:
+        model: where to start; stays unchanged.
+        pairs: the same that `train` takes; weights are not used.
+        config: loss, beta and nll_weight do not matter here.
+        probe, folder, start, show: as in `train`.
+    """
+    rows = tokenise(model, map(_row, pairs), config.max_tokens)
+    policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
+    fitted = prove_packing(model, rows, config)
+
+    def objective(batch: Sequence[Row], config: TrainConfig, step: int) -> Callable:
+        return loop.unlikelihood_objective(batch)
+
+    return Trainer(
+        policy, rows, fitted, objective, probe, [], None, Path(folder) if folder else None, start, show
+    ).run()
 
 
 def hold_out(pairs: list[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:

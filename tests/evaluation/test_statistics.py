@@ -190,3 +190,93 @@ def test_sign_flip_is_mcnemar_for_yes_and_no_and_sees_groups() -> None:
     assert s.sign_flip(before, after, ["one"] * 31) == 1.0  # one group that changed has one sign
     assert s.sign_flip(before, before, alone) == 1.0
     assert s.sign_flip([0.0] * 40, [0.1] * 40, [str(k) for k in range(40)]) < 0.001
+
+
+def test_over_seeds_is_wider_than_prompts_alone_where_seeds_differ() -> None:
+    rng = np.random.default_rng(0)
+    groups = [str(k) for k in range(100)]
+    before = [0.5] * 100
+    alike = [(0.6 + 0.1 * rng.standard_normal(100)).tolist() for _ in range(3)]
+    apart = [[v + shift for v in row] for row, shift in zip(alike, (-0.2, 0.0, 0.2), strict=True)]
+    same, differ = (s.over_seeds([before], rows, groups) for rows in (alike, apart))
+    assert same.estimate == pytest.approx(differ.estimate)
+    assert same.clear_above_zero and not differ.clear_above_zero
+    # three seeds whose means are all that differs: Student's t with two degrees of freedom, by hand
+    flat = s.over_seeds([[0.0] * 100], [[0.1] * 100, [0.2] * 100, [0.3] * 100], groups)
+    assert flat.high - flat.estimate == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-5)
+    # no seed differs: the prompts alone, 99 degrees of freedom
+    one = rng.random(100)
+    level = s.over_seeds([[0.0] * 100], [one.tolist()] * 3, groups)
+    assert level.high - level.estimate == pytest.approx(1.984217 * one.std(ddof=1) / 10, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "groups"),
+    [([[0.0] * 4], [[1.0] * 4], "abcd"), ([[0.0] * 4], [[1.0] * 4] * 2, "aaaa"), ([[0.0]] * 3, [[1.0]] * 2, "a")],
+)
+def test_over_seeds_needs_seeds_and_groups(before, after, groups) -> None:
+    with pytest.raises(WorkbenchError, match="two seeds or more"):
+        s.over_seeds(before, after, list(groups))
+
+
+def test_win_rate_counts_a_tie_as_half() -> None:
+    groups = [str(k) for k in range(40)]
+    before, after = [0.5] * 40, [0.6] * 20 + [0.5] * 16 + [0.4] * 4
+    won = s.win_rate(before, after, groups)
+    assert won.estimate == pytest.approx((20 + 8) / 40) and won.low > 0.5
+    assert s.win_rate(after, before, groups).estimate == pytest.approx(1 - won.estimate)
+    tied = s.win_rate(before, before, groups)
+    assert tied.estimate == 0.5 and tied.low < 0.5 < tied.high
+
+
+def test_mean_change_has_no_bounds_and_refuses_what_is_not_finite() -> None:
+    rng = np.random.default_rng(1)
+    before, after = rng.normal(-90, 2, 50), rng.normal(-80, 2, 50)
+    found = s.mean_change(before.tolist(), after.tolist())
+    assert found.low < 10 < found.high and found.estimate == pytest.approx((after - before).mean())
+    assert s.mean_change([1.0, 1.0], [3.0, 3.0]).low == 2.0
+    for broken in ([1.0], [1.0, math.nan]):
+        with pytest.raises(WorkbenchError, match="two items or more"):
+            s.mean_change(broken, broken)
+
+
+def test_paired_p_is_mcnemar_for_single_prompts_and_by_group_otherwise() -> None:
+    before, after = [1.0] * 12 + [0.0] * 3, [0.0] * 12 + [1.0] * 3
+    alone = [str(k) for k in range(15)]
+    assert s.paired_p(before, after, alone) == s.mcnemar_exact(12, 3)
+    assert s.paired_p(before, after, [str(k // 3) for k in range(15)]) > s.mcnemar_exact(12, 3)
+
+
+def _coverage():
+    """benchmarks/coverage.py, which is no part of the package."""
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    file = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
+    spec = importlib.util.spec_from_file_location("coverage_benchmark", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["coverage_benchmark"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_small_version_of_the_coverage_benchmark() -> None:
+    bench = _coverage()
+    drawn = bench.World(400).failures(np.random.default_rng(0), [0.3, 0.1])
+    assert drawn.mean(axis=1) == pytest.approx([0.3, 0.1], abs=0.05)
+    for clustered in (False, True):  # 150 studies: 0.95 +- 0.05 at three standard errors
+        cell = bench.paired_cell(bench.World(100, clustered), 0.7, 0.15, 150, seed=5)
+        assert cell["coverage"] >= 0.9
+    assert bench.paired_cell(bench.World(200), 0.65, 0.15, 100, seed=6)["found"] >= 0.8
+    assert bench.arms_cell(bench.World(50), 0.7, 10, 60, seed=7)["false_wins"] <= 0.1
+    assert bench.share_cell(100, 0.9, 0, 0)["coverage"] == pytest.approx(0.9364, abs=1e-3)
+    # the negative control: prompts of a group taken for independent ones
+    world, rng, held = bench.World(100, clustered=True), np.random.default_rng(8), 0
+    for study in range(150):
+        place = np.arange(100) // 20
+        was = np.full(100, 0.5)
+        now = was + 0.2 * rng.standard_normal(5)[place]
+        found = s.paired_difference(was.tolist(), now.clip(0, 1).tolist(), [str(k) for k in range(100)], seed=study)
+        held += found.low <= 0 <= found.high
+    assert held / 150 < 0.6 and len(set(world.groups)) == 25

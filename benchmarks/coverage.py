@@ -1,0 +1,164 @@
+"""Do the intervals cover, does nothing win by chance, is a real gain found? Goes to results/coverage.json.
+
+    python benchmarks/coverage.py                   # 2,000 studies a cell; about an hour and a half on one core
+    python benchmarks/coverage.py --studies 200
+
+A study is a test set answered by two arms whose true failure rates are known. Answers come from a latent Gaussian: one
+part is the prompt's own (both arms find the same prompts hard), and where prompts are clustered one part is the
+group's and one the group's answer to the arm. Each finished cell is kept, so a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from dpo_workbench.evaluation import statistics as s
+from dpo_workbench.runtime.environment import describe
+from dpo_workbench.runtime.run_folder import write_json
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+SIZES, PASSING = (20, 50, 100, 400), (0.5, 0.7, 0.9, 0.98)
+GROUP = 4  # prompts of a group, where they are clustered
+GOAL = {"coverage": [0.93, 0.97], "false_wins": 0.055, "found": 0.8}
+
+
+@dataclass(frozen=True)
+class World:
+    """Where studies are drawn from."""
+
+    n: int
+    clustered: bool = False
+
+    @property
+    def groups(self) -> list[str]:
+        return [str(i // (GROUP if self.clustered else 1)) for i in range(self.n)]
+
+    def failures(self, rng: np.random.Generator, rates: list[float], seed_sd: float = 0.0) -> np.ndarray:
+        """0 or 1 for each arm and prompt, with the arms' true failure rates; `seed_sd` shifts whole arms by chance."""
+        place = np.arange(self.n) // GROUP
+        shares = (0.2, 0.15, 0.25, 0.4) if self.clustered else (0.0, 0.0, 0.5, 0.5)
+        group, group_arm, prompt, rest = np.sqrt(shares)
+        arms = len(rates)
+        latent = group * rng.standard_normal(self.n)[place] + prompt * rng.standard_normal(self.n)
+        latent = latent + group_arm * rng.standard_normal((arms, self.n))[:, place]
+        latent = latent + rest * rng.standard_normal((arms, self.n))
+        shift = seed_sd * rng.standard_normal((arms, 1))
+        wide = np.sqrt(1 + seed_sd**2)  # the marginal rate stays what it was
+        return (latent + shift < wide * norm.ppf(rates)[:, None]).astype(float)
+
+
+def share_cell(n: int, passing: float, studies: int, seed: int) -> dict[str, float]:
+    """Wilson's interval of one share, exactly: a sum over all counts, no simulation."""
+    from scipy.stats import binom
+
+    held = [(s.wilson(k, n).low <= passing <= s.wilson(k, n).high) * binom.pmf(k, n, passing) for k in range(n + 1)]
+    return {"coverage": float(sum(held))}
+
+
+def paired_cell(world: World, passing: float, gain: float, studies: int, seed: int) -> dict[str, float]:
+    """Coverage of the paired interval, and how often something is called clear."""
+    rng = np.random.default_rng(seed)
+    held = clear = width = 0.0
+    for study in range(studies):
+        was, now = world.failures(rng, [1 - passing + gain, 1 - passing])
+        found = s.paired_difference(was.tolist(), now.tolist(), world.groups, seed=study)
+        held += found.low <= -gain <= found.high
+        width += found.high - found.low
+        excludes = found.clear_below_zero or found.clear_above_zero
+        mended, broken = int((was > now).sum()), int((now > was).sum())
+        clear += excludes and s.mcnemar_exact(mended, broken) < 0.05
+    seen = {"coverage": held / studies, "mean_width": width / studies}
+    return seen | {("found" if gain else "false_wins"): clear / studies}
+
+
+def arms_cell(world: World, passing: float, arms: int, studies: int, seed: int) -> dict[str, float]:
+    """Any of several arms that are all equal to the baseline said to differ from it, by Holm's p."""
+    rng, groups, wrong = np.random.default_rng(seed), world.groups, 0
+    for study in range(studies):
+        base, *others = world.failures(rng, [1 - passing] * (arms + 1))
+        wrong += min(s.holm([s.paired_p(base.tolist(), arm.tolist(), groups, seed=study) for arm in others])) < 0.05
+    return {"false_wins": wrong / studies}
+
+
+def seeds_cell(world: World, seeds: int, gain: float, studies: int, seed: int) -> dict[str, float]:
+    """Coverage over training seeds that differ by about five points, beside all answers pooled as one run."""
+    rng, groups = np.random.default_rng(seed), world.groups
+    held = pooled = 0
+    for study in range(studies):
+        base = world.failures(rng, [0.4])[0].tolist()
+        runs = [[b] for b in world.failures(rng, [0.4 - gain] * seeds, seed_sd=0.15).tolist()]
+        found = s.over_seeds([base], [run[0] for run in runs], groups)
+        held += found.low <= -gain <= found.high
+        one = s.paired_difference(base * seeds, sum((run[0] for run in runs), []), groups * seeds, seed=study)
+        pooled += one.low <= -gain <= one.high
+    return {"coverage": held / studies, "coverage_if_pooled": pooled / studies}
+
+
+def cells() -> dict[str, Callable[[int, int], dict[str, float]]]:
+    """Name of each cell -> what computes it from (studies, seed)."""
+    made: dict[str, Callable[[int, int], dict[str, float]]] = {}
+    for n, passing in product(SIZES, PASSING):
+        made[f"share, n {n}, {passing}"] = lambda k, seed, a=(n, passing): share_cell(*a, k, seed)
+    for clustered, n, passing in product((False, True), SIZES, PASSING):
+        for gain in (0.0, 0.15) if passing >= 0.65 else (0.0,):
+            kind = "clustered" if clustered else "paired"
+            a = (World(n, clustered), passing, gain)
+            made[f"{kind}, n {n}, {passing}, gain {gain}"] = lambda k, seed, a=a: paired_cell(*a, k, seed)
+    for clustered in (False, True):
+        a = (World(200, clustered), 0.65, 0.15)
+        made[f"planted 15 points, n 200{', clustered' * clustered}"] = lambda k, seed, a=a: paired_cell(*a, k, seed)
+    for n, clustered in ((50, False), (100, False), (400, False), (100, True)):
+        b = (World(n, clustered), 0.7, 10)
+        made[f"ten equal arms, n {n}{', clustered' * clustered}"] = lambda k, seed, b=b: arms_cell(*b, k, seed)
+    for seeds in (3, 5):
+        c = (World(100, True), seeds, 0.15)
+        made[f"{seeds} seeds, n 100, clustered"] = lambda k, seed, c=c: seeds_cell(*c, k, seed)
+    return made
+
+
+def judged(results: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """How many cells reach the goal, and which do not."""
+    low, high = GOAL["coverage"]
+    noise = 0.01  # two standard errors of a share near 0.95 over 2,000 studies
+    covered = {name: r["coverage"] for name, r in results.items() if "coverage" in r}
+    wins = {name: r["false_wins"] for name, r in results.items() if "false_wins" in r}
+    return {
+        "coverage_cells": len(covered),
+        "coverage_inside": sum(low <= c <= high for c in covered.values()),
+        "coverage_below": {name: c for name, c in covered.items() if c < low},
+        "coverage_below_clearly": {name: c for name, c in covered.items() if c < low - noise},
+        "coverage_above": {name: c for name, c in covered.items() if c > high},
+        "false_wins_most": max(wins.values(), default=None),
+        "found": {name: r["found"] for name, r in results.items() if name.startswith("planted")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=2000)
+    studies = parser.parse_args().studies
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    results = before.get("results", {}) if before.get("studies") == studies else {}
+    for seed, (name, compute) in enumerate(cells().items()):
+        if name in results:
+            continue
+        begun = time.monotonic()
+        results[name] = {key: round(value, 4) for key, value in compute(studies, seed).items()}
+        print(f"{name}: {results[name]} ({time.monotonic() - begun:.0f} s)", flush=True)
+        facts = {"command": "python benchmarks/coverage.py", "date": date.today().isoformat(), "machine": describe()}
+        write_json(RESULTS, {**facts, "studies": studies, "goal": GOAL, "seen": judged(results), "results": results})
+
+
+if __name__ == "__main__":
+    main()
