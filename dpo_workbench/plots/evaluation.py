@@ -48,7 +48,7 @@ class FailureClassesDisplay:
 
     def plot(self, ax: Any = None) -> FailureClassesDisplay:
         """Draw paired bars, in `ax` or in a figure of their own."""
-        self.figure_, self.ax_ = _axes(ax, (7.0, 1.6 + 0.55 * max(1, len(self.classes))))
+        self.figure_, self.ax_ = axes(ax, (7.0, 1.6 + 0.55 * max(1, len(self.classes))))
         looks = ((self.before, self.n_before, ORANGE, "", -0.2), (self.after, self.n_after, BLUE, "///", 0.2))
         for (counts, n, colour, hatch, shift), name in zip(looks, self.names, strict=True):
             places = [i + shift for i in range(len(self.classes))]
@@ -110,7 +110,7 @@ class ArmsDisplay:
 
     def plot(self, ax: Any = None) -> ArmsDisplay:
         """Draw the arms, in `ax` or in a figure of their own."""
-        self.figure_, self.ax_ = _axes(ax, (7.0, 1.5 + 0.45 * len(self.names)))
+        self.figure_, self.ax_ = axes(ax, (7.0, 1.5 + 0.45 * len(self.names)))
         markers = "osD^vP*X"
         rows = zip(self.names, self.shares, self.lows, self.highs, strict=True)
         for place, (_, share, low, high) in enumerate(rows):
@@ -172,7 +172,7 @@ class DifferencesDisplay:
 
     def plot(self, ax: Any = None) -> DifferencesDisplay:
         """Draw the arms, in `ax` or in a figure of their own."""
-        self.figure_, self.ax_ = _axes(ax, (7.0, 1.5 + 0.45 * max(1, len(self.names))))
+        self.figure_, self.ax_ = axes(ax, (7.0, 1.5 + 0.45 * max(1, len(self.names))))
         for place, (change, low, high, p) in enumerate(
             zip(self.changes, self.lows, self.highs, self.pvalues, strict=True)
         ):
@@ -200,7 +200,8 @@ def plain(text: Any) -> str:
     return str(text).replace("$", r"\$")
 
 
-def _axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
+def axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
+    """The figure and axes to draw in: those of `ax`, or new ones."""
     if ax is not None:
         return ax.figure, ax
     import matplotlib.pyplot as plt

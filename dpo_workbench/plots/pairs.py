@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, _axes, plain
+from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, plain
 from dpo_workbench.plots.html import NO_MATH, escape
 
 _MARKS = {"kept": (GREY, "o"), "learned": (GREEN, "^"), "unlearned": (ORANGE, "v"), "never learned": (BLUE, "s")}
@@ -40,7 +40,7 @@ class LengthsDisplay:
 
     def plot(self, ax: Any = None) -> LengthsDisplay:
         """One point a pair, in `ax` or in a figure of its own."""
-        self.figure_, self.ax_ = _axes(ax, (7.0, 4.2))
+        self.figure_, self.ax_ = axes(ax, (7.0, 4.2))
         most = max([*self.chosen, *self.rejected])
         self.ax_.plot([0, most], [0, most], color=GREY, linestyle=":", linewidth=1)
         self.ax_.plot(self.rejected, self.chosen, "o", color=BLUE, alpha=0.6, markersize=5)
@@ -85,7 +85,7 @@ class DifficultyDisplay:
 
     def plot(self, ax: Any = None) -> DifficultyDisplay:
         """A histogram before training; after it the margins before against after, by what became of the pair."""
-        self.figure_, self.ax_ = _axes(ax, (7.0, 4.2))
+        self.figure_, self.ax_ = axes(ax, (7.0, 4.2))
         if self.after is None or self.states is None:
             self.ax_.hist(self.margins, bins=min(30, max(5, len(self.margins) // 4)), color=BLUE, edgecolor="black")
             self.ax_.set_ylabel("pairs")
@@ -134,7 +134,7 @@ class LikenessDisplay:
 
     def plot(self, ax: Any = None) -> LikenessDisplay:
         """One point a pair, in `ax` or in a figure of its own."""
-        self.figure_, self.ax_ = _axes(ax, (7.0, 4.2))
+        self.figure_, self.ax_ = axes(ax, (7.0, 4.2))
         self.ax_.plot(self.edit_distances, self.ches, "o", color=BLUE, alpha=0.6, markersize=5)
         self.ax_.set_xlim(-0.02, 1.02)
         self.ax_.set_xlabel(f"edit distance of the tokens (0 the same, 1 nothing in common); n = {len(self.ches)}")

@@ -35,6 +35,7 @@ def train(
     probe: Split | None = None,
     folder: str | Path | None = None,
     start: Start | None = None,
+    reference: loop.Reference | None = None,
     show: bool = True,
 ) -> Run:
     """LoRA DPO, from `model` as it is; `model` itself stays unchanged and serves as the reference.
@@ -50,6 +51,7 @@ def train(
             default the first 48 dev examples of the pairs' task.
         folder: for checkpoints and the reference cache; the same call with the same folder goes on where it stopped.
         start: `start` of another run. Where model and probe are the same, its first probe is taken over.
+        reference: `reference` of another run from the same model; pairs that it has need no reference pass.
         show: progress bar and plain lines.
 
     Returns:
@@ -85,11 +87,15 @@ def train(
     # in the first step the policy is the reference; rows that come once need no pass of their own, but for the proof's
     once = config.epochs == 1 and not any(LOSSES[name].whole_batch for name in terms)
     own = {row.id for row in loop.batch_rows(rows, fitted, 0)[1:]} if once else set()
+    shared = reference or {}
     with progress(len(rows) - len(own) + len(watched), "reference", show) as advance:
         cache = folder and folder / "reference"
-        reference = fit(lambda c: reference_logps(model, rows, c, cache, advance, own), rows)
-        if watched:
-            reference |= fit(lambda c: reference_logps(model, watched, c, None, advance), watched)
+        if all(row.id in shared for row in (*rows, *watched) if row.id not in own):
+            reference = dict(shared)
+        else:
+            reference = fit(lambda c: reference_logps(model, rows, c, cache, advance, own), rows)
+            if watched:
+                reference |= fit(lambda c: reference_logps(model, watched, c, None, advance), watched)
 
     def watch(config: TrainConfig) -> dict[str, float]:
         return _held_out_metrics(policy, watched, reference, config)
@@ -98,7 +104,9 @@ def train(
         proof = prove_start if step == 0 else None
         return loop.preference_objective(reference, config, batch, policy, weights, proof)
 
-    return Trainer(policy, rows, fitted, objective, probe, watched, watch, folder, start, show, weights).run()
+    done = Trainer(policy, rows, fitted, objective, probe, watched, watch, folder, start, show, weights).run()
+    done.reference = reference
+    return done
 
 
 def sft(

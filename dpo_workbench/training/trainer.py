@@ -62,6 +62,7 @@ class Run:
     finished: bool = True  # False: interrupted, and the model is the best until then
     seconds: float = 0.0
     start: Start | None = None  # what the first probe saw
+    reference: loop.Reference = field(default_factory=dict, repr=False)  # by pair id, for another run from this start
 
     @property
     def unchanged(self) -> bool:

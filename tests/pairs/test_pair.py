@@ -146,3 +146,17 @@ def test_even_pairs_favour_no_length_and_own_answers_come_first():
     assert [p.id for p in Pairs(rows).even(2)] == ["p0", "p8"]
     one_sided = Pairs(rows[:8]).even(3)  # nothing to even it out with: better than no pairs
     assert [p.id for p in one_sided] == ["p0", "p1", "p2"]
+
+
+def test_learned_rules_find_a_first_word_and_a_format_but_not_chance() -> None:
+    def pair(k: int, chosen: str, rejected: str) -> Pair:
+        return Pair(f"p{k}", f"q{k}", chosen, rejected, group=f"g{k}")
+
+    words = Pairs([pair(k, f"Sure {k} a", f"Well {k} a") for k in range(10)]).shortcut_report()
+    assert words["first word"] == 1.0 and words["format"] == 0.5
+    lists = Pairs([pair(k, f"- {k}\n- b", f"{k} and b") for k in range(10)]).shortcut_report()
+    assert lists["format"] == 1.0
+    mixed = [pair(k, *(("yes a", "no a") if k % 2 else ("no a", "yes a"))) for k in range(10)]
+    assert Pairs(mixed).shortcut_report()["first word"] == 0.0  # each pair is outvoted by the rest: no rule holds
+    alone = Pairs([pair(0, "yes", "no")]).shortcut_report()
+    assert alone["first word"] == 0.5  # a rule cannot be learned from the pair that it judges
