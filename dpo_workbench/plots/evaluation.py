@@ -195,6 +195,50 @@ class DifferencesDisplay:
         return "\n".join([f"{self.title} (n = {self.n})", *body])
 
 
+@dataclass
+class ForecastDisplay:
+    """What the headroom promised before training against what came of it, one point a run."""
+
+    expected: list[float]  # relative cut, in [0, 1]
+    seen: list[float]
+    kinds: list[str]  # of each run: model or task, for its marker
+    figure_: Any = field(default=None, init=False, repr=False)
+    ax_: Any = field(default=None, init=False, repr=False)
+
+    @property
+    def mean_error(self) -> float:
+        """Mean absolute difference of the two."""
+        return sum(abs(a - b) for a, b in zip(self.expected, self.seen, strict=True)) / len(self.seen)
+
+    @property
+    def title(self) -> str:
+        """The finding."""
+        below = sum(b <= a for a, b in zip(self.expected, self.seen, strict=True))
+        return (
+            f"The headroom is off by {100 * self.mean_error:.0f} points on average;\n"
+            f"{below} of {len(self.seen)} runs cut no more than it promised"
+        )
+
+    def plot(self, ax: Any = None) -> ForecastDisplay:
+        """Draw the runs beside the line where promise and outcome are equal."""
+        self.figure_, self.ax_ = axes(ax, (5.5, 5.0))
+        self.ax_.plot([0, 100], [0, 100], color=GREY, linestyle=":", label="as promised")
+        for kind, marker, colour in zip(sorted(set(self.kinds)), "osD^vP*X", (BLUE, ORANGE, GREEN) * 3, strict=False):
+            rows = [
+                (100 * a, 100 * b) for a, b, k in zip(self.expected, self.seen, self.kinds, strict=True) if k == kind
+            ]
+            self.ax_.plot(*zip(*rows, strict=True), marker, color=colour, markeredgecolor="black", label=plain(kind))
+        self.ax_.set_xlabel("cut of the mined failures that the samples promised (%)")
+        self.ax_.set_ylabel("cut on held-out prompts (%)")
+        self.ax_.set_title(plain(self.title), loc="left", fontsize=11)
+        self.ax_.legend(loc="best", frameon=False)
+        return self
+
+    def __str__(self) -> str:
+        rows = zip(self.kinds, self.expected, self.seen, strict=True)
+        return "\n".join([self.title, *(f"  {k}: promised {100 * a:.0f} %, seen {100 * b:.0f} %" for k, a, b in rows)])
+
+
 def plain(text: Any) -> str:
     """Text for a figure: shown as it is, not read as a formula."""
     return str(text).replace("$", r"\$")

@@ -1,0 +1,175 @@
+"""The founding article's claims about cost, measured: benchmarks/results/claims.json and docs/claims.md.
+
+    python scripts/claims.py                        # nano: five tasks, two sizes, one seed; about half an hour
+    python scripts/claims.py --seed 1 --task sql    # one more cell
+    python scripts/claims.py --table                # only the page
+
+A cell is a task, a number of pairs and a seed. Each route (DPO; a reward model with best of 4; a reward model with a
+policy gradient) trains in a process of its own from the same fine-tuned start on the same pairs, with its
+floating-point operations counted, and answers the same test prompts. Routes are kept in `work/claims`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dpo_workbench.runtime.environment import describe
+from dpo_workbench.runtime.run_folder import write_json, write_text
+from dpo_workbench.tasks.builtin import task_names
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE, WORK = ROOT / "benchmarks" / "results" / "claims.json", ROOT / "docs" / "claims.md", ROOT / "work/claims"
+ROUTES = {
+    "DPO": "sft+dpo",
+    "reward model, best of 4": "sft, reward best of 4",
+    "reward model, policy gradient": "sft+policy gradient",
+}
+SIZES = (16, 64)
+
+
+def route(task: str, seed: int, pairs: int, arm: str, folder: Path) -> dict[str, Any]:
+    """Run one route in this process; what it cost and what came of it."""
+    import dpo_workbench as dw
+    from dpo_workbench.evaluation.demo import recipe_for
+    from dpo_workbench.runtime.environment import peak_memory_gib
+
+    recipe = replace(recipe_for("nano", task), max_pairs=pairs)
+    dw.compare(task, ["sft"], recipe=recipe, folder=folder, seed=seed, show=False)  # mining and start: shared
+    done = dw.compare(task, ["sft", arm], recipe=recipe, folder=folder, seed=seed, count_flops=True, show=False)
+    if done.holes:
+        raise SystemExit(f"{task}, {arm}: {done.holes}")
+    row = next(r for r in done.rows() if r["arm"] == arm)
+    return {"cost": asdict(done.costs[arm]), "result": row, "peak_memory_gib": round(peak_memory_gib(), 2)}
+
+
+def cell(task: str, seed: int, pairs: int) -> dict[str, Any]:
+    """All routes of a cell, each in a new process."""
+    folder, routes = WORK / f"{task}-{seed}-{pairs}", {}
+    for name, arm in ROUTES.items():
+        file = folder / f"{arm}.json"
+        if not file.is_file():
+            given = ["--route", arm, "--task", task, "--seed", str(seed), "--pairs", str(pairs)]
+            text = subprocess.run([sys.executable, __file__, *given], check=True, capture_output=True, text=True).stdout
+            write_json(file, json.loads(text.strip().splitlines()[-1]))
+        routes[name] = json.loads(file.read_text(encoding="utf-8"))
+    start = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    facts = {"task": task, "model": "nano", "seed": seed, "pairs": start["pairs"]["pairs"], "asked": pairs}
+    return {**facts, "sft": start["comparison"][0], "routes": routes}
+
+
+def page(facts: dict[str, Any]) -> str:
+    """The Markdown of docs/claims.md."""
+    cells = facts["cells"]
+    lines = [
+        "# The article's claims, tested",
+        "",
+        "Written by `python scripts/claims.py --table` from `benchmarks/results/claims.json`. `nano`, the demo's "
+        "recipe for each task, the same pairs, number of optimiser steps and test prompts for each route. "
+        "Training only: mining and the fine-tuned start are shared. Floating-point operations are counted by "
+        "PyTorch's counter, which slows all routes alike; memory is the peak of the route's process.",
+        "",
+        "| task | pairs | route | failed, SFT → route | score, SFT → route | difference (95 %) | training (TFLOP) | "
+        "training (s) | answers (s) | peak (GiB) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in cells:
+        for name, seen in one["routes"].items():
+            row, cost, change = seen["result"], seen["cost"], seen["result"]["difference"]
+            lines.append(
+                f"| {one['task']} | {one['pairs']} | {name} | {one['sft']['failed']} → {row['failed']} | "
+                f"{one['sft']['score']:.3f} → {row['score']:.3f} | {change['estimate']:+.3f} ({change['low']:+.3f} to "
+                f"{change['high']:+.3f}) | {cost['flops'] / 1e12:.2f} | {cost['train_seconds']:.0f} | "
+                f"{cost['answer_seconds']:.0f} | {seen['peak_memory_gib']:.2f} |"
+            )
+    lines += ["", *verdicts(cells), "", f"Machine: {facts['machine']['cores']} cores of "
+              f"{facts['machine']['processor']}, {facts['date']}, other jobs beside: compare the routes' seconds, not "
+              "their size."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def verdicts(cells: list[dict[str, Any]]) -> list[str]:
+    """Each claim with what the cells say about it."""
+    names, most = list(ROUTES), max(c["asked"] for c in cells)
+    full = [c for c in cells if c["asked"] == most]
+    few = [c for c in cells if c["asked"] == min(SIZES)]
+
+    def mean(of: list[dict[str, Any]], name: str, key: str) -> float:
+        return fmean(c["routes"][name]["cost"][key] for c in of)
+
+    def gain(of: list[dict[str, Any]], name: str) -> float:
+        return fmean(c["routes"][name]["result"]["difference"]["estimate"] for c in of)
+
+    dpo, best, gradient = names
+    lines = ["## Less compute than the reward-model route?", ""]
+    for name in (best, gradient):
+        ratio = mean(full, name, "flops") / mean(full, dpo, "flops")
+        time = mean(full, name, "train_seconds") / mean(full, dpo, "train_seconds")
+        peak = fmean(c["routes"][name]["peak_memory_gib"] / c["routes"][dpo]["peak_memory_gib"] for c in full)
+        lines.append(
+            f"- {name}: {ratio:.2f} times DPO's operations in training, {time:.2f} times its seconds, {peak:.2f} times "
+            f"its peak memory; mean change of the score {gain(full, name):+.3f}, DPO's {gain(full, dpo):+.3f}."
+        )
+    answers = mean(full, best, "answer_seconds") / mean(full, dpo, "answer_seconds")
+    lines.append(
+        f"- To train a reward model alone is no dearer than DPO. Best of 4 pays at each answer instead: it drew "
+        f"{fmean(c['routes'][best]['cost']['sampled_tokens'] for c in full):,.0f} tokens for the test prompts; its "
+        f"answers took {answers:.1f} times as long (the sampling is timed with the first arm that needs it)."
+    )
+    lines += ["", "## Frugal with data?", "", "| route | pairs asked for | mean change of the score | tasks where it "
+              "rose clearly |", "|---|---|---|---|"]  # fmt: skip
+    for name in names:
+        for size, part in ((min(SIZES), few), (most, full)):
+            clear = sum(c["routes"][name]["result"]["difference"]["low"] > 0 for c in part)
+            lines.append(f"| {name} | {size} | {gain(part, name):+.3f} | {clear} of {len(part)} |" if part else "")
+    total = {n: mean(full, n, "train_seconds") + mean(full, n, "answer_seconds") for n in names}
+    lines += [
+        "",
+        "## Faster from a changed label to a new verdict?",
+        "",
+        "Training and answers together, mean of the tasks: "
+        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in total.items())
+        + ".",
+        "",
+        "## One framework?",
+        "",
+        f"The same call ran on {len({c['task'] for c in cells})} tasks with the recipe's settings: "
+        f"`dw.compare(task, arms)`. DPO's score rose in "
+        f"{sum(gain([c], dpo) > 0 for c in full)} of {len(full)} cells with {most} pairs and fell in "
+        f"{sum(gain([c], dpo) < 0 for c in full)}.",
+    ]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=task_names())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", type=int)
+    parser.add_argument("--route", help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    if args.route:
+        folder = WORK / f"{args.task}-{args.seed}-{args.pairs}"
+        print(json.dumps(route(args.task, args.seed, args.pairs, args.route, folder)))
+        return
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"] if RESULTS.is_file() else []
+    facts = {"command": "python scripts/claims.py", "date": date.today().isoformat(), "machine": describe()}
+    for pairs in [] if args.table else [args.pairs] if args.pairs else SIZES[::-1]:
+        for task in [args.task] if args.task else task_names():
+            known = [c for c in known if (c["task"], c["seed"], c["asked"]) != (task, args.seed, pairs)]
+            known = sorted([*known, cell(task, args.seed, pairs)], key=lambda c: (c["task"], -c["asked"], c["seed"]))
+            write_json(RESULTS, {**facts, "cells": known})
+    facts = json.loads(RESULTS.read_text(encoding="utf-8"))
+    write_text(PAGE, page(facts))
+
+
+if __name__ == "__main__":
+    main()
