@@ -32,7 +32,7 @@ ROUTES = {
     "reward model, best of 4": "sft, reward best of 4",
     "reward model, policy gradient": "sft+policy gradient",
 }
-SIZES = (16, 64)
+SIZES, PROMPTS = (16, 64), 100
 
 
 def route(task: str, seed: int, pairs: int, arm: str, folder: Path) -> dict[str, Any]:
@@ -41,7 +41,8 @@ def route(task: str, seed: int, pairs: int, arm: str, folder: Path) -> dict[str,
     from dpo_workbench.evaluation.demo import recipe_for
     from dpo_workbench.runtime.environment import peak_memory_gib
 
-    recipe = replace(recipe_for("nano", task), max_pairs=pairs)
+    recipe = replace(recipe_for("nano", task), max_pairs=pairs, test_prompts=PROMPTS)
+    recipe = replace(recipe, dpo=replace(recipe.dpo, probes=0))  # no dev probes: what is counted is training alone
     dw.compare(task, ["sft"], recipe=recipe, folder=folder, seed=seed, show=False)  # mining and start: shared
     done = dw.compare(task, ["sft", arm], recipe=recipe, folder=folder, seed=seed, count_flops=True, show=False)
     if done.holes:
@@ -73,7 +74,7 @@ def page(facts: dict[str, Any]) -> str:
         "",
         "Written by `python scripts/claims.py --table` from `benchmarks/results/claims.json`. `nano`, the demo's "
         "recipe for each task, the same pairs, number of optimiser steps and test prompts for each route. "
-        "Training only: mining and the fine-tuned start are shared. Floating-point operations are counted by "
+        "Training only, without dev probes: mining and the fine-tuned start are shared. Floating-point operations are counted by "
         "PyTorch's counter, which slows all routes alike; memory is the peak of the route's process.",
         "",
         "| task | pairs | route | failed, SFT → route | score, SFT → route | difference (95 %) | training (TFLOP) | "

@@ -8,7 +8,7 @@ from dpo_workbench import cli
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.runtime.errors import WorkbenchError
 
-COMMANDS = ("demo", "models", "tasks", "check", "mine", "train", "evaluate", "report")
+COMMANDS = ("demo", "models", "tasks", "check", "mine", "train", "evaluate", "report", "arms", "compare")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -58,6 +58,12 @@ class Evaluation:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        odd = next((row for row in self.rows if row.value is not None and not 0 <= row.value <= 1), None)
+        if odd is not None:  # NaN too: it compares false
+            raise WorkbenchError(
+                f"A score must lie in [0, 1], or be null where there is none. Got {odd.value!r} for {odd.id!r} of "
+                f"{self.task}/{self.split}. Evaluate again, or mend the file."
+            )
         if not self.scored:
             reason = f" (the first: {self.rows[0].explanation})" if self.rows else ""
             raise WorkbenchError(

@@ -151,3 +151,21 @@ def test_a_regression_is_in_the_reason_and_in_the_text(judged):
     assert "task science 0.500 before, 0.400 after" in got.text and "task sql" not in got.text
     fine = verdict(before, after, effects=FINE)
     assert "price" not in fine.reason and "none of 2 measures is clearly worse" in fine.text
+
+
+def test_one_prompt_and_equal_arms_cannot_tell(judged):
+    one = answered(judged, "sft", Arm(1), 1, 1), answered(judged, "dpo", Arm(0), 1, 1)
+    got = verdict(*one)
+    assert got.outcome == "cannot tell" and "of 1 (100.0 %) before, 0 of 1" in got.text
+    assert got.numbers["failures"]["difference"]["low"] == -1 and got.numbers["smallest_detectable"] == 1
+    same = verdict(answered(judged, "sft", Arm(200), 200, 1), answered(judged, "dpo", Arm(200), 200, 1))
+    assert same.outcome == "cannot tell" and same.numbers["score"]["difference"]["low"] < 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2.0, -0.1, float("inf")])
+def test_a_score_that_is_none_is_refused_with_its_prompt(judged, value):
+    from dpo_workbench.evaluation.run import Evaluation
+    from dpo_workbench.runtime.errors import WorkbenchError
+
+    with pytest.raises(WorkbenchError, match="t-0001"):
+        Evaluation("a", "t", "dev", "m", {}, (judged(0, None), judged(1, None, value)))
