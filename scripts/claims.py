@@ -74,8 +74,8 @@ def page(facts: dict[str, Any]) -> str:
         "",
         "Written by `python scripts/claims.py --table` from `benchmarks/results/claims.json`. `nano`, the demo's "
         "recipe for each task, the same pairs, number of optimiser steps and test prompts for each route. "
-        "Training only, without dev probes: mining and the fine-tuned start are shared. Floating-point operations are counted by "
-        "PyTorch's counter, which slows all routes alike; memory is the peak of the route's process.",
+        "Training only, without dev probes: mining and the fine-tuned start are shared. Floating-point operations are "
+        "counted by PyTorch's counter, which slows all routes alike; memory is the peak of the route's process.",
         "",
         "| task | pairs | route | failed, SFT → route | score, SFT → route | difference (95 %) | training (TFLOP) | "
         "training (s) | answers (s) | peak (GiB) |",

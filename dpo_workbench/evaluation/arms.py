@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.evaluation.demo import Job, Recipe, Stages, recipe_for, stop_if_interrupted
-from dpo_workbench.evaluation.report import write_report
+from dpo_workbench.evaluation.report import ReportTable, write_report
 from dpo_workbench.evaluation.reward_model import RewardModel, mean_logps, policy_gradient, train_reward_model
 from dpo_workbench.evaluation.run import Evaluation, evaluate, evaluate_answers, sees_line
+from dpo_workbench.evaluation.side_effects import HEADER as EFFECTS_HEADER
 from dpo_workbench.evaluation.side_effects import SideEffects, side_effects
 from dpo_workbench.evaluation.statistics import holm, paired_difference, paired_p, wilson, win_rate
 from dpo_workbench.evaluation.verdict import Verdict, paired_rows, verdict
@@ -23,6 +25,7 @@ from dpo_workbench.evaluation.wording import text_table
 from dpo_workbench.models.generation import Answer, generate
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
+from dpo_workbench.plots.evaluation import DifferencesDisplay
 from dpo_workbench.runtime.environment import data_folder, describe, peak_memory_gib
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
@@ -121,8 +124,6 @@ class Comparison:
 
     def plot(self) -> Any:
         """Forest plot of the score's difference from the baseline; see `DifferencesDisplay`."""
-        from dpo_workbench.plots.evaluation import DifferencesDisplay
-
         return DifferencesDisplay.from_rows(self.rows(), self.baseline).plot()
 
     def _notes(self) -> list[str]:
@@ -408,8 +409,10 @@ def compare(
     path = Path(folder) if folder else Path("runs") / f"compare-{Path(model).name}-{task.name}"
     settings = {"model": model, "task": task.name, "split": split, "from_scratch": False, **asdict(recipe)}
     settings |= {"adapter": str(adapter)} if adapter else {}
-    stages = Stages(path, settings | ({"pairs": len(pairs)} if pairs is not None else {}), show)
     test = task.split(split)[: recipe.test_prompts]
+    settings["prompts"] = _digest([(e.id, e.prompt, e.reference) for e in test])
+    settings |= {"pairs": _digest([asdict(p) for p in pairs])} if pairs is not None else {}
+    stages = Stages(path, settings, show)
     base = load_model(model)
     shipped = (data_folder() / "adapters" / f"{model}-{task.name}").is_dir()
     job = Job(recipe, stages, task, {})
@@ -439,6 +442,11 @@ def compare(
     if "sft" in done:
         _write(result, setting, seed)
     return result
+
+
+def _digest(rows: Any) -> str:
+    """Same rows, same text: a run folder is not gone on with when its prompts or pairs have changed."""
+    return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:12]
 
 
 def _run(setting: _Setting, arms: Sequence[str]) -> tuple[dict[str, Evaluation], dict[str, Cost], dict[str, str]]:
@@ -489,4 +497,15 @@ def _write(result: Comparison, setting: _Setting, seed: int) -> None:
             "peak_memory_gib": round(peak_memory_gib(), 2),
         },
     }
-    write_report(stages.folder, results, result.arms, decided)
+    costs = [(name, *cost.row()) for name, cost in result.costs.items()]
+    tables = [
+        ReportTable(f"Each arm against {result.baseline}", HEADER, result.table),
+        ReportTable("What each arm cost beyond the fine-tuned start", ("arm", *COST_HEADER), costs),
+    ]
+    if result.effects:
+        tables.append(ReportTable("Side effects of DPO, on dev prompts", EFFECTS_HEADER, result.effects.rows()))
+    if result.holes:
+        tables.append(ReportTable("Arms without a result", ("arm", "why"), list(result.holes.items())))
+    changes = DifferencesDisplay.from_rows(result.rows(), result.baseline)
+    displays = {f"Change of the score against {result.baseline}": changes} if changes.names else {}
+    write_report(stages.folder, results, result.arms, decided, tables=tables, displays=displays)

@@ -180,6 +180,7 @@ def demo(
         control=arms["sft+sft on chosen"],
         mined=target,
         headroom=found.headroom(target),
+        pairs=pairs,
     )
     return Demo(path, arms, found, pairs, run, decided, stages.finish(arms, found, pairs, run, decided))
 

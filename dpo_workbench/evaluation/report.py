@@ -46,12 +46,23 @@ class Figure:
             plt.close(drawn)
 
 
+@dataclass(frozen=True)
+class ReportTable:
+    """One more table of the report."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def write_report(
     folder: str | Path,
     results: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
     verdict: Verdict | None = None,
     run: Any = None,
+    tables: Sequence[ReportTable] = (),
+    displays: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `results.json` and `report.html` into `folder`; returns the path of the report.
 
@@ -65,6 +76,8 @@ def write_report(
         evaluations: arm -> evaluation, in the order of the table.
         verdict: what `verdict` said; it names the arms to compare. Without one the first arm and the last.
         run: what `train` returned, for its curve; by default `results["training"]`.
+        tables: more tables, behind the figures.
+        displays: more figures by title.
 
     Raises:
         WorkbenchError: no evaluations, or the disk is full.
@@ -89,7 +102,9 @@ def write_report(
         title=f"{before.model}, {before.task}/{before.split}",
         arms=arm_table(arms, before),
         sees=sees_line(before.n, _discordance(verdict)),
-        figures=_figures(arms, before, after, training),
+        figures=_figures(arms, before, after, training)
+        + [Figure.of(name, display) for name, display in (displays or {}).items()],
+        tables=tables,
         headroom=headroom_rows(results, verdict),
         probes=probe_table(training),
         examples=examples(before, after),

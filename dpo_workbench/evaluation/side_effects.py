@@ -78,7 +78,8 @@ class SideEffects:
             row["change"] = Interval(**row["change"])
         return cls(tuple(Effect(**row) for row in rows))
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells for `HEADER`."""
         return [
             (
                 e.name,
@@ -93,14 +94,14 @@ class SideEffects:
         ]
 
     def __str__(self) -> str:
-        return text_table([HEADER, *self._rows()])
+        return text_table([HEADER, *self.rows()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         from dpo_workbench.plots.html import table
 
-        return table(HEADER, self._rows())
+        return table(HEADER, self.rows())
 
 
 def side_effects(

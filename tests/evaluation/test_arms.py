@@ -72,6 +72,16 @@ def test_unknown_arms_are_named(tmp_path):
         compare("science", [], folder=tmp_path)
 
 
+def test_other_pairs_are_another_run(finished, tmp_path):
+    pairs = dw.Pairs.load(finished.folder / "pairs.jsonl")
+    given = {"recipe": SMALL, "split": "dev", "folder": tmp_path / "own", "show": False}
+    compare("science", ["sft"], pairs=pairs[:4], **given)
+    with pytest.raises(WorkbenchError, match="other settings"):
+        compare("science", ["sft"], pairs=pairs[1:5], **given)
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert "What each arm cost" in page and "Change of the score against sft" in page
+
+
 def test_without_the_baseline_nothing_is_compared(finished):
     alone = dw.Comparison({"base": finished.arms["base"]}, {}, {"sft": "broke"})
     with pytest.raises(WorkbenchError, match="broke"):
