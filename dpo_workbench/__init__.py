@@ -53,7 +53,7 @@ _HOMES = {
     "evaluation.data_report": ("data_report",),
     "evaluation.demo": ("demo",),
     "evaluation.arms": ("compare", "Comparison", "ARMS"),
-    "evaluation.scaling": ("learning_curve", "Curve", "forecast", "advise"),
+    "evaluation.scaling": ("LearningCurve", "learning_curve", "Curve", "forecast", "advise"),
     "evaluation.side_effects": ("side_effects",),
     "evaluation.statistics": ("prompts_needed", "smallest_detectable", "over_seeds", "win_rate"),
 }

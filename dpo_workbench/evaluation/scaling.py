@@ -198,7 +198,7 @@ def _posteriors(curve: Curve, ways: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 def _quantiles(weights: np.ndarray, means: np.ndarray, sds: np.ndarray, at: Sequence[float]) -> np.ndarray:
     """Quantiles of a mixture of normal distributions, by bisection."""
-    from scipy.stats import norm
+    from scipy.special import ndtr
 
     kept = weights > 1e-7
     weights, means, sds = weights[kept] / weights[kept].sum(), means[kept], np.maximum(sds[kept], 1e-9)
@@ -207,7 +207,7 @@ def _quantiles(weights: np.ndarray, means: np.ndarray, sds: np.ndarray, at: Sequ
         low, high = float((means - 9 * sds).min()), float((means + 9 * sds).max())
         for _ in range(50):
             middle = (low + high) / 2
-            below = float(weights @ norm.cdf((middle - means) / sds))
+            below = float(weights @ ndtr((middle - means) / sds))
             low, high = (middle, high) if below < q else (low, middle)
         found.append((low + high) / 2)
     return np.array(found)
