@@ -90,6 +90,9 @@ def page(facts: dict[str, Any]) -> str:
                 f"{change['high']:+.3f}) | {cost['flops'] / 1e12:.2f} | {cost['train_seconds']:.0f} | "
                 f"{cost['answer_seconds']:.0f} | {seen['peak_memory_gib']:.2f} |"
             )
+    wanted = len(SIZES) * len(task_names())
+    if len(cells) < wanted:
+        lines += ["", f"Only {len(cells)} of {wanted} cells have been run: read this as a first look."]
     lines += ["", *verdicts(cells), "", f"Machine: {facts['machine']['cores']} cores of "
               f"{facts['machine']['processor']}, {facts['date']}, other jobs beside: compare the routes' seconds, not "
               "their size."]  # fmt: skip
@@ -128,8 +131,9 @@ def verdicts(cells: list[dict[str, Any]]) -> list[str]:
               "rose clearly |", "|---|---|---|---|"]  # fmt: skip
     for name in names:
         for size, part in ((min(SIZES), few), (most, full)):
-            clear = sum(c["routes"][name]["result"]["difference"]["low"] > 0 for c in part)
-            lines.append(f"| {name} | {size} | {gain(part, name):+.3f} | {clear} of {len(part)} |" if part else "")
+            if part:
+                clear = sum(c["routes"][name]["result"]["difference"]["low"] > 0 for c in part)
+                lines.append(f"| {name} | {size} | {gain(part, name):+.3f} | {clear} of {len(part)} |")
     total = {n: mean(full, n, "train_seconds") + mean(full, n, "answer_seconds") for n in names}
     lines += [
         "",

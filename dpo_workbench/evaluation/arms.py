@@ -171,6 +171,7 @@ class _Setting:
     stages: Stages
     cost: Cost
     count_flops: bool
+    trained_here: float = 0.0  # seconds of the arm's training in this process; a reward model may come from a file
     kept: dict[str, Run] = field(default_factory=dict)
 
     @property
@@ -194,7 +195,9 @@ class _Setting:
             self.cost.flops = (self.cost.flops or 0.0) + counter.get_total_flops()
         else:
             yield
-        self.cost.train_seconds += time.monotonic() - begun
+        seconds = time.monotonic() - begun
+        self.cost.train_seconds += seconds
+        self.trained_here += seconds
 
     def fitted(self, fit: Callable[..., Run], stage: str, *, chosen_only: bool = False) -> Model:
         """Train an arm on the pairs, its adapter chosen by the same dev probe as DPO's."""
@@ -455,7 +458,7 @@ def _run(setting: _Setting, arms: Sequence[str]) -> tuple[dict[str, Evaluation],
     for name in arms:
         slug = name.replace(" ", "-").replace(",", "")
         file, spent = (stages.folder / "evaluations" / f"{slug}{end}" for end in (".json", ".cost.json"))
-        setting.cost = Cost()
+        setting.cost, setting.trained_here = Cost(), 0.0
         try:
             if file.is_file() and spent.is_file():
                 done[name] = Evaluation.load(file)
@@ -464,7 +467,7 @@ def _run(setting: _Setting, arms: Sequence[str]) -> tuple[dict[str, Evaluation],
             else:
                 begun = time.monotonic()
                 found = replace(ARMS[name](setting, name), name=name)
-                setting.cost.answer_seconds = time.monotonic() - begun - setting.cost.train_seconds
+                setting.cost.answer_seconds = time.monotonic() - begun - setting.trained_here
                 found.save(file)
                 write_json(spent, asdict(setting.cost))
                 done[name] = found

@@ -27,6 +27,10 @@ def test_every_arm_answers_the_same_prompts_and_costs_something(finished):
     trained = [finished.costs[n] for n in ("sft+dpo", "sft+sft on chosen", "sft+unlikelihood", "sft+policy gradient")]
     assert len({cost.steps for cost in trained}) == 1 and all(cost.trained_tokens > 0 for cost in trained)
     assert finished.costs["sft"].steps == 0
+    # the gradient's reward model came from the arm before: its training counts, and its answers took time all the same
+    seconds = {name: cost.train_seconds for name, cost in finished.costs.items()}
+    assert seconds["sft+policy gradient"] > seconds["sft, reward best of 4"] > 0
+    assert all(cost.answer_seconds >= 0 for cost in finished.costs.values())
     assert (
         finished.costs["sft, reward best of 4"].sampled_tokens == finished.costs["sft, likeliest of 4"].sampled_tokens
     )
