@@ -7,10 +7,9 @@ well they explain the points seen, and widens by itself where the points cannot 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -392,8 +391,3 @@ def _point(found: Evaluation, size: int, seed: int, target: Sequence[str]) -> di
     mined = sum(found.share(name) for name in target)
     facts = {"score": found.mean_score, "failed": found.failed_share, "mined": mined}
     return {"size": size, "seed": seed, **facts, "mean_tokens": found.mean_tokens}
-
-
-def to_dict(seen: Forecast) -> Mapping[str, Any]:
-    """Plain values, for JSON."""
-    return json.loads(json.dumps(asdict(seen)))
