@@ -396,9 +396,7 @@ def compare_runs(
     from dpo_workbench.evaluation.verdict import verdict
 
     def load(run: Path) -> Evaluation:
-        file = run / "evaluations" / f"{arm.replace(' ', '-').replace(',', '')}.json" if run.is_dir() else run
-        if run.is_dir() and not file.is_file():
-            file = run / "evaluations" / f"{arm}.json"
+        file = run / "evaluations" / f"{arm}.json" if run.is_dir() else run
         return replace(Evaluation.load(file), name=f"{run.name}: {arm}" if run.is_dir() else run.stem)
 
     first, second = load(run_a), load(run_b)

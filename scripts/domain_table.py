@@ -51,12 +51,12 @@ WHY_REAL = (
     "**Why none gains.** The built-in tasks have a habit in their labels; these sets have none, and what a small model "
     "gets wrong on them it mostly cannot do: the same recipe, unchanged, then finds little to mend.",
     "",
-    "- `snips`: the commonest failure is a slot too many, so the chosen answer is the shorter one in 81 % of the pairs "
-    "(47 of 30 prompts). DPO learned that, and left out slots that belong there. The verdict says *harmful*; the "
-    "pairs' own report had named the shortcut.",
-    "- `svamp`: 18 % right, and the failures are wrong numbers. No adapter scored higher on dev than the start, so "
+    "- `snips`: the commonest failure is a slot too many, so the chosen answer is mostly the shorter one "
+    "(`shorter wins` in the pairs' summary). DPO learned that, and left out slots that belong there. "
+    "The verdict says *harmful*; the pairs' own report had named the shortcut.",
+    "- `svamp`: the failures are wrong numbers. No adapter scored higher on dev than the start, so "
     "the start was kept and no answer changed.",
-    "- `odex`: 3 % right. People's grades of other questions teach no skill.",
+    "- `odex`: hardly any answer is right. People's grades of other questions teach no skill.",
     "- A set that is missing from the table has not been run.",
 )
 

@@ -456,8 +456,7 @@ def _run(setting: _Setting, arms: Sequence[str]) -> tuple[dict[str, Evaluation],
     """Each arm from the folder, or run now; (evaluations, costs, holes)."""
     stages, done, costs, holes = setting.stages, {}, {}, {}
     for name in arms:
-        slug = name.replace(" ", "-").replace(",", "")
-        file, spent = (stages.folder / "evaluations" / f"{slug}{end}" for end in (".json", ".cost.json"))
+        file, spent = (stages.folder / "evaluations" / f"{name}{end}" for end in (".json", ".cost.json"))
         setting.cost, setting.trained_here = Cost(), 0.0
         try:
             if file.is_file() and spent.is_file():
