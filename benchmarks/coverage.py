@@ -77,7 +77,8 @@ def paired_cell(world: World, passing: float, gain: float, studies: int, seed: i
         width += found.high - found.low
         excludes = found.clear_below_zero or found.clear_above_zero
         mended, broken = int((was > now).sum()), int((now > was).sum())
-        clear += excludes and s.mcnemar_exact(mended, broken) < 0.05
+        exact = excludes and s.mcnemar_exact(mended, broken) < 0.05
+        clear += exact and s.paired_p(was.tolist(), now.tolist(), world.groups, seed=study) < 0.05
     seen = {"coverage": held / studies, "mean_width": width / studies}
     return seen | {("found" if gain else "false_wins"): clear / studies}
 

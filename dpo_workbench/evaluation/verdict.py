@@ -13,6 +13,7 @@ from dpo_workbench.evaluation.run import Evaluation, Judged
 from dpo_workbench.evaluation.statistics import (
     mcnemar_exact,
     paired_difference,
+    paired_p,
     prompts_needed,
     relative_cut,
     sign_flip,
@@ -60,8 +61,9 @@ def verdict(
 ) -> Verdict:
     """Compare two arms prompt by prompt, and decide.
 
-    A change of failures is *clear* when its paired 95 % interval excludes zero and the exact McNemar test has
-    p < 0.05: the first respects groups, the second is exact for few prompts, and both must agree. A fall of
+    A change of failures is *clear* when its paired 95 % interval excludes zero, the exact McNemar test has p < 0.05,
+    and so has the permutation test that flips the signs of whole groups: the second is exact for few prompts, the
+    others respect groups, and all must agree. A fall of
     the mean score is clear when its paired 95 % interval excludes zero; a rise, when the paired permutation test has
     p < 0.05 as well. "Failures" are answers of any failure class; the
     mined classes are reported beside them and decide nothing, as a loop that became a wrong value is still a failure.
@@ -179,7 +181,8 @@ def _clear(change: dict[str, Any]) -> int:
 
 
 def _clear_failures(numbers: dict[str, Any]) -> int:
-    return _clear(numbers["failures"]) if numbers["failures"]["mcnemar_p"] < 0.05 else 0
+    seen = numbers["failures"]
+    return _clear(seen) if max(seen["mcnemar_p"], seen["paired_p"]) < 0.05 else 0
 
 
 def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None) -> dict[str, Any]:
@@ -235,6 +238,7 @@ def _failures(was: list[Judged], now: list[Judged], groups: list[str], classes: 
         "mended": mended,
         "broken": broken,
         "mcnemar_p": mcnemar_exact(mended, broken),
+        "paired_p": paired_p(old, new, groups),
         "difference": paired_difference(old, new, groups).to_dict(),
         "relative_cut": cut and cut.to_dict(),
     }
