@@ -84,8 +84,8 @@ def page(facts: dict[str, Any]) -> str:
         "recipe for each model and task, the same pairs, number of optimiser steps and test prompts for each route. "
         "Training only, without dev probes: mining and the fine-tuned start are shared. Floating-point operations are "
         "counted by PyTorch's counter, which slows all routes alike; memory is the peak of the route's process. The "
-        "settings were chosen for DPO, on dev prompts; the other routes take its learning rate, batch and LoRA, and were "
-        "not tuned for themselves.",
+        "settings were chosen for DPO, on dev prompts; the other routes take its learning rate, batch and LoRA, and "
+        "were not tuned for themselves.",
         "",
         "| model | task | pairs | route | failed, SFT → route | score, SFT → route | difference (95 %) | training "
         "(TFLOP) | training (s) | answers (s) | peak (GiB) |",
@@ -94,12 +94,15 @@ def page(facts: dict[str, Any]) -> str:
     for one in cells:
         for name, seen in one["routes"].items():
             row, cost, change = seen["result"], seen["cost"], seen["result"]["difference"]
-            lines.append(
-                f"| {one['model']} | {one['task']} | {one['pairs']} | {name} | {one['sft']['failed']} → "
-                f"{row['failed']} of {row['n']} | {one['sft']['score']:.3f} → {row['score']:.3f} | {change['estimate']:+.3f} ({change['low']:+.3f} to "
-                f"{change['high']:+.3f}) | {cost['flops'] / 1e12:.2f} | {cost['train_seconds']:.0f} | "
-                f"{cost['answer_seconds']:.0f} | {seen['peak_memory_gib']:.2f} |"
-            )
+            row_cells = (
+                one["model"], one["task"], one["pairs"], name,
+                f"{one['sft']['failed']} → {row['failed']} of {row['n']}",
+                f"{one['sft']['score']:.3f} → {row['score']:.3f}",
+                f"{change['estimate']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})",
+                f"{cost['flops'] / 1e12:.2f}", f"{cost['train_seconds']:.0f}", f"{cost['answer_seconds']:.0f}",
+                f"{seen['peak_memory_gib']:.2f}",
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(map(str, row_cells))} |")
     grid = [c for c in cells if c["model"] == "nano"]
     wanted = len(SIZES) * len(task_names())
     if len(grid) < wanted:

@@ -20,6 +20,10 @@ _UNIT = r"(?P<unit>\s?(?:%|°\s?[CF]|(?:1\s?/\s?)?[A-Za-zµμΩ°][A-Za-zµμΩ�
 _QUANTITY = re.compile(rf"(?P<number>{_NUMBER}){_POWER}{_UNIT}")
 _PLAIN_NUMBER = re.compile(rf"(?<![\w.])(?P<number>{_NUMBER}){_POWER}(?![\w])")
 _ANSWER = re.compile(r"(?:final\s+)?answer\s*(?:is|=|:)+\s*(.{1,200})", re.IGNORECASE)
+_POWERS = re.compile(
+    r"(?:\^|\*\*)\s*(?:[-+]?\d{1,2}(?![\d.])|\(\s*[-+]?\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))"
+)  # ^2, **-1, ^(1/2)
+_TOWER = re.compile(r"\*\*|\^(?!1)|\^1[\d\s)]*(?:\^|\*\*)")  # any other power, or the power of a power
 _UNIT_WORD = re.compile(r"[A-Za-zµμΩ°%]+")
 
 
@@ -44,7 +48,7 @@ def _registry() -> Any:
 @functools.lru_cache(4096)
 def read_unit(text: str) -> Any:
     """A pint unit, or None where the text is none. `m s^-1`, `m/s`, `m·s⁻¹` and `metres per second` are one."""
-    text = text.strip().rstrip(".,;:!?)").strip()
+    text = _bare(text)
     if not text or len(text) > 40 or re.search(r"\d{3}", text):
         return None
     text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", lambda m: "^" + m[1].translate(_SUPERSCRIPT), text)
@@ -56,6 +60,8 @@ def read_unit(text: str) -> Any:
     text = re.sub(r"\bmetres?\b", "meter", re.sub(r"metres?\b", "meter", text))
     text = re.sub(r"litres?\b", "liter", text)
     text = re.sub(r"(?<=[A-Za-z0-9)])\s+(?=[A-Za-z(])(?!per\b)(?<!per )", "*", text)
+    if _TOWER.search(_POWERS.sub("^1", text)):
+        return None  # pint evaluates powers of plain numbers, and `m^9^9^9` would never end
     try:
         return _registry().parse_units(text)
     except Exception:  # pint raises errors of many kinds for text that is no unit
@@ -101,9 +107,17 @@ def _longest_unit(text: str) -> str:
     ends = [m.end() for m in re.finditer(r"[^\s]+", text)]
     for end in reversed(ends[:6]):
         if read_unit(text[:end]) is not None:
-            return text[:end].rstrip(".,;:!?)").strip()
+            return _bare(text[:end])
     first = re.match(r"[^\s,;]+", text)
-    return first[0].rstrip(".,;:!?)") if first else ""
+    return _bare(first[0]) if first else ""
+
+
+def _bare(text: str) -> str:
+    """Without the punctuation behind it; a bracket stays where it closes one: `J/(kg K)`."""
+    text = text.strip().rstrip(".,;:!?").strip()
+    while text.endswith(")") and text.count(")") > text.count("("):
+        text = text[:-1].rstrip(".,;:!? ")
+    return text
 
 
 def final_answer(text: str) -> Quantity | None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_workbench.tasks import science
+from dpo_workbench.tasks import quantities, science
 from dpo_workbench.tasks.task import Example
 
 ANSWERS = {
@@ -141,3 +141,19 @@ def test_the_verifier_agrees(number: float, unit: str, answer: str, failure: str
     example = Example("e", "p", "Answer: x", "g", {"number": number, "unit": unit})
     score = science.score(example, answer)
     assert score.failure == failure and (score.value == 1.0) == (failure is None), score
+
+
+@pytest.mark.parametrize(
+    "unit", ["m^9^9^9^9^9", "m^(9^9^9)", "m9^9^9^9", "m**9**9**9**9", "(9*9*9)^(9*9*9*9*9*9*9) m", "((9^99)^99)^99 m"]
+)
+def test_a_tower_of_powers_is_no_unit(unit: str) -> None:
+    """A broken model writes such things, and pint would evaluate them until the end of days."""
+    assert quantities.read_unit(unit) is None
+    example = Example("e", "p", "Answer: x", "g", {"number": 9.0, "unit": "m"})
+    assert science.score(example, f"Answer: 9 {unit}").failure == "wrong_unit"
+
+
+def test_a_bracket_that_closes_one_belongs_to_the_unit() -> None:
+    example = Example("e", "p", "Answer: x", "g", {"number": 9.0, "unit": "J/(kg K)"})
+    for answer in ("Answer: 9 J/(kg K)", "Answer: 9 J/(K kg).", "It is hot (Answer: 9 J/(kg*K))."):
+        assert science.score(example, answer).failure is None, answer
