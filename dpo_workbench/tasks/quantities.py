@@ -20,9 +20,9 @@ _UNIT = r"(?P<unit>\s?(?:%|°\s?[CF]|(?:1\s?/\s?)?[A-Za-zµμΩ°][A-Za-zµμΩ�
 _QUANTITY = re.compile(rf"(?P<number>{_NUMBER}){_POWER}{_UNIT}")
 _PLAIN_NUMBER = re.compile(rf"(?<![\w.])(?P<number>{_NUMBER}){_POWER}(?![\w])")
 _ANSWER = re.compile(r"(?:final\s+)?answer\s*(?:is|=|:)+\s*(.{1,200})", re.IGNORECASE)
-_POWERS = re.compile(
+_POWERS = re.compile(  # ^2, **-1, ^(1/2)
     r"(?:\^|\*\*)\s*(?:[-+]?\d{1,2}(?![\d.])|\(\s*[-+]?\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))"
-)  # ^2, **-1, ^(1/2)
+)
 _TOWER = re.compile(r"\*\*|\^(?!1)|\^1[\d\s)]*(?:\^|\*\*)")  # any other power, or the power of a power
 _UNIT_WORD = re.compile(r"[A-Za-zµμΩ°%]+")
 
