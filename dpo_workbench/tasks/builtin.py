@@ -27,7 +27,7 @@ def task_names() -> list[str]:
     return sorted(_LOADERS)
 
 
-def load_task(name: str, allow_weak_sandbox: bool = False) -> Task:
+def load_task(name: str | Path, allow_weak_sandbox: bool = False) -> Task:
     """A built-in task by its name, with data, splits and verifier; or a task of your own from a Python file.
 
     Args:
@@ -40,6 +40,7 @@ def load_task(name: str, allow_weak_sandbox: bool = False) -> Task:
         WorkbenchError: no such task (the nearest name is given), its data file is missing or empty, or the file gives
             no `Task`.
     """
+    name = str(name)
     if name.endswith(".py"):
         return _from_python(Path(name))
     known = {**_LOADERS, **_BENCHMARKS}
