@@ -249,7 +249,7 @@ def main() -> None:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=2048,
-        rope_theta=1e6,
+        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
         tie_word_embeddings=True,
         initializer_range=0.05,
         bos_token_id=None,

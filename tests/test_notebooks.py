@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import statistics
 from collections.abc import Callable
 from itertools import groupby
@@ -181,6 +182,14 @@ def rhythm_problems(notebook: Notebook, name: str, size: int) -> list[str]:
     if not 8 <= words / sum(lengths) <= 20:
         found.append(f"{words / sum(lengths):.1f} words of prose a line of code; 8 to 20")
     return found
+
+
+def test_the_outline_is_that_of_the_notebooks():
+    """`python scripts/make_outline.py` writes it."""
+    wanted = runpy.run_path(str(ROOT / "scripts" / "make_outline.py"))["texts"]()
+    there = {path: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks" / "outline").glob("*.ipynb")}
+    assert there.keys() == wanted.keys()
+    assert [path.name for path in wanted if there[path] != wanted[path]] == []
 
 
 CHECKS = (file_problems, check_problems, anatomy_problems, rhythm_problems)
