@@ -8,7 +8,7 @@ BIN := .venv/bin
 SETUP_FLAGS := $(if $(filter file default,$(origin PYTHON)),,--same-python)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab lint data benchmarks clean
+.PHONY: help setup demo test lab lint docs data benchmarks clean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -31,6 +31,9 @@ lint: setup ## ruff (lint and format) and mypy
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
+
+docs: setup ## build the documentation as a site (no network); prints the page to open
+	@$(BIN)/python scripts/build_docs.py $(ARGS)
 
 data: setup ## write data/ again from the generators (same seeds, same bytes)
 	@for script in scripts/make_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done

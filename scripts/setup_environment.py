@@ -30,7 +30,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "dpo_workbench.json"  # path it was made at, Python version, fingerprint of what is installed
 LOG = VENV / "setup.log"  # everything that pip said
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = "notebooks,test"
+EXTRAS = "notebooks,test,docs"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_PACKAGES = ("nvidia-", "cuda-", "triton", "pytorch-triton")
 

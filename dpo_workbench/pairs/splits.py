@@ -33,7 +33,7 @@ def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None
     Where a group goes depends on its name, the seed and the groups there are, not on the order of the rows.
 
     Args:
-        pairs: with `group`s wide enough that another group is a real test.
+        pairs: with a `group` wide enough that another group is a real test.
         shares: of the pairs, by split; 0.8 train, 0.1 dev and 0.1 test by default. Groups stay whole, so shares are met
             as nearly as these allow.
         seed: another one deals otherwise.
