@@ -53,7 +53,7 @@ def build(path: Path) -> str:
         f"transformers {facts['transformers']}",
     }
     card = notebook.cells[2]
-    for name, text in rows.items():
+    for name, text in rows.items() if path.parent.name != "solutions" else ():  # these have no card
         card.source, n = re.subn(
             rf"^\| {name} \|.*$", lambda _, n=name, t=text: f"| {n} | {t} |", card.source, flags=re.M
         )
@@ -81,7 +81,7 @@ def main() -> None:
     os.environ["CI"] = "1"  # plain lines instead of bars, which a file cannot keep
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for path in args.paths or sorted(FOLDER.glob("*.ipynb")):
+    for path in args.paths or sorted([*FOLDER.glob("*.ipynb"), *FOLDER.glob("solutions/*.ipynb")]):
         print(build(path.resolve()), flush=True)
 
 

@@ -107,7 +107,7 @@ def page(facts: dict[str, Any]) -> str:
     wanted = len(SIZES) * len(task_names())
     if len(grid) < wanted:
         lines += ["", f"Only {len(grid)} of {wanted} cells of `nano` have been run: read this as a first look."]
-    lines += ["", *verdicts(grid), "", f"Machine: {facts['machine']['cores']} cores of "
+    lines += ["", *verdicts(grid), *real_model(cells), "", f"Machine: {facts['machine']['cores']} cores of "
               f"{facts['machine']['processor']}, {facts['date']}, other jobs beside: compare the routes' seconds, not "
               "their size."]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -182,6 +182,23 @@ def verdicts(cells: list[dict[str, Any]]) -> list[str]:
         f"{sum(gain([c], dpo) < 0 for c in full)}.",
     ]
     return lines
+
+
+def real_model(cells: list[dict[str, Any]]) -> list[str]:
+    """What the main cells with a real model say; nothing where none was run."""
+    lines = []
+    for one in cells:
+        if one["model"] != "nano":
+            dpo, best, gradient = (one["routes"][name] for name in ROUTES)
+            changes = [route["result"]["difference"]["estimate"] for route in (dpo, best, gradient)]
+            flops = [route["cost"]["flops"] / dpo["cost"]["flops"] for route in (best, gradient)]
+            peaks = [route["peak_memory_gib"] for route in (dpo, best, gradient)]
+            lines.append(
+                f"- `{one['model']}`, {one['task']}, {one['pairs']} pairs: DPO {changes[0]:+.3f}, best of 4 "
+                f"{changes[1]:+.3f}, policy gradient {changes[2]:+.3f}; operations in training {flops[0]:.2f} and "
+                f"{flops[1]:.2f} times DPO's; peak {peaks[0]:.2f}, {peaks[1]:.2f} and {peaks[2]:.2f} GiB."
+            )
+    return ["", "## And with a real model?", "", *lines] if lines else []
 
 
 def _holds(true: bool) -> str:

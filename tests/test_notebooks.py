@@ -176,12 +176,23 @@ def rhythm_problems(notebook: Notebook, name: str, size: int) -> list[str]:
     runs = [len(list(run)) for kind, run in groupby(notebook["cells"], lambda c: c["cell_type"]) if kind == "code"]
     if max(runs) > 2:
         found.append(f"{max(runs)} code cells in a row; at most 2")
-    words = sum(
-        len(re.findall(r"\w+", re.sub(r"\(https?:[^)]*\)", "", source(c)))) for c in cells(notebook, "markdown")
-    )
+    words = sum(len(re.findall(r"\w+", re.sub(r"\]\([^)]*\)", "]", source(c)))) for c in cells(notebook, "markdown"))
     if not 8 <= words / sum(lengths) <= 20:
         found.append(f"{words / sum(lengths):.1f} words of prose a line of code; 8 to 20")
     return found
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_the_exercises_have_solutions(path):
+    """`notebooks/solutions`: the same three levels, executed, each with an assert; nbval runs them too."""
+    place = path.parent / "solutions" / path.name
+    solutions = read(place)
+    assert file_problems(solutions, place.name, place.stat().st_size) == []
+    whole = "\n".join(map(source, cells(solutions, "markdown")))
+    assert re.findall(r"^## (.*)$", whole, flags=re.M) == LEVELS
+    assert sum(map(asserts_in, cells(solutions, "code"))) >= 3
+    assert f"(../{path.name})" in whole and f"(solutions/{path.name})" in "\n".join(map(source, read(path)["cells"]))
+    assert source(cells(solutions, "code")[0]) == source(cells(read(path), "code")[0])
 
 
 def test_the_outline_is_that_of_the_notebooks():
