@@ -37,9 +37,8 @@ WHY = (
     "**What missed the goal, and why.** The goal was a cut of 59.4 % and a score not lower, in each task.",
     "",
     "- `sql`: the tables of the test split are new, and most failures are names that do not exist (`unknown_name`). "
-    "Only one question of six can show the mined habit, so pairs are few (19 from 100 prompts; 300 are mined now), and "
-    "an answer that stops taking all columns often fails next for a name. On dev, with two other databases, `smol` "
-    "went from 36 to 15 of 200.",
+    "Few questions can show the mined habit, so pairs are few although more prompts are mined than elsewhere, and an "
+    "answer that stops taking all columns often fails next for a name.",
     "- `nano`, `briefs` and `receipts`: shorter or whole answers expose what the model cannot do: facts are lost that "
     "a long answer had by luck, and a total that cannot be read breaks the JSON that a blank left whole. `smol` has "
     "the skill, and there the score rises.",
