@@ -81,7 +81,9 @@ def paired_difference(
     (Efron 1987). Where fewer do, the bootstrap is too narrow, and the interval is the wider of two: by flipping the
     signs of the groups' differences (it excludes zero only where the exact sign-flip test says p <= 0.05, which is
     the exact McNemar test for yes/no values in groups of one), and by Clopper-Pearson bounds on the share of groups
-    that differ. Where none differs, the second alone: never an interval of no width.
+    that differ. Where none differs, the second alone: never an interval of no width. Of fewer than 10 groups of several
+    prompts, three of which differ, there are too few for either: Student's t over groups, with one degree of freedom
+    fewer than groups.
 
     Args:
         before, after: values in [0, 1], in the same order.
@@ -100,6 +102,12 @@ def paired_difference(
         low, high, method = -1.0, 1.0, "one group: nothing can be excluded"
     elif differing < FEW_GROUPS:
         low, high, method = _few(sums, n)
+        if n_groups < min(FEW_GROUPS, n):
+            t_low, t_high = _student(sums, counts)
+            if differing >= 3 and t_high - t_low > 1e-9:
+                low, high, method = t_low, t_high, f"Student's t over {n_groups} groups"
+            else:
+                low, high = min(low, t_low), max(high, t_high)
     elif np.ptp(sums / counts) < 1e-12:
         unseen = _clopper_pearson(0, n_groups)[1]
         low, high = estimate * (1 - unseen) - unseen, estimate * (1 - unseen) + unseen
@@ -358,6 +366,17 @@ def _few(sums: np.ndarray, n: int) -> tuple[float, float, str]:
     total = float(sums.sum())
     method = "exact (no group differs)" if not len(differing) else f"exact (only {len(differing)} groups differ)"
     return (total - max(width, down)) / n, (total + max(width, up)) / n, method
+
+
+def _student(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean over groups by Student's t, with the linearised variance of a ratio."""
+    from scipy.stats import t
+
+    n_groups, n = len(sums), counts.sum()
+    mean = sums.sum() / n
+    deviations = sums - mean * counts
+    half = t.ppf(0.975, n_groups - 1) * np.sqrt(n_groups / (n_groups - 1) * (deviations**2).sum()) / n
+    return float(mean - half), float(mean + half)
 
 
 def _sign_flip_width(differing: np.ndarray) -> float:

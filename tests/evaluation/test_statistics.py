@@ -280,3 +280,22 @@ def test_a_small_version_of_the_coverage_benchmark() -> None:
         found = s.paired_difference(was.tolist(), now.clip(0, 1).tolist(), [str(k) for k in range(100)], seed=study)
         held += found.low <= 0 <= found.high
     assert held / 150 < 0.6 and len(set(world.groups)) == 25
+
+
+def test_few_groups_of_several_prompts_get_students_t() -> None:
+    """Five groups of four: with equal sizes it is the one-sample t interval of the groups' means."""
+    from scipy.stats import ttest_1samp
+
+    means = [0.0, 0.25, 0.5, 0.25, 0.25]
+    after = [float(k < 4 * mean) for mean in means for k in range(4)]
+    groups = [f"g{i}" for i in range(5) for _ in range(4)]
+    found = s.paired_difference([0.0] * 20, after, groups)
+    wanted = ttest_1samp(means, 0.0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+    assert "Student" in found.method
+
+
+def test_few_groups_that_all_change_alike_do_not_get_an_interval_of_no_width() -> None:
+    groups = [f"g{i}" for i in range(4) for _ in range(4)]
+    found = s.paired_difference([0.0] * 16, [1.0, 0.0, 0.0, 0.0] * 4, groups)
+    assert found.low < 0.25 < found.high and found.high - found.low > 0.1
