@@ -63,6 +63,7 @@ def setup(app):
 def page(text: str) -> str:
     """A page of docs/ for the site: what lies outside of it is linked where it is published."""
     text = re.sub(r"\]\(\.\./notebooks/([\w.]+)\)", r"](course/\1)", text)
+    text = re.sub(r"\]\(\.\./(SECURITY|CONTRIBUTING|CHANGELOG)\.md\)", lambda m: f"]({m[1].lower()}.md)", text)
     text = re.sub(r"\]\((?:\.\./)+([^)]+)\)", lambda m: f"]({SITE}{m[1]})", text)
     return text
 
