@@ -87,7 +87,7 @@ def run(path: Path, variables: dict[str, str]) -> dict[str, Any]:
     try:
         NotebookClient(notebook, kernel_name="binder", timeout=1200, resources=place).execute(env=variables)
     except Exception as error:
-        ended = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
+        ended = f"{type(error).__name__}: {str(error).strip()[-200:]}"
     done.set()
     watcher.join()
     return {
