@@ -23,7 +23,7 @@ _ANSWER = re.compile(r"(?:final\s+)?answer\s*(?:is|=|:)+\s*(.{1,200})", re.IGNOR
 _POWERS = re.compile(  # ^2, **-1, ^(1/2)
     r"(?:\^|\*\*)\s*(?:[-+]?\d{1,2}(?![\d.])|\(\s*[-+]?\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))"
 )
-_TOWER = re.compile(r"\*\*|\^(?!1)|\^1[\d\s)]*(?:\^|\*\*)")  # any other power, or the power of a power
+_TOWER = re.compile(r"\*\*|\^(?!1)|\^1[\d\s)]*\^|\^.*\)\s*\^")  # any other power, or a power of what has one
 _UNIT_WORD = re.compile(r"[A-Za-zµμΩ°%]+")
 
 

@@ -144,8 +144,12 @@ def test_the_verifier_agrees(number: float, unit: str, answer: str, failure: str
 
 
 @pytest.mark.parametrize(
-    "unit", ["m^9^9^9^9^9", "m^(9^9^9)", "m9^9^9^9", "m**9**9**9**9", "(9*9*9)^(9*9*9*9*9*9*9) m", "((9^99)^99)^99 m"]
-)
+    "unit",
+    [
+        "m^9^9^9^9^9", "m^(9^9^9)", "m9^9^9^9", "m**9**9**9**9", "(9*9*9)^(9*9*9*9*9*9*9) m", "((9^99)^99)^99 m",
+        "m*((((9^99*9)^99*9)^99*9)^99*9)^99",
+    ],
+)  # fmt: skip
 def test_a_tower_of_powers_is_no_unit(unit: str) -> None:
     """A broken model writes such things, and pint would evaluate them until the end of days."""
     assert quantities.read_unit(unit) is None
