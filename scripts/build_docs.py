@@ -8,6 +8,7 @@ With `--external` the links to other sites are tried too, which needs a network.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -124,7 +125,7 @@ def gather(source: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         for path in sorted((ROOT / "notebooks" / folder).glob("*.ipynb")):
             text = path.read_text(encoding="utf-8").replace("](../docs/", "](../")
-            (place / path.name).write_text(text, encoding="utf-8")
+            (place / path.name).write_text(with_alternatives(text), encoding="utf-8")
     (source / "reference").mkdir()
     for name, text in reference().items():
         (source / "reference" / f"{name}.md").write_text(text, encoding="utf-8")
@@ -133,9 +134,22 @@ def gather(source: Path) -> None:
         file.write(contents(source))
 
 
+def with_alternatives(text: str) -> str:
+    """A notebook whose figures have an alternative text: the first lines of the text form that stands beside each."""
+    notebook, before = json.loads(text), ""
+    for cell in notebook["cells"]:
+        outputs = cell.get("outputs", [])
+        printed = "".join("".join(output.get("text", "")) for output in outputs) or before
+        if any("image/png" in output.get("data", {}) for output in outputs):
+            lines = [" ".join(line.split()) for line in printed.splitlines()[:2]]
+            cell["metadata"]["mystnb"] = {"image": {"alt": "; ".join(lines)}}
+        before = printed if outputs else ""
+    return json.dumps(notebook)
+
+
 def contents(source: Path) -> str:
     """Tables of contents of the first page."""
-    guides = ["data", "tasks", "losses", "evaluation", "labelling", "scale_up", "server", "sandbox"]
+    guides = ["where_to_run", "data", "tasks", "losses", "evaluation", "labelling", "scale_up", "server", "sandbox"]
     parts = {
         "The course": sorted(f"course/{p.stem}" for p in (source / "course").glob("*.ipynb")),
         "Solutions": sorted(f"course/solutions/{p.stem}" for p in (source / "course" / "solutions").glob("*.ipynb")),

@@ -29,7 +29,7 @@ class _Page(HTMLParser):
         self.links += [value for key in ("href", "src") if (value := given.get(key))]
         if re.fullmatch(r"h[1-6]", tag):
             self.headings.append(int(tag[1]))
-        if tag == "img" and "alt" not in given:
+        if tag == "img" and (given.get("alt") or given.get("src")) == given.get("src"):  # Sphinx fills in the path
             self.bare_images.append(str(given.get("src")))
 
 

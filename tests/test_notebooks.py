@@ -87,8 +87,21 @@ def file_problems(notebook: Notebook, name: str, size: int) -> list[str]:
     found += [f"looks like a token: {token[:6]}..." for token in SECRET.findall(text)]
     if size > 500_000:
         found.append(f"{size} bytes; at most 500,000")
+    found += [f"code cell {n} draws a figure with no text form beside it" for n in figures_without_text(notebook)]
     if any(output["output_type"] == "error" for cell in cells(notebook, "code") for output in cell["outputs"]):
         found.append("a cell ended in an error")
+    return found
+
+
+def figures_without_text(notebook: Notebook) -> list[int]:
+    """Code cells with a picture where neither they nor the code cell right before them printed anything."""
+    found, before, number = [], "", 0
+    for cell in notebook["cells"]:
+        printed = output_text(cell) if cell["cell_type"] == "code" else ""
+        number += cell["cell_type"] == "code"
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])) and not printed + before:
+            found.append(number)
+        before = printed
     return found
 
 
@@ -270,6 +283,13 @@ DAMAGE: dict[str, tuple[Callable, Callable[[Notebook], Any], str]] = {
     "path": (file_problems, lambda n: _code(n).update(source="x = '/home/someone/x'"), "path"),
     "windows path": (file_problems, lambda n: _code(n).update(source=r"x = 'C:\Users\x'"), "path"),
     "token": (file_problems, lambda n: _code(n).update(source="hf_" + "aB" * 15), "token"),
+    "picture only": (
+        file_problems,
+        lambda n: [
+            c.update(outputs=[o for o in c["outputs"] if o["output_type"] == "display_data"]) for c in cells(n, "code")
+        ],
+        "text form",
+    ),
     "marker with text": (check_problems, lambda n: _code(n, is_check).update(source=CHECK + " now\n1"), "marker"),
     "marker too late": (check_problems, lambda n: _code(n, is_check).update(source="1\n" + CHECK), "first line"),
     "nothing to compare": (check_problems, lambda n: _code(n, is_check).update(outputs=[]), "no output"),
