@@ -100,7 +100,7 @@ def write_report(
         verdict=verdict,
         verdict_table=(HEADER, table_rows(verdict)) if verdict else None,
         title=f"{before.model}, {before.task}/{before.split}",
-        arms=arm_table(arms, before),
+        arms=_on_its_side(*arm_table(arms, before)),
         sees=sees_line(before.n, _discordance(verdict)),
         figures=_figures(arms, before, after, training)
         + [Figure.of(name, display) for name, display in (displays or {}).items()],
@@ -172,6 +172,11 @@ def arm_table(evaluations: Mapping[str, Evaluation], baseline: Evaluation) -> tu
             ]
         )
     return header, rows
+
+
+def _on_its_side(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """A column for each row, and the header as first column: there are more failure classes than arms."""
+    return list(zip(header, *rows, strict=True))
 
 
 def probe_table(training: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:

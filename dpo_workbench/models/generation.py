@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -347,13 +350,20 @@ def _forward(
     **kwargs: Any,
 ) -> Tensor:
     """Logits of the named places. Shape (R, places, V)."""
+    causal: Any = network.get_base_model() if isinstance(network, PeftModel) else network
     return network(
         input_ids=ids,
         position_ids=positions,
         attention_mask=mask,
-        past_key_values=cache,
         use_cache=True,
         # an index, not a count: a slice is no contiguous tensor, and the product would copy the head for each row
         logits_to_keep=torch.tensor(places, device=ids.device),
+        **{_cache_name(type(causal).forward): cache},
         **kwargs,
     ).logits
+
+
+@lru_cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    """What a causal LM calls its cache: `past_key_values`, or `cache` in models of transformers 5.24 and later."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
