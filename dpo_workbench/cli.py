@@ -211,8 +211,14 @@ def train(
         typer.Option("--adapter", "-a", help="LoRA adapter: a folder, or a shipped one.", show_default=_SHIPPED),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", "-t", help="Task whose dev prompts are scored on the way.")
-    ] = "receipts",
+        str | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="Task whose dev prompts are scored on the way: a name, or a file.py of your own.",
+            show_default="the built-in task that the prompts are from, if they all are",
+        ),
+    ] = None,
     loss: Annotated[
         list[str] | None,
         typer.Option(
@@ -249,7 +255,9 @@ def train(
     given["label_smoothing"] = label_smoothing
     config = TrainConfig.from_dict({k: v for k, v in given.items() if v is not None})
     loaded = Pairs.load(pairs, _task(task) if task else None)
-    start = _model(model, adapter or _shipped(model, task or ""))
+    if task is None:
+        loaded.task = _task_of(loaded)
+    start = _model(model, adapter or _shipped(model, loaded.task.name if loaded.task else ""))
     if parallel.rank() == 0:
         record_run(out, start, loaded, config)
     run = run_train(start, loaded, config, folder=out)
@@ -484,6 +492,22 @@ def _task(name: str) -> Any:
     from dpo_workbench.tasks.builtin import load_task
 
     return load_task(name)
+
+
+def _task_of(pairs: Any) -> Any:
+    """The built-in task among whose training prompts all of these are, or None."""
+    from dpo_workbench.tasks.builtin import task_names
+
+    prompts = {pair.prompt for pair in pairs}
+    for task in map(_task, task_names()):
+        if prompts <= {example.prompt for example in task.train}:
+            return task
+    console.print(
+        "The prompts are of no built-in task, so no dev prompts are scored on the way, and the last adapter is kept. "
+        "Name a task of yours with --task FILE.py (docs/tasks.md).",
+        markup=False,
+    )
+    return None
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from dpo_workbench import cli
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.builtin import load_task
 
 COMMANDS = ("demo", "models", "tasks", "check", "mine", "train", "evaluate", "report", "arms", "compare")
 
@@ -139,6 +140,16 @@ def test_train_writes_an_adapter(run, tiny_folder, tmp_path) -> None:
     assert "Run: 2 steps" in out and (tmp_path / "t" / "adapter" / "adapter_model.safetensors").is_file()
     code, _, err = run(*arguments, "--loss", "dop")
     assert code == 1 and "`loss` must be one of sigmoid, cdpo, " in err and "Got 'dop'. Did you mean 'dpop'?" in err
+
+
+def test_pairs_name_their_task_and_foreign_ones_have_none(run, tiny_folder, tmp_path) -> None:
+    """A verifier of another task must not decide which adapter is kept."""
+    Pairs([Pair(f"p{k}", f"q {k}", "yes", "no") for k in range(3)]).save(tmp_path / "pairs.jsonl")
+    code, out, err = run("train", "pairs.jsonl", "--out", "t", "--model", str(tiny_folder), "--epochs", "1")
+    assert code == 0 and "of no built-in task" in " ".join(out.split()) and "Dev score" not in out, err
+    prompts = [example.prompt for example in load_task("science").train[:3]]
+    mined = Pairs([Pair(f"p{k}", prompt, "yes", "no") for k, prompt in enumerate(prompts)])
+    assert cli._task_of(mined).name == "science"
 
 
 def test_fresh_folder_goes_on_with_an_unfinished_run_only(tmp_path) -> None:

@@ -46,8 +46,13 @@ def load_task(name: str | Path, allow_weak_sandbox: bool = False) -> Task:
     known = {**_LOADERS, **_BENCHMARKS}
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise WorkbenchError(f"A task must be one of {', '.join(known)}. Got {name!r}. {hint}")
+        hint = f"Did you mean {near[0]!r}?" if near else "A task of your own is a .py file with load() (docs/tasks.md)."
+        if Path(name).suffix:
+            hint = (
+                "Rows of your own need a verifier: write a .py file whose load() returns "
+                "Task.from_jsonl(file, prompt=..., reference=..., score=...), and name that (docs/tasks.md)."
+            )
+        raise WorkbenchError(f"A task must be one of {', '.join(known)}, or a .py file. Got {name!r}. {hint}")
     return known[name](allow_weak_sandbox) if name in _RUN_CODE else known[name]()
 
 
