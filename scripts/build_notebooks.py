@@ -46,8 +46,11 @@ def build(path: Path) -> str:
         for output in cell.get("outputs", []):
             output.pop("metadata", None) if output.output_type == "stream" else None
             _clean(output, [facts["prefix"], str(FOLDER.parent), str(Path.home())])
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    asks = any(re.search(r"\b(FULL|MODEL)\b", source) for source in code[1:])
+    full = "on a T4 (`full`): not measured yet" if asks else "`full` is the same: `nano` is all it needs"
     rows = {
-        "Time": f"{seconds:.0f} s on {facts['cores']} CPU cores (`tiny`); on a T4 (`full`): not measured yet",
+        "Time": f"{seconds:.0f} s on {facts['cores']} CPU cores (`tiny`); {full}",
         "Peak memory": f"{facts['peak']:.2f} GiB (`tiny`)",
         "Last run": f"{date.today().isoformat()}, Python {facts['python']}, torch {facts['torch']}, "
         f"transformers {facts['transformers']}",
