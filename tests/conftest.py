@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and no fight for cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test asks the network
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts us in the background has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 END = "<|end|>"
 TEMPLATE = (
