@@ -169,6 +169,11 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
     return network
 
 
+def causal_lm(network: nn.Module) -> Any:
+    """The causal LM itself, without PEFT's wrapper."""
+    return network.get_base_model() if isinstance(network, PeftModel) else network
+
+
 def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
     """The adapter's weights by PEFT's file names, as CPU copies that do not change when training goes on."""
     state = get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)

@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
+from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -350,7 +350,6 @@ def _forward(
     **kwargs: Any,
 ) -> Tensor:
     """Logits of the named places. Shape (R, places, V)."""
-    causal: Any = network.get_base_model() if isinstance(network, PeftModel) else network
     return network(
         input_ids=ids,
         position_ids=positions,
@@ -358,7 +357,7 @@ def _forward(
         use_cache=True,
         # an index, not a count: a slice is no contiguous tensor, and the product would copy the head for each row
         logits_to_keep=torch.tensor(places, device=ids.device),
-        **{_cache_name(type(causal).forward): cache},
+        **{_cache_name(type(causal_lm(network)).forward): cache},
         **kwargs,
     ).logits
 

@@ -68,8 +68,7 @@ class Model:
         return self._causal().get_input_embeddings().weight.dtype
 
     def _causal(self) -> Any:
-        network: Any = self.network
-        return network.get_base_model() if hasattr(network, "peft_config") else network
+        return lora.causal_lm(self.network)
 
     @contextmanager
     def active(self, *, trainable: bool = False, checkpointing: bool = False) -> Iterator[nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.training.packing import Batch
 
 SCORES = 6_000_000  # logits that exist at one time (24 MB in fp32): larger buffers are new memory each time
@@ -44,7 +45,7 @@ class _TokenLogps(torch.autograd.Function):
 
 def token_states(network: nn.Module, batch: Batch) -> Tensor:
     """Last hidden state at the place that predicts each answer token. Shape (N, H); arguments as for `token_logps`."""
-    causal = _causal(network)
+    causal = causal_lm(network)
     packed = {}
     if batch.layout is not None:  # a mask of four dimensions, so that transformers makes none
         packed = {"layout": batch.layout, "attention_mask": torch.ones(1, 1, 1, 1, device=batch.target.device).bool()}
@@ -52,10 +53,6 @@ def token_states(network: nn.Module, batch: Batch) -> Tensor:
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **packed
     ).last_hidden_state  # (1, T, H)
     return hidden.flatten(0, 1)[batch.source]
-
-
-def _causal(network: nn.Module) -> nn.Module:
-    return network.get_base_model() if hasattr(network, "peft_config") else network
 
 
 def token_logps(network: nn.Module, batch: Batch, states: Tensor | None = None) -> Tensor:
@@ -66,7 +63,7 @@ def token_logps(network: nn.Module, batch: Batch, states: Tensor | None = None) 
         batch: from `pack`.
         states: from `token_states`, where they are at hand.
     """
-    causal = _causal(network)
+    causal = causal_lm(network)
     hidden = token_states(network, batch) if states is None else states
     scale = float(getattr(causal.config, "logits_scaling", 1.0) or 1.0)
     return _TokenLogps.apply(hidden, causal.get_output_embeddings().weight, batch.target, scale)
