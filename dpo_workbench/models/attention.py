@@ -62,6 +62,42 @@ class Layout:
         return found
 
 
+@dataclass
+class Front:
+    """Beginnings that rows of a batch share, as samples share a prompt: each is kept and read once for all its rows."""
+
+    keys: list[Tensor]  # for each layer (P, key heads, L, D), a beginning's tokens first
+    values: list[Tensor]
+    lengths: Tensor  # (P,) tokens of each beginning
+    rows: Tensor  # (P, most rows of one beginning): numbers of rows in rising order; -1: none
+    reads: int = 0  # how often a layer has looked
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the named rows, in rising order; beginnings that none of them has are dropped, in place."""
+        self.rows = torch.where((self.rows[..., None] == rows).any(-1), torch.searchsorted(rows, self.rows), -1)
+        used = (self.rows >= 0).any(1).nonzero()[:, 0]
+        self.rows, self.lengths = self.rows[used], self.lengths[used]
+        longest = int(self.lengths.max()) if len(used) else 0
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                for to, place in enumerate(used.tolist()):
+                    if to != place:
+                        old[to, :, :longest] = old[place, :, :longest]
+                tensors[layer] = old[: len(used), :, :longest]
+
+    def read(self, query: Tensor, layer: int, scale: float) -> tuple[Tensor, Tensor]:
+        """What its rows, in their order, take from it: `_softmax_part` of (R, key heads, n, D), R of the batch."""
+        self.reads += 1
+        there = self.rows >= 0
+        heads, n, size = query.shape[1:]
+        asked = query[self.rows.clamp(min=0)].transpose(1, 2).reshape(len(there), heads, -1, size)
+        tokens = torch.arange(self.keys[layer].shape[2], device=query.device)
+        seen = (tokens < self.lengths[:, None])[:, None, None]
+        parts = _softmax_part(asked, self.keys[layer], self.values[layer], seen, scale)
+        out, norm = (x.unflatten(2, (-1, n)).transpose(1, 2)[there] for x in parts)
+        return out, norm
+
+
 def use_attention() -> str:
     """Make `attention` known to transformers; returns the name to load a model with."""
     AttentionInterface.register(NAME, attention)
@@ -79,6 +115,7 @@ def attention(
     scaling: float | None = None,
     layout: Layout | None = None,
     reach: Sequence[tuple[slice, int]] | None = None,
+    fronts: Sequence[Front] = (),
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Softmax attention for transformers' attention interface, with these arguments. Returns (R, n, heads, D).
@@ -86,6 +123,7 @@ def attention(
     With `layout` R is 1, a token sees what its row's layout says, and mask, dropout and sliding windows are not looked
     at (`training.reference.prove_packing` asks whether that is right for a model). With `reach`, slices of the rows in
     their order, each with the number of first keys that any of them may see, what no row of a slice sees is not read.
+    With `fronts`, which have the rows in their order, a row sees its beginning there besides what the mask allows.
     """
     if layout is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -93,6 +131,8 @@ def attention(
         if query.device.type == "cpu":
             return _BlockAttention.apply(query, key, value, scale, layout), None
         return _attention_of_parts(query, key, value, scale, layout), None
+    if fronts:
+        return _attention_with_fronts(module, query, key, value, attention_mask, scaling, fronts), None
     if reach is not None and attention_mask is not None and attention_mask.shape[-1] == key.shape[2]:
         parts = [
             attention(
@@ -110,6 +150,38 @@ def attention(
         out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
         return out.reshape(n_rows, heads, n, -1).transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+
+def _attention_with_fronts(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,  # (R, 1, n, m)
+    scaling: float | None,
+    fronts: Sequence[Front],
+) -> Tensor:
+    """Softmax over a row's beginning and its own keys, which are read apart and weighted by their sums."""
+    n_rows, heads, n, size = query.shape
+    groups, scale = heads // key.shape[1], size**-0.5 if scaling is None else scaling
+    query = query.reshape(n_rows, key.shape[1], groups * n, size)
+    own, own_norm = _softmax_part(query, key, value, None if mask is None else mask.repeat(1, 1, groups, 1), scale)
+    parts = [front.read(query, module.layer_idx, scale) for front in fronts if len(front.rows)]  # type: ignore[arg-type]
+    shared, norm = (torch.cat(x) for x in zip(*parts, strict=True))
+    out = own.lerp(shared, (norm - own_norm).sigmoid()[..., None].to(own.dtype))
+    return out.reshape(n_rows, heads, n, -1).transpose(1, 2).contiguous()
+
+
+def _softmax_part(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention to some of the keys, (..., n, D), and the logarithm of its scores' sum, (..., n)."""
+    high = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(high) * scale) @ k.to(high).transpose(-1, -2)
+    if seen is not None:
+        scores = scores.masked_fill_(~seen, float("-inf"))
+    most = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(most).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return (weights / total).to(v.dtype) @ v, (most + total.log())[..., 0]
 
 
 def _attention_of_parts(query: Tensor, key: Tensor, value: Tensor, scale: float, layout: Layout) -> Tensor:

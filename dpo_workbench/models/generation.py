@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from dpo_workbench.models.adapter import causal_lm
+from dpo_workbench.models.attention import NAME, Front
 from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -91,6 +92,8 @@ class _Buffer(DynamicLayer):
 
     def take(self, rows: list[int]) -> None:
         """Keep the named rows, in rising order: they move up in place, since new memory costs more than the copy."""
+        if not self.is_initialized:
+            return  # no row has a token of its own yet
         for name in ("keys", "values"):
             old = getattr(self, name)
             for to, row in enumerate(rows):
@@ -154,7 +157,7 @@ def generate(
     ids = [model.prompt_ids(p) + b for p, b in zip(prompts, given, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     answers: list[list[Answer]] = [[] for _ in ids]
-    rows = min(rows, _rows_in_memory(model, max(map(len, ids)) + max_new_tokens))
+    rows = min(rows, _rows_in_memory(model, max(map(len, ids)) // samples + max_new_tokens))
     n_batches = max(1, round(len(ids) * samples / rows))  # of equal size: a small last one costs as many passes
     per_batch = -(-len(ids) // n_batches)
     with model.merged() as network, torch.inference_mode():
@@ -224,20 +227,27 @@ def _batch(
     text = torch.full((n_rows, int(starts.max()) + limit + most + 1), end, device=device)  # prompts, then answers
     for r, prompt in enumerate(prompts):
         text[r * samples : (r + 1) * samples, : len(prompt)] = torch.tensor(prompt, device=device)
-    hint = torch.full((n_rows, max(map(len, hints), default=0)), end, device=device)
+    hint = torch.full((n_rows, max(map(len, hints), default=1)), end, device=device)
     for r, ids in enumerate(hints):
         hint[r * samples : (r + 1) * samples, : len(ids)] = torch.tensor(ids, device=device)
-    cache, logits = _prefill(network, prompts, samples, text.shape[1], end, device)
+    cache, fronts, logits = _prefill(network, prompts, samples, limit + most + 1, end, device)
+    apart = lengths.clone() if fronts else torch.zeros_like(lengths)  # tokens of a row that are not in `cache`
     finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
     active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
-    guess, expected, luck = text.new_empty(n_rows, 0), text.new_full((n_rows,), -1), 0.5
+    guess, luck = text.new_empty(n_rows, 0), 0.5
+    guesses = text.new_full((n_rows, 3, 1), -1)  # the one taken, from the text, from the hint
+    by_hint = torch.ones_like(finished)  # which of two is taken: the one that was right for longer when they differed
     while True:
         length, start = lengths[active], starts[active]
         said = int((length - start).max()) if sampler.penalty != 1.0 else 0  # only the penalty looks back
         history = text[active[:, None], start[:, None] + torch.arange(said, device=device)]
         drawn = sampler(logits, history)  # (R, 1 + guessed)
-        luck += 0.2 * ((drawn[:, 0] == expected).float().mean().item() - luck)
         right = (drawn[:, :-1] == guess).long().cumprod(1).sum(1) + 1  # the right guesses, and one more
+        told = torch.arange(guesses.shape[2], device=device) < right[:, None]  # where `drawn` is what comes next
+        hits = ((guesses == drawn[:, None, : guesses.shape[2]]) & told[:, None]).long().cumprod(2)
+        luck += 0.2 * (hits[:, 0, 0].float().mean().item() - luck)
+        _, in_text, in_hint = hits.sum(2).unbind(1)
+        by_hint = torch.where(in_text == in_hint, by_hint, in_text < in_hint)
         ended = (drawn == end).long()
         to_end = torch.where(ended.any(1), ended.argmax(1) + 1, limit + 1)
         new = torch.minimum(torch.minimum(right, to_end), start + limit - length)
@@ -256,12 +266,15 @@ def _batch(
             keep = running.nonzero()[:, 0]
             for layer in cache.layers:
                 layer.take(keep.tolist())  # type: ignore[attr-defined]
-            active, length = active[keep], length[keep]
+            for front in fronts:
+                front.keep(keep)
+            active, length, by_hint = active[keep], length[keep], by_hint[keep]
         ahead = _ahead(luck, len(active), most, PASS.get(device.type, 500))
-        guess = _guess(text[active], length, max(1, ahead), hint[active])
-        expected, guess = guess[:, 0], guess[:, :ahead]
+        aim = MATCH - 1 + length - starts[active]  # where the hint has as many of the answer's tokens
+        guesses = _guess(text[active], length, max(1, ahead), hint[active], aim, by_hint)
+        guess = guesses[:, 0, :ahead]
         tokens = torch.cat([text[active, length - 1][:, None], guess], dim=1)
-        logits = _next(network, tokens, length - 1, cache)
+        logits = _next(network, tokens, length - 1, cache, apart[active], fronts)
     tokens_of = [row[a:b] for row, a, b in zip(text.tolist(), starts.tolist(), lengths.tolist(), strict=True)]
     texts = model.tokenizer.batch_decode(
         [row[:-1] if done else row for row, done in zip(tokens_of, finished.tolist(), strict=True)],
@@ -281,34 +294,46 @@ def _ahead(luck: float, n_rows: int, most: int, fixed: int) -> int:
     return best
 
 
-def _guess(text: Tensor, lengths: Tensor, n: int, hint: Tensor) -> Tensor:
-    """The n tokens that followed the last tokens of each row where they stood before: the longest match (up to
-    MATCH tokens), and of these the latest; the hint counts as later than the text. (R, T) (R,) (R, H) -> (R, n)."""
-    text, own = torch.cat([text, hint], dim=1), text.shape[1]
-    rows = torch.arange(len(text), device=text.device)
-    places = torch.arange(text.shape[1], device=text.device)
+def _guess(text: Tensor, lengths: Tensor, n: int, hint: Tensor, aim: Tensor, by_hint: Tensor) -> Tensor:
+    """The n tokens that followed the last tokens of each row where they stood before.
+
+    Taken is the longest match (up to MATCH tokens): in the text the latest, in the hint the one nearest to `aim`, since
+    two answers to a prompt mostly go side by side. Of two as long it is the hint's where `by_hint` says so.
+
+    Returns:
+        (R, T) (R,) n (R, H) (R,) (R,) -> (R, 3, n): the guess taken, the one from the text, and the one from the hint.
+    """
+    own, text = text.shape[1], torch.cat([text, hint], dim=1)
+    rows, width = torch.arange(len(text), device=text.device), text.shape[1]
+    places = torch.arange(width, device=text.device)
     same = ((places < lengths[:, None] - 1) | (places >= own)).long()  # a match ends before the last token
     score = torch.zeros_like(text)
     for back in range(MATCH):
         shifted = text.roll(back, 1)
         same = same * (shifted == text[rows, (lengths - 1 - back).clamp(min=0)][:, None]) * (places >= back)
         score += same
-    best = (score * text.shape[1] + places).argmax(1)
-    return text[rows[:, None], (best[:, None] + 1 + torch.arange(n, device=text.device)).clamp(max=text.shape[1] - 1)]
+    ranked = score * 2 * width + torch.where(places < own, places, width - (places - own - aim[:, None]).abs())
+    best = torch.stack([ranked[:, :own].argmax(1), own + ranked[:, own:].argmax(1)], dim=1)
+    long = score.gather(1, best)
+    second = torch.where(long[:, 0] == long[:, 1], by_hint, long[:, 0] < long[:, 1]).long()
+    best = torch.cat([best.gather(1, second[:, None]), best], dim=1)[..., None]  # (R, 3, 1)
+    after = (best + 1 + torch.arange(n, device=text.device)).clamp(max=width - 1)
+    return text.gather(1, after.flatten(1)).view_as(after)
 
 
 def _prefill(
-    network: nn.Module, prompts: list[list[int]], samples: int, capacity: int, pad: int, device: torch.device
-) -> tuple[Cache, Tensor]:
-    """Read each prompt once, a few at a time, and lay its keys and values down for all its samples.
+    network: nn.Module, prompts: list[list[int]], samples: int, more: int, pad: int, device: torch.device
+) -> tuple[Cache, list[Front], Tensor]:
+    """Read each prompt once, a few at a time.
 
     Returns:
-        The cache, and the logits of the first answer token (R, 1, V).
+        A cache with room for `more` tokens a row; what its rows begin with, for several samples, or nothing where the
+        cache itself holds the prompts; and the logits of the first answer token (R, 1, V).
     """
-    n_rows = len(prompts) * samples
+    n_rows, apart = len(prompts) * samples, samples > 1 and _takes_fronts(network)
     layers = range(network.config.num_hidden_layers)
-    cache = Cache(layers=[_Buffer(capacity) for _ in layers])
-    logits = []
+    cache = Cache(layers=[_Buffer(more if apart else max(map(len, prompts)) + more) for _ in layers])
+    logits, fronts = [], []
     for start in range(0, len(prompts), PREFILL):
         part = prompts[start : start + PREFILL]
         lengths = [len(p) for p in part]
@@ -316,28 +341,43 @@ def _prefill(
         for r, prompt in enumerate(part):  # padded at the end, where a causal model does not look: no mask is needed
             ids[r, : len(prompt)] = torch.tensor(prompt, device=device)
         ends = sorted(set(lengths))
-        small = Cache(layers=[_Buffer(ids.shape[1]) for _ in layers])
+        small = [_Buffer(ids.shape[1]) for _ in layers]
         positions = torch.arange(ids.shape[1], device=device)[None].expand(len(part), -1)
-        out = _forward(network, ids, positions, None, small, [n - 1 for n in ends])  # (rows, ends, V)
-        for layer, read in zip(cache.layers, small.layers, strict=True):
-            layer.lay(read, lengths, start * samples, n_rows, samples)  # type: ignore[attr-defined]
+        out = _forward(network, ids, positions, None, Cache(layers=small), [n - 1 for n in ends])  # (rows, ends, V)
+        rows = torch.arange(start * samples, (start + len(part)) * samples, device=device).view(len(part), samples)
+        if apart:
+            kept = torch.tensor(lengths, device=device)
+            fronts.append(Front([x.keys for x in small], [x.values for x in small], kept, rows))
+        else:
+            for layer, read in zip(cache.layers, small, strict=True):
+                layer.lay(read, lengths, start * samples, n_rows, samples)  # type: ignore[attr-defined]
         last = torch.stack([out[r, ends.index(n)] for r, n in enumerate(lengths)])
         logits.append(last.repeat_interleave(samples, 0))
-    return cache, torch.cat(logits)[:, None]
+    return cache, fronts, torch.cat(logits)[:, None]
 
 
-def _next(network: nn.Module, tokens: Tensor, first: Tensor, cache: Cache) -> Tensor:
-    """Logits after each of the tokens, which stand from place `first` of their rows. (R, n) (R,) -> (R, n, V)."""
-    places = first[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (R, n)
+def _takes_fronts(network: nn.Module) -> bool:
+    """Does the model call `attention` with all that it is given?"""
+    config = network.config.get_text_config()
+    return config._attn_implementation == NAME and causal_lm(network)._supports_attention_backend
+
+
+def _next(
+    network: nn.Module, tokens: Tensor, first: Tensor, cache: Cache, apart: Tensor, fronts: list[Front]
+) -> Tensor:
+    """Logits after each of the tokens, which stand from place `first` of their rows, whose first `apart` tokens are in
+    `fronts`. (R, n) (R,) -> (R, n, V)."""
+    positions = first[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (R, n)
+    places = positions - apart[:, None]
     stop = int(places.max()) + 1
     for layer in cache.layers:
         layer.places, layer.length = places, stop  # type: ignore[attr-defined]
     mask = torch.arange(stop, device=tokens.device) <= places[..., None]  # (R, n, stop)
-    reach = None
-    if tokens.device.type == "cpu":
+    extra: dict[str, Any] = {"fronts": fronts} if fronts else {}
+    if tokens.device.type == "cpu" and not fronts:
         longest = [int(part.max()) + 1 for part in places[:, -1].split(SLICE)]
-        reach = [(slice(k * SLICE, (k + 1) * SLICE), n) for k, n in enumerate(longest)]
-    return _forward(network, tokens, places, mask[:, None], cache, list(range(tokens.shape[1])), reach=reach)
+        extra = {"reach": [(slice(k * SLICE, (k + 1) * SLICE), n) for k, n in enumerate(longest)]}
+    return _forward(network, tokens, positions, mask[:, None], cache, list(range(tokens.shape[1])), **extra)
 
 
 def _forward(

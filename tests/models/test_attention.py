@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from dpo_workbench.models import attention as module
-from dpo_workbench.models.attention import Layout, _attention_of_parts, attention
+from dpo_workbench.models.attention import Front, Layout, _attention_of_parts, attention
 
 ROWS = ((0, 5, (3, 2)), (10, 1, (1,)), (12, 4, (0, 6)), (22, 7, ()))  # shared tokens, then what is left of each answer
 N_TOKENS = 29
@@ -66,6 +66,47 @@ def test_blocks_cover_each_place_once_and_stay_small() -> None:
     places = [p for b in layout.blocks for p in range(b.first, b.stop)]
     assert places == list(range(1431))
     assert max(b.stop - b.first for b in layout.blocks) <= 1.5 * module.BLOCK
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_beginning_kept_once_is_a_beginning_in_each_row(groups: int, dtype, near: float) -> None:
+    """Two beginnings, then one, of different lengths, for rows of which some have left; own keys under a mask."""
+    torch.manual_seed(groups)
+    layer, heads, n, size = torch.nn.Module(), 2, 2, 8
+    layer.layer_idx, layer.num_key_value_groups = 1, groups
+    lengths, samples = (5, 9, 4), 3
+    begun = [torch.randn(2, heads, m, size, dtype=dtype) for m in lengths]  # keys and values
+    own = torch.randn(2, 9, heads, 7, size, dtype=dtype)
+    query = torch.randn(9, heads * groups, n, size, dtype=dtype)
+    mask = (torch.arange(7) <= torch.arange(9)[:, None, None] % 5 + torch.arange(n)[:, None])[:, None]
+
+    def front(places: list[int], first: int) -> Front:
+        parts = torch.full((2, len(places), heads, max(lengths[p] for p in places), size), 7.0, dtype=dtype)
+        for k, p in enumerate(places):
+            parts[:, k, :, : lengths[p]] = begun[p]
+        rows = torch.arange(first, first + samples * len(places)).view(-1, samples)
+        unused = torch.full_like(parts, float("nan"))
+        return Front([unused[0], parts[0]], [unused[1], parts[1]], torch.tensor([lengths[p] for p in places]), rows)
+
+    def whole(rows: list[int]) -> torch.Tensor:
+        out = []
+        for r in rows:
+            k, v = (torch.cat([begun[r // samples][i], own[i, r]], dim=1)[None] for i in (0, 1))
+            seen = torch.cat([torch.ones(n, lengths[r // samples], dtype=torch.bool), mask[r, 0]], dim=1)
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+            out.append(scaled_dot_product_attention(query[r][None], k, v, attn_mask=seen, scale=0.3).transpose(1, 2))
+        return torch.cat(out)
+
+    fronts = [front([0, 1], 0), front([2], 6)]
+    left = list(range(9))
+    for keep in ([0, 1, 2, 3, 4, 5, 6, 7, 8], [1, 3, 5, 6, 8], [1, 2, 3], [1], [0]):  # of those that are left
+        for one in fronts:
+            one.keep(torch.tensor(keep))
+        left = [left[k] for k in keep]
+        got = attention(layer, query[left], own[0, left], own[1, left], mask[left], scaling=0.3, fronts=fronts)[0]
+        torch.testing.assert_close(got, whole(left), rtol=near, atol=near)
+    assert left == [5] and [len(x.rows) for x in fronts] == [1, 0] and fronts[0].keys[1].shape == (1, 2, 9, 8)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 20])

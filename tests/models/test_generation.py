@@ -94,13 +94,41 @@ def test_sampled_guesses_keep_the_distribution(tiny) -> None:
     assert distance(drawn(1, 1.0), alone) < 1.25 * distance(drawn(2, 1.0 + 1e-9), alone)
 
 
+TEXT = torch.tensor([[1, 2, 3, 9, 2, 3, 8, 1, 2, 3, 0, 0, 0], [5, 7, 5, 6, 5, 0, 0, 0, 0, 0, 0, 0, 0]])
+LENGTHS, YES = torch.tensor([10, 5]), torch.tensor([True, True])
+
+
 def test_a_guess_is_what_followed_the_longest_and_latest_match() -> None:
-    text = torch.tensor([[1, 2, 3, 9, 2, 3, 8, 1, 2, 3, 0, 0, 0], [5, 7, 5, 6, 5, 0, 0, 0, 0, 0, 0, 0, 0]])
-    none = text[:, :0]
-    assert generation._guess(text, torch.tensor([10, 5]), 2, none).tolist() == [[9, 2], [6, 5]]
-    assert generation._guess(text, torch.tensor([10, 5]), 1, none).tolist() == [[9], [6]]
-    hint = torch.tensor([[4, 2, 3, 6, 1, 2], [7, 5, 4, 4, 0, 0]])  # shorter than the text's match; as long, and later
-    assert generation._guess(text, torch.tensor([10, 5]), 2, hint).tolist() == [[9, 2], [4, 4]]
+    none, aim = TEXT[:, :1] * 0, torch.tensor([0, 0])
+    assert generation._guess(TEXT, LENGTHS, 2, none, aim, YES)[:, 0].tolist() == [[9, 2], [6, 5]]
+    assert generation._guess(TEXT, LENGTHS, 1, none, aim, YES)[:, 0].tolist() == [[9], [6]]
+
+
+def test_a_guess_from_the_hint_is_the_longest_match_and_the_nearest_to_where_the_answer_is() -> None:
+    hint = torch.tensor([[4, 2, 3, 6, 1, 2, 0, 0], [7, 5, 4, 4, 7, 5, 2, 2]])  # shorter than the text's match; as long
+    for near, want in ((1, [4, 4]), (5, [2, 2])):
+        guesses = generation._guess(TEXT, LENGTHS, 2, hint, torch.tensor([near, near]), YES)
+        assert guesses.tolist() == [[[9, 2], [9, 2], [6, 1]], [want, [6, 5], want]]  # taken, of the text, of the hint
+    guesses = generation._guess(TEXT, LENGTHS, 2, hint, torch.tensor([1, 1]), ~YES)
+    assert guesses[:, 0].tolist() == [[9, 2], [6, 5]]  # of two as long, the one that is trusted
+
+
+@pytest.mark.parametrize("rows", [6, 64])
+@pytest.mark.parametrize("temperature", [1e-5, 1.0])
+def test_samples_that_share_their_prompt_are_those_of_copied_prompts(tiny, monkeypatch, rows, temperature) -> None:
+    """Keys and values of a prompt kept once for its samples, or once for each: the same answers."""
+    fronts, step = [], generation._next
+    monkeypatch.setattr(generation, "_next", lambda *args: fronts.append(args[-1]) or step(*args))
+    begun = [tiny.answer_ids("no ab yes")[: k % 4] for k in range(len(PROMPTS))]
+    settings = {"samples": 3, "temperature": temperature, "max_new_tokens": 24, "rows": rows, "begun": begun}
+    shared = generate(tiny, PROMPTS, **settings)
+    layers = tiny.network.config.num_hidden_layers
+    assert all(front.reads >= layers for some in fronts for front in some) and all(fronts)
+    fronts.clear()
+    monkeypatch.setattr(generation, "_takes_fronts", lambda network: False)
+    assert generate(tiny, PROMPTS, **settings) == shared
+    assert not any(fronts)
+    assert len({a.n_tokens for answers in shared for a in answers}) > 3  # rows left the batch at different places
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -116,6 +144,28 @@ def test_drafts_change_no_answer_and_save_passes(tiny, monkeypatch, samples: int
         passes.clear()
         assert generate(tiny, PROMPTS, **settings, drafts=drafts) == want
         assert not fewer or len(passes) < 0.8 * alone  # these answers are not of whole characters, nor the drafts
+
+
+def test_a_draft_that_ends_where_the_answer_goes_round_does_not_slow_it_down(tiny, monkeypatch) -> None:
+    """Once the answer repeats itself, its own text is the better guide: the one that was right last is followed."""
+    one, two = 40, 41
+    following = torch.arange(len(tiny.tokenizer))
+    following[one], following[two] = two, one  # a model that says two tokens in turn, for ever
+    monkeypatch.setattr(type(tiny), "answer_ids", lambda model, text: [one, two] * 8 + [42, 43])
+    passes = []
+
+    def forward(network, tokens, positions, mask, cache, places, **kwargs) -> torch.Tensor:
+        for layer in cache.layers:
+            layer.update(*[torch.zeros(*tokens.shape, 1)[:, None]] * 2)
+        passes.append(1)
+        return torch.nn.functional.one_hot(following[tokens[:, places]], len(following)).float()
+
+    monkeypatch.setattr(generation, "_forward", forward)
+    (want,) = generate(tiny, ["ab"], max_new_tokens=200, begun=[[one]])
+    alone = len(passes)
+    passes.clear()
+    assert generate(tiny, ["ab"], max_new_tokens=200, begun=[[one]], drafts=["both, and then others"]) == [want]
+    assert len(passes) <= alone + 3 < 80  # one pass a token would be 199
 
 
 def test_samples_follow_the_seed(tiny) -> None:
