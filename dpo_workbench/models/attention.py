@@ -85,7 +85,7 @@ class Front:
                         old[to, :, :longest] = old[place, :, :longest]
                 tensors[layer] = old[: len(used), :, :longest]
 
-    def read(self, query: Tensor, layer: int, scale: float) -> tuple[Tensor, Tensor]:
+    def read(self, query: Tensor, layer: int, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
         """What its rows, in their order, take from it: `_softmax_part` of (R, key heads, n, D), R of the batch."""
         self.reads += 1
         there = self.rows >= 0
@@ -93,7 +93,7 @@ class Front:
         asked = query[self.rows.clamp(min=0)].transpose(1, 2).reshape(len(there), heads, -1, size)
         tokens = torch.arange(self.keys[layer].shape[2], device=query.device)
         seen = (tokens < self.lengths[:, None])[:, None, None]
-        parts = _softmax_part(asked, self.keys[layer], self.values[layer], seen, scale)
+        parts = _softmax_part(asked, self.keys[layer], self.values[layer], seen, scale, softcap)
         out, norm = (x.unflatten(2, (-1, n)).transpose(1, 2)[there] for x in parts)
         return out, norm
 
@@ -116,6 +116,9 @@ def attention(
     layout: Layout | None = None,
     reach: Sequence[tuple[slice, int]] | None = None,
     fronts: Sequence[Front] = (),
+    at: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Softmax attention for transformers' attention interface, with these arguments. Returns (R, n, heads, D).
@@ -124,15 +127,27 @@ def attention(
     at (`training.reference.prove_packing` asks whether that is right for a model). With `reach`, slices of the rows in
     their order, each with the number of first keys that any of them may see, what no row of a slice sees is not read.
     With `fronts`, which have the rows in their order, a row sees its beginning there besides what the mask allows.
+    With `at` (R, n), places of the queries among the keys, the mask is narrowed to the layer's sliding window, if any.
+    A model's `softcap` of the scores (arXiv 2408.00118, section 2) and its sinks `s_aux`, scores of a key without a
+    value, are kept to.
     """
+    groups = query.shape[1] // key.shape[1]
     if layout is not None:
+        if softcap is not None or s_aux is not None:
+            raise TypeError("a pack has no place for capped scores and sinks")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         query, key = query.to(value.dtype), key.to(value.dtype)  # they differ under autocast
         if query.device.type == "cpu":
             return _BlockAttention.apply(query, key, value, scale, layout), None
         return _attention_of_parts(query, key, value, scale, layout), None
-    if fronts:
-        return _attention_with_fronts(module, query, key, value, attention_mask, scaling, fronts), None
+    window = kwargs.get("sliding_window")
+    if at is not None and window and attention_mask is not None:
+        tokens = torch.arange(key.shape[2], device=key.device)
+        attention_mask = attention_mask & (tokens > at[..., None] - window)[:, None]
+    if fronts or softcap is not None or s_aux is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        layer = int(getattr(module, "layer_idx", 0))
+        return _attention_in_parts(query, key, value, attention_mask, scale, softcap, s_aux, layer, fronts), None
     if reach is not None and attention_mask is not None and attention_mask.shape[-1] == key.shape[2]:
         parts = [
             attention(
@@ -142,9 +157,8 @@ def attention(
         ]
         return torch.cat(parts), None
     n_rows, heads, n, size = query.shape
-    groups = heads // key.shape[1]
     one_mask = attention_mask is not None and attention_mask.shape[1] == 1
-    if groups > 1 and 1 < n <= FOLD and one_mask and kwargs.get("softcap") is None:
+    if groups > 1 and 1 < n <= FOLD and one_mask:
         folded = query.reshape(n_rows, key.shape[1], groups * n, size)
         mask = attention_mask.repeat(1, 1, groups, 1)  # type: ignore[union-attr]
         out = scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
@@ -152,33 +166,45 @@ def attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
-def _attention_with_fronts(
-    module: nn.Module,
+def _attention_in_parts(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,  # (R, 1, n, m)
-    scaling: float | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,  # (heads,)
+    layer: int,
     fronts: Sequence[Front],
 ) -> Tensor:
-    """Softmax over a row's beginning and its own keys, which are read apart and weighted by their sums."""
+    """Softmax over a row's beginning, its own keys and the sink, which are taken apart and weighted by their sums."""
     n_rows, heads, n, size = query.shape
-    groups, scale = heads // key.shape[1], size**-0.5 if scaling is None else scaling
+    groups = heads // key.shape[1]
     query = query.reshape(n_rows, key.shape[1], groups * n, size)
-    own, own_norm = _softmax_part(query, key, value, None if mask is None else mask.repeat(1, 1, groups, 1), scale)
-    parts = [front.read(query, module.layer_idx, scale) for front in fronts if len(front.rows)]  # type: ignore[arg-type]
-    shared, norm = (torch.cat(x) for x in zip(*parts, strict=True))
-    out = own.lerp(shared, (norm - own_norm).sigmoid()[..., None].to(own.dtype))
+    if mask is None:
+        mask = ~_future(n).to(query.device)[None, None]
+    out, norm = _softmax_part(query, key, value, mask.repeat(1, 1, groups, 1), scale, softcap)
+    if fronts:
+        parts = [front.read(query, layer, scale, softcap) for front in fronts if len(front.rows)]
+        begun, begun_norm = (torch.cat(x) for x in zip(*parts, strict=True))
+        out = out.lerp(begun, (begun_norm - norm).sigmoid()[..., None].to(out.dtype))
+        norm = norm.logaddexp(begun_norm)
+    if sinks is not None:
+        sink = sinks.view(-1, groups, 1).expand(-1, -1, n).reshape(-1, groups * n)
+        out = out * (norm - sink).sigmoid()[..., None].to(out.dtype)
     return out.reshape(n_rows, heads, n, -1).transpose(1, 2).contiguous()
 
 
-def _softmax_part(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention to some of the keys, (..., n, D), and the logarithm of its scores' sum, (..., n)."""
+def _softmax_part(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention to some of the keys, (..., n, D), and the logarithm of the sum of their scores' exponentials."""
     high = torch.promote_types(q.dtype, torch.float32)
     scores = (q.to(high) * scale) @ k.to(high).transpose(-1, -2)
-    if seen is not None:
-        scores = scores.masked_fill_(~seen, float("-inf"))
-    most = scores.amax(-1, keepdim=True)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    scores = scores.masked_fill_(~seen, float("-inf"))
+    most = scores.detach().amax(-1, keepdim=True)
     weights = scores.sub_(most).exp_()
     total = weights.sum(-1, keepdim=True)
     return (weights / total).to(v.dtype) @ v, (most + total.log())[..., 0]

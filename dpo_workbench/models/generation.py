@@ -330,9 +330,10 @@ def _prefill(
         A cache with room for `more` tokens a row; what its rows begin with, for several samples, or nothing where the
         cache itself holds the prompts; and the logits of the first answer token (R, 1, V).
     """
-    n_rows, apart = len(prompts) * samples, samples > 1 and _takes_fronts(network)
+    n_rows, longest = len(prompts) * samples, max(map(len, prompts))
+    apart = samples > 1 and _takes_fronts(network, longest + more)
     layers = range(network.config.num_hidden_layers)
-    cache = Cache(layers=[_Buffer(more if apart else max(map(len, prompts)) + more) for _ in layers])
+    cache = Cache(layers=[_Buffer(more if apart else longest + more) for _ in layers])
     logits, fronts = [], []
     for start in range(0, len(prompts), PREFILL):
         part = prompts[start : start + PREFILL]
@@ -356,10 +357,11 @@ def _prefill(
     return cache, fronts, torch.cat(logits)[:, None]
 
 
-def _takes_fronts(network: nn.Module) -> bool:
-    """Does the model call `attention` with all that it is given?"""
+def _takes_fronts(network: nn.Module, length: int) -> bool:
+    """Does the model call `attention` with all that it is given, and look back so many tokens in all its layers?"""
     config = network.config.get_text_config()
-    return config._attn_implementation == NAME and causal_lm(network)._supports_attention_backend
+    window = getattr(config, "sliding_window", None) or length
+    return config._attn_implementation == NAME and causal_lm(network)._supports_attention_backend and length <= window
 
 
 def _next(
@@ -373,10 +375,10 @@ def _next(
     for layer in cache.layers:
         layer.places, layer.length = places, stop  # type: ignore[attr-defined]
     mask = torch.arange(stop, device=tokens.device) <= places[..., None]  # (R, n, stop)
-    extra: dict[str, Any] = {"fronts": fronts} if fronts else {}
+    extra: dict[str, Any] = {"fronts": fronts} if fronts else {"at": places}
     if tokens.device.type == "cpu" and not fronts:
         longest = [int(part.max()) + 1 for part in places[:, -1].split(SLICE)]
-        extra = {"reach": [(slice(k * SLICE, (k + 1) * SLICE), n) for k, n in enumerate(longest)]}
+        extra["reach"] = [(slice(k * SLICE, (k + 1) * SLICE), n) for k, n in enumerate(longest)]
     return _forward(network, tokens, positions, mask[:, None], cache, list(range(tokens.shape[1])), **extra)
 
 

@@ -125,7 +125,7 @@ def test_samples_that_share_their_prompt_are_those_of_copied_prompts(tiny, monke
     layers = tiny.network.config.num_hidden_layers
     assert all(front.reads >= layers for some in fronts for front in some) and all(fronts)
     fronts.clear()
-    monkeypatch.setattr(generation, "_takes_fronts", lambda network: False)
+    monkeypatch.setattr(generation, "_takes_fronts", lambda network, length: False)
     assert generate(tiny, PROMPTS, **settings) == shared
     assert not any(fronts)
     assert len({a.n_tokens for answers in shared for a in answers}) > 3  # rows left the batch at different places
