@@ -149,7 +149,18 @@ def with_alternatives(text: str) -> str:
 
 def contents(source: Path) -> str:
     """Tables of contents of the first page."""
-    guides = ["where_to_run", "data", "tasks", "losses", "evaluation", "labelling", "scale_up", "server", "sandbox"]
+    guides = [
+        "where_to_run",
+        "models",
+        "data",
+        "tasks",
+        "losses",
+        "evaluation",
+        "labelling",
+        "scale_up",
+        "server",
+        "sandbox",
+    ]
     parts = {
         "The course": sorted(f"course/{p.stem}" for p in (source / "course").glob("*.ipynb")),
         "Solutions": sorted(f"course/solutions/{p.stem}" for p in (source / "course" / "solutions").glob("*.ipynb")),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -156,7 +157,12 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         rank, alpha: LoRA's r and its scale times r.
         seed: for the random A matrices.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    # PEFT refuses these two in models with Mamba layers, whose kernels read their weights past any adapter
+    mamba = any(mark in str(causal_lm(network).config.model_type) for mark in ("mamba", "falcon_h1", "nemotron_h"))
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM",
+        exclude_modules=["out_proj", "conv1d"] if mamba else None,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT 0.21 asks a property that transformers 5.23 has renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -207,7 +213,8 @@ def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor
 
 
 # settings that change what the weights mean: read as plain LoRA such an adapter would compute something else
-_NOT_PLAIN = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out")
+_NOT_PLAIN = ("use_rslora", "use_dora", "modules_to_save")
+_PATTERNS = ("rank_pattern", "alpha_pattern")  # PEFT itself sets them on some fused layers
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -238,6 +245,16 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, settings
 
 
+def check_patterns(network: PeftModel, name: str, settings: dict[str, Any]) -> None:
+    """Raise where a saved adapter has other ranks in some layers than a fresh one of this network has."""
+    for key in _PATTERNS:
+        if (settings.get(key) or {}) != (getattr(network.peft_config[name], key) or {}):
+            raise WorkbenchError(
+                f"An adapter must be plain LoRA with one rank. Got {key}={settings.get(key)!r}. Merge it into its "
+                "model with PEFT and load the merged folder."
+            )
+
+
 @contextmanager
 def activation_checkpointing(network: nn.Module) -> Iterator[None]:
     """Inside: layers keep only their inputs for the gradient, where the model's layers can (transformers' own way)."""
@@ -251,6 +268,12 @@ def activation_checkpointing(network: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in zip(layers, before, strict=True):
             layer.gradient_checkpointing, layer.training = False, training
+
+
+def merges(network: nn.Module, name: str) -> bool:
+    """Does the adapter lie on linear layers alone? PEFT also puts one on fused experts, which hold no plain weight."""
+    layers = (m for m in network.modules() if isinstance(m, BaseTunerLayer) and name in getattr(m, "lora_A", {}))
+    return all(isinstance(layer, LoraLinear) for layer in layers)
 
 
 @contextmanager
@@ -267,6 +290,7 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[None]:
                     weight = module.base_layer.weight
                     kept.append((weight, weight.data))
                     delta = module.lora_B[name].weight @ module.lora_A[name].weight * module.scaling[name]
+                    delta = delta.T if module.fan_in_fan_out else delta  # GPT-2's layers
                     weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
         with network.disable_adapter():
             yield

@@ -10,20 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from dpo_workbench.models.adapter import causal_lm
-from dpo_workbench.models.attention import NAME, Front
+from dpo_workbench.models.attention import Front
+from dpo_workbench.models.cache import Buffer
+from dpo_workbench.models.guesses import MATCH, guesses, look_ahead
 from dpo_workbench.models.loading import Model
+from dpo_workbench.models.plain_generation import answers_of_generate, pads, same_scores
 from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 96  # answers in one batch, where their keys and values fit into
 KEYS = 2**30  # about so many bytes on a CPU; on a GPU a quarter of its memory
-GROW = 64  # places of the buffer of keys and values that are cleared at one time
-AHEAD, MATCH = 7, 4  # tokens guessed in one pass at most, and how many last tokens must have stood before at best
-# what a pass costs, in units of one token's products: by itself, and for reading a row's keys and values
-PASS, READ = {"cpu": 35}, 2
+AHEAD = 7  # tokens guessed in one pass at most
+PASS = {"cpu": 35}  # what a pass costs by itself, in units of one token's products
 SLICE = 16  # rows whose keys a CPU reads up to the longest of them; the batch is sorted by prompt length
 PREFILL = 8  # prompts read at one time; few, so that their activations stay in the processor's cache
 
@@ -35,71 +36,6 @@ class Answer:
     text: str
     n_tokens: int
     finished: bool  # False: cut off at the token limit
-
-
-class _Buffer(DynamicLayer):
-    """A layer's keys and values in one buffer that is written in place, where the default one is copied each token.
-
-    Each row's tokens lie at their positions, so rows may be of different lengths and a wrong guess is written over.
-    Memory that no answer has reached is not touched: the system hands it out by and by.
-    """
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity, self.length, self.clean = capacity, 0, 0
-        self.places: Tensor | None = None  # (R, new): where the next keys go; None = after the last
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        n_rows, _, new, _ = key_states.shape
-        if not self.is_initialized:
-            self._make(n_rows, key_states)
-        if self.places is None:
-            part = slice(self.length, self.length + new)
-            self.keys[:, :, part], self.values[:, :, part] = key_states, value_states
-            self.length = self.clean = part.stop
-        else:
-            self._clear()
-            rows = torch.arange(n_rows, device=key_states.device)[:, None]
-            self.keys[rows, :, self.places] = key_states.transpose(1, 2)
-            self.values[rows, :, self.places] = value_states.transpose(1, 2)
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def _make(self, n_rows: int, like: Tensor) -> None:
-        self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
-        shape = (n_rows, like.shape[1], self.capacity, like.shape[3])
-        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
-
-    def _clear(self) -> None:
-        """Zeros up to `length`, some places at a time: what is masked must be finite."""
-        if self.length > self.clean:
-            part = slice(self.clean, self.length + GROW)
-            self.keys[:, :, part], self.values[:, :, part] = 0, 0
-            self.clean = part.stop
-
-    def lay(self, read: _Buffer, lengths: list[int], first: int, n_rows: int, samples: int) -> None:
-        """Copy freshly read prompts into the rows from `first`, `samples` times each."""
-        if not self.is_initialized:
-            self._make(n_rows, read.keys)
-        self.length = max(self.length, *lengths)
-        self._clear()
-        for r, n in enumerate(lengths):
-            rows = slice(first + r * samples, first + (r + 1) * samples)
-            self.keys[rows, :, :n] = read.keys[r, :, :n]
-            self.values[rows, :, :n] = read.values[r, :, :n]
-
-    def take(self, rows: list[int]) -> None:
-        """Keep the named rows, in rising order: they move up in place, since new memory costs more than the copy."""
-        if not self.is_initialized:
-            return  # no row has a token of its own yet
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            for to, row in enumerate(rows):
-                if to != row:
-                    old[to, :, : self.length] = old[row, :, : self.length]
-            setattr(self, name, old[: len(rows)])
 
 
 def generate(
@@ -125,6 +61,9 @@ def generate(
     tokens where they stood before is checked in one pass, and kept up to the first token that the model would not have
     drawn. The distribution is that of one token at a time (speculative decoding, arXiv 2211.17192, with a draft looked
     up in prompt, answer and `drafts`).
+
+    All this is asked of a model once, on a short text against its plain forward pass. One that cannot do it (recurrent
+    layers, a cache or positions of its own) is sampled by transformers' `generate`, without guesses.
 
     Args:
         model: the handle to sample from.
@@ -160,16 +99,22 @@ def generate(
     rows = min(rows, _rows_in_memory(model, max(map(len, ids)) // samples + max_new_tokens))
     n_batches = max(1, round(len(ids) * samples / rows))  # of equal size: a small last one costs as many passes
     per_batch = -(-len(ids) // n_batches)
+    reading = _reading(model)
     with model.merged() as network, torch.inference_mode():
         for number, start in enumerate(range(0, len(order), per_batch)):
             chosen = order[start : start + per_batch]
             generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + number)
             sampler = _Sampler(temperature, repetition_penalty, generator)
             texts, said = [ids[i] for i in chosen], [len(given[i]) for i in chosen]
-            hints = (
-                [model.prompt_ids(prompts[i])[-MATCH:] + model.answer_ids(drafts[i]) for i in chosen] if drafts else []
-            )
-            done = _batch(model, network, texts, said, hints, samples, max_new_tokens, sampler, on_answers)
+            job = (model, network, texts, said, samples, max_new_tokens, sampler, on_answers)
+            if reading in (FRONTS, COPIES):
+                window = getattr(network.config.get_text_config(), "sliding_window", None) or 2**62
+                apart = samples > 1 and reading == FRONTS and len(texts[0]) + max_new_tokens + AHEAD < window
+                known = [(prompts[i], drafts[i]) for i in chosen] if drafts else []
+                hints = [model.prompt_ids(prompt)[-MATCH:] + model.answer_ids(draft) for prompt, draft in known]
+                done = _batch(*job, hints, apart)
+            else:
+                done = _theirs(*job, reading == PADDED)
             for place, i in enumerate(chosen):
                 answers[i] = done[place * samples : (place + 1) * samples]
     release_freed_memory()
@@ -210,15 +155,16 @@ def _batch(
     network: nn.Module,
     prompts: list[list[int]],
     begun: list[int],
-    hints: list[list[int]],
     samples: int,
     limit: int,
     sampler: _Sampler,
     on_answers: Callable[[int], None] | None,
+    hints: list[list[int]],
+    apart: bool,
 ) -> list[Answer]:
     """Answers of one batch, `samples` in a row for each prompt, whose last `begun` tokens are the answer's first.
 
-    `hints`: for each prompt what its guesses are looked up in besides; or none.
+    `hints`: for each prompt what its guesses are looked up in besides; or none. `apart`: prompts are kept in `Front`s.
     """
     device, end = model.device, model.tokenizer.eos_token_id
     n_rows, most = len(prompts) * samples, AHEAD if sampler.penalty == 1.0 else 0
@@ -230,12 +176,12 @@ def _batch(
     hint = torch.full((n_rows, max(map(len, hints), default=1)), end, device=device)
     for r, ids in enumerate(hints):
         hint[r * samples : (r + 1) * samples, : len(ids)] = torch.tensor(ids, device=device)
-    cache, fronts, logits = _prefill(network, prompts, samples, limit + most + 1, end, device)
-    apart = lengths.clone() if fronts else torch.zeros_like(lengths)  # tokens of a row that are not in `cache`
+    cache, fronts, logits = _prefill(network, prompts, samples, limit + most + 1, end, device, apart)
+    before = lengths.clone() if apart else torch.zeros_like(lengths)  # tokens of a row that are not in `cache`
     finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
     active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
     guess, luck = text.new_empty(n_rows, 0), 0.5
-    guesses = text.new_full((n_rows, 3, 1), -1)  # the one taken, from the text, from the hint
+    guessed = text.new_full((n_rows, 3, 1), -1)  # the one taken, from the text, from the hint
     by_hint = torch.ones_like(finished)  # which of two is taken: the one that was right for longer when they differed
     while True:
         length, start = lengths[active], starts[active]
@@ -243,8 +189,8 @@ def _batch(
         history = text[active[:, None], start[:, None] + torch.arange(said, device=device)]
         drawn = sampler(logits, history)  # (R, 1 + guessed)
         right = (drawn[:, :-1] == guess).long().cumprod(1).sum(1) + 1  # the right guesses, and one more
-        told = torch.arange(guesses.shape[2], device=device) < right[:, None]  # where `drawn` is what comes next
-        hits = ((guesses == drawn[:, None, : guesses.shape[2]]) & told[:, None]).long().cumprod(2)
+        told = torch.arange(guessed.shape[2], device=device) < right[:, None]  # where `drawn` is what comes next
+        hits = ((guessed == drawn[:, None, : guessed.shape[2]]) & told[:, None]).long().cumprod(2)
         luck += 0.2 * (hits[:, 0, 0].float().mean().item() - luck)
         _, in_text, in_hint = hits.sum(2).unbind(1)
         by_hint = torch.where(in_text == in_hint, by_hint, in_text < in_hint)
@@ -269,71 +215,37 @@ def _batch(
             for front in fronts:
                 front.keep(keep)
             active, length, by_hint = active[keep], length[keep], by_hint[keep]
-        ahead = _ahead(luck, len(active), most, PASS.get(device.type, 500))
+        ahead = look_ahead(luck, len(active), most, PASS.get(device.type, 500))
         aim = MATCH - 1 + length - starts[active]  # where the hint has as many of the answer's tokens
-        guesses = _guess(text[active], length, max(1, ahead), hint[active], aim, by_hint)
-        guess = guesses[:, 0, :ahead]
+        guessed = guesses(text[active], length, max(1, ahead), hint[active], aim, by_hint)
+        guess = guessed[:, 0, :ahead]
         tokens = torch.cat([text[active, length - 1][:, None], guess], dim=1)
-        logits = _next(network, tokens, length - 1, cache, apart[active], fronts)
+        logits = _next(network, tokens, length - 1, cache, before[active], fronts)
     tokens_of = [row[a:b] for row, a, b in zip(text.tolist(), starts.tolist(), lengths.tolist(), strict=True)]
+    return _answers(model, tokens_of, finished.tolist())
+
+
+def _answers(model: Model, tokens: list[list[int]], finished: list[bool]) -> list[Answer]:
     texts = model.tokenizer.batch_decode(
-        [row[:-1] if done else row for row, done in zip(tokens_of, finished.tolist(), strict=True)],
+        [row[:-1] if done else row for row, done in zip(tokens, finished, strict=True)],
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
-    return [Answer(t, len(row), done) for t, row, done in zip(texts, tokens_of, finished.tolist(), strict=True)]
-
-
-def _ahead(luck: float, n_rows: int, most: int, fixed: int) -> int:
-    """How many tokens to guess: the most expected new tokens for a pass's cost, if each guess is right with `luck`."""
-    tokens, best, gain = 0.0, 0, 0.0
-    for n in range(most + 1):
-        tokens += luck**n
-        if tokens / (fixed + n_rows * (READ + 1 + n)) > gain:
-            best, gain = n, tokens / (fixed + n_rows * (READ + 1 + n))
-    return best
-
-
-def _guess(text: Tensor, lengths: Tensor, n: int, hint: Tensor, aim: Tensor, by_hint: Tensor) -> Tensor:
-    """The n tokens that followed the last tokens of each row where they stood before.
-
-    Taken is the longest match (up to MATCH tokens): in the text the latest, in the hint the one nearest to `aim`, since
-    two answers to a prompt mostly go side by side. Of two as long it is the hint's where `by_hint` says so.
-
-    Returns:
-        (R, T) (R,) n (R, H) (R,) (R,) -> (R, 3, n): the guess taken, the one from the text, and the one from the hint.
-    """
-    own, text = text.shape[1], torch.cat([text, hint], dim=1)
-    rows, width = torch.arange(len(text), device=text.device), text.shape[1]
-    places = torch.arange(width, device=text.device)
-    same = ((places < lengths[:, None] - 1) | (places >= own)).long()  # a match ends before the last token
-    score = torch.zeros_like(text)
-    for back in range(MATCH):
-        shifted = text.roll(back, 1)
-        same = same * (shifted == text[rows, (lengths - 1 - back).clamp(min=0)][:, None]) * (places >= back)
-        score += same
-    ranked = score * 2 * width + torch.where(places < own, places, width - (places - own - aim[:, None]).abs())
-    best = torch.stack([ranked[:, :own].argmax(1), own + ranked[:, own:].argmax(1)], dim=1)
-    long = score.gather(1, best)
-    second = torch.where(long[:, 0] == long[:, 1], by_hint, long[:, 0] < long[:, 1]).long()
-    best = torch.cat([best.gather(1, second[:, None]), best], dim=1)[..., None]  # (R, 3, 1)
-    after = (best + 1 + torch.arange(n, device=text.device)).clamp(max=width - 1)
-    return text.gather(1, after.flatten(1)).view_as(after)
+    return [Answer(t, len(row), done) for t, row, done in zip(texts, tokens, finished, strict=True)]
 
 
 def _prefill(
-    network: nn.Module, prompts: list[list[int]], samples: int, more: int, pad: int, device: torch.device
+    network: nn.Module, prompts: list[list[int]], samples: int, more: int, pad: int, device: torch.device, apart: bool
 ) -> tuple[Cache, list[Front], Tensor]:
     """Read each prompt once, a few at a time.
 
     Returns:
-        A cache with room for `more` tokens a row; what its rows begin with, for several samples, or nothing where the
-        cache itself holds the prompts; and the logits of the first answer token (R, 1, V).
+        A cache with room for `more` tokens a row; what its rows begin with, if that is kept `apart`, or nothing where
+        the cache itself holds the prompts; and the logits of the first answer token (R, 1, V).
     """
     n_rows, longest = len(prompts) * samples, max(map(len, prompts))
-    apart = samples > 1 and _takes_fronts(network, longest + more)
-    layers = range(network.config.num_hidden_layers)
-    cache = Cache(layers=[_Buffer(more if apart else longest + more) for _ in layers])
+    layers = range(network.config.get_text_config().num_hidden_layers)
+    cache = Cache(layers=[Buffer(more if apart else longest + more) for _ in layers])
     logits, fronts = [], []
     for start in range(0, len(prompts), PREFILL):
         part = prompts[start : start + PREFILL]
@@ -342,7 +254,7 @@ def _prefill(
         for r, prompt in enumerate(part):  # padded at the end, where a causal model does not look: no mask is needed
             ids[r, : len(prompt)] = torch.tensor(prompt, device=device)
         ends = sorted(set(lengths))
-        small = [_Buffer(ids.shape[1]) for _ in layers]
+        small = [Buffer(ids.shape[1]) for _ in layers]
         positions = torch.arange(ids.shape[1], device=device)[None].expand(len(part), -1)
         out = _forward(network, ids, positions, None, Cache(layers=small), [n - 1 for n in ends])  # (rows, ends, V)
         rows = torch.arange(start * samples, (start + len(part)) * samples, device=device).view(len(part), samples)
@@ -355,13 +267,6 @@ def _prefill(
         last = torch.stack([out[r, ends.index(n)] for r, n in enumerate(lengths)])
         logits.append(last.repeat_interleave(samples, 0))
     return cache, fronts, torch.cat(logits)[:, None]
-
-
-def _takes_fronts(network: nn.Module, length: int) -> bool:
-    """Does the model call `attention` with all that it is given, and look back so many tokens in all its layers?"""
-    config = network.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or length
-    return config._attn_implementation == NAME and causal_lm(network)._supports_attention_backend and length <= window
 
 
 def _next(
@@ -408,3 +313,63 @@ def _forward(
 def _cache_name(forward: Callable[..., Any]) -> str:
     """What a causal LM calls its cache: `past_key_values`, or `cache` in models of transformers 5.24 and later."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+FRONTS, COPIES, PADDED, ALONE = "fronts", "copies", "padded", "alone"
+
+
+def _reading(model: Model) -> str:
+    """How a model can be read: `FRONTS` for samples, `COPIES` of their prompt, or `generate` with padding or without.
+
+    Found out once for a network: the logits of short texts, their ends read after their beginnings, must be the plain
+    ones.
+    """
+    shared = model._shared
+    if shared.reading is None:
+        ids = model.prompt_ids("Is a text that is read in two parts the text that was read in one?")[-24:]
+        texts = [ids, ids[len(ids) // 2 :]]
+        with model.active() as network, torch.inference_mode():
+            plain = (
+                causal_lm(network)(input_ids=torch.tensor([t], device=model.device), use_cache=False) for t in texts
+            )
+            want = torch.stack([out.logits[0, -4:] for out in plain])
+            fits = [how for how in (FRONTS, COPIES) if _reads(model, network, texts, want, how == FRONTS)]
+            shared.reading = fits[0] if fits else PADDED if pads(network, ids, want[0, -1]) else ALONE
+        if not fits:
+            print(f"{model.name}: sampled by transformers' generate, as it keeps more than keys and values (slower)")
+    return shared.reading
+
+
+def _reads(model: Model, network: nn.Module, texts: list[list[int]], want: Tensor, apart: bool) -> bool:
+    """Are the logits at the texts' last four tokens (2, 4, V) those wanted, if the last three are read afterwards?"""
+    device, end = model.device, model.tokenizer.eos_token_id
+    prompts = [text[:-3] for text in texts]
+    new = torch.tensor([text[-3:] for text in texts], device=device).repeat_interleave(2, 0)
+    before = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(2)
+    try:
+        cache, fronts, first = _prefill(network, prompts, 2, 8, end, device, apart)
+        rest = _next(network, new, before, cache, before if apart else torch.zeros_like(before), fronts)
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
+        return False
+    return same_scores(torch.cat([first, rest], dim=1), want.repeat_interleave(2, 0))
+
+
+def _theirs(
+    model: Model,
+    network: nn.Module,
+    prompts: list[list[int]],
+    begun: list[int],
+    samples: int,
+    limit: int,
+    sampler: _Sampler,
+    on_answers: Callable[[int], None] | None,
+    padded: bool,
+) -> list[Answer]:
+    """As `_batch`, by transformers' `generate`."""
+    tokens, finished = answers_of_generate(
+        network, prompts, begun, samples, limit, sampler.temperature, sampler.penalty, sampler.generator, padded,
+        model.tokenizer.eos_token_id,
+    )  # fmt: skip
+    if on_answers:
+        on_answers(len(tokens))
+    return _answers(model, tokens, finished)

@@ -38,6 +38,7 @@ class _Shared:
     network: nn.Module
     fingerprint: str | None = None
     n_adapters: int = 0
+    reading: str | None = None  # how it generates; `models.generation` finds out
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Model:
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
         """Inside: a network for generation. On a CPU the adapter is added into the weights for that time."""
-        if self.adapter is not None and self.device.type == "cpu":
+        if self.adapter is not None and self.device.type == "cpu" and lora.merges(self.network, self.adapter):
             with lora.merged_weights(self.network, self.adapter):  # type: ignore[arg-type]
                 yield self._causal()
         else:
@@ -225,9 +226,7 @@ def load_model(
     source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _checked(name))()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, attn_implementation=use_attention()
-        )
+        network = _network(source, dtype, use_attention())
     except (OSError, ValueError, SafetensorError) as error:
         raise WorkbenchError(
             f"The model {name!r} could not be loaded ({_first_line(error)}). Three ways to get a model: `nano`, which "
@@ -248,6 +247,19 @@ def load_model(
     return load_adapter(model, adapter) if adapter is not None else model
 
 
+def _network(source: str | Path, dtype: torch.dtype, attention: str) -> Any:
+    """The weights, with an attention of ours or, in models that do not ask transformers for one, with their own."""
+    settings = {"dtype": dtype, "use_safetensors": True}
+    try:
+        network = AutoModelForCausalLM.from_pretrained(source, attn_implementation=attention, **settings)
+        if network._supports_attention_backend:
+            return network
+    except KeyError as error:  # from a model's own table of attentions
+        if error.args != (attention,):
+            raise
+    return AutoModelForCausalLM.from_pretrained(source, **settings)
+
+
 def load_adapter(model: Model, adapter: str | Path) -> Model:
     """A handle on `model` with a saved adapter: a folder, or the name of a shipped one."""
     folder = Path(adapter)
@@ -263,6 +275,7 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
         )
     tensors, config = lora.read_adapter(folder)
     handle = replace(model, adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
+    lora.check_patterns(handle.network, handle._need_adapter(), config)  # type: ignore[arg-type]
     # an adapter on some of the layers only: on the others the fresh one changes nothing
     handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, some=True)
     return handle

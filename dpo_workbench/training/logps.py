@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.training.packing import Batch
@@ -11,47 +14,71 @@ from dpo_workbench.training.packing import Batch
 SCORES = 6_000_000  # logits that exist at one time (24 MB in fp32): larger buffers are new memory each time
 
 
+class Head(NamedTuple):
+    """A frozen output head: scores = cap * tanh((hidden @ weight.T + bias) * scale / cap), without the cap if None."""
+
+    weight: Tensor  # (V, H)
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, causal: Any) -> Head:
+        """The head of a causal LM of transformers, with what its configuration does to the scores."""
+        layer, config = causal.get_output_embeddings(), causal.config.get_text_config()
+        times, over = getattr(config, "logit_scale", None) or 1.0, getattr(config, "logits_scaling", None) or 1.0
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cls(layer.weight, getattr(layer, "bias", None), float(times) / float(over), cap)
+
+
 class _TokenLogps(torch.autograd.Function):
-    """log softmax(hidden @ weight.T)[target], chunk by chunk, for a frozen head.
+    """log softmax(scores)[target], chunk by chunk, for a frozen head.
 
     The gradient of one token's log-probability with respect to its hidden state is `weight[target] - p @ weight`, times
-    one number from above. It is formed while the chunk's probabilities exist, so backward needs no logits at all.
+    one number from above (and each score's own slope, where a head caps its scores). It is formed while the chunk's
+    probabilities exist, so backward needs no logits at all.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, target: Tensor, scale: float) -> Tensor:  # (N, H) (V, H) (N,)
+    def forward(ctx, hidden: Tensor, head: Head, target: Tensor) -> Tensor:  # (N, H), head, (N,)
+        weight, bias, scale, cap = head
         logps = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
         slope = torch.empty_like(hidden) if hidden.requires_grad else None
         chunk = max(1, SCORES // len(weight))
         for start in range(0, len(target), chunk):
             part = slice(start, start + chunk)
-            scores = (hidden[part] @ weight.T).float()  # (n, V)
+            scores = linear(hidden[part], weight, bias).float()  # (n, V)
             if scale != 1.0:
-                scores /= scale
+                scores *= scale
+            if cap is not None:
+                scores = (scores / cap).tanh_() * cap
             picked = scores.gather(1, target[part, None])[:, 0]
             norm = scores.logsumexp(dim=1)
             logps[part] = picked - norm
             if slope is not None:
-                p = scores.sub_(norm[:, None]).exp_().to(weight.dtype)
-                slope[part] = (weight[target[part]] - p @ weight) / scale
+                bend = None if cap is None else 1 - (scores / cap) ** 2  # the slope of a capped score
+                p, own = scores.sub_(norm[:, None]).exp_(), weight[target[part]]
+                if bend is not None:
+                    p, own = p * bend, own * bend.gather(1, target[part, None])
+                slope[part] = (own - p.to(weight.dtype) @ weight) * scale
         ctx.save_for_backward(slope)
         return logps
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (slope,) = ctx.saved_tensors
-        return (slope * grad[:, None]).to(slope.dtype), None, None, None
+        return (slope * grad[:, None]).to(slope.dtype), None, None
 
 
 def token_states(network: nn.Module, batch: Batch) -> Tensor:
     """Last hidden state at the place that predicts each answer token. Shape (N, H); arguments as for `token_logps`."""
     causal = causal_lm(network)
-    packed = {}
+    packed: dict[str, Any] = {}
     if batch.layout is not None:  # a mask of four dimensions, so that transformers makes none
         packed = {"layout": batch.layout, "attention_mask": torch.ones(1, 1, 1, 1, device=batch.target.device).bool()}
-    hidden = causal.get_decoder()(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **packed
-    ).last_hidden_state  # (1, T, H)
+    if batch.position_ids is not None:
+        packed["position_ids"] = batch.position_ids
+    hidden = causal.get_decoder()(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state  # (1, T, H)
     return hidden.flatten(0, 1)[batch.source]
 
 
@@ -65,8 +92,7 @@ def token_logps(network: nn.Module, batch: Batch, states: Tensor | None = None) 
     """
     causal = causal_lm(network)
     hidden = token_states(network, batch) if states is None else states
-    scale = float(getattr(causal.config, "logits_scaling", 1.0) or 1.0)
-    return _TokenLogps.apply(hidden, causal.get_output_embeddings().weight, batch.target, scale)
+    return _TokenLogps.apply(hidden, Head.of(causal), batch.target)
 
 
 def answer_logps(network: nn.Module, batch: Batch) -> Tensor:

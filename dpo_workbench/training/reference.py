@@ -12,13 +12,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime import parallel
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import replace_folder
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
-from dpo_workbench.training.logps import answer_logps
+from dpo_workbench.training.logps import answer_logps, token_logps
 from dpo_workbench.training.loop import Reference, batch_rows, micro_batches, steps_per_epoch
 from dpo_workbench.training.losses import PairLogps, sigmoid
 from dpo_workbench.training.packing import Row, lay_out, pack
@@ -97,6 +98,9 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
     take a pack. The longest row, cut to a few tokens, is packed twice, once with its answers in the other order: each
     answer must get the same value at both places, and that of its plain sequence within the noise of the dtype, which
     in bf16 is up to 0.25 nats a token on so few of them (`smol`, 12 rows cut in three ways).
+
+    Raises:
+        WorkbenchError: the model does something to its scores that `Head` does not know.
     """
     row = max(rows, key=lambda r: r.n_tokens)
     settings = model.network.config.get_text_config()
@@ -104,6 +108,7 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
     short = replace(
         row, prompt_ids=row.prompt_ids[-32:], answer_ids=tuple(a[row.n_shared :][:16] or a[-1:] for a in row.answer_ids)
     )
+    _prove_head(model, short)
     if not config.packing or (row.n_tokens <= min(windows) and _packs(model, short)):
         return config
     print(
@@ -118,12 +123,32 @@ def _packs(model: Model, row: Row) -> bool:
         plain = answer_logps(network, lay_out([row], model.tokenizer.eos_token_id, model.device))
         try:
             packed = answer_logps(network, pack([row, turned], model.device)).view(2, -1)
-        except TypeError:  # its forward has no place for a layout
+        except (TypeError, ValueError, AttributeError, RuntimeError):  # its forward has no place for a layout
             return False
     lengths = torch.tensor([len(answer) for answer in row.answer_ids], device=model.device)
     leaks = (packed[0] - packed[1].flip(0)).abs() / lengths  # what is around a row must not matter
-    most, noise = (1e-4, 1e-3) if model.dtype == torch.float32 else (1e-2, 0.5)
-    return bool((leaks <= most).all() and ((packed[0] - plain).abs() / lengths <= noise).all())
+    most = 1e-4 if model.dtype == torch.float32 else 1e-2
+    return bool((leaks <= most).all() and ((packed[0] - plain).abs() / lengths <= _noise(model)).all())
+
+
+def _prove_head(model: Model, row: Row) -> None:
+    """Answer tokens must have the log-probabilities that the model's own scores give them."""
+    batch = lay_out([row], model.tokenizer.eos_token_id, model.device)
+    with model.active() as network, torch.no_grad():
+        ours = token_logps(network, batch)
+        scores = causal_lm(network)(input_ids=batch.input_ids, use_cache=False).logits.float().flatten(0, 1)
+    theirs = scores[batch.source].log_softmax(-1).gather(1, batch.target[:, None])[:, 0]
+    worst = float((ours - theirs).abs().max())
+    if worst > 2 * _noise(model):
+        raise WorkbenchError(
+            f"Log-probabilities must be those of the model's own scores. Of {model.name} some token's differs by "
+            f"{worst:.2g} nats: its head does more than is known here. Train another model, and please report this one."
+        )
+
+
+def _noise(model: Model) -> float:
+    """By how many nats a token two ways to compute the same thing may differ in the model's dtype."""
+    return 1e-3 if model.dtype == torch.float32 else 0.5
 
 
 def prove_start(logps: PairLogps, ids: Sequence[str], config: TrainConfig) -> None:

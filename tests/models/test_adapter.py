@@ -15,6 +15,7 @@ from dpo_workbench.models.adapter import (
     read_adapter,
     set_adapter_tensors,
 )
+from dpo_workbench.models.loading import load_adapter
 from dpo_workbench.runtime.errors import WorkbenchError
 
 
@@ -206,4 +207,4 @@ def test_other_kinds_of_adapter_are_refused(moved, tmp_path, change: dict) -> No
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(WorkbenchError, match=f"plain LoRA.*{next(iter(change))}"):
-        read_adapter(folder)
+        load_adapter(moved, folder)

@@ -8,9 +8,17 @@ import torch
 from dpo_workbench.models import generation
 from dpo_workbench.models.adapter import merged_weights
 from dpo_workbench.models.generation import generate
+from dpo_workbench.models.guesses import guesses
 from dpo_workbench.runtime.errors import WorkbenchError
 
 PROMPTS = ["ab", "the answer to the question is yes: 12", *(f"question {k} {'and more ' * (k % 4)}" for k in range(9))]
+
+
+@pytest.fixture
+def tiny(tiny):
+    """How it can be read is found out before passes are counted."""
+    assert generation._reading(tiny) == generation.FRONTS
+    return tiny
 
 
 def theirs(model, prompt: str, limit: int) -> tuple[str, int, bool]:
@@ -100,17 +108,17 @@ LENGTHS, YES = torch.tensor([10, 5]), torch.tensor([True, True])
 
 def test_a_guess_is_what_followed_the_longest_and_latest_match() -> None:
     none, aim = TEXT[:, :1] * 0, torch.tensor([0, 0])
-    assert generation._guess(TEXT, LENGTHS, 2, none, aim, YES)[:, 0].tolist() == [[9, 2], [6, 5]]
-    assert generation._guess(TEXT, LENGTHS, 1, none, aim, YES)[:, 0].tolist() == [[9], [6]]
+    assert guesses(TEXT, LENGTHS, 2, none, aim, YES)[:, 0].tolist() == [[9, 2], [6, 5]]
+    assert guesses(TEXT, LENGTHS, 1, none, aim, YES)[:, 0].tolist() == [[9], [6]]
 
 
 def test_a_guess_from_the_hint_is_the_longest_match_and_the_nearest_to_where_the_answer_is() -> None:
     hint = torch.tensor([[4, 2, 3, 6, 1, 2, 0, 0], [7, 5, 4, 4, 7, 5, 2, 2]])  # shorter than the text's match; as long
     for near, want in ((1, [4, 4]), (5, [2, 2])):
-        guesses = generation._guess(TEXT, LENGTHS, 2, hint, torch.tensor([near, near]), YES)
-        assert guesses.tolist() == [[[9, 2], [9, 2], [6, 1]], [want, [6, 5], want]]  # taken, of the text, of the hint
-    guesses = generation._guess(TEXT, LENGTHS, 2, hint, torch.tensor([1, 1]), ~YES)
-    assert guesses[:, 0].tolist() == [[9, 2], [6, 5]]  # of two as long, the one that is trusted
+        found = guesses(TEXT, LENGTHS, 2, hint, torch.tensor([near, near]), YES)
+        assert found.tolist() == [[[9, 2], [9, 2], [6, 1]], [want, [6, 5], want]]  # taken, of the text, of the hint
+    found = guesses(TEXT, LENGTHS, 2, hint, torch.tensor([1, 1]), ~YES)
+    assert found[:, 0].tolist() == [[9, 2], [6, 5]]  # of two as long, the one that is trusted
 
 
 @pytest.mark.parametrize("rows", [6, 64])
@@ -125,7 +133,7 @@ def test_samples_that_share_their_prompt_are_those_of_copied_prompts(tiny, monke
     layers = tiny.network.config.num_hidden_layers
     assert all(front.reads >= layers for some in fronts for front in some) and all(fronts)
     fronts.clear()
-    monkeypatch.setattr(generation, "_takes_fronts", lambda network, length: False)
+    monkeypatch.setattr(generation, "_reading", lambda model: generation.COPIES)
     assert generate(tiny, PROMPTS, **settings) == shared
     assert not any(fronts)
     assert len({a.n_tokens for answers in shared for a in answers}) > 3  # rows left the batch at different places

@@ -4,23 +4,27 @@ import pytest
 import torch
 
 from dpo_workbench.training import logps
-from dpo_workbench.training.logps import _TokenLogps, answer_logps, token_logps
+from dpo_workbench.training.logps import Head, _TokenLogps, answer_logps, token_logps
 from dpo_workbench.training.packing import Row, pack
 
 
-def reference(hidden, weight, target, scale):
-    return (hidden @ weight.T / scale).float().log_softmax(-1).gather(1, target[:, None])[:, 0]
+def reference(hidden, head, target):
+    scores = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
+    scores = scores * head.scale
+    scores = scores if head.cap is None else head.cap * (scores / head.cap).tanh()
+    return scores.float().log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 24])
-@pytest.mark.parametrize("scale", [1.0, 8.0])
-def test_equals_log_softmax_and_gather(monkeypatch, n: int, scale: float) -> None:
+@pytest.mark.parametrize(("biased", "scale", "cap"), [(0, 1.0, None), (0, 0.125, None), (1, 1.0, None), (1, 2.0, 3.0)])
+def test_equals_log_softmax_and_gather(monkeypatch, n: int, biased: int, scale: float, cap: float | None) -> None:
     monkeypatch.setattr(logps, "SCORES", 8 * 50)
     torch.manual_seed(n)
     hidden, weight, target = torch.randn(n, 6), torch.randn(50, 6), torch.randint(0, 50, (n,))
     upstream = torch.randn(n)
     one, other = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    got, want = _TokenLogps.apply(one, weight, target, scale), reference(other, weight, target, scale)
+    head = Head(weight, torch.randn(50) if biased else None, scale, cap)
+    got, want = _TokenLogps.apply(one, head, target), reference(other, head, target)
     torch.testing.assert_close(got, want)
     got.backward(upstream)
     want.backward(upstream)
@@ -32,26 +36,27 @@ def test_gradient_equals_finite_differences() -> None:
     hidden, weight = torch.randn(3, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
     target, step = torch.tensor([0, 4, 8]), 1e-2
     leaf = hidden.clone().requires_grad_()
-    _TokenLogps.apply(leaf, weight, target, 1.0).sum().backward()
+    head = Head(weight, cap=2.0)
+    _TokenLogps.apply(leaf, head, target).sum().backward()
     for i in range(3):
         for j in range(4):
             moved = [hidden.clone() for _ in range(2)]
             moved[0][i, j] += step
             moved[1][i, j] -= step
-            high, low = (reference(h, weight, target, 1.0).sum() for h in moved)
+            high, low = (reference(h, head, target).sum() for h in moved)
             assert leaf.grad[i, j].item() == pytest.approx(float(high - low) / (2 * step), abs=2e-3)
 
 
 def test_no_gradient_is_formed_without_need() -> None:
-    out = _TokenLogps.apply(torch.randn(3, 4), torch.randn(9, 4), torch.tensor([0, 4, 8]), 1.0)
+    out = _TokenLogps.apply(torch.randn(3, 4), Head(torch.randn(9, 4)), torch.tensor([0, 4, 8]))
     assert not out.requires_grad and (out < 0).all()
 
 
 def test_large_scores_do_not_overflow() -> None:
-    hidden, weight = torch.tensor([[1000.0]]), torch.tensor([[1.0], [-1.0]])
-    got = _TokenLogps.apply(hidden, weight, torch.tensor([0]), 1.0)
+    hidden, head = torch.tensor([[1000.0]]), Head(torch.tensor([[1.0], [-1.0]]))
+    got = _TokenLogps.apply(hidden, head, torch.tensor([0]))
     assert got.item() == 0.0
-    assert _TokenLogps.apply(hidden, weight, torch.tensor([1]), 1.0).item() == -2000.0
+    assert _TokenLogps.apply(hidden, head, torch.tensor([1])).item() == -2000.0
 
 
 def test_sums_by_answer_and_chunks_of_any_size_agree(tiny, monkeypatch) -> None:
