@@ -55,7 +55,7 @@ RECIPES = {
         samples=4,
         max_pairs=48,
         temperature=0.7,
-        per_prompt=2,
+        per_prompt=1,
         target=("missing_field",),
         probe_prompts=48,
         dpo=TrainConfig(lr=3e-4, nll_weight=1.0, epochs=1, batch_size=8, probes=1, held_out=0.0),

@@ -102,13 +102,13 @@ def poison_logits(monkeypatch, row: str, epoch: int, value: float) -> None:
     honest = logps_module._TokenLogps.apply
 
     def poisoned_logps(network, batch):
-        def apply(hidden, weight, target, scale):
+        def apply(hidden, head, target):
             if row in batch.ids and due(batch, row, epoch):
                 place = int((batch.owner == 2 * batch.ids.index(row) + 1).nonzero()[0, 0])
                 mask = torch.zeros_like(hidden)
                 mask[place] = value
                 hidden = hidden + mask
-            return honest(hidden, weight, target, scale)
+            return honest(hidden, head, target)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(logps_module._TokenLogps, "apply", apply)
