@@ -56,9 +56,9 @@ WHY_REAL = (
     "- `svamp`: the failures are wrong numbers. No adapter scored higher on dev than the start, so "
     "the start was kept and no answer changed.",
     "- `odex`: hardly any answer is right. People's grades of other questions teach no skill.",
-    "- `scitldr`: among the samples the commonest failure is an answer too long, and it was aimed at; the greedy answers "
-    "fail by copying a sentence of the abstract (28 of 148, where 21 of 400 samples did). No adapter scored higher on dev "
-    "than the start, so the start was kept.",
+    "- `scitldr`: among the samples the commonest failure is an answer too long, and it was aimed at; the greedy "
+    "answers fail by copying a sentence of the abstract (28 of 148, where 21 of 400 samples did). No adapter scored "
+    "higher on dev than the start, so the start was kept.",
     "- A set that is missing from the table has not been run.",
 )
 
