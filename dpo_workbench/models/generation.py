@@ -96,10 +96,12 @@ def generate(
     ids = [model.prompt_ids(p) + b for p, b in zip(prompts, given, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     answers: list[list[Answer]] = [[] for _ in ids]
-    rows = min(rows, _rows_in_memory(model, max(map(len, ids)) // samples + max_new_tokens))
+    reading, longest = _reading(model), max(map(len, ids))
+    window = getattr(model.network.config.get_text_config(), "sliding_window", None) or 2**62
+    apart = samples > 1 and reading == FRONTS and longest + max_new_tokens + AHEAD < window
+    rows = min(rows, _rows_in_memory(model, (longest // samples if apart else longest) + max_new_tokens))
     n_batches = max(1, round(len(ids) * samples / rows))  # of equal size: a small last one costs as many passes
     per_batch = -(-len(ids) // n_batches)
-    reading = _reading(model)
     with model.merged() as network, torch.inference_mode():
         for number, start in enumerate(range(0, len(order), per_batch)):
             chosen = order[start : start + per_batch]
@@ -108,8 +110,6 @@ def generate(
             texts, said = [ids[i] for i in chosen], [len(given[i]) for i in chosen]
             job = (model, network, texts, said, samples, max_new_tokens, sampler, on_answers)
             if reading in (FRONTS, COPIES):
-                window = getattr(network.config.get_text_config(), "sliding_window", None) or 2**62
-                apart = samples > 1 and reading == FRONTS and len(texts[0]) + max_new_tokens + AHEAD < window
                 known = [(prompts[i], drafts[i]) for i in chosen] if drafts else []
                 hints = [model.prompt_ids(prompt)[-MATCH:] + model.answer_ids(draft) for prompt, draft in known]
                 done = _batch(*job, hints, apart)
