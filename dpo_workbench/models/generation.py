@@ -17,7 +17,7 @@ from dpo_workbench.models.attention import Front
 from dpo_workbench.models.cache import Buffer
 from dpo_workbench.models.guesses import MATCH, guesses, look_ahead
 from dpo_workbench.models.loading import Model
-from dpo_workbench.models.plain_generation import answers_of_generate, pads, same_scores
+from dpo_workbench.models.plain_generation import Sampler, answers_of_generate, pads, same_scores
 from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 
@@ -96,6 +96,7 @@ def generate(
     ids = [model.prompt_ids(p) + b for p, b in zip(prompts, given, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     answers: list[list[Answer]] = [[] for _ in ids]
+    end = model.tokenizer.eos_token_id
     reading, longest = _reading(model), max(map(len, ids))
     window = getattr(model.network.config.get_text_config(), "sliding_window", None) or 2**62
     apart = samples > 1 and reading == FRONTS and longest + max_new_tokens + AHEAD < window
@@ -106,15 +107,19 @@ def generate(
         for number, start in enumerate(range(0, len(order), per_batch)):
             chosen = order[start : start + per_batch]
             generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + number)
-            sampler = _Sampler(temperature, repetition_penalty, generator)
+            sampler = Sampler(temperature, repetition_penalty, generator)
             texts, said = [ids[i] for i in chosen], [len(given[i]) for i in chosen]
-            job = (model, network, texts, said, samples, max_new_tokens, sampler, on_answers)
             if reading in (FRONTS, COPIES):
                 known = [(prompts[i], drafts[i]) for i in chosen] if drafts else []
                 hints = [model.prompt_ids(prompt)[-MATCH:] + model.answer_ids(draft) for prompt, draft in known]
-                done = _batch(*job, hints, apart)
+                tokens, finished = _batch(
+                    network, texts, said, hints, samples, max_new_tokens, sampler, end, apart, on_answers
+                )
             else:
-                done = _theirs(*job, reading == PADDED)
+                tokens, finished = answers_of_generate(
+                    network, texts, said, samples, max_new_tokens, sampler, end, reading == PADDED, on_answers
+                )
+            done = _answers(model, tokens, finished)
             for place, i in enumerate(chosen):
                 answers[i] = done[place * samples : (place + 1) * samples]
     release_freed_memory()
@@ -131,42 +136,24 @@ def _rows_in_memory(model: Model, length: int) -> int:
     return max(1, room // one)
 
 
-@dataclass
-class _Sampler:
-    temperature: float
-    penalty: float
-    generator: torch.Generator
-
-    def __call__(self, logits: Tensor, history: Tensor) -> Tensor:  # (R, n, V) (R, t) -> (R, n)
-        logits = logits.float()
-        if self.penalty != 1.0 and history.shape[1]:
-            seen = logits[:, 0].gather(1, history)
-            seen = torch.where(seen > 0, seen / self.penalty, seen * self.penalty)
-            logits = logits[:, 0].scatter(1, history, seen)[:, None]
-        if self.temperature <= 0:
-            return logits.argmax(dim=-1)
-        mass = (logits / self.temperature).softmax(-1).cumsum(-1)  # one draw a place: far cheaper than multinomial
-        draw = torch.rand(*mass.shape[:2], 1, generator=self.generator, device=mass.device) * mass[..., -1:]
-        return torch.searchsorted(mass, draw, right=True)[..., 0].clamp(max=mass.shape[-1] - 1)
-
-
 def _batch(
-    model: Model,
     network: nn.Module,
     prompts: list[list[int]],
     begun: list[int],
+    hints: list[list[int]],
     samples: int,
     limit: int,
-    sampler: _Sampler,
-    on_answers: Callable[[int], None] | None,
-    hints: list[list[int]],
+    sampler: Sampler,
+    end: int,
     apart: bool,
-) -> list[Answer]:
-    """Answers of one batch, `samples` in a row for each prompt, whose last `begun` tokens are the answer's first.
+    on_answers: Callable[[int], None] | None,
+) -> tuple[list[list[int]], list[bool]]:
+    """Token ids of the answers of one batch, `samples` in a row for each prompt, and whether each ended by itself.
 
-    `hints`: for each prompt what its guesses are looked up in besides; or none. `apart`: prompts are kept in `Front`s.
+    The last `begun` tokens of a prompt are its answer's first. `hints`: for each prompt what its guesses are looked up
+    in besides; or none. `apart`: prompts are kept in `Front`s.
     """
-    device, end = model.device, model.tokenizer.eos_token_id
+    device = sampler.generator.device
     n_rows, most = len(prompts) * samples, AHEAD if sampler.penalty == 1.0 else 0
     lengths = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(samples)
     starts = lengths - torch.tensor(begun, device=device).repeat_interleave(samples)
@@ -186,8 +173,9 @@ def _batch(
     while True:
         length, start = lengths[active], starts[active]
         said = int((length - start).max()) if sampler.penalty != 1.0 else 0  # only the penalty looks back
-        history = text[active[:, None], start[:, None] + torch.arange(said, device=device)]
-        drawn = sampler(logits, history)  # (R, 1 + guessed)
+        back = torch.arange(said, device=device)
+        history = text[active[:, None], start[:, None] + back]
+        drawn = sampler(logits, history, back < (length - start)[:, None])  # (R, 1 + guessed)
         right = (drawn[:, :-1] == guess).long().cumprod(1).sum(1) + 1  # the right guesses, and one more
         told = torch.arange(guessed.shape[2], device=device) < right[:, None]  # where `drawn` is what comes next
         hits = ((guessed == drawn[:, None, : guessed.shape[2]]) & told[:, None]).long().cumprod(2)
@@ -222,7 +210,7 @@ def _batch(
         tokens = torch.cat([text[active, length - 1][:, None], guess], dim=1)
         logits = _next(network, tokens, length - 1, cache, before[active], fronts)
     tokens_of = [row[a:b] for row, a, b in zip(text.tolist(), starts.tolist(), lengths.tolist(), strict=True)]
-    return _answers(model, tokens_of, finished.tolist())
+    return tokens_of, finished.tolist()
 
 
 def _answers(model: Model, tokens: list[list[int]], finished: list[bool]) -> list[Answer]:
@@ -352,24 +340,3 @@ def _reads(model: Model, network: nn.Module, texts: list[list[int]], want: Tenso
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
         return False
     return same_scores(torch.cat([first, rest], dim=1), want.repeat_interleave(2, 0))
-
-
-def _theirs(
-    model: Model,
-    network: nn.Module,
-    prompts: list[list[int]],
-    begun: list[int],
-    samples: int,
-    limit: int,
-    sampler: _Sampler,
-    on_answers: Callable[[int], None] | None,
-    padded: bool,
-) -> list[Answer]:
-    """As `_batch`, by transformers' `generate`."""
-    tokens, finished = answers_of_generate(
-        network, prompts, begun, samples, limit, sampler.temperature, sampler.penalty, sampler.generator, padded,
-        model.tokenizer.eos_token_id,
-    )  # fmt: skip
-    if on_answers:
-        on_answers(len(tokens))
-    return _answers(model, tokens, finished)

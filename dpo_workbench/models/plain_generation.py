@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -11,17 +12,36 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 
+@dataclass
+class Sampler:
+    """How a token is drawn from its logits."""
+
+    temperature: float
+    penalty: float
+    generator: torch.Generator
+
+    def __call__(self, logits: Tensor, tokens: Tensor, said: Tensor) -> Tensor:
+        """(R, n, V), tokens (R, t) of which those count that are `said` (R, t) -> (R, n)."""
+        logits = logits.float()
+        if self.penalty != 1.0:
+            logits = _penalised(logits[:, 0], tokens, said, self.penalty)[:, None]
+        if self.temperature <= 0:
+            return logits.argmax(dim=-1)
+        mass = (logits / self.temperature).softmax(-1).cumsum(-1)  # one draw a place: far cheaper than multinomial
+        draw = torch.rand(*mass.shape[:2], 1, generator=self.generator, device=mass.device) * mass[..., -1:]
+        return torch.searchsorted(mass, draw, right=True)[..., 0].clamp(max=mass.shape[-1] - 1)
+
+
 def answers_of_generate(
     network: nn.Module,
     prompts: Sequence[list[int]],
     begun: Sequence[int],
     samples: int,
     limit: int,
-    temperature: float,
-    penalty: float,
-    generator: torch.Generator,
-    padded: bool,
+    sampler: Sampler,
     end: int,
+    padded: bool,
+    on_answers: Callable[[int], None] | None,
 ) -> tuple[list[list[int]], list[bool]]:
     """Token ids of each answer, `samples` in a row for each prompt, and whether it ended by itself.
 
@@ -29,23 +49,23 @@ def answers_of_generate(
         network: a causal LM.
         prompts: sorted by length; the last `begun` tokens of each are its answer's first.
         limit: tokens of an answer, the begun ones counted.
-        temperature, penalty: as in `generation.generate`; the penalty looks at the answer alone.
-        generator: gives the seeds.
-        padded: prompts of several lengths may be read together, padded at the left.
+        sampler: its generator gives the seeds.
         end: id of the end token.
+        padded: prompts of several lengths may be read together, padded at the left.
+        on_answers: called with the number of answers that just finished.
     """
     tokens: list[list[int]] = []
     finished: list[bool] = []
     for _, group in groupby(zip(prompts, begun, strict=True), key=lambda row: padded or len(row[0])):
         part = list(group)
-        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=sampler.generator.device))
         settings = {"num_return_sequences": samples, "max_new_tokens": limit - min(said for _, said in part)}
-        if temperature > 0:
-            settings |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}  # type: ignore[dict-item]
+        if sampler.temperature > 0:
+            settings |= {"do_sample": True, "temperature": sampler.temperature, "top_k": 0, "top_p": 1.0}  # type: ignore[dict-item]
         starts = [len(prompt) - said for prompt, said in part]
         width = max(len(prompt) for prompt, _ in part)
         firsts = [width - len(p) + start for (p, _), start in zip(part, starts, strict=True) for _ in range(samples)]
-        rules = [_Penalty(penalty, firsts)] if penalty != 1.0 else []
+        rules = [_Penalty(sampler.penalty, firsts)] if sampler.penalty != 1.0 else []
         out = _run(network, [prompt for prompt, _ in part], end, seed, settings, rules)
         for row, first in zip(out.sequences.tolist(), firsts, strict=True):
             answer = row[first : first + limit]
@@ -53,6 +73,8 @@ def answers_of_generate(
             stop = answer.index(end, said) + 1 if end in answer[said:] else len(answer)
             tokens.append(answer[:stop])
             finished.append(answer[stop - 1] == end)
+        if on_answers:
+            on_answers(len(part) * samples)
     return tokens, finished
 
 
@@ -69,17 +91,22 @@ def same_scores(got: Tensor, want: Tensor) -> bool:
     return bool((got.float().softmax(-1) - want.float().softmax(-1)).abs().max() <= noise)
 
 
+def _penalised(scores: Tensor, tokens: Tensor, said: Tensor, penalty: float) -> Tensor:
+    """Scores (R, V), lowered where a token was said."""
+    again = torch.zeros_like(scores).scatter_add(1, tokens, said.to(scores.dtype)) > 0
+    return torch.where(again, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+
 class _Penalty(LogitsProcessor):
-    """The repetition penalty of `generation._Sampler`: only what the answer has said counts."""
+    """The repetition penalty of `Sampler`: only what the answer has said counts."""
 
     def __init__(self, penalty: float, firsts: list[int]):
         self.penalty, self.firsts = penalty, firsts
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        own = places >= torch.tensor(self.firsts, device=input_ids.device)[:, None]
-        said = torch.zeros_like(scores).scatter_add(1, input_ids, own.to(scores.dtype)) > 0
-        return torch.where(said, torch.where(scores > 0, scores / self.penalty, scores * self.penalty), scores)
+        said = places >= torch.tensor(self.firsts, device=input_ids.device)[:, None]
+        return _penalised(scores, input_ids, said, self.penalty)
 
 
 def _run(

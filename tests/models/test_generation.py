@@ -226,6 +226,24 @@ def test_a_begun_answer_goes_on_as_it_would_have(tiny) -> None:
         assert [a for (a,) in again] == [whole[k] for k in same]
 
 
+@pytest.mark.parametrize("reading", ["padded", "alone"])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_generate_of_transformers_gives_the_same_answers(tiny, monkeypatch, reading: str, penalty: float) -> None:
+    """The way for models that cannot be read otherwise: limits, begun answers, penalty and seeds as here."""
+    begun = [tiny.answer_ids("no ab yes")[: k % 4] for k in range(len(PROMPTS))]
+    settings = {"max_new_tokens": 24, "begun": begun, "repetition_penalty": penalty}
+    want = generate(tiny, PROMPTS, **settings)
+    counts: list[int] = []
+    monkeypatch.setattr(generation, "_reading", lambda model: reading)
+    monkeypatch.setattr(generation, "_batch", None)
+    assert generate(tiny, PROMPTS, **settings, on_answers=counts.append) == want
+    assert sum(counts) == len(PROMPTS)
+    before = torch.get_rng_state()
+    drawn = [generate(tiny, PROMPTS, samples=2, temperature=1.0, **settings, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2] and drawn[0][0][0] != drawn[0][0][1]
+    assert torch.equal(before, torch.get_rng_state())  # the global generator is as it was
+
+
 def test_repetition_penalty_forbids_what_was_said(tiny) -> None:
     (plain,), (without) = (
         generate(tiny, ["ab"], max_new_tokens=20)[0],
@@ -292,7 +310,9 @@ def test_rows_follow_from_the_memory_of_keys_and_values(tiny, monkeypatch) -> No
     sizes = []
     batch = generation._batch
     monkeypatch.setattr(
-        generation, "_batch", lambda m, n, prompts, *rest: sizes.append(len(prompts)) or batch(m, n, prompts, *rest)
+        generation,
+        "_batch",
+        lambda network, prompts, *rest: sizes.append(len(prompts)) or batch(network, prompts, *rest),
     )
     whole = generate(tiny, PROMPTS, max_new_tokens=24)
     monkeypatch.setattr(generation, "KEYS", 2 * one * longest)
