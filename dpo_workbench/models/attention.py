@@ -70,7 +70,6 @@ class Front:
     values: list[Tensor]
     lengths: Tensor  # (P,) tokens of each beginning
     rows: Tensor  # (P, most rows of one beginning): numbers of rows in rising order; -1: none
-    reads: int = 0  # how often a layer has looked
 
     def keep(self, rows: Tensor) -> None:
         """Go on with the named rows, in rising order; beginnings that none of them has are dropped, in place."""
@@ -87,7 +86,6 @@ class Front:
 
     def read(self, query: Tensor, layer: int, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
         """What its rows, in their order, take from it: `_softmax_part` of (R, key heads, n, D), R of the batch."""
-        self.reads += 1
         there = self.rows >= 0
         heads, n, size = query.shape[1:]
         asked = query[self.rows.clamp(min=0)].transpose(1, 2).reshape(len(there), heads, -1, size)

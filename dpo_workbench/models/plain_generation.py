@@ -81,7 +81,7 @@ def answers_of_generate(
 def pads(network: nn.Module, ids: list[int], want: Tensor) -> bool:
     """Does a text have the logits (V,) of its end beside a longer one, too?"""
     end = int(network.get_input_embeddings().weight.shape[0]) - 1  # type: ignore[operator, union-attr]
-    out = _run(network, [ids, ids[:1] * 5 + ids], end, 0, {"max_new_tokens": 1}, [])
+    out = _run(network, [ids, ids[:1] * 5 + ids], end, 0, {"max_new_tokens": 1, "output_logits": True}, [])
     return same_scores(out.logits[0][:1], want[None])
 
 
@@ -123,7 +123,7 @@ def _run(
     ids = torch.tensor([[end] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     plain = {"do_sample": False, "repetition_penalty": 1.0, "eos_token_id": end, "pad_token_id": end}
-    config = GenerationConfig(**plain | settings, return_dict_in_generate=True, output_logits=True)
+    config = GenerationConfig(**plain | settings, return_dict_in_generate=True)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return network.generate(  # type: ignore[operator]
