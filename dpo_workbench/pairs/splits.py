@@ -66,11 +66,16 @@ def deal(groups: Mapping[str, Sequence[T]], shares: Mapping[str, float], seed: i
         """How far the split is from its share, as a part of it."""
         return 1 - len(parts[name]) / (shares[name] / whole * n_rows)
 
-    names = sorted(groups, key=lambda g: hashlib.blake2b(f"{seed}\0{g}".encode("utf-8", "surrogatepass")).digest())
+    names = sorted(groups, key=lambda group: drawn(group, seed))
     for left, name in zip(range(len(names), 0, -1), names, strict=True):
         empty = [s for s in parts if not parts[s]]  # they come first when groups run short
         parts[max(empty if left <= len(empty) else parts, key=missing)] += groups[name]
     return parts
+
+
+def drawn(group: str, seed: int) -> bytes:
+    """A key that sorts groups as `seed` draws them, whatever the order of the rows."""
+    return hashlib.blake2b(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_workbench.pairs.checks import normal
 from dpo_workbench.pairs.sources import open_source
-from dpo_workbench.pairs.splits import deal
+from dpo_workbench.pairs.splits import deal, drawn
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks import scores
 from dpo_workbench.tasks.task import Example, Task
@@ -58,7 +58,8 @@ def task_from(
         shares: of the rows by split, where these are drawn; 0.6 train, 0.15 dev and 0.25 test.
         on_leak: what to do where given splits share a group: `raise`, or `drop` its rows from all splits but the last
             that has it (test before dev before train) and print how many.
-        seed: of the drawing.
+        seed: of the drawing, and of the order of the rows in each split: a file is often sorted by class or database,
+            and the first rows of a split must stand for all of it.
         max_new_tokens: the length at which an answer is cut off.
         runs_code: see `Task`.
 
@@ -95,8 +96,9 @@ def task_from(
         for example in found[""]:
             groups[example.group].append(example)
         found = deal(groups, shares or SHARES, seed)  # type: ignore[assignment]
-    elif on_leak == "drop":
-        found = _without_leaks(found)
+    else:
+        found = _without_leaks(found) if on_leak == "drop" else found
+        found = {name: sorted(rows, key=lambda e: drawn(e.group, seed)) for name, rows in found.items()}  # type: ignore[assignment]
     label_of = name or "".join(c if c.isalnum() else "-" for c in Path(names[0].removeprefix("hub:")).stem).strip("-")
     return Task(label_of, found, judge, description, max_new_tokens, runs_code)
 

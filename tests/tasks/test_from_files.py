@@ -37,8 +37,23 @@ def test_templates_functions_and_given_splits(tmp_path) -> None:
         split="split", id=lambda row: row["question"], label="topic", max_new_tokens=9,
     )  # fmt: skip
     assert list(task.splits) == ["train", "dev", "test"] and task.max_new_tokens == 9
-    assert task.train[0].prompt == "t0: What is 0 + 1?" and task.train[0].id == "What is 0 + 1?"
-    assert (task.train[0].reference, task.train[0].label) == ("a", "t0")
+    first = next(example for example in task.train if example.id == "What is 0 + 1?")
+    assert (first.prompt, first.reference, first.label) == ("t0: What is 0 + 1?", "a", "t0")
+
+
+@pytest.mark.parametrize("given", [{"split": "part"}, {}])
+def test_the_first_rows_of_a_split_stand_for_a_sorted_file(given) -> None:
+    rows = [{**row, "part": "test" if k % 2 else "train"} for k, row in enumerate(ROWS * 5)]
+    rows = [
+        {**row, "question": f"{row['question']} ({k})"} for k, row in enumerate(sorted(rows, key=lambda r: r["topic"]))
+    ]
+    task = Task.from_jsonl(rows, **COLUMNS, **given)
+    topics = {row["topic"] for row in rows}
+    assert len({e.extra["topic"] for e in task.train[:30]}) >= 8 and len(topics) == 10
+    again = Task.from_jsonl(rows[::-1], **COLUMNS, **given)
+    assert [e.prompt for e in again.test] == [e.prompt for e in task.test]
+    other = Task.from_jsonl(rows, **COLUMNS, **given, seed=1)
+    assert [e.prompt for e in other.train] != [e.prompt for e in task.train]
 
 
 def test_splits_in_files_of_their_own(tmp_path) -> None:
