@@ -407,7 +407,7 @@ def compare(
     if unknown or not arms:
         raise WorkbenchError(f"`arms` must be some of {', '.join(ARMS)}. Got {unknown or 'none'}.")
     task = load_task(task) if isinstance(task, str) else task
-    recipe = recipe or recipe_for(model, task.name)
+    recipe = recipe or recipe_for(model, task)
     recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
     path = Path(folder) if folder else Path("runs") / f"compare-{Path(model).name}-{task.name}"
     settings = {"model": model, "task": task.name, "split": split, "from_scratch": False, **asdict(recipe)}

@@ -80,25 +80,51 @@ RECIPES = {
 HABITS = {"science": "wrong_unit", "sql": "wrong_columns", "python": "no_result", "briefs": "too_long"}
 
 
-def recipe_for(model_name: str, task_name: str) -> Recipe:
+FEWEST = 30  # training prompts of a task of your own: two thirds to fine-tune on, one third to mine
+
+
+def recipe_for(model_name: str, task: str | Task) -> Recipe:
     """The recipe of a model on a task: `nano`'s, or `smol`'s for any other model.
 
     Other tasks than receipts have short answers: fine-tuned on fewer prompts, with a longer step for `smol`. Of a task
-    that is not built in, the commonest failure among the mined samples is the target.
+    that is not built in, the commonest failure among the mined samples is the target, and the sizes follow from its
+    training prompts: a third is mined, at most 300; on the others it is fine-tuned, in as many passes as make some
+    1,600 rows, since a model that still learns from references does not need preferences yet.
+
+    Args:
+        model_name: as in `demo`.
+        task: a built-in task's name, or any task.
+
+    Raises:
+        WorkbenchError: fewer than 30 training prompts.
     """
     recipe = RECIPES.get(model_name, RECIPES["smol"])
-    if task_name == "receipts":
+    name = task.name if isinstance(task, Task) else task
+    if name == "receipts":
         return recipe
     if recipe is RECIPES["smol"]:
         recipe = replace(recipe, max_pairs=64, dpo=replace(recipe.dpo, lr=6e-5, probes=2))
-    return replace(
-        recipe,
-        sft_prompts=800,
-        mine_from=800,
-        mine_prompts=300 if task_name == "sql" else 100,  # one question of six has such a failure
-        per_prompt=2,
-        target=(HABITS[task_name],) if task_name in HABITS else (),
-    )
+    recipe = replace(recipe, per_prompt=2, target=(HABITS[name],) if name in HABITS else ())
+    if name in HABITS or not isinstance(task, Task):
+        mined = 300 if name == "sql" else 100  # one question of six has such a failure
+        return replace(recipe, sft_prompts=800, mine_from=800, mine_prompts=mined)
+    return _fitted(recipe, task)
+
+
+def _fitted(recipe: Recipe, task: Task) -> Recipe:
+    """The recipe in the sizes that the task's training prompts allow."""
+    n = len(task.train)
+    if n < FEWEST:
+        raise WorkbenchError(
+            f"Fine-tuning and mining need at least {FEWEST} training prompts together. Got {n} in task {task.name!r}. "
+            "Add rows, or give train a larger share (`shares`)."
+        )
+    mined = min(300, n // 3)
+    tuned = min(800, n - mined)
+    typed = any(example.label is not None for example in task.train)  # they teach what dev punishes: no choice by dev
+    passes = min(8, max(recipe.sft.epochs, round(1600 / tuned)))
+    settings = replace(recipe.sft, epochs=passes, batch_size=8, probes=0 if typed else 2)
+    return replace(recipe, sft_prompts=tuned, mine_from=tuned, mine_prompts=mined, sft=settings)
 
 
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
@@ -150,7 +176,7 @@ def demo(
     """
     task = task_name if isinstance(task_name, Task) else load_task(task_name)
     task_name = task.name if isinstance(task_name, Task) else task_name
-    recipe = recipe or recipe_for(model_name, task_name)
+    recipe = recipe or recipe_for(model_name, task)
     recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
     path = Path(folder) if folder else Path("runs") / f"demo-{Path(model_name).name}"
     if from_scratch and adapter:

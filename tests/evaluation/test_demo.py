@@ -96,4 +96,34 @@ def test_each_built_in_task_has_a_recipe_that_mines_after_what_sft_has_seen(mode
         assert recipe.mine_from >= recipe.sft_prompts
         assert len(task.train) >= recipe.mine_from + recipe.mine_prompts and len(task.test) >= recipe.test_prompts
         assert recipe.target and all(e.label is None for e in task.train[recipe.mine_from :])
-    assert recipe_for(model, "mine.py").target == ()
+
+
+def own_task(n):
+    """Dates typed in two ways, as in notebook 11."""
+    days = [f"2024-{k % 12 + 1:02}-{k % 28 + 1:02}" for k in range(n)]
+    rows = [{"day": day, "n": k, "typed": day if k % 2 else day.replace("-", "/")} for k, day in enumerate(days)]
+    given = {"prompt": "When? {n}: {day}", "reference": "day", "label": "typed", "score": "exact_match"}
+    return dw.Task.from_jsonl(rows, **given, name="days", max_new_tokens=12)
+
+
+@pytest.mark.parametrize("model", ("nano", "smol", "another/model"))
+@pytest.mark.parametrize("n", (60, 300, 4000))
+def test_a_recipe_fits_a_task_of_ones_own(model, n):
+    task = own_task(n)
+    recipe, train = recipe_for(model, task), len(task.train)
+    assert recipe.target == () and recipe.mine_from >= recipe.sft_prompts
+    assert 0 < recipe.mine_prompts <= train - recipe.mine_from and recipe.mine_prompts == min(300, train // 3)
+    seen = recipe.sft.epochs * recipe.sft_prompts
+    assert seen >= 1200 or recipe.sft.epochs == 8
+    assert recipe.sft.probes == 0, "dev would choose against the habit that the labels teach"
+
+
+def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
+    with pytest.raises(WorkbenchError, match="at least 30 training prompts"):
+        demo("nano", tmp_path / "few", task_name=own_task(40), show=False)
+
+
+def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
+    done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
+    assert done.found.n_samples == 12 * 4 and done.pairs and (done.folder / "sft" / "adapter").is_dir()
+    assert done.evaluations["sft+dpo"].failed_share < done.evaluations["sft"].failed_share
