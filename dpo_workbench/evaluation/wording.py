@@ -97,9 +97,13 @@ def _failures(what: str, failures: dict[str, Any], n: int) -> str:
 
 
 def _cut(cut: dict[str, Any]) -> str:
-    low = f"{100 * cut['low']:.0f}" if cut["low"] >= -1 else "less than -100"
-    word = "a relative cut" if cut["estimate"] >= 0 else "a relative rise, that is a cut"
-    return f"{word} of {100 * cut['estimate']:.1f} % (95 % interval {low} to {100 * cut['high']:.0f} %)"
+    """Where failures rose, the rise and its interval, both counted upwards; beyond 100 % a rise is only called so."""
+    low, high = 100 * cut["low"], 100 * cut["high"]
+    if cut["estimate"] >= 0:
+        between = f"{low:.0f} to {high:.0f}" if low >= -100 else f"less than -100 to {high:.0f}"
+        return f"a relative cut of {100 * cut['estimate']:.1f} % (95 % interval {between} %)"
+    between = f"{0 - high:.0f} to {-low:.0f}" if low >= -100 else f"{0 - high:.0f} to more than 100"
+    return f"a relative rise of {-100 * cut['estimate']:.1f} % (95 % interval {between} %)"
 
 
 def _mined(numbers: dict[str, Any]) -> list[str]:

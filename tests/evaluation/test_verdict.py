@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dpo_workbench.evaluation import wording
 from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.verdict import OUTCOMES, verdict
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -178,3 +179,16 @@ def test_shown_as_text_and_as_escaped_html(arm):
     assert str(got).startswith("Not worth it: the control arm did as well.")
     html = got._repr_html_()
     assert "<script>" not in html and "&lt;script&gt;" in html and "Not worth it" in html
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        ((0.8, 0.7, 0.9), "a relative cut of 80.0 % (95 % interval 70 to 90 %)"),
+        ((0.1, -2.0, 0.3), "a relative cut of 10.0 % (95 % interval less than -100 to 30 %)"),
+        ((-0.092, -0.16, -0.04), "a relative rise of 9.2 % (95 % interval 4 to 16 %)"),
+        ((-0.02, -1.3, 0.3), "a relative rise of 2.0 % (95 % interval -30 to more than 100 %)"),
+    ],
+)
+def test_a_rise_of_failures_is_called_a_rise(cut, said):
+    assert wording._cut(dict(zip(("estimate", "low", "high"), cut, strict=True))) == said
