@@ -231,6 +231,7 @@ class Job:
         run = sft(base, rows, recipe.sft, probe=self.probe, folder=stages.folder / "sft", show=stages.show)
         stop_if_interrupted(run)
         run.model.save(stages.folder / "sft" / "adapter")
+        stages.say(f"{run!r}{still_learning(run)}")
         return run.model
 
     def answer(self, name: str, model: Model, run: Run | None = None) -> None:
@@ -287,6 +288,17 @@ class Job:
         stages.say(repr(run))
         self.answer(name, run.model, run)
         return run
+
+
+def still_learning(run: Run) -> str:
+    """A sentence where fine-tuning ended while the dev score rose by more than 0.02 between its last two probes."""
+    scores = [probe["score"] for probe in run.probes]
+    if len(scores) < 3 or scores[-1] - scores[-2] <= 0.02:
+        return ""
+    return (
+        f" It has not levelled off (dev score {scores[-2]:.3f} at the probe before): more rows or passes may bring "
+        "more than preferences."
+    )
 
 
 def stop_if_interrupted(run: Run) -> None:

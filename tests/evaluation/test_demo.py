@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,6 +117,14 @@ def test_a_recipe_fits_a_task_of_ones_own(model, n):
     seen = recipe.sft.epochs * recipe.sft_prompts
     assert seen >= 1200 or recipe.sft.epochs == 8
     assert recipe.sft.probes == 0, "dev would choose against the habit that the labels teach"
+
+
+@pytest.mark.parametrize(
+    ("scores", "rising"), [((0.1, 0.4, 0.5), True), ((0.1, 0.5, 0.51), False), ((0.1, 0.5), False), ((), False)]
+)
+def test_fine_tuning_that_has_not_levelled_off_says_so(scores, rising):
+    run = SimpleNamespace(probes=[{"step": k, "score": score} for k, score in enumerate(scores)])
+    assert ("not levelled off" in module.still_learning(run)) == rising
 
 
 def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
