@@ -4,8 +4,8 @@
     python scripts/real_sets.py FOLDER --only snips
 
 The sets are public; none of their rows is in this repository. Each stage is kept in `work/real`, so a stopped run goes
-on where it was. The mined class is the commonest one among the answers sampled on training prompts. ODEX has no
-training part: it is trained on the graded candidates of those CoNaLa intents that are not among its own.
+on where it was. Sizes and settings are those of any task that is not built in (docs/recipe.md). ODEX has no training
+part: it is trained on the graded candidates of those CoNaLa intents that are not among its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from zlib import crc32
 from rapidfuzz import fuzz
 
 import dpo_workbench as dw
-from dpo_workbench.evaluation.demo import Recipe, demo, recipe_for
+from dpo_workbench.evaluation.demo import demo, recipe_for
 from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.statistics import paired_difference
 from dpo_workbench.evaluation.verdict import Verdict
@@ -170,45 +170,38 @@ def graded_pairs(folder: Path) -> dw.Pairs:
 
 @dataclass(frozen=True)
 class Real:
-    """A set: its task, the sizes of its recipe, and what its field reports beside score and failures."""
+    """A set: its task, and what its field reports beside score and failures."""
 
     task: Callable[[Path], Task]
-    sft_prompts: int
-    mine_prompts: int
-    epochs: int = 1
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str, ...]
 
 
 SETS = {
-    "snips": Real(snips, 800, 100, metrics=("slot_f1", "exact")),
-    "svamp": Real(svamp, 500, 100, metrics=("exact",)),
-    "odex": Real(odex, 400, 0, epochs=3, metrics=("exact",)),
-    "scitldr": Real(scitldr, 450, 100, metrics=("rouge_l", "words")),
-    "spider": Real(spider, 440, 100, metrics=("exact",)),
+    "snips": Real(snips, ("slot_f1", "exact")),
+    "svamp": Real(svamp, ("exact",)),
+    "odex": Real(odex, ("exact",)),
+    "scitldr": Real(scitldr, ("rouge_l", "words")),
+    "spider": Real(spider, ("exact",)),
 }
 
 
-def recipe_of(name: str) -> Recipe:
-    real = SETS[name]
-    sizes = {"sft_prompts": real.sft_prompts, "mine_from": real.sft_prompts, "mine_prompts": real.mine_prompts}
-    recipe = replace(recipe_for("smol", name), test_prompts=TEST, **sizes)
-    return replace(recipe, sft=replace(recipe.sft, epochs=real.epochs))
-
-
 def mined(name: str, folder: Path, seed: int) -> tuple[dict[str, Evaluation], dict[str, Any]]:
-    """A set with training prompts: its own failures are mined, as in the demo."""
-    out = WORK / f"{name}-{seed}"
-    done = demo("smol", out, task_name=SETS[name].task(folder), from_scratch=True, recipe=recipe_of(name), seed=seed)
+    """A set with training prompts: its own failures are mined, by the recipe of any user's task."""
+    out, task = WORK / f"{name}-{seed}", SETS[name].task(folder)
+    recipe = replace(recipe_for("smol", task), test_prompts=TEST)
+    done = demo("smol", out, task_name=task, from_scratch=True, recipe=recipe, seed=seed)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     return done.evaluations, {k: results[k] for k in ("pairs", "mined", "settings")} | {"verdict": _short(done.verdict)}
 
 
 def from_graders(name: str, folder: Path, seed: int) -> tuple[dict[str, Evaluation], dict[str, Any]]:
     """ODEX: the pairs are people's grades of other intents' candidates, weighted by their agreement."""
-    out, task, recipe, pairs = WORK / f"{name}-{seed}", odex(folder), recipe_of(name), graded_pairs(folder)
+    out, task, pairs = WORK / f"{name}-{seed}", odex(folder), graded_pairs(folder)
+    recipe = recipe_for("smol", name)
+    recipe = replace(recipe, sft=replace(recipe.sft, epochs=3, seed=seed))
     config = replace(recipe.dpo, seed=seed)
     base = dw.load_model("smol")
-    tuned = dw.sft(base, task.train, replace(recipe.sft, seed=seed), folder=out / "sft")
+    tuned = dw.sft(base, task.train, recipe.sft, folder=out / "sft")
     dpo = dw.train(tuned.model, pairs, config, folder=out / "dpo")
     control = dw.sft(tuned.model, pairs, replace(config, nll_weight=0.0), start=dpo.start, folder=out / "control")
     models = {"base": base, "sft": tuned.model, "sft+dpo": dpo.model, "sft+sft on chosen": control.model}
