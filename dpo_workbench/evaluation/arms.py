@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.evaluation.demo import Job, Recipe, Stages, recipe_for, stop_if_interrupted
+from dpo_workbench.evaluation.demo import Job, Recipe, Stages, recipe_for, stop_if_interrupted, with_all_splits
 from dpo_workbench.evaluation.report import ReportTable, write_report
 from dpo_workbench.evaluation.reward_model import RewardModel, mean_logps, policy_gradient, train_reward_model
 from dpo_workbench.evaluation.run import Evaluation, evaluate, evaluate_answers, sees_line
@@ -406,7 +406,7 @@ def compare(
     unknown = [name for name in arms if name not in ARMS]
     if unknown or not arms:
         raise WorkbenchError(f"`arms` must be some of {', '.join(ARMS)}. Got {unknown or 'none'}.")
-    task = load_task(task) if isinstance(task, str) else task
+    task = with_all_splits(load_task(task) if isinstance(task, str) else task)
     recipe = recipe or recipe_for(model, task)
     recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
     path = Path(folder) if folder else Path("runs") / f"compare-{Path(model).name}-{task.name}"
