@@ -180,6 +180,7 @@ def mine(
     """Sample answers to the training prompts, class the failures, and write pairs.jsonl."""
     from dpo_workbench.mining.branch import branch
     from dpo_workbench.mining.sample import mine as run_mine
+    from dpo_workbench.tasks.builtin import shipped_adapter
 
     _log_to(out)
     if engine and target:
@@ -187,8 +188,8 @@ def mine(
             "--target takes answers up again in the middle, which the chat endpoint of --engine cannot. Mine without "
             "--target, or call `dw.branch` with the same model loaded."
         )
-    handle = _handle(model, adapter or (None if engine else _shipped(model or "nano", task)), engine)
     loaded = _task(task)
+    handle = _handle(model, adapter or (None if engine else shipped_adapter(model or "nano", loaded)), engine)
     found = run_mine(handle, loaded.train[skip:][:limit], samples, temperature=temperature, seed=seed, engine=engine)
     if target:
         found = branch(handle, found, target, seed=seed)
@@ -245,6 +246,7 @@ def train(
     from dpo_workbench.export.runs import record_run
     from dpo_workbench.pairs.pair import Pairs
     from dpo_workbench.runtime import parallel
+    from dpo_workbench.tasks.builtin import shipped_adapter
     from dpo_workbench.training.config import TrainConfig
     from dpo_workbench.training.run import train as run_train
 
@@ -257,7 +259,7 @@ def train(
     loaded = Pairs.load(pairs, _task(task) if task else None)
     if task is None:
         loaded.task = _task_of(loaded)
-    start = _model(model, adapter or _shipped(model, loaded.task.name if loaded.task else ""))
+    start = _model(model, adapter or shipped_adapter(model, loaded.task))
     if parallel.rank() == 0:
         record_run(out, start, loaded, config)
     run = run_train(start, loaded, config, folder=out)
@@ -479,13 +481,6 @@ def _handle(name: str | None, adapter: str | None, engine: str | None) -> Any:
             "name (docs/server.md) and give that as --model."
         )
     return name
-
-
-def _shipped(model: str, task: str) -> str | None:
-    """The task's name where an adapter is shipped for it."""
-    from dpo_workbench.runtime.environment import data_folder
-
-    return task if task and (data_folder() / "adapters" / f"{model}-{task}").is_dir() else None
 
 
 def _task(name: str) -> Any:

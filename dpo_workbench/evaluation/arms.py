@@ -26,10 +26,10 @@ from dpo_workbench.models.generation import Answer, generate
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.plots.evaluation import DifferencesDisplay
-from dpo_workbench.runtime.environment import data_folder, describe, peak_memory_gib
+from dpo_workbench.runtime.environment import describe, peak_memory_gib
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
-from dpo_workbench.tasks.builtin import load_task
+from dpo_workbench.tasks.builtin import load_task, shipped_adapter
 from dpo_workbench.tasks.failures import loop_reason
 from dpo_workbench.tasks.task import Split, Task
 from dpo_workbench.training.packing import Row
@@ -417,9 +417,8 @@ def compare(
     settings |= {"pairs": _digest([asdict(p) for p in pairs])} if pairs is not None else {}
     stages = Stages(path, settings, show)
     base = load_model(model)
-    shipped = (data_folder() / "adapters" / f"{model}-{task.name}").is_dir()
     job = Job(recipe, stages, task, {})
-    ready = adapter or (task.name if shipped else None)
+    ready = adapter or shipped_adapter(model, task)
     trained = path / "sft" / "adapter"
     start = load_adapter(base, ready or trained) if ready or trained.is_dir() else job.fine_tuned(base)
     context: dict[str, Any] = {}

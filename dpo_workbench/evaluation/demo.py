@@ -20,10 +20,10 @@ from dpo_workbench.mining.sample import Found, mine
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.pairs.splits import deal
-from dpo_workbench.runtime.environment import data_folder, describe, peak_memory_gib, release_freed_memory
+from dpo_workbench.runtime.environment import describe, peak_memory_gib, release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
-from dpo_workbench.tasks.builtin import load_task
+from dpo_workbench.tasks.builtin import load_task, shipped_adapter
 from dpo_workbench.tasks.from_files import SHARES
 from dpo_workbench.tasks.task import Example, Split, Task
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
@@ -100,17 +100,22 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
     Raises:
         WorkbenchError: fewer than 30 training prompts.
     """
-    recipe = RECIPES.get(model_name, RECIPES["smol"])
+    recipe, own = RECIPES.get(model_name, RECIPES["smol"]), isinstance(task, Task) and not task.built_in
     name = task.name if isinstance(task, Task) else task
-    if name == "receipts":
+    if name == "receipts" and not own:
         return recipe
     if recipe is RECIPES["smol"]:
         recipe = replace(recipe, max_pairs=64, dpo=replace(recipe.dpo, lr=6e-5, probes=2))
-    recipe = replace(recipe, per_prompt=2, target=(HABITS[name],) if name in HABITS else ())
-    if name in HABITS or not isinstance(task, Task):
-        mined = 300 if name == "sql" else 100  # one question of six has such a failure
-        return replace(recipe, sft_prompts=800, mine_from=800, mine_prompts=mined)
-    return _fitted(recipe, task)
+    if isinstance(task, Task) and own:
+        return _fitted(recipe, task)
+    return replace(
+        recipe,
+        sft_prompts=800,
+        mine_from=800,
+        mine_prompts=300 if name == "sql" else 100,  # one question of six has such a failure
+        per_prompt=2,
+        target=(HABITS[name],) if name in HABITS else (),
+    )
 
 
 def _fitted(recipe: Recipe, task: Task) -> Recipe:
@@ -126,7 +131,8 @@ def _fitted(recipe: Recipe, task: Task) -> Recipe:
     typed = any(example.label is not None for example in task.train)  # they teach what dev punishes: no choice by dev
     passes = min(8, max(recipe.sft.epochs, round(1600 / tuned)))
     settings = replace(recipe.sft, epochs=passes, batch_size=8, probes=0 if typed else 2)
-    return replace(recipe, sft_prompts=tuned, mine_from=tuned, mine_prompts=mined, sft=settings)
+    recipe = replace(recipe, sft_prompts=tuned, mine_from=tuned, mine_prompts=mined)
+    return replace(recipe, per_prompt=2, target=(), sft=settings)
 
 
 def with_all_splits(task: Task) -> Task:
@@ -206,8 +212,7 @@ def demo(
     job = Job(recipe, stages, task, {})
     base = stages.timed("load", lambda: load_model(model_name))
     stages.say(repr(base))
-    shipped = (data_folder() / "adapters" / f"{model_name}-{task_name}").is_dir() and not from_scratch
-    ready = adapter or (task_name if shipped else None)
+    ready = adapter or (None if from_scratch else shipped_adapter(model_name, task))
     start = stages.timed("sft", lambda: load_adapter(base, ready) if ready else job.fine_tuned(base))
     job.answer("base", base)
     job.answer("sft", start)

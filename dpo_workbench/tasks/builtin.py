@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks import benchmarks, briefs, python, receipts, science, sql
 from dpo_workbench.tasks.task import Task
@@ -53,7 +54,16 @@ def load_task(name: str | Path, allow_weak_sandbox: bool = False) -> Task:
                 "Task.from_jsonl(file, prompt=..., reference=..., score=...), and name that (docs/tasks.md)."
             )
         raise WorkbenchError(f"A task must be one of {', '.join(known)}, or a .py file. Got {name!r}. {hint}")
-    return known[name](allow_weak_sandbox) if name in _RUN_CODE else known[name]()
+    task = known[name](allow_weak_sandbox) if name in _RUN_CODE else known[name]()
+    task.built_in = name in _LOADERS
+    return task
+
+
+def shipped_adapter(model: str, task: Task | None) -> str | None:
+    """The name of the model's fine-tuned adapter that is shipped for a built-in task, or None."""
+    if task is None or not task.built_in or not (data_folder() / "adapters" / f"{model}-{task.name}").is_dir():
+        return None
+    return task.name
 
 
 def _from_python(path: Path) -> Task:

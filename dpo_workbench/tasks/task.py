@@ -90,6 +90,8 @@ class Task:
         WorkbenchError: an id appears twice, or a group falls on two sides of a split.
     """
 
+    built_in = False  # one of the workbench's own, which has recipes and shipped adapters; a name alone does not tell
+
     def __init__(
         self,
         name: str,

@@ -11,6 +11,7 @@ from dpo_workbench.evaluation import demo as module
 from dpo_workbench.evaluation.demo import ARMS, RECIPES, demo, recipe_for
 from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.builtin import shipped_adapter
 from dpo_workbench.training.config import TrainConfig
 
 SMALL = replace(
@@ -125,6 +126,16 @@ def test_a_recipe_fits_a_task_of_ones_own(model, n):
 def test_fine_tuning_that_has_not_levelled_off_says_so(scores, rising):
     run = SimpleNamespace(probes=[{"step": k, "score": score} for k, score in enumerate(scores)])
     assert ("not levelled off" in module.still_learning(run)) == rising
+
+
+@pytest.mark.parametrize("name", ("receipts", "sql"))
+def test_a_task_of_ones_own_may_have_the_name_of_a_built_in_one(name):
+    own, built_in = own_task(300), dw.load_task(name)
+    own.name = name
+    assert recipe_for("nano", own) == recipe_for("nano", own_task(300))
+    assert recipe_for("nano", built_in) == recipe_for("nano", name)
+    assert shipped_adapter("nano", built_in) == name and shipped_adapter("nano", own) is None
+    assert shipped_adapter("another/model", built_in) is None and shipped_adapter("nano", None) is None
 
 
 def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
