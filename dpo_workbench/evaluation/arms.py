@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.evaluation.demo import Job, Recipe, Stages, recipe_for, stop_if_interrupted, with_all_splits
+from dpo_workbench.evaluation.demo import Job, Recipe, Stages, recipe_for, stop_if_interrupted
 from dpo_workbench.evaluation.report import ReportTable, write_report
 from dpo_workbench.evaluation.reward_model import RewardModel, mean_logps, policy_gradient, train_reward_model
 from dpo_workbench.evaluation.run import Evaluation, evaluate, evaluate_answers, sees_line
@@ -31,6 +31,7 @@ from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.builtin import load_task, shipped_adapter
 from dpo_workbench.tasks.failures import loop_reason
+from dpo_workbench.tasks.from_files import with_all_splits
 from dpo_workbench.tasks.task import Split, Task
 from dpo_workbench.training.packing import Row
 from dpo_workbench.training.run import Run, sft, train, unlikelihood

@@ -19,13 +19,12 @@ from dpo_workbench.mining.branch import branch
 from dpo_workbench.mining.sample import Found, mine
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.pairs.splits import deal
 from dpo_workbench.runtime.environment import describe, peak_memory_gib, release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.builtin import load_task, shipped_adapter
-from dpo_workbench.tasks.from_files import SHARES
-from dpo_workbench.tasks.task import Example, Split, Task
+from dpo_workbench.tasks.from_files import with_all_splits
+from dpo_workbench.tasks.task import Split, Task
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
 from dpo_workbench.training.run import Run, sft, train
 
@@ -133,23 +132,6 @@ def _fitted(recipe: Recipe, task: Task) -> Recipe:
     settings = replace(recipe.sft, epochs=passes, batch_size=8, probes=0 if typed else 2)
     recipe = replace(recipe, sft_prompts=tuned, mine_from=tuned, mine_prompts=mined)
     return replace(recipe, per_prompt=2, target=(), sft=settings)
-
-
-def with_all_splits(task: Task) -> Task:
-    """The task; where it has no dev or no test rows, with some of its training rows for these, by group."""
-    missing = {split: share for split, share in SHARES.items() if not len(task.splits.get(split, ()))}
-    if not missing:
-        return task
-    groups: dict[str, list[Example]] = {}
-    for example in task.train:  # none: says so
-        groups.setdefault(example.group, []).append(example)
-    drawn = deal(groups, {"train": 1 - sum(missing.values()), **missing})
-    sizes = ", ".join(f"{len(rows)} for {split}" for split, rows in drawn.items())
-    print(
-        f"{task.name} has no {' and no '.join(missing)} split: its {len(task.train)} training rows are cut into {sizes}"
-    )
-    splits = {split: list(rows) for split, rows in task.splits.items()} | drawn
-    return Task(task.name, splits, task._score, task.description, task.max_new_tokens, task.runs_code)
 
 
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")

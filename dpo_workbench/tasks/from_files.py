@@ -103,6 +103,22 @@ def task_from(
     return Task(label_of, found, judge, description, max_new_tokens, runs_code)
 
 
+def with_all_splits(task: Task) -> Task:
+    """The task; where it has no dev or no test rows, with some of its training rows for these, by group."""
+    missing = {split: share for split, share in SHARES.items() if not len(task.splits.get(split, ()))}
+    if not missing:
+        return task
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in task.train:  # none: says so
+        groups[example.group].append(example)
+    drawn = deal(groups, {"train": 1 - sum(missing.values()), **missing})
+    sizes = ", ".join(f"{len(rows)} for {split}" for split, rows in drawn.items())
+    print(
+        f"{task.name} has no {' and no '.join(missing)} split: its {len(task.train)} training rows are cut into {sizes}"
+    )
+    return task.with_splits({**task.splits, **drawn})
+
+
 def _without_leaks(found: dict[str, list[Example]]) -> dict[str, list[Example]]:
     """The same splits; a group that is in several stays in the one that measures most."""
     rank = {"train": 0, "dev": 1, "test": 2}

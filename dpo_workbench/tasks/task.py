@@ -139,6 +139,10 @@ class Task:
                         'Move its examples to one split (from files: `on_leak="drop"`).'
                     )
 
+    def with_splits(self, splits: Mapping[str, Iterable[Example]]) -> Task:
+        """A task of other rows with the same verifier."""
+        return Task(self.name, splits, self._score, self.description, self.max_new_tokens, self.runs_code)
+
     def split(self, name: str) -> Split:
         """The split of that name; raises `WorkbenchError` when it is missing or empty."""
         if name not in self.splits or not len(self.splits[name]):

@@ -143,22 +143,6 @@ def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
         demo("nano", tmp_path / "few", task_name=own_task(40), show=False)
 
 
-@pytest.mark.parametrize("missing", (("dev",), ("test",), ("dev", "test")))
-def test_missing_splits_are_cut_from_train_by_group(missing, capsys):
-    whole = own_task(300)
-    given = {name: rows for name, rows in whole.splits.items() if name not in missing}
-    task = module.with_all_splits(dw.Task("days", given, whole._score))
-    assert sum(map(len, task.splits.values())) == sum(map(len, given.values()))
-    assert all(len(task.splits[name]) >= 15 for name in ("train", "dev", "test"))
-    assert all(f"for {name}" in capsys.readouterr().out for name in missing[:1])
-    assert module.with_all_splits(task) is task and module.with_all_splits(whole) is whole
-
-
-def test_a_task_without_training_rows_says_so():
-    with pytest.raises(WorkbenchError, match="split 'train'"):
-        module.with_all_splits(dw.Task("days", {"test": own_task(60).test}, own_task(60)._score))
-
-
 def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
     done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
     assert done.found.n_samples == 12 * 4 and done.pairs and (done.folder / "sft" / "adapter").is_dir()

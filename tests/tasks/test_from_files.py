@@ -7,6 +7,7 @@ import pytest
 from dpo_workbench.evaluation.run import judge
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.from_files import with_all_splits
 from dpo_workbench.tasks.task import Score, Task
 
 ROWS = [{"question": f"What is {k} + 1?", "answer": k + 1.0, "topic": f"t{k // 4}"} for k in range(40)]
@@ -62,6 +63,20 @@ def test_splits_in_files_of_their_own(tmp_path) -> None:
     assert (len(task.train), len(task.test)) == (30, 10)
     with pytest.raises(WorkbenchError, match="on_leak"):
         Task.from_jsonl({"train": ROWS, "test": ROWS[:3]}, **COLUMNS)
+
+
+@pytest.mark.parametrize("missing", (("dev",), ("test",), ("dev", "test")))
+def test_missing_splits_are_cut_from_train_by_group(missing, capsys) -> None:
+    whole = Task.from_jsonl(ROWS * 3, **COLUMNS, group="topic")
+    given = whole.with_splits({name: rows for name, rows in whole.splits.items() if name not in missing})
+    task = with_all_splits(given)  # a group in two splits would raise
+    assert sum(map(len, task.splits.values())) == sum(map(len, given.splits.values()))
+    assert all(len(task.splits[name]) >= 12 for name in ("train", "dev", "test"))
+    told = capsys.readouterr().out
+    assert all(f"for {name}" in told for name in missing)
+    assert with_all_splits(task) is task and with_all_splits(whole) is whole
+    with pytest.raises(WorkbenchError, match="split 'train'"):
+        with_all_splits(whole.with_splits({"test": whole.test}))
 
 
 def test_leaks_can_be_dropped(capsys) -> None:
