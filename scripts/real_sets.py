@@ -49,9 +49,7 @@ def snips(folder: Path) -> Task:
         prompt="Extract the intent and its slots as JSON.\n\n{text}",
         reference=lambda row: {"intent": row["intent"], **row["slots"]},
         group="text",
-        split=lambda row: (
-            "test" if row["split"] == "validate" else "train" if crc32(row["text"].encode()) % 12 else "dev"
-        ),
+        split=_snips_split,
         on_leak="drop",
         score="json_fields(invented=True)",
         max_new_tokens=96,

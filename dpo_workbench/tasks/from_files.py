@@ -7,7 +7,7 @@ import json
 import math
 import string
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,7 @@ def task_from(
     if not found:
         raise WorkbenchError(f"A task must have rows. Got none in {', '.join(names)}. Write at least one example.")
     if split is None and not isinstance(source, Mapping):
-        groups: dict[str, list[Example]] = defaultdict(list)
-        for example in found[""]:
-            groups[example.group].append(example)
-        found = deal(groups, shares or SHARES, seed)  # type: ignore[assignment]
+        found = _dealt(found[""], shares or SHARES, seed)  # type: ignore[assignment]
     else:
         found = _without_leaks(found) if on_leak == "drop" else found
         found = {name: sorted(rows, key=lambda e: drawn(e.group, seed)) for name, rows in found.items()}  # type: ignore[assignment]
@@ -108,15 +105,20 @@ def with_all_splits(task: Task) -> Task:
     missing = {split: share for split, share in SHARES.items() if not len(task.splits.get(split, ()))}
     if not missing:
         return task
-    groups: dict[str, list[Example]] = defaultdict(list)
-    for example in task.train:  # none: says so
-        groups[example.group].append(example)
-    drawn = deal(groups, {"train": 1 - sum(missing.values()), **missing})
-    sizes = ", ".join(f"{len(rows)} for {split}" for split, rows in drawn.items())
+    parts = _dealt(task.train, {"train": 1 - sum(missing.values()), **missing})  # no train: says so
+    sizes = ", ".join(f"{len(rows)} for {split}" for split, rows in parts.items())
     print(
         f"{task.name} has no {' and no '.join(missing)} split: its {len(task.train)} training rows are cut into {sizes}"
     )
-    return task.with_splits({**task.splits, **drawn})
+    return task.with_splits({**task.splits, **parts})
+
+
+def _dealt(examples: Iterable[Example], shares: Mapping[str, float], seed: int = 0) -> dict[str, list[Example]]:
+    """Examples by split, each group whole in one."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[example.group].append(example)
+    return deal(groups, shares, seed)
 
 
 def _without_leaks(found: dict[str, list[Example]]) -> dict[str, list[Example]]:
