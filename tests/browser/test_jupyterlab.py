@@ -91,6 +91,7 @@ def test_other_front_ends_take_clicks_keys_and_commands(browser, tmp_path, front
     more = {
         "notebook": [
             "--no-browser", f"--ServerApp.port={port}", "--IdentityProvider.token=", "--ServerApp.allow_root=True",
+            "--JupyterNotebookApp.expose_app_in_browser=True",
             f"--ServerApp.root_dir={tmp_path}",
         ],
         "voila": [str(tmp_path / NOTEBOOK), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"],
@@ -100,10 +101,7 @@ def test_other_front_ends_take_clicks_keys_and_commands(browser, tmp_path, front
         page.set_default_timeout(120_000)
         page.goto(f"http://127.0.0.1:{port}/" + (f"notebooks/{NOTEBOOK}" if front == "notebook" else ""))
         if front == "notebook":
-            page.locator(".jp-Notebook .jp-Cell").first.wait_for()
-            page.wait_for_timeout(4000)
-            page.locator(".lm-MenuBar-item", has_text="Run").first.click()
-            page.locator(".lm-Menu-item", has_text="Run All Cells").first.click()
+            run_all(page)
         page.get_by_role("button", name="A is better (a)").wait_for()
         vote(page, "A is better (a)")
         vote(page, "b")
@@ -118,17 +116,31 @@ def test_other_front_ends_take_clicks_keys_and_commands(browser, tmp_path, front
     assert [json.loads(line)["action"] for line in events] == ["label", "label", "undo"]
 
 
+KERNEL_READY = """async () => { const panel = window.jupyterapp.shell.currentWidget;
+  await panel.context.ready; await panel.sessionContext.ready; await panel.sessionContext.session.kernel.info }"""
+ALL_RUN = """() => window.jupyterapp.shell.currentWidget.content.widgets
+  .every((cell) => cell.model.type !== 'code' || cell.model.executionCount !== null)"""
+
+SHOW_SCREEN = """() => { const book = window.jupyterapp.shell.currentWidget.content;
+  const at = book.widgets.findIndex((cell) => cell.model.sharedModel.source.includes('screen = dw.label('));
+  book.activeCellIndex = at; book.scrollToItem(at, 'center') }"""
+
+
 def command(page, name: str, **arguments) -> None:
     page.evaluate("([name, args]) => { window.jupyterapp.commands.execute(name, args) }", [name, arguments])
 
 
-def run_all(page, restart: bool) -> None:
-    """Run the notebook, in a fresh kernel where `restart`, until the labelling screen is there."""
+def run_all(page, restart: bool = False) -> None:
+    """Run the notebook to its end, in a fresh kernel where `restart`: while cells run, the page moves under a click."""
+    page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+    page.evaluate(KERNEL_READY)
+    command(page, "notebook:clear-all-cell-outputs")
     command(page, "notebook:restart-run-all" if restart else "notebook:run-all-cells")
     if restart:
         page.locator(".jp-Dialog .jp-mod-accept").click()
-        page.wait_for_timeout(1000)
-    page.get_by_role("button", name="A is better (a)").wait_for(timeout=120_000)
+    page.wait_for_function(ALL_RUN)
+    page.evaluate(SHOW_SCREEN)  # JupyterLab takes cells that are far away out of the page
+    page.get_by_role("button", name="A is better (a)").scroll_into_view_if_needed()
 
 
 def status(page, done: int | None = None) -> str:
@@ -163,12 +175,7 @@ def test_an_expert_labels_twenty_pairs_with_a_restart_in_the_middle(browser, lab
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(120_000)
     page.goto(address)
-    page.wait_for_function(
-        "() => window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')", timeout=120_000
-    )
-    page.wait_for_timeout(3000)
-    run_all(page, restart=False)
-    page.get_by_role("button", name="A is better (a)").scroll_into_view_if_needed()
+    run_all(page)
     ways = [
         "A is better (a)",
         "b",
