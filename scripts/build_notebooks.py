@@ -35,7 +35,12 @@ def build(path: Path) -> str:
     }
     notebook.cells.append(nbformat.v4.new_code_cell(ASK))
     begun = time.monotonic()
-    options = {"resources": {"metadata": {"path": str(path.parent)}}, "timeout": 600, "record_timing": False}
+    options = {
+        "resources": {"metadata": {"path": str(path.parent)}},
+        "timeout": 600,
+        "record_timing": False,
+        "coalesce_streams": True,
+    }
     NotebookClient(notebook, kernel_name="python3", **options).execute()
     seconds = time.monotonic() - begun
     facts = json.loads(notebook.cells.pop().outputs[0].text)
