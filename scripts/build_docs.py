@@ -33,6 +33,7 @@ CONF = '''
 project, author, copyright = "dpo_workbench", "the authors of dpo_workbench", "the authors, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme, html_title, html_show_sourcelink = "furo", "dpo_workbench", False
+html_static_path, html_css_files = ["site"], ["site.css"]
 nb_execution_mode = "off"
 myst_enable_extensions, myst_heading_anchors, myst_update_mathjax = ["dollarmath", "colon_fence"], 3, False
 autodoc_typehints, autodoc_member_order, autoclass_content = "signature", "bysource", "class"
@@ -59,6 +60,7 @@ def escape(app, what, name, obj, options, lines):
 def setup(app):
     app.connect("autodoc-process-docstring", escape, priority=900)
 '''
+CSS = "article table { font-size: 0.8rem }"  # tables of results have many columns
 
 
 def page(text: str) -> str:
@@ -129,6 +131,8 @@ def gather(source: Path) -> None:
     (source / "reference").mkdir()
     for name, text in reference().items():
         (source / "reference" / f"{name}.md").write_text(text, encoding="utf-8")
+    (source / "site").mkdir()
+    (source / "site" / "site.css").write_text(CSS, encoding="utf-8")
     (source / "conf.py").write_text(CONF, encoding="utf-8")
     with (source / "index.md").open("a", encoding="utf-8") as file:
         file.write(contents(source))
