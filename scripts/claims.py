@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from domain_table import fine_tuned  # scripts/domain_table.py
+from domain_table import NO_BREAK, fine_tuned  # scripts/domain_table.py
 
 from dpo_workbench.runtime.environment import describe
 from dpo_workbench.runtime.run_folder import write_json, write_text
@@ -77,40 +77,54 @@ def cell(model: str, task: str, seed: int, pairs: int) -> dict[str, Any]:
 def page(facts: dict[str, Any]) -> str:
     """The Markdown of docs/claims.md."""
     cells = facts["cells"]
+    grid = [c for c in cells if c["model"] == "nano"]
+    wanted = len(SIZES) * len(task_names())
     lines = [
         "# The article's claims, tested",
         "",
-        "Written by `python scripts/claims.py --table` from `benchmarks/results/claims.json`. The demo's "
-        "recipe for each model and task, the same pairs, number of optimiser steps and test prompts for each route. "
-        "Training only, without dev probes: mining and the fine-tuned start are shared. Floating-point operations are "
-        "counted by PyTorch's counter, which slows all routes alike; memory is the peak of the route's process. The "
-        "settings were chosen for DPO, on dev prompts; the other routes take its learning rate, batch and LoRA, and "
-        "were not tuned for themselves.",
+        "The demo's recipe for each model and task, the same pairs, number of optimiser steps and test prompts for "
+        "each route. Training only, without dev probes: mining and the fine-tuned start are shared. Floating-point "
+        "operations are counted by PyTorch's counter, which slows all routes alike; memory is the peak of the route's "
+        "process. The settings were chosen for DPO, on dev prompts; the other routes take its learning rate, batch and "
+        "LoRA, and were not tuned for themselves.",
         "",
-        "| model | task | pairs | route | failed, SFT → route | score, SFT → route | difference (95 %) | training "
-        "(TFLOP) | training (s) | answers (s) | peak (GiB) |",
+        *verdicts(grid),
+        *real_model(cells),
+        "",
+        "## Every run",
+        "",
+        *every_run(cells),
+    ]
+    if len(grid) < wanted:
+        lines += ["", f"Only {len(grid)} of {wanted} cells of `nano` have been run: read this as a first look."]
+    lines += [
+        "",
+        f"Machine: {facts['machine']['cores']} cores of {facts['machine']['processor']}, {facts['date']}, other jobs "
+        "beside: compare the routes' seconds, not their size. This page is written by `python scripts/claims.py "
+        "--table` from `benchmarks/results/claims.json`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def every_run(cells: list[dict[str, Any]]) -> list[str]:
+    """The long table, a route a line."""
+    lines = [
+        "| model | task | pairs | route | failed | score | difference (95 %) | TFLOP | train, s | answer, s | GiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in cells:
         for name, seen in one["routes"].items():
             row, cost, change = seen["result"], seen["cost"], seen["result"]["difference"]
-            row_cells = (
-                one["model"], one["task"], one["pairs"], name,
+            values = (
+                one["model"], one["task"], str(one["pairs"]), name.removeprefix("reward model, "),
                 f"{one['sft']['failed']} → {row['failed']} of {row['n']}",
                 f"{one['sft']['score']:.3f} → {row['score']:.3f}",
                 f"{change['estimate']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})",
                 f"{cost['flops'] / 1e12:.2f}", f"{cost['train_seconds']:.0f}", f"{cost['answer_seconds']:.0f}",
                 f"{seen['peak_memory_gib']:.2f}",
             )  # fmt: skip
-            lines.append(f"| {' | '.join(map(str, row_cells))} |")
-    grid = [c for c in cells if c["model"] == "nano"]
-    wanted = len(SIZES) * len(task_names())
-    if len(grid) < wanted:
-        lines += ["", f"Only {len(grid)} of {wanted} cells of `nano` have been run: read this as a first look."]
-    lines += ["", *verdicts(grid), *real_model(cells), "", f"Machine: {facts['machine']['cores']} cores of "
-              f"{facts['machine']['processor']}, {facts['date']}, other jobs beside: compare the routes' seconds, not "
-              "their size."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+            lines.append(f"| {' | '.join(value.replace(' ', NO_BREAK) for value in values)} |")
+    return lines
 
 
 def verdicts(cells: list[dict[str, Any]]) -> list[str]:
@@ -169,7 +183,7 @@ def verdicts(cells: list[dict[str, Any]]) -> list[str]:
         "## Faster from a changed label to a new verdict?",
         "",
         "Training and answers together, mean of the tasks: "
-        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in total.items())
+        + "; ".join(f"{name}: {seconds:.0f} s" for name, seconds in total.items())
         + f". **The claim {_holds(total[dpo] < min(total[best], total[gradient]))}.** Mining, which all need, is left "
         "out, and so is the time of the people who label.",
         "",
