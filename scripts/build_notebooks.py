@@ -35,13 +35,7 @@ def build(path: Path) -> str:
     }
     notebook.cells.append(nbformat.v4.new_code_cell(ASK))
     begun = time.monotonic()
-    options = {
-        "resources": {"metadata": {"path": str(path.parent)}},
-        "timeout": 600,
-        "record_timing": False,
-        "coalesce_streams": True,
-    }
-    NotebookClient(notebook, kernel_name="python3", **options).execute()
+    execute(notebook, path)
     seconds = time.monotonic() - begun
     facts = json.loads(notebook.cells.pop().outputs[0].text)
     notebook.metadata.pop("widgets", None)
@@ -71,6 +65,23 @@ def build(path: Path) -> str:
     return f"{path.name}: {rows['Time']}; {rows['Peak memory']}; {path.stat().st_size / 1024:.0f} KB"
 
 
+def execute(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Run all cells in a new kernel, in the notebook's folder; the first error is raised."""
+    options = {"timeout": 600, "record_timing": False, "coalesce_streams": True}
+    NotebookClient(
+        notebook, resources={"metadata": {"path": str(path.parent)}}, kernel_name="python3", **options
+    ).execute()
+
+
+def run_twice(path: Path) -> str:
+    """Run each code cell two times in a row, as learners do: a second time must not fail. Writes nothing."""
+    notebook = nbformat.read(path, as_version=4)
+    again = {cell.id: nbformat.v4.new_code_cell(cell.source) for cell in notebook.cells if cell.cell_type == "code"}
+    notebook.cells = [c for cell in notebook.cells for c in (cell, again.get(cell.id)) if c is not None]
+    execute(notebook, path)
+    return f"{path.name}: each of {len(again)} cells ran twice"
+
+
 def _clean(output: nbformat.NotebookNode, folders: list[str]) -> None:
     """Replace this machine's folders in an output's text by `...`."""
     for holder in (output, output.get("data", {})):
@@ -84,13 +95,14 @@ def _clean(output: nbformat.NotebookNode, folders: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", type=Path, help="notebooks; all by default")
+    parser.add_argument("--twice", action="store_true", help="only check that each cell can be run again")
     args = parser.parse_args()
     os.environ["DPO_WORKBENCH_BUDGET"] = "tiny"
     os.environ["CI"] = "1"  # plain lines instead of bars, which a file cannot keep
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for path in args.paths or sorted([*FOLDER.glob("*.ipynb"), *FOLDER.glob("solutions/*.ipynb")]):
-        print(build(path.resolve()), flush=True)
+        print((run_twice if args.twice else build)(path.resolve()), flush=True)
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ def _check_free(out: str | Path, run: Path, force: bool) -> None:
         raise WorkbenchError(f"The new folder must not take the run's place. Got {path}. Choose another.")
     if path.exists() and not force and (not path.is_dir() or any(path.iterdir())):
         raise WorkbenchError(
-            f"The new folder must be empty. {path} is not. Choose another, or replace it with --force."
+            f"The new folder must be empty. {path} is not. Choose another, or replace it with force=True (--force)."
         )
 
 
