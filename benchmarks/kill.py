@@ -439,6 +439,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work/kill"))
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)  # for the command line and the kernel
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
     bench, begun = Bench(args.work, args.steps, args.seed), time.monotonic()
     every = trials(bench, args.kills, args.short)
     for name, work in every:
