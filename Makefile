@@ -17,7 +17,7 @@ help: ## list these targets
 setup: ## make .venv and install the package with its test and notebook tools (again: does nothing, in under a second)
 	@"$(PYTHON)" scripts/setup_environment.py $(SETUP_FLAGS)
 
-demo: setup ## see the whole phenomenon in about a minute and a half: failures, pairs, training, the same failures counted again
+demo: setup ## see the whole phenomenon in one to two minutes: failures, pairs, training, the same failures counted again
 	@$(BIN)/dpo-workbench demo $(ARGS)
 
 test: setup ## run the tests and every notebook, stored outputs compared (nbval)
