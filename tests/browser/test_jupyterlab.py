@@ -116,8 +116,8 @@ def test_other_front_ends_take_clicks_keys_and_commands(browser, tmp_path, front
     assert [json.loads(line)["action"] for line in events] == ["label", "label", "undo"]
 
 
-KERNEL_READY = """async () => { const panel = window.jupyterapp.shell.currentWidget;
-  await panel.context.ready; await panel.sessionContext.ready; await panel.sessionContext.session.kernel.info }"""
+KERNEL_READY = """() => { const kernel = window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel;
+  return kernel && kernel.connectionStatus === 'connected' && kernel.info.then(() => true) }"""
 ALL_RUN = """() => window.jupyterapp.shell.currentWidget.content.widgets
   .every((cell) => cell.model.type !== 'code' || cell.model.executionCount !== null)"""
 
@@ -133,7 +133,7 @@ def command(page, name: str, **arguments) -> None:
 def run_all(page, restart: bool = False) -> None:
     """Run the notebook to its end, in a fresh kernel where `restart`: while cells run, the page moves under a click."""
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
-    page.evaluate(KERNEL_READY)
+    page.wait_for_function(KERNEL_READY)
     command(page, "notebook:clear-all-cell-outputs")
     command(page, "notebook:restart-run-all" if restart else "notebook:run-all-cells")
     if restart:
