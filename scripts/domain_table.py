@@ -40,8 +40,8 @@ WHY = (
     "",
     "- `sql`: the tables of the test split are new, and most failures are names that do not exist (`unknown_name`). "
     "Few questions can show the mined habit, so pairs are few although more prompts are mined than elsewhere, and an "
-    "answer that stops taking all columns often fails next for a name. The tables of dev bring fewer made-up names, and "
-    "there the class falls by more than half ([recipe](recipe.md)).",
+    "answer that stops taking all columns often fails next for a name. The tables of dev bring fewer made-up names, "
+    "and there the class falls by more than half ([recipe](recipe.md)).",
     "- `nano`, `briefs` and `receipts`: shorter or whole answers expose what the model cannot do: facts are lost that "
     "a long answer had by luck, and a total that cannot be read breaks the JSON that a blank left whole. `smol` has "
     "the skill, and there the score rises.",
