@@ -272,9 +272,10 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(SETS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
     for name in [args.only] if args.only else SETS:
         row = run_set(name, args.folder, args.seed)
+        # read now: another process may have written one meanwhile
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
         results = [r for r in results if (r["set"], r["seed"]) != (name, args.seed)] + [row]
         write_json(RESULTS, sorted(results, key=lambda r: (list(SETS).index(r["set"]), r["seed"])))
 
