@@ -141,8 +141,9 @@ def run_tests(
 
 
 def extract_code(answer: str) -> str:
-    """The code of an answer: the first fenced block where there is one, else the whole text."""
+    """The code of an answer: the first fenced block, or one line between backticks, or else the whole text."""
     found = re.search(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", answer, re.DOTALL | re.MULTILINE)
+    found = found or re.fullmatch(r"\s*`([^`\n]+)`\s*", answer)
     return found[1] if found else answer
 
 

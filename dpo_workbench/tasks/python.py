@@ -59,7 +59,7 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
 def program(prompt: str, function: str, answer: str) -> str:
     """The module that an answer makes: the whole function where the answer has it, else the prompt's with this body."""
     text = extract_code(answer)
-    if re.search(rf"^(async )?def {re.escape(function)}\b", text, re.MULTILINE):
+    if re.search(rf"^((async )?def {re.escape(function)}\b|{re.escape(function)} *=)", text, re.MULTILINE):
         return text
     head = prompt[prompt.index("\n\n") + 2 :]
     lines = text.strip("\n").splitlines() or [""]

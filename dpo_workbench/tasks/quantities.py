@@ -14,9 +14,10 @@ from typing import Any
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _NUMBER = r"[-+−]?(?:\d{1,3}(?:[,\u202f\u00a0']\d{3})+|\d+)?(?:\.\d+)?(?<=\d)"
 _POWER = (
-    r"(?:\s*(?:[×x*·]\s*10\s*(?:\^|\*\*)?\s*[({]?\s*(?P<power>[-+−]?\d{1,3})[)}]?|[eE](?P<exponent>[-+−]?\d{1,3})))?"
+    r"(?:\s*(?:[×x*·⋅]\s*10\s*(?:(?:\^|\*\*)?\s*[({]?\s*(?P<power>[-+−]?\d{1,3})[)}]?|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
+    r"|[eE](?P<exponent>[-+−]?\d{1,3})))?"
 )
-_UNIT = r"(?P<unit>\s?(?:%|°\s?[CF]|(?:1\s?/\s?)?[A-Za-zµμΩ°][A-Za-zµμΩ°^*·⋅/().\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻ ]{0,40})?)"
+_UNIT = r"(?P<unit>\s?(?:%|[°º]\s?[CF]|(?:1\s?/\s?)?[A-Za-zµμΩ°][A-Za-zµμΩ°^*·⋅/().\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻ ]{0,40})?)"
 _QUANTITY = re.compile(rf"(?P<number>{_NUMBER}){_POWER}{_UNIT}")
 _PLAIN_NUMBER = re.compile(rf"(?<![\w.])(?P<number>{_NUMBER}){_POWER}(?![\w])")
 _ANSWER = re.compile(r"(?:final\s+)?answer\s*(?:is|=|:)+\s*(.{1,200})", re.IGNORECASE)
@@ -24,7 +25,18 @@ _POWERS = re.compile(  # ^2, **-1, ^(1/2)
     r"(?:\^|\*\*)\s*(?:[-+]?\d{1,2}(?![\d.])|\(\s*[-+]?\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))"
 )
 _TOWER = re.compile(r"\*\*|\^(?!1)|\^1[\d\s)]*\^|\^.*\)\s*\^")  # any other power, or a power of what has one
-_UNIT_WORD = re.compile(r"[A-Za-zµμΩ°%]+")
+_LATEX: tuple[tuple[re.Pattern[str], Any], ...] = (  # how a typeset answer is read
+    (re.compile(r"\\(?:boxed|fbox|mathrm|text|textbf|mathbf|operatorname|rm)\b\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), lambda m: _fraction(m[1], m[2])),
+    (re.compile(r"\^\s*\{\s*([-+−]?\d+)\s*\}"), r"^\1"),
+    (re.compile(r"(?:\^ ?)?\{? ?\\(?:circ|degree)(?![a-z]) ?\}?"), "°"),
+    (re.compile(r"\\times(?![a-z])"), "×"),
+    (re.compile(r"\\cdot(?![a-z])"), "·"),
+    (re.compile(r"\\Omega(?![a-z])"), "Ω"),
+    (re.compile(r"\\mu(?![a-z])\s*"), "µ"),
+    (re.compile(r"\\(?:[,;:! ]|q?quad(?![a-z]))|~"), " "),
+    (re.compile(r"(?<=[\w)])\*\*(?=[-(]?\d)"), "^"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,12 @@ class Quantity:
 
     number: float
     unit: str = ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether the unit is one, and not of a pure number such as %."""
+        unit = read_unit(self.unit)
+        return unit is not None and not unit.dimensionless
 
     def __str__(self) -> str:
         return f"{self.number:g} {self.unit}".strip()
@@ -53,6 +71,8 @@ def read_unit(text: str) -> Any:
         return None
     text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", lambda m: "^" + m[1].translate(_SUPERSCRIPT), text)
     text = text.replace("·", "*").replace("⋅", "*").replace("μ", "µ").replace("Ω", "ohm").replace("%", "percent")
+    text = re.sub(r"\bper\s?cent\b", "percent", text.replace("º", "°"))
+    text = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", "*", text)  # N-m
     text = re.sub(r"°\s?C\b|\bdegrees? Celsius\b", "degC", text)
     text = re.sub(r"°\s?F\b|\bdegrees? Fahrenheit\b", "degF", text)
     text = re.sub(r"\Aper\s+", "1/", text)
@@ -76,7 +96,7 @@ def read_number(text: str) -> float | None:
 
 def _value(match: re.Match[str]) -> float | None:
     digits = re.sub(r"[,\u202f\u00a0']", "", match["number"]).replace("−", "-")
-    power = (match["power"] or match["exponent"] or "0").replace("−", "-")
+    power = (match["power"] or match["exponent"] or match["raised"] or "0").translate(_SUPERSCRIPT).replace("−", "-")
     try:
         value = float(digits) * 10.0 ** int(power)
     except (ValueError, OverflowError):
@@ -121,16 +141,35 @@ def _bare(text: str) -> str:
 
 
 def final_answer(text: str) -> Quantity | None:
-    """The quantity that an answer ends on: behind the last `Answer:`, else the last number of the text."""
+    """The quantity that an answer ends on: behind the last `Answer:`, else the last number of the text.
+
+    LaTeX is read as plain text; behind `Answer:` also `6 300` and a decimal comma (`0,5`).
+    """
     marked = _ANSWER.findall(text)
     if marked:
-        tail = marked[-1].replace("\\times", "×").replace("**", "").replace("$", "").replace("\\", "")
-        return read_quantity(tail.split("=")[-1] if "=" in tail else tail)
-    for line in reversed(text[-2000:].splitlines()):
-        places = [m for m in _PLAIN_NUMBER.finditer(line) if m["number"]]
+        tail = plain_math(marked[-1]).split("=")[-1]
+        tail = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", ""), tail)
+        return read_quantity(re.sub(r"(?<![\d.,])(\d+),(?=\d{1,2}(?![\d,]))|(?<![\d.,])(0),(?=\d)", r"\1\2.", tail))
+    for line in reversed(plain_math(text[-2000:]).splitlines()):
+        places = [m for m in _PLAIN_NUMBER.finditer(line) if m["number"] and line[m.start() - 1 : m.start()] != "^"]
         if places:
             return read_quantity(line[places[-1].start() :])
     return None
+
+
+def plain_math(text: str) -> str:
+    """Text without LaTeX: `$1.2\\times10^{3}\\,\\mathrm{J}$` as `1.2×10^3 J`, `\\boxed{4}` as `4`."""
+    if not any(sign in text for sign in "\\$*~"):
+        return text
+    for pattern, plain in _LATEX * 2:  # one may stand inside another
+        text = pattern.sub(plain, text)
+    return re.sub(r"\*\*|[$\\]", "", text)
+
+
+def _fraction(above: str, below: str) -> str:
+    """In brackets where it is a number; a unit is none."""
+    parts = [part if re.fullmatch(r"\s*[\w.]+\s*", part) else f"({part})" for part in (above, below)]
+    return f"({'/'.join(parts)})" if re.search(r"\d", above) else "/".join(parts)
 
 
 def convert(found: Quantity, unit: str) -> float | None:
@@ -192,7 +231,7 @@ def wrong_step(text: str, tolerance: float = 0.02) -> str | None:
     Of each line the parts between equality signs are read as arithmetic, with a unit behind the last number allowed;
     two neighbours that both are arithmetic, one of them with an operator, must agree within the tolerance.
     """
-    for line in text.splitlines()[:60]:
+    for line in plain_math("\n".join(line[:400] for line in text.splitlines()[:60])).splitlines():
         parts = [re.sub(r"^.*[:;]\s*", "", part).strip() for part in re.split(r"[=≈]", line[:400])]
         values = [_side(part) for part in parts]
         for (one, plain), (other, simple), left, right in zip(values, values[1:], parts, parts[1:], strict=False):

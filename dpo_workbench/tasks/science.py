@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from dpo_workbench.tasks import quantities, scores
 from dpo_workbench.tasks.task import Example, Score, Task, load_splits
 
 INSTRUCTION = "Solve the problem. Show each step, then end with a line 'Answer: ' with the number and its unit."
 FAILURES = ("no_answer", "wrong_unit", "arithmetic_slip", "wrong_value")
 TOLERANCE = 0.01  # relative
+_SYMBOL = re.compile(
+    r"[A-Za-zµ]{1,3}(?:\s?[/*^·].*)?"
+)  # `40 finches` are a count, although pint can read them as inches
 
 
 def load() -> Task:
@@ -29,7 +34,10 @@ def score(example: Example, answer: str) -> Score:
     order: `no_answer`, `wrong_unit`, `arithmetic_slip` (some step does not compute), `wrong_value`.
     """
     wanted = quantities.Quantity(example.extra["number"], example.extra["unit"])
-    found = scores.judge_quantity(quantities.final_answer(answer), wanted, TOLERANCE)
+    ends = quantities.final_answer(answer)
+    found = scores.judge_quantity(ends, wanted, TOLERANCE)
+    if ends and found.failure is None and not wanted.unit and _SYMBOL.fullmatch(ends.unit) and ends.measured:
+        found = Score(0.5, "wrong_unit", ends, f"{ends} has a unit, and the result has none")
     slip = quantities.wrong_step(answer)
     if slip and found.failure in (None, "wrong_value"):
         return Score(0.8 if found.failure is None else 0.0, "arithmetic_slip", found.answer, f"{slip} does not compute")

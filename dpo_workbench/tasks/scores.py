@@ -20,6 +20,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+from snowballstemmer import stemmer
+
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.sandbox.python_runner import PACKAGES, Limits, Problem, extract_code, run_tests
 from dpo_workbench.sandbox.sql_runner import Table, run_sql, same_rows
@@ -305,7 +307,11 @@ def _alternatives(fact: str | Sequence[str]) -> list[str]:
 
 
 def has_fact(text: str, fact: str) -> bool:
-    """True where the text has the fact's words next to each other, in order; numbers by value, units by one name."""
+    """True where the text has the fact's words next to each other, in order.
+
+    Numbers go by value (`two` is 2, up to twenty), units by one name, longer words by their stem (`leaks` is `leaking`;
+    Snowball, English).
+    """
     mine, theirs = _fact_words(text), _fact_words(fact)
     return any(mine[k : k + len(theirs)] == theirs for k in range(len(mine) - len(theirs) + 1)) if theirs else True
 
@@ -319,13 +325,25 @@ _SHORT_PATTERN = re.compile(
 )
 
 
+_COUNTED = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+)
+_NUMBER_NAMES = {name: str(float(value)) for value, name in enumerate(_COUNTED.split())}
+_STEMMER = stemmer("english")
+
+
 def _fact_words(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).casefold()
     text = _SHORT_PATTERN.sub(lambda m: f" {_SHORT[m[1]]} ", text)
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     text = re.sub(r"°\s?c\b", " c", text)
     found = [w for w in re.findall(r"\d+(?:[.:]\d+)*|[^\W\d_]+|[%°]", text) if w != "per"]
-    return [str(float(w)) if re.fullmatch(r"\d+(\.\d+)?", w) else w.replace(" ", "") for w in found]
+    return [str(float(w)) if re.fullmatch(r"\d+(\.\d+)?", w) else _NUMBER_NAMES.get(w) or _stem(w) for w in found]
+
+
+def _stem(word: str) -> str:
+    return _STEMMER.stemWord(word) if len(word) > 3 else word
 
 
 def copied_run(answer: str, prompt: str) -> int:

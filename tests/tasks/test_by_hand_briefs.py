@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_workbench.tasks import briefs
+from dpo_workbench.tasks import briefs, scores
 from dpo_workbench.tasks.task import Example
 
 NOTES = {
@@ -57,7 +57,7 @@ NOTES = {
             ("On 9 June the meeting led by Haddad postponed the budget, next one in 2 weeks.", "too_long"),
             ("chair Haddad present 11 next in 2 weeks topic budget decision postponed", "copied"),
             ("Haddad had the budget post-poned; next meeting in 2 weeks.", "missing_fact"),
-            ("In two weeks Haddad meets on the postponed budget.", "missing_fact"),
+            ("In two weeks Haddad meets on the postponed budget.", None),
             ("Haddad's budget meeting was postponed, 2 weeks.", None),
             ("BUDGET POSTPONED, HADDAD, 2 WEEKS", None),
             ("The meeting ended at 18:10.", "missing_fact"),
@@ -145,3 +145,20 @@ def test_the_verifier_agrees(name: str, answer: str, failure: str | None) -> Non
     example = Example("e", prompt, "", "g", {"max_words": limit, "facts": facts})
     score = briefs.score(example, answer)
     assert score.failure == failure and (score.value == 1.0) == (failure is None), score
+
+
+@pytest.mark.parametrize(
+    ("text", "fact", "there"),
+    [
+        ("The pump leaks at yard 8.", "leaking", True),
+        ("Abbas wants the mixer exchanged.", "exchange", True),
+        ("Due in eighteen days.", "18 days", True),
+        ("Due in one day.", "1 days", True),
+        ("Due in nineteen days.", "18 days", False),
+        ("The pump is leaden.", "leaking", False),
+        ("It rained on Monday.", "rain on Tuesday", False),
+        ("Seen on the 8th.", "8", True),
+    ],
+)
+def test_a_fact_in_another_form_is_the_same_fact(text: str, fact: str, there: bool) -> None:
+    assert scores.has_fact(text, fact) == there

@@ -147,3 +147,20 @@ def test_the_verifier_agrees(name: str, answer: str, failure: str | None, reques
     example = Example("e", prompt, "", "g", {"function": name, "tests": tests})
     score = python.score(example, answer, allow_weak_sandbox=True)
     assert score.failure == failure and (score.value == 1.0) == (failure is None), score
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "`return len([x for x in xs if x % 2 == 0])`",
+        "{name} = lambda xs: sum(x % 2 == 0 for x in xs)",
+        "The loop counts them:\n\n```python\nn = 0\nfor x in xs:\n    n += x % 2 == 0\nreturn n\n```\nIt returns n.",
+    ],
+)
+def test_a_right_answer_may_come_in_any_of_the_usual_forms(answer: str) -> None:
+    name = next(iter(TASKS))
+    head, said, tests, _ = TASKS[name]
+    example = Example(
+        "e", f'{python.INSTRUCTION}\n\n{head}\n    """{said}"""\n', "", "g", {"function": name, "tests": tests}
+    )
+    assert python.score(example, answer.format(name=name), allow_weak_sandbox=True).failure is None

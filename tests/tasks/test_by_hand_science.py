@@ -129,14 +129,48 @@ ANSWERS = {
         ("Answer: 8 kg*m/s^2", None),
     ],
 }  # fmt: skip
+TYPESET = {
+    (810.0, "kJ"): [
+        (r"Answer: $8.1 \times 10^{5}\ \mathrm{J}$", None),
+        ("Answer: 8.1·10⁵ J", None),
+        ("Answer: 8.1*10**5 J", None),
+        ("Answer: **810** kJ", None),
+        ("Answer: 810 000 J", None),
+        ("Answer: 0,81 MJ", None),
+        (r"Thus \boxed{810\,\text{kJ}}.", None),
+        (r"Answer: \boxed{810}", "wrong_unit"),
+        (r"Answer: $8.1 \times 10^{4}\ \mathrm{J}$", "wrong_value"),
+    ],
+    (7.0, "m/s^2"): [
+        ("a = \\frac{44 - 9}{5} = 7\nAnswer: 7 m/s^2", None),
+        (r"Thus \boxed{7\ \text{m/s}^2}.", None),
+        (r"Answer: 7 \mathrm{\frac{m}{s^2}}", None),
+        ("Answer: 7 m/s**2", None),
+        ("a = \\frac{44 - 9}{5} = 8\nAnswer: 7 m/s^2", "arithmetic_slip"),
+        ("a = 30 \\times 6 = 190\nAnswer: 7 m/s^2", "arithmetic_slip"),
+    ],
+    (245.0, "degC"): [(r"Answer: $245\,^{\circ}\mathrm{C}$", None), ("Answer: 245 ºC", None)],
+    (90.0, "ohm"): [(r"Answer: $90\,\Omega$", None), (r"Answer: $90\,\mathrm{V}$", "wrong_unit")],
+    (180.0, "kg*m/s"): [("Answer: 180 kg-m/s", None), (r"Answer: $180\,\mathrm{kg \cdot m/s}$", None)],
+    (11.0, "%"): [("Answer: 11 per cent", None), (r"Answer: 11\%", None)],
+    (40.0, ""): [
+        (r"k = \frac{280}{7} = \boxed{40}", None),
+        ("Answer: 40 finches", None),
+        ("Answer: 40 mm", "wrong_unit"),
+        ("Answer: 40 g/L", "wrong_unit"),
+    ],
+}  # fmt: skip
 CASES = [(number, unit, *case) for (number, unit), cases in ANSWERS.items() for case in cases]
+
+
+OTHERS = [(number, unit, *case) for (number, unit), cases in TYPESET.items() for case in cases]
 
 
 def test_there_are_a_hundred() -> None:
     assert len(CASES) == 100
 
 
-@pytest.mark.parametrize(("number", "unit", "answer", "failure"), CASES)
+@pytest.mark.parametrize(("number", "unit", "answer", "failure"), CASES + OTHERS)
 def test_the_verifier_agrees(number: float, unit: str, answer: str, failure: str | None) -> None:
     example = Example("e", "p", "Answer: x", "g", {"number": number, "unit": unit})
     score = science.score(example, answer)
