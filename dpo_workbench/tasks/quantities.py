@@ -20,7 +20,9 @@ _POWER = (
 _UNIT = r"(?P<unit>\s?(?:%|[°º]\s?[CF]|(?:1\s?/\s?)?[A-Za-zµμΩ°][A-Za-zµμΩ°^*·⋅/().\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻ ]{0,40})?)"
 _QUANTITY = re.compile(rf"(?P<number>{_NUMBER}){_POWER}{_UNIT}")
 _PLAIN_NUMBER = re.compile(rf"(?<![\w.])(?P<number>{_NUMBER}){_POWER}(?![\w])")
-_ANSWER = re.compile(r"(?:final\s+)?answer\s*(?:is|=|:)+\s*(.{1,200})", re.IGNORECASE)
+_ANSWER = re.compile(r"(?:answer\s*(?:is|=|:)+|^####(?=\s*[-+−$]?[\d.]))\s*(.{1,200})", re.IGNORECASE | re.MULTILINE)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\}){1,200})\}")
+_RATIO = re.compile(r"(?<![\w./^])(?:(\d{1,9})\s+)?\(?(\d{1,9})\s*/\s*(\d{1,9})\)?(?![\w./(])")
 _POWERS = re.compile(  # ^2, **-1, ^(1/2)
     r"(?:\^|\*\*)\s*(?:[-+]?\d{1,2}(?![\d.])|\(\s*[-+]?\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))"
 )
@@ -141,20 +143,29 @@ def _bare(text: str) -> str:
 
 
 def final_answer(text: str) -> Quantity | None:
-    """The quantity that an answer ends on: behind the last `Answer:`, else the last number of the text.
+    """The quantity that an answer ends on.
 
-    LaTeX is read as plain text; behind `Answer:` also `6 300` and a decimal comma (`0,5`).
+    It stands behind the last `Answer:` or `####`, else in the last `\\boxed{}`, else it is the last number of the text.
+    LaTeX is read as plain text, `1/3` as a number; where one of the marks stands, `6 300` and `0,5` too.
     """
-    marked = _ANSWER.findall(text)
+    plain = plain_math(text)
+    marked = _ANSWER.findall(plain) or [plain_math(inside) for inside in _BOXED.findall(text)]
     if marked:
-        tail = plain_math(marked[-1]).split("=")[-1]
-        tail = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", ""), tail)
-        return read_quantity(re.sub(r"(?<![\d.,])(\d+),(?=\d{1,2}(?![\d,]))|(?<![\d.,])(0),(?=\d)", r"\1\2.", tail))
-    for line in reversed(plain_math(text[-2000:]).splitlines()):
+        tail = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", ""), marked[-1].split("=")[-1])
+        tail = re.sub(r"(?<![\d.,])(\d+),(?=\d{1,2}(?![\d,]))|(?<![\d.,])(0),(?=\d)", r"\1\2.", tail)
+        return read_quantity(_RATIO.sub(_ratio, tail))
+    for line in reversed(plain[-2000:].splitlines()):
+        line = _RATIO.sub(_ratio, line)
         places = [m for m in _PLAIN_NUMBER.finditer(line) if m["number"] and line[m.start() - 1 : m.start()] != "^"]
         if places:
             return read_quantity(line[places[-1].start() :])
     return None
+
+
+def _ratio(match: re.Match[str]) -> str:
+    """`1/3` and `2 1/3` as decimals."""
+    whole, above, below = match.groups()
+    return repr(int(whole or 0) + int(above) / int(below)) if int(below) else match[0]
 
 
 def plain_math(text: str) -> str:

@@ -50,15 +50,16 @@ def exact_match(*, case: bool = False) -> ScoreFunction:
 def multiple_choice(choices: str | Sequence[str] = "ABCDE") -> ScoreFunction:
     """1 where the choice that the answer makes is the reference's; failures `no_choice`, `wrong_choice`.
 
-    Read in this order: "answer: B" or "answer is (B)" (the last one), an answer that is a choice alone or begins with
-    one ("B", "(B) because", "B. text"), a single choice in brackets, the last line if it is a choice.
+    Read in this order: "answer: B" or "answer is (B)" or `\\boxed{B}` (the last one), an answer that is a choice alone
+    or begins with one ("B", "(B) because", "B. text"), a single choice in brackets or behind "option", "choose" or
+    "so", the last line if it is a choice.
     """
     names = list(choices)
     one = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     patterns = [
-        rf"answer\s*(?:is|:|=)*\s*[(\[*\s]*({one})\b",
+        rf"(?:answer\s*(?:is|:|=)*\s*|\\boxed\s*\{{\s*(?:\\\w+\s*\{{)?)[(\[*\s]*({one})\b",
         rf"\A\s*[(\[*]*({one})(?:[)\].:*,](?!\s*(?:or|and)\b)|\s*\Z|\s+(?:because|since|as)\b|\n)",
-        rf"[(\[]({one})[)\]]",
+        rf"(?:[(\[]|\b(?:option|choice|choose|pick|select|so|thus|hence|therefore,?)\s+\**)({one})\b(?:[)\]]|(?!\s+(?!or\b)\w))",
         rf"\n\s*\**({one})\**[.)]?\s*\Z",
     ]
 
@@ -106,9 +107,9 @@ def regex(pattern: str, *, flags: int = re.IGNORECASE) -> ScoreFunction:
 def number(*, tolerance: float = 1e-6, unit: str | None = None) -> ScoreFunction:
     """1 where the answer's final number, in the reference's unit, is the reference's within a relative tolerance.
 
-    The final number stands behind the last "answer:", else it is the last of the text. Units are compared by what they
-    measure: 36 km/h is 10 m/s. Failures: `no_answer`, `wrong_unit`, `wrong_value`. A missing or wrong unit with the
-    right number is worth 0.5.
+    The final number stands behind the last "answer:" or "####", else in the last `\\boxed{}`, else it is the last of the
+    text (`quantities.final_answer`). Units are compared by what they measure: 36 km/h is 10 m/s. Failures:
+    `no_answer`, `wrong_unit`, `wrong_value`. A missing or wrong unit with the right number is worth 0.5.
 
     Args:
         tolerance: relative; absolute where the reference is 0.
