@@ -107,8 +107,8 @@ def regex(pattern: str, *, flags: int = re.IGNORECASE) -> ScoreFunction:
 def number(*, tolerance: float = 1e-6, unit: str | None = None) -> ScoreFunction:
     """1 where the answer's final number, in the reference's unit, is the reference's within a relative tolerance.
 
-    The final number stands behind the last "answer:" or "####", else in the last `\\boxed{}`, else it is the last of the
-    text (`quantities.final_answer`). Units are compared by what they measure: 36 km/h is 10 m/s. Failures:
+    The final number stands behind the last "answer:" or "####", else in the last `\\boxed{}`, else it is the last
+    of the text (`quantities.final_answer`). Units are compared by what they measure: 36 km/h is 10 m/s. Failures:
     `no_answer`, `wrong_unit`, `wrong_value`. A missing or wrong unit with the right number is worth 0.5.
 
     Args:
