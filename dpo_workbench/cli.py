@@ -165,6 +165,9 @@ def mine(
     task: TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="1.0 samples from the model as it is.")] = 1.0,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Mine the greedy answers too, which are what evaluation sees.")
+    ] = False,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -190,7 +193,8 @@ def mine(
         )
     loaded = _task(task)
     handle = _handle(model, adapter or (None if engine else shipped_adapter(model or "nano", loaded)), engine)
-    found = run_mine(handle, loaded.train[skip:][:limit], samples, temperature=temperature, seed=seed, engine=engine)
+    prompts = loaded.train[skip:][:limit]
+    found = run_mine(handle, prompts, samples, temperature=temperature, greedy=greedy, seed=seed, engine=engine)
     if target:
         found = branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")

@@ -41,10 +41,11 @@ class Recipe:
     max_pairs: int
     temperature: float
     per_prompt: int  # pairs of one prompt at most
-    target: tuple[str, ...]  # the mined classes, rejected in the pairs and counted again; (): the commonest one
+    target: tuple[str, ...]  # the mined classes, rejected in the pairs and counted again; (): the common ones
     probe_prompts: int
     dpo: TrainConfig
     sft: TrainConfig
+    greedy: bool = False  # mine the greedy answers too
 
 
 RECIPES = {
@@ -131,7 +132,7 @@ def _fitted(recipe: Recipe, task: Task) -> Recipe:
     passes = min(8, max(recipe.sft.epochs, round(1600 / tuned)))
     settings = replace(recipe.sft, epochs=passes, batch_size=8, probes=0 if typed else 2)
     recipe = replace(recipe, sft_prompts=tuned, mine_from=tuned, mine_prompts=mined)
-    return replace(recipe, per_prompt=2, target=(), sft=settings)
+    return replace(recipe, per_prompt=2, target=(), sft=settings, greedy=True)
 
 
 ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
@@ -263,8 +264,9 @@ class Job:
         prompts, seed = self.task.train[recipe.mine_from :][: recipe.mine_prompts], recipe.dpo.seed
 
         def mined() -> Found:
-            found = mine(start, prompts, recipe.samples, temperature=recipe.temperature, seed=seed, show=stages.show)
-            target = recipe.target or tuple(name for name, _ in found.failures.most_common(1))
+            drawn: dict[str, Any] = {"temperature": recipe.temperature, "greedy": recipe.greedy}
+            found = mine(start, prompts, recipe.samples, seed=seed, show=stages.show, **drawn)
+            target = recipe.target or common_failures(found)
             if not target:
                 return found  # nothing failed: `pairs` says so
             return branch(start, found, target, per_prompt=recipe.per_prompt, seed=seed, show=stages.show)
@@ -294,6 +296,12 @@ class Job:
         stages.say(repr(run))
         self.answer(name, run.model, run)
         return run
+
+
+def common_failures(found: Found) -> tuple[str, ...]:
+    """The classes with a quarter or more of the failures, of the greedy answers where there are some."""
+    failures = found.greedy_failures or found.failures
+    return tuple(name for name, n in failures.most_common() if 4 * n >= failures.total())
 
 
 def still_learning(run: Run) -> str:

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ class Sample:
     failure: str | None
     explanation: str
     better: Sample | None = None  # the same answer with a better ending of the model's own, see `branch`
+    greedy: bool = field(default=False, repr=False)  # the answer at temperature 0, which evaluation will see
 
     @classmethod
-    def judge(cls, task: Task, example: Example, answer: Answer) -> Sample | None:
+    def judge(cls, task: Task, example: Example, answer: Answer, greedy: bool = False) -> Sample | None:
         """One answer with the task's score; None where it cannot be scored."""
         score, explanation = task.try_score(example, answer.text, finished=answer.finished)
-        return cls(answer.text, answer.finished, score.value, score.failure, explanation) if score else None
+        if score is None:
+            return None
+        return cls(answer.text, answer.finished, score.value, score.failure, explanation, greedy=greedy)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Found:
     def failures(self) -> Counter[str]:
         """Failed samples by class."""
         return Counter(s.failure for _, samples in self.rows for s in samples if s.failure).copy()
+
+    @property
+    def greedy_failures(self) -> Counter[str]:
+        """Failed greedy answers by class; empty where mining drew none."""
+        return Counter(s.failure for _, samples in self.rows for s in samples if s.failure and s.greedy).copy()
 
     @property
     def n_samples(self) -> int:
@@ -109,6 +117,9 @@ class Found:
             f"mean score {mean:.3f}"
         ]
         lines += [f"  {name:16s} {n:5d}" for name, n in self.failures.most_common()]
+        if self.settings.get("greedy"):
+            classes = ", ".join(f"{name} {n}" for name, n in self.greedy_failures.most_common()) or "none"
+            lines.append(f"failed among the {len(self.rows)} greedy answers: {classes}")
         if "branch" in self.settings:
             better = sum(s.better is not None for _, samples in self.rows for s in samples)
             lines.append(f"better endings found: {better}")
@@ -131,6 +142,7 @@ def mine(
     samples: int = 4,
     *,
     temperature: float = 1.0,
+    greedy: bool = False,
     max_new_tokens: int | None = None,
     seed: int = 0,
     engine: str | None = None,
@@ -144,6 +156,8 @@ def mine(
         split: prompts of the training split; never those that the result is measured on.
         samples: answers a prompt; 4 to 8 find most prompts that have both a good and a bad answer.
         temperature: 1.0 samples from the model as it is; lower finds fewer failures.
+        greedy: put the greedy answer before the samples. A habit of greedy decoding, such as copying a sentence of the
+            prompt, is rare among samples, and evaluation sees greedy answers alone.
         max_new_tokens: the token limit; the task's own by default.
         seed: of the draws.
         engine: None samples here; the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
@@ -162,26 +176,24 @@ def mine(
         )
     task = split.task
     limit = max_new_tokens or task.max_new_tokens
-    with progress(len(split) * samples, "mining", show) as advance:
-        drawn, served = draw(
-            model,
-            [e.prompt for e in split],
-            engine=engine,
-            samples=samples,
-            temperature=temperature,
-            max_new_tokens=limit,
-            seed=seed,
-            on_answers=advance,
-        )
-    judged = [(e, [Sample.judge(task, e, a) for a in answers]) for e, answers in zip(split, drawn, strict=True)]
+    prompts, total = [e.prompt for e in split], len(split) * (samples + greedy)
+    with progress(total, "mining", show) as advance:
+        settings: dict[str, Any] = {"engine": engine, "max_new_tokens": limit, "seed": seed, "on_answers": advance}
+        drawn, served = draw(model, prompts, samples=samples, temperature=temperature, **settings)
+        if greedy:
+            drawn = [one + more for one, more in zip(draw(model, prompts, **settings)[0], drawn, strict=True)]
+    judged = [
+        (e, [Sample.judge(task, e, a, greedy=greedy and k == 0) for k, a in enumerate(answers)])
+        for e, answers in zip(split, drawn, strict=True)
+    ]
     rows = [(e, tuple(s for s in found if s)) for e, found in judged]
     unscored = sum(s is None for _, found in judged for s in found)
     if unscored:
         place = next(k for k, (_, found) in enumerate(judged) if None in found)
         example, answer = judged[place][0], drawn[place][judged[place][1].index(None)]
         why = task.try_score(example, answer.text, finished=answer.finished)[1]
-        told = f"{unscored} of {len(split) * samples} samples could not be scored; the first: {example.id!r}, {why}"
-        if unscored == len(split) * samples:
+        told = f"{unscored} of {total} samples could not be scored; the first: {example.id!r}, {why}"
+        if unscored == total:
             raise WorkbenchError(f"Mining needs scores. {told}. Mend the task's `score` function or its references.")
         print(f"{told}. They are left out.")
     rows = [row for row in rows if row[1]]
@@ -191,6 +203,7 @@ def mine(
         "max_new_tokens": limit,
         "seed": seed,
         "split": split.name,
+        **({"greedy": True} if greedy else {}),
         **({"unscored": unscored} if unscored else {}),
         **served,
     }

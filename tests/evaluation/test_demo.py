@@ -145,5 +145,5 @@ def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
 
 def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
     done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
-    assert done.found.n_samples == 12 * 4 and done.pairs and (done.folder / "sft" / "adapter").is_dir()
+    assert done.found.n_samples == 12 * 5 and done.pairs and (done.folder / "sft" / "adapter").is_dir()
     assert done.evaluations["sft+dpo"].failed_share < done.evaluations["sft"].failed_share

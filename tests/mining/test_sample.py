@@ -1,8 +1,12 @@
 """`mine`: samples with scores, what it refuses, and what comes of a task that always or never passes."""
 
+from collections import Counter
+
 import pytest
 
-from dpo_workbench.mining.sample import Found, mine
+from dpo_workbench.evaluation.demo import common_failures
+from dpo_workbench.mining.sample import Found, Sample, mine
+from dpo_workbench.models.generation import generate
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.task import Score, Task
 
@@ -40,6 +44,31 @@ def test_same_seed_same_samples(found, tiny, toy_task) -> None:
     split = judged(toy_task, half).train
     assert mine(tiny, split, 4, seed=3, show=False).rows == found.rows
     assert mine(tiny, split, 4, seed=4, show=False).rows != found.rows
+
+
+def test_the_greedy_answer_comes_first_where_it_is_asked_for(found, tiny, toy_task) -> None:
+    split = judged(toy_task, half).train
+    both = mine(tiny, split, 4, seed=3, greedy=True, show=False)
+    answers = generate(tiny, [e.prompt for e in split], max_new_tokens=30)
+    assert [[s.text for s in samples if s.greedy] for _, samples in both.rows] == [[a.text] for (a,) in answers]
+    assert [(e, samples[1:]) for e, samples in both.rows] == list(found.rows)
+    failed = [samples[0].failure for _, samples in both.rows if samples[0].failure]
+    assert both.greedy_failures == Counter(failed) and not found.greedy_failures
+    assert both.settings == found.settings | {"greedy": True} and "the 12 greedy answers" in repr(both)
+
+
+def test_common_failures_are_those_of_greedy_answers(toy_task) -> None:
+    def drawn(*classes: str | None, greedy: bool) -> tuple[Sample, ...]:
+        return tuple(Sample("a", True, float(c is None), c, "", greedy=greedy) for c in classes)
+
+    example = toy_task.train[0]
+    sampled = drawn("long", "long", "long", "copied", None, greedy=False)
+    assert common_failures(Found(toy_task, ((example, sampled),), {})) == ("long", "copied")
+    first = drawn("copied", "copied", "copied", "echo", "wrong", None, greedy=True)
+    assert common_failures(Found(toy_task, ((example, first + sampled),), {})) == ("copied",)
+    right = drawn(None, greedy=True)
+    assert common_failures(Found(toy_task, ((example, right + sampled[:4]),), {})) == ("long", "copied")
+    assert common_failures(Found(toy_task, ((example, right),), {})) == ()
 
 
 def test_headroom_and_pairs_follow_from_the_samples(found) -> None:
