@@ -426,7 +426,7 @@ def compare(
     mined = [e.prompt for e in task.train[recipe.mine_from :][: recipe.mine_prompts]]
     if pairs is None:
         found = job.mined(start)
-        target = tuple(found.settings.get("branch", {}).get("classes", recipe.target))
+        target = tuple(found.settings["target"])
         pairs = job.pairs(found, target)
         context = {"mined": target, "headroom": found.headroom(target)}
     context["pairs"] = pairs

@@ -82,6 +82,7 @@ RECIPES = {
 HABITS = {"science": "wrong_unit", "sql": "wrong_columns", "python": "no_result", "briefs": "too_long"}
 
 
+ENOUGH = 24  # pairs of whole answers; with fewer, failed answers get better endings
 FEWEST = 30  # training prompts of a task of your own: two thirds to fine-tune on, one third to mine
 
 
@@ -89,8 +90,8 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
     """The recipe of a model on a task: `nano`'s, or `smol`'s for any other model.
 
     Other tasks than receipts have short answers: fine-tuned on fewer prompts, with a longer step for `smol`. Of a task
-    that is not built in, the commonest failure among the mined samples is the target, and the sizes follow from its
-    training prompts: a third is mined, at most 300; on the others it is fine-tuned, in as many passes as make some
+    that is not built in, greedy answers are mined too, and their common failures are the target. The sizes follow from
+    its training prompts: a third is mined, at most 300; on the others it is fine-tuned, in as many passes as make some
     1,600 rows, since a model that still learns from references does not need preferences yet.
 
     Args:
@@ -200,7 +201,7 @@ def demo(
     job.answer("base", base)
     job.answer("sft", start)
     found = job.mined(start)
-    target = tuple(found.settings.get("branch", {}).get("classes", recipe.target))
+    target = tuple(found.settings["target"])
     pairs = job.pairs(found, target)
     record_run(path / "dpo", start, pairs, recipe.dpo)
     run = job.trained("sft+dpo", "dpo", partial(train, start, pairs, recipe.dpo))
@@ -267,12 +268,13 @@ class Job:
             drawn: dict[str, Any] = {"temperature": recipe.temperature, "greedy": recipe.greedy}
             found = mine(start, prompts, recipe.samples, seed=seed, show=stages.show, **drawn)
             target = recipe.target or common_failures(found)
-            if not target:
-                return found  # nothing failed: `pairs` says so
+            found = replace(found, settings=found.settings | {"target": list(target)})
+            if not target or (recipe.greedy and right_and_wrong(found, target) >= ENOUGH):
+                return found  # where nothing failed, `pairs` says so
             return branch(start, found, target, per_prompt=recipe.per_prompt, seed=seed, show=stages.show)
 
         found = stages.cached("mined.json", mined, Found.save, lambda file: Found.load(file, self.task))
-        stages.say(f"{found}\nheadroom: {found.headroom(found.settings.get('branch', {}).get('classes', ()))}")
+        stages.say(f"{found}\nheadroom: {found.headroom(found.settings['target'])}")
         return found
 
     def pairs(self, found: Found, target: tuple[str, ...]) -> Pairs:
@@ -302,6 +304,12 @@ def common_failures(found: Found) -> tuple[str, ...]:
     """The classes with a quarter or more of the failures, of the greedy answers where there are some."""
     failures = found.greedy_failures or found.failures
     return tuple(name for name, n in failures.most_common() if 4 * n >= failures.total())
+
+
+def right_and_wrong(found: Found, target: tuple[str, ...]) -> int:
+    """Prompts with both an answer that fails as `target` and one that passes: pairs of whole answers."""
+    drawn = [{s.failure for s in samples} for _, samples in found.rows]
+    return sum(None in failures and not failures.isdisjoint(target) for failures in drawn)
 
 
 def still_learning(run: Run) -> str:
@@ -382,7 +390,7 @@ class Stages:
             "mined": {
                 "failures": dict(found.failures),
                 "samples": found.n_samples,
-                "headroom": found.headroom(found.settings["branch"]["classes"]).to_dict(),
+                "headroom": found.headroom(found.settings["target"]).to_dict(),
             },
             "pairs": pairs.summary(),
             "training": {

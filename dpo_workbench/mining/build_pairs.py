@@ -25,12 +25,12 @@ def build_pairs(
 ) -> Pairs:
     """Pairs from mined samples.
 
-    Chosen is the rejected answer with a better ending, where `branch` found one; else the model's own passing answer.
-    Where classes are named and no sample passes, it is the own answer with the highest score that is free of these
-    classes and beats the rejected one by `GAP`: not perfect, but on-policy and better in what is aimed at. Else the
-    reference answer takes its place if `use_reference`, and the pair says so (`chosen_from`). Rejected are the prompt's
-    failed samples, each text once, one of each failure class before a second of any, loops first, since the rarest harm
-    is the one to mend.
+    Chosen is the rejected answer with a better ending, where `branch` found one; else the model's own passing answer
+    with the highest score. Where classes are named and no sample passes, it is the own answer with the highest score
+    that is free of these classes and beats the rejected one by `GAP`: not perfect, but on-policy and better in what is
+    aimed at. Else the reference answer takes its place if `use_reference`, and the pair says so (`chosen_from`).
+    Rejected are the prompt's failed samples, each text once, one of each failure class before a second of any, loops
+    first, since the rarest harm is the one to mend.
 
     Args:
         task: whose `score` judged the samples.
@@ -47,7 +47,7 @@ def build_pairs(
     pairs: list[Pair] = []
     ranks: dict[str, int] = {}
     for example, samples in rows:
-        good = next((s for s in samples if s.failure is None), None)
+        good = max((s for s in samples if s.failure is None), key=lambda s: s.value, default=None)
         for number, bad in enumerate(_rejected(samples, good, classes)[:per_prompt]):
             own = bad.better or good or _better(samples, bad, classes)
             if own is None and not (use_reference and _right(task, example)):

@@ -30,6 +30,11 @@ def test_own_pass_against_own_failure() -> None:
     assert (pair.id, pair.prompt, pair.group, pair.rejected_finished) == ("e/0", "prompt", "g", True)
 
 
+def test_of_passing_answers_the_one_with_the_highest_score_is_chosen() -> None:
+    (pair,) = build([Sample("poor", True, 0.3, None, ""), bad("no", "wrong"), Sample("rich", True, 0.7, None, "")])
+    assert (pair.chosen, pair.chosen_score) == ("rich", 0.7)
+
+
 def test_reference_as_chosen_says_so() -> None:
     (pair,) = build([bad("no", "wrong")])
     assert (pair.chosen, pair.chosen_from) == ("the reference", "reference")

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from dpo_workbench.evaluation.demo import common_failures
+from dpo_workbench.evaluation.demo import common_failures, right_and_wrong
 from dpo_workbench.mining.sample import Found, Sample, mine
 from dpo_workbench.models.generation import generate
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -69,6 +69,13 @@ def test_common_failures_are_those_of_greedy_answers(toy_task) -> None:
     right = drawn(None, greedy=True)
     assert common_failures(Found(toy_task, ((example, right + sampled[:4]),), {})) == ("long", "copied")
     assert common_failures(Found(toy_task, ((example, right),), {})) == ()
+
+
+def test_prompts_with_a_right_and_a_wrong_answer_are_counted(toy_task) -> None:
+    rows = [(None, "long"), (None, "copied"), ("long", "long"), ("long", None, "copied"), (None, None)]
+    drawn = [tuple(Sample("a", True, float(c is None), c, "") for c in classes) for classes in rows]
+    found = Found(toy_task, tuple(zip(toy_task.train, drawn, strict=False)), {})
+    assert right_and_wrong(found, ("long",)) == 2 and right_and_wrong(found, ("long", "copied")) == 3
 
 
 def test_headroom_and_pairs_follow_from_the_samples(found) -> None:
