@@ -301,9 +301,10 @@ class Job:
 
 
 def common_failures(found: Found) -> tuple[str, ...]:
-    """The classes with a quarter or more of the failures, of the greedy answers where there are some."""
-    failures = found.greedy_failures or found.failures
-    return tuple(name for name, n in failures.most_common() if 4 * n >= failures.total())
+    """The commonest class, and others with a quarter or more of the failures; of greedy answers where some failed."""
+    ranked = (found.greedy_failures or found.failures).most_common()
+    total = sum(n for _, n in ranked)
+    return tuple(name for place, (name, n) in enumerate(ranked) if place == 0 or 4 * n >= total)
 
 
 def right_and_wrong(found: Found, target: tuple[str, ...]) -> int:

@@ -69,6 +69,8 @@ def test_common_failures_are_those_of_greedy_answers(toy_task) -> None:
     right = drawn(None, greedy=True)
     assert common_failures(Found(toy_task, ((example, right + sampled[:4]),), {})) == ("long", "copied")
     assert common_failures(Found(toy_task, ((example, right),), {})) == ()
+    many = drawn("a", "b", "c", "d", "e", greedy=False)
+    assert common_failures(Found(toy_task, ((example, many),), {})) == ("a",)
 
 
 def test_prompts_with_a_right_and_a_wrong_answer_are_counted(toy_task) -> None:
