@@ -186,17 +186,10 @@ def mine(
         (e, [Sample.judge(task, e, a, greedy=greedy and k == 0) for k, a in enumerate(answers)])
         for e, answers in zip(split, drawn, strict=True)
     ]
-    rows = [(e, tuple(s for s in found if s)) for e, found in judged]
     unscored = sum(s is None for _, found in judged for s in found)
     if unscored:
-        place = next(k for k, (_, found) in enumerate(judged) if None in found)
-        example, answer = judged[place][0], drawn[place][judged[place][1].index(None)]
-        why = task.try_score(example, answer.text, finished=answer.finished)[1]
-        told = f"{unscored} of {total} samples could not be scored; the first: {example.id!r}, {why}"
-        if unscored == total:
-            raise WorkbenchError(f"Mining needs scores. {told}. Mend the task's `score` function or its references.")
-        print(f"{told}. They are left out.")
-    rows = [row for row in rows if row[1]]
+        _say_unscored(task, unscored, total, judged, drawn)
+    rows = [(e, tuple(s for s in found if s)) for e, found in judged if any(found)]
     settings = {
         "samples": samples,
         "temperature": temperature,
@@ -208,3 +201,20 @@ def mine(
         **served,
     }
     return Found(task, tuple(rows), settings)
+
+
+def _say_unscored(
+    task: Task,
+    unscored: int,
+    total: int,
+    judged: Sequence[tuple[Example, list[Sample | None]]],
+    drawn: Sequence[Sequence[Answer]],
+) -> None:
+    """Say how many samples have no score and why the first has none; raise where none has one."""
+    place = next(k for k, (_, found) in enumerate(judged) if None in found)
+    example, answer = judged[place][0], drawn[place][judged[place][1].index(None)]
+    why = task.try_score(example, answer.text, finished=answer.finished)[1]
+    told = f"{unscored} of {total} samples could not be scored; the first: {example.id!r}, {why}"
+    if unscored == total:
+        raise WorkbenchError(f"Mining needs scores. {told}. Mend the task's `score` function or its references.")
+    print(f"{told}. They are left out.")
