@@ -176,8 +176,8 @@ def mine(
         )
     task = split.task
     limit = max_new_tokens or task.max_new_tokens
-    prompts, total = [e.prompt for e in split], len(split) * (samples + greedy)
-    with progress(total, "mining", show) as advance:
+    prompts = [e.prompt for e in split]
+    with progress(len(split) * (samples + greedy), "mining", show) as advance:
         settings: dict[str, Any] = {"engine": engine, "max_new_tokens": limit, "seed": seed, "on_answers": advance}
         drawn, served = draw(model, prompts, samples=samples, temperature=temperature, **settings)
         if greedy:
@@ -188,7 +188,7 @@ def mine(
     ]
     unscored = sum(s is None for _, found in judged for s in found)
     if unscored:
-        _say_unscored(task, unscored, total, judged, drawn)
+        _say_unscored(task, judged, drawn, unscored)
     rows = [(e, tuple(s for s in found if s)) for e, found in judged if any(found)]
     settings = {
         "samples": samples,
@@ -205,15 +205,15 @@ def mine(
 
 def _say_unscored(
     task: Task,
-    unscored: int,
-    total: int,
     judged: Sequence[tuple[Example, list[Sample | None]]],
     drawn: Sequence[Sequence[Answer]],
+    unscored: int,
 ) -> None:
     """Say how many samples have no score and why the first has none; raise where none has one."""
     place = next(k for k, (_, found) in enumerate(judged) if None in found)
     example, answer = judged[place][0], drawn[place][judged[place][1].index(None)]
     why = task.try_score(example, answer.text, finished=answer.finished)[1]
+    total = sum(map(len, drawn))
     told = f"{unscored} of {total} samples could not be scored; the first: {example.id!r}, {why}"
     if unscored == total:
         raise WorkbenchError(f"Mining needs scores. {told}. Mend the task's `score` function or its references.")

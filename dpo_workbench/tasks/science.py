@@ -10,9 +10,8 @@ from dpo_workbench.tasks.task import Example, Score, Task, load_splits
 INSTRUCTION = "Solve the problem. Show each step, then end with a line 'Answer: ' with the number and its unit."
 FAILURES = ("no_answer", "wrong_unit", "arithmetic_slip", "wrong_value")
 TOLERANCE = 0.01  # relative
-_SYMBOL = re.compile(
-    r"[A-Za-zµ]{1,3}(?:\s?[/*^·].*)?"
-)  # `40 finches` are a count, although pint can read them as inches
+# `40 finches` are a count, although pint can read them as inches
+_SYMBOL = re.compile(r"[A-Za-zµ]{1,3}(?:\s?[/*^·].*)?")
 
 
 def load() -> Task:

@@ -226,9 +226,31 @@ def test_sql_result(shop) -> None:
         score(example(gold, database="none"), gold)
 
 
-@settings(max_examples=200, deadline=None)
+LATEX_PIECES = [
+    "\\boxed{",
+    "\\frac{",
+    "\\text{",
+    "}",
+    "{",
+    "^",
+    "**",
+    "\\",
+    "$",
+    "1/0",
+    "3 1/2",
+    "5",
+    ",",
+    " ",
+    "×10",
+    "⁵",
+    "#### ",
+]
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     st.text(st.characters(exclude_categories=()))
+    | st.lists(st.sampled_from(LATEX_PIECES)).map("".join)
     | st.sampled_from(["9" * 100_000, "(" * 10_000, "1e999 m", "Answer: " * 9999])
 )
 def test_no_text_makes_a_verifier_raise(text: str) -> None:
@@ -236,7 +258,8 @@ def test_no_text_makes_a_verifier_raise(text: str) -> None:
         (scores.exact_match(), "a"), (scores.multiple_choice(), "A"), (scores.regex("(a+)"), "a"), (scores.number(), "3 m"),
         (scores.json_fields(invented=True), '{"a": 1}'), (scores.summary(max_words=9, facts="facts"), "a 1"),
     ]:  # fmt: skip
-        score(example(reference, text, facts=["1 m", ["a", "b"]]), text)
+        found = score(example(reference, text, facts=["1 m", ["a", "b"]]), text)
+        assert 0 <= found.value <= 1
     quantities.wrong_step(text)
     scores.clean_sql(text)
 
