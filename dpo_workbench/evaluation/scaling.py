@@ -108,6 +108,8 @@ class Forecast:
         )
         return f"{text}; ill-behaved: {'; '.join(self.flags)}" if self.flags else text
 
+    __repr__ = __str__
+
 
 def forecast(
     curve: Curve, size: int, *, level: float = LEVEL, runs: int | None = None, only: Sequence[str] = tuple(FAMILIES)

@@ -97,6 +97,9 @@ class Headroom:
     def __str__(self) -> str:
         return self.text
 
+    def __repr__(self) -> str:
+        return f"Headroom: {self.text}"
+
     def _repr_html_(self) -> str:
         from dpo_workbench.plots.html import pre
 

@@ -26,6 +26,7 @@ ROWS = [
 
 def test_by_hand() -> None:
     found = Headroom.of(ROWS)
+    assert repr(found) == f"Headroom: {found.text}"
     assert (found.n_prompts, found.samples) == (4, 4)
     assert found.mean_score == pytest.approx(0.6) and found.best_score == pytest.approx(0.875)
     assert (found.failed_share, found.mixed_share, found.never_share) == (0.5, 0.5, 0.25)
