@@ -57,8 +57,8 @@ WHY_REAL = (
     "- `scitldr`: the fine-tuned model copies sentences of the abstract (42 of 148 answers), and samples show that it "
     "can do without. 64 pairs of its own whole answers cut the copies to 31 and the failed answers from 49 to 38, "
     "clear of zero and of the control arm, which copies more than before (50; 58 fail). ROUGE-L does not move. "
-    "Fine-tuning had not levelled off, so more of it may bring as much. An earlier recipe aimed at what samples fail by "
-    "(answers too long, where greedy answers copy), and the start was kept ([recipe](recipe.md)).",
+    "Fine-tuning had not levelled off, so more of it may bring as much. An earlier recipe aimed at what samples fail "
+    "by (answers too long, where greedy answers copy), and the start was kept ([recipe](recipe.md)).",
     "- `snips`: the dev score was still rising when fine-tuning ended, and 64 pairs against slots of a wrong name move "
     "as many answers one way as the other, although the samples promised more. An earlier record called DPO *harmful* "
     "here: the file is sorted by intent, and its first rows had three of seven ([recipe](recipe.md)).",
