@@ -106,8 +106,10 @@ def test_training_moves_them_and_the_adapter_can_be_merged_and_kept(pair, tmp_pa
     run = dw.train(model, pairs, TrainConfig(epochs=2, batch_size=3, lr=3e-3, probes=0, held_out=0.0), show=False)
     assert run.history[-1]["loss"] < run.history[0]["loss"]
     ids = torch.tensor([model.prompt_ids(PROMPTS[1])])
+    kept = run.model.save(tmp_path / "kept")
+    again = dw.load_model(model.source, adapter=kept, device="cpu", dtype=torch.float32)
     scores = []
-    for handle in (run.model, dw.load_model(model.source, adapter=run.model.save(tmp_path / "kept"), device="cpu")):
+    for handle in (run.model, again):
         for state in (handle.active, handle.merged):
             with state() as network, torch.no_grad():
                 scores.append(network(input_ids=ids, use_cache=False).logits)
