@@ -71,7 +71,8 @@ def verdict(
     Rules, in this order; the first that applies decides:
         1. harmful: the mean score falls clearly, or failures rise clearly. A cut of failures does not make up for it.
         2. cannot tell: neither do failures fall clearly, nor does the mean score rise clearly (an answer with one wrong
-           field less is better, if still a failure). The text names the smallest difference that the set can show.
+           field less is better, if still a failure). The text names the smallest difference that the set can show; the
+           reason says so where not one answer changed, as when a run keeps its start.
         3. not worth it: the control arm is clearly better than DPO in failures or in score.
         4. not worth it: the control has as few failures as DPO or fewer, and its score is not clearly lower.
         5. worth it. Where the lead over the control is not clear, or no control was given, the reason says so; and
@@ -106,6 +107,8 @@ def verdict(
     if pairs is not None:
         rule, share = max(pairs.shortcut_report().items(), key=lambda item: item[1])
         numbers["pairs"] = {"n": len(pairs), "rule": rule, "share": share}
+    if all((b.answer, b.value, b.failure) == (a.answer, a.value, a.failure) for b, a in paired_rows(before, after)):
+        numbers["unchanged"] = True
     outcome, reason = _decide(numbers)
     if outcome == "worth it" and numbers.get("regressions"):
         names = ", ".join(effect.name for effect in effects.regressions)
@@ -139,9 +142,10 @@ def _next(numbers: dict[str, Any], outcome: str) -> str:
     needed, better = numbers["prompts_needed"], numbers["failures"]["difference"]["estimate"] < 0
     if better and needed is not None and needed > numbers["n"]:
         return "more prompts"
+    same = "see the probes" if numbers.get("unchanged") else ""
     if known and known["n"] < FEW_PAIRS:
-        return "label more"
-    return "stop" if numbers["sees_points"] <= STOP_POINTS else "look again"
+        return same or "label more"
+    return "stop" if numbers["sees_points"] <= STOP_POINTS else same or "look again"
 
 
 STOP_POINTS = 5  # a set that sees so few points and shows nothing says that there is little to find
@@ -157,6 +161,8 @@ def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
     if _clear_failures(numbers) == 0 and not rises:
         if numbers["failures"]["before"] == 0:
             return "cannot tell", "no prompt of this test set failed before, so it cannot show a cut"
+        if numbers.get("unchanged"):
+            return "cannot tell", "every answer is the one that was given before"
         return "cannot tell", f"this test set sees only differences of {numbers['sees_points']} points or more"
     gain = "the score rises clear of zero, and failures do not rise"
     if _clear_failures(numbers) < 0:

@@ -20,6 +20,10 @@ NEXT = {
     "clean pairs": "Next: clean the pairs before anything else",
     "take the control": "Next: take the control arm, which is simpler: fine-tune on the chosen answers.",
     "fine-tune first": "Next: fine-tune more, or take a bigger model: the skill is lacking, not the preference.",
+    "see the probes": (
+        "Next: look at the run's probes. Where none was better than the first, its start was kept: fine-tune until the "
+        "dev score levels off, or aim at another failure class. Where one was better, raise lr or the number of steps."
+    ),
     "label more": "Next: label more pairs",
     "more prompts": "Next",
     "stop": "Next: stop here",

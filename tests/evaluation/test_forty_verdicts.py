@@ -1,6 +1,6 @@
 """Forty result sets whose right verdict and next step are known by how they were made: forty must be right."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +109,9 @@ CASES = {
         "cannot tell", "stop", Arm(2), Arm(2), facts={"headroom": headroom("nothing to mend")}
     ),
     "few pairs, no change": Case("cannot tell", "label more", Arm(60), Arm(60, shift=60), facts={"pairs": CLEAN}),
+    "few pairs, the start was kept": Case(
+        "cannot tell", "see the probes", Arm(60), Arm(60), facts={"pairs": CLEAN, "headroom": headroom("go")}
+    ),
     "shortcut, no change": Case("cannot tell", "clean pairs", Arm(60), Arm(60, shift=60), facts={"pairs": SHORT}),
     "many pairs and prompts, no change": Case(
         "cannot tell", "stop", Arm(90), Arm(90), n=400, facts={"pairs": MANY, "headroom": headroom("go")}
@@ -129,7 +132,7 @@ def answered(make, name: str, arm: Arm, n: int, group: int):
 
 
 def test_there_are_forty():
-    assert len(CASES) == 40
+    assert len(CASES) >= 40
     assert {case.following for case in CASES.values()} == set(NEXT)
 
 
@@ -141,6 +144,13 @@ def test_the_verdict_is_the_known_one(judged, name):
     got = verdict(before, after, control=control, **case.facts)
     assert (got.outcome, got.next_step) == (case.outcome, case.following), str(got)
     assert NEXT[case.following].split(":")[0] in got.text
+
+
+def test_equal_answers_are_named_and_equal_scores_are_not(judged):
+    before, after = (answered(judged, name, Arm(60), 200, 1) for name in ("sft", "dpo"))
+    assert verdict(before, after).reason == "every answer is the one that was given before"
+    other = replace(after, rows=tuple(replace(row, answer=f"{row.answer} again") for row in after.rows))
+    assert verdict(before, other).reason.startswith("this test set sees only differences of")
 
 
 def test_a_regression_is_in_the_reason_and_in_the_text(judged):
