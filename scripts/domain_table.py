@@ -66,9 +66,9 @@ WHY_REAL = (
     "- `svamp`: the failures are wrong numbers, and seven of ten prompts have no right answer among five. No adapter "
     "scored higher on dev than the start, so the start was kept and no answer changed.",
     "- `odex`: hardly any answer is right. People's grades of other questions teach no skill.",
-    "- `spider`: fine-tuned on 370 questions, `smol` seldom writes a query that is right (12 %). 39 pairs against names "
-    "that the schema does not have cut those from 135 to 121 of 240, clear of zero; the right answers rise by six, which "
-    "is not. Here too fine-tuning had not levelled off.",
+    "- `spider`: fine-tuned on 370 questions, `smol` seldom writes a query that is right (12 %). 39 pairs against "
+    "names that the schema does not have cut those from 135 to 121 of 240, clear of zero; the right answers rise by "
+    "six, which is not. Here too fine-tuning had not levelled off.",
 )
 
 CELLS = [(model, task) for task in task_names() for model in ("nano", "smol")]
