@@ -107,8 +107,6 @@ def verdict(
     if pairs is not None:
         rule, share = max(pairs.shortcut_report().items(), key=lambda item: item[1])
         numbers["pairs"] = {"n": len(pairs), "rule": rule, "share": share}
-    if all((b.answer, b.value, b.failure) == (a.answer, a.value, a.failure) for b, a in paired_rows(before, after)):
-        numbers["unchanged"] = True
     outcome, reason = _decide(numbers)
     if outcome == "worth it" and numbers.get("regressions"):
         names = ", ".join(effect.name for effect in effects.regressions)
@@ -222,6 +220,8 @@ def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None)
     }
     if mined:
         numbers["mined"] = {"classes": sorted(set(mined)), **_failures(was, now, groups, set(mined))}
+    if all((b.answer, b.value, b.failure) == (a.answer, a.value, a.failure) for b, a in pairs):
+        numbers["unchanged"] = True
     return numbers
 
 
