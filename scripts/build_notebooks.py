@@ -3,7 +3,7 @@
 The .ipynb files are the source. This executes them with the small budget, puts measured time, memory and versions into
 the card of each, and takes out what belongs to one machine: widget state, Colab's ids, paths.
 
-`--full` runs those that know a larger budget with it (`smol`, ten minutes and more each), records time and memory in
+`--full` runs those that know a larger budget with it (`smol`, some ten minutes each), records time and memory in
 benchmarks/results/full_notebooks.json and in the cards, and leaves what was run in work/full; stored outputs stay.
 """
 
@@ -70,7 +70,7 @@ def build_full(path: Path) -> str:
     finally:
         nbformat.write(notebook, kept)
     facts.pop("prefix")
-    known = json.loads(FULL_RUNS.read_text(encoding="utf-8")) if FULL_RUNS.is_file() else {}
+    known = full_runs()
     known[path.stem] = {
         "seconds": round(seconds),
         "peak_memory_gib": round(facts.pop("peak"), 2),
@@ -85,6 +85,11 @@ def build_full(path: Path) -> str:
     return f"{path.name}: {known[path.stem]['seconds']} s, {known[path.stem]['peak_memory_gib']} GiB (`full`)"
 
 
+def full_runs() -> dict[str, dict]:
+    """What the full budget took, by notebook, where it has been measured."""
+    return json.loads(FULL_RUNS.read_text(encoding="utf-8")) if FULL_RUNS.is_file() else {}
+
+
 def knows_full(notebook: nbformat.NotebookNode) -> bool:
     """Whether some cell after the setup does more with the full budget."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -94,7 +99,7 @@ def knows_full(notebook: nbformat.NotebookNode) -> bool:
 def write_card(notebook: nbformat.NotebookNode, path: Path, rows: dict[str, str]) -> None:
     """Put rows into the card, by name; what `full` takes follows from its results file, whatever is given."""
     card = notebook.cells[2]
-    known = json.loads(FULL_RUNS.read_text(encoding="utf-8")) if FULL_RUNS.is_file() else {}
+    known = full_runs()
     time_full, memory_full = "; `full` is the same: `nano` is all it needs", ""
     if path.stem in known:
         time_full = f", {known[path.stem]['seconds'] / 60:.0f} minutes (`full`); a T4 has not been measured"
