@@ -5,7 +5,8 @@
 
 A study is a test set answered by two arms whose true failure rates are known. Answers come from a latent Gaussian: one
 part is the prompt's own (both arms find the same prompts hard), and where prompts are clustered one part is the
-group's and one the group's answer to the arm. Each finished cell is kept, so a stopped run goes on where it was.
+group's and one the group's answer to the arm. Each finished cell is kept, so a stopped run goes on where it was. A
+"floor" is no simulation: with so few prompts that change, no sensible rule covers less.
 """
 
 from __future__ import annotations
@@ -83,6 +84,44 @@ def paired_cell(world: World, passing: float, gain: float, studies: int, seed: i
     return seen | {("found" if gain else "false_wins"): clear / studies}
 
 
+def floor_cell(n: int, passing: float, seconds: float) -> dict[str, float]:
+    """The least coverage of "no difference" by any rule that reads only how many prompts changed each way.
+
+    A rule says for each pair of counts whether zero is excluded, and the same again where one side is stronger. Its
+    false wins must stay within the goal whatever share of prompts changes. The best such rule is an integer program;
+    what is returned is the solver's bound, so a search cut short gives a lower floor and not a wrong one.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import lil_matrix
+    from scipy.stats import binom, multivariate_normal
+
+    cells = [(changed, less) for changed in range(n + 1) for less in range(changed // 2 + 1)]
+    place = {cell: i for i, cell in enumerate(cells)}
+    changed, less = np.array(cells).T
+    either_way = np.where(2 * less == changed, 1, 2) * binom.pmf(less, changed, 0.5)
+
+    def chances(share: float) -> np.ndarray:
+        return binom.pmf(changed, n, share) * either_way
+
+    weaker = [(i, place[c]) for (m, k), i in place.items() for c in ((m + 1, k), (m, k - 1)) if c in place]
+    order = lil_matrix((len(weaker), len(cells)))
+    for row, (one, stronger) in enumerate(weaker):
+        order[row, one], order[row, stronger] = 1, -1
+    threshold = norm.ppf(1 - passing)
+    both = multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([threshold, threshold])  # as `World.failures` draws
+    found = milp(
+        -chances(2 * (1 - passing - both)),
+        constraints=[
+            LinearConstraint(np.array([chances(d) for d in np.linspace(0.004, 0.5, 60)]), -np.inf, GOAL["false_wins"]),
+            LinearConstraint(order.tocsr(), -np.inf, 0),
+        ],
+        integrality=np.ones(len(cells)),
+        bounds=Bounds(0, 1),
+        options={"time_limit": seconds},
+    )
+    return {"floor": 1 + found.mip_dual_bound}
+
+
 def arms_cell(world: World, passing: float, arms: int, studies: int, seed: int) -> dict[str, float]:
     """Any of several arms that are all equal to the baseline said to differ from it, by Holm's p."""
     rng, groups, wrong = np.random.default_rng(seed), world.groups, 0
@@ -125,6 +164,8 @@ def cells() -> dict[str, Callable[[int, int], dict[str, float]]]:
     for seeds in (3, 5):
         c = (World(100, True), seeds, 0.15)
         made[f"{seeds} seeds, n 100, clustered"] = lambda k, seed, c=c: seeds_cell(*c, k, seed)
+    for n, passing in product((20, 50, 100), PASSING):
+        made[f"floor, n {n}, {passing}"] = lambda k, seed, a=(n, passing): floor_cell(*a, k / 20)
     return made
 
 

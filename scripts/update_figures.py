@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from dpo_workbench.plots.evaluation import ArmsDisplay
@@ -122,11 +123,19 @@ def coverage() -> str:
         if "coverage_if_pooled" in r
     ]
     below = [f"{name}: {100 * c:.1f} %" for name, c in seen["coverage_below"].items()]
+    floors = [
+        f"{name.removeprefix('floor, ')}: {math.floor(1000 * r['floor']) / 10} %"
+        for name, r in rows.items()
+        if r.get("floor", 0) > 0.97
+    ]
     lines += [
         "",
         f"{seen['coverage_inside']} of {seen['coverage_cells']} cells lie within 93 to 97 %. Below: "
-        f"{'; '.join(below) or 'none'}. All others outside lie above: where few prompts change, exact rules take over, "
-        'and counts so small have no interval that covers 95 % and not more. A false "A beats B" came in at most '
+        f"{'; '.join(below) or 'none'}. All others outside lie above: where few prompts change, exact rules take over. "
+        "Some could not lie inside: for two equal arms on single prompts, no rule that reads how many prompts changed "
+        "each way, and keeps its false wins within 5.5 % at any share of changes, covers less than this: "
+        f"{'; '.join(floors)} (an integer program, `floor_cell`). "
+        'A false "A beats B" came in at most '
         f"{100 * wins[worst]:.1f} % of the studies ({worst}), over ten equal arms in {100 * ten:.1f} % at most. "
         f"Fifteen planted points at n = 200 were found in "
         f"{' and '.join(f'{100 * v:.1f} %' for v in seen['found'].values())} (single prompts, groups of four). Over "
