@@ -181,13 +181,19 @@ def mean_of(group: list[dict[str, Any]]) -> dict[str, float]:
 
 def every_run(cells: list[dict[str, Any]]) -> list[str]:
     """The long table."""
+    starts: dict[str, set[float]] = {}
+    for cell in cells:
+        if cell["model"] == "smol":
+            starts.setdefault(cell["task"], set()).add(cell["arms"]["sft"]["mean_score"])
+    moved = ", ".join(f"`{task}`" for task, scores in starts.items() if len(scores) > 1)
     lines = [
         "",
         "## Every run",
         "",
         "All arms answer the same prompts; intervals are paired, by group (95 %). The seeds of a task share the SFT "
-        "adapter; mining, DPO and the control arm are run anew with each. Seeds 1 and 2 of `smol` ran on another "
-        "machine, in fp32, from an SFT adapter trained there with the same settings: its score is not seed 0's.",
+        "adapter; mining, DPO and the control arm are run anew with each. Seeds 1 and 2 of `smol` in "
+        f"{moved} ran on another machine, in fp32, from an SFT adapter trained there with the same settings: its score "
+        "is not seed 0's.",
         "",
         "| task | model | seed | failed: base, SFT, DPO, control | mined | cut, % | score | difference | verdict |",
         "|---|---|---|---|---|---|---|---|---|",

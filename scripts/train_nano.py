@@ -155,7 +155,7 @@ def task_pools(rng: random.Random, n: int = 4000) -> dict[str, list[tuple[str, s
         generator = importlib.import_module(f"generators.{name}_tasks")
         if name == "sql":
             folder = data_folder() / "sql" / "databases"
-            opened = {s: sqlite3.connect(folder / f"{s}.sqlite") for s in generator.HOMES["train"]}
+            opened = {s: sqlite3.connect(folder / f"{s}.sqlite") for s in generator.FIRST}
             made = (generator.make_example("train", 0, rng.choice(generator.KINDS), rng, opened) for _ in range(2 * n))
         else:
             made = (generator.make_example("train", 0, rng) for _ in range(2 * n if name == "python" else n))

@@ -1,6 +1,6 @@
 """Write the data of the task `sql`: small databases, questions, queries. `python scripts/make_tasks.py sql` runs it.
 
-Thirteen schemas with data, each in one split only, so the tables of the test set are new to a model. Thirty kinds of
+Fifty-three schemas with data, each in one split only, so the tables of the test set are new to a model. 33 kinds of
 question occur in all splits, in other words in each. A query is used when it gives rows, and when leaving out its
 condition, its grouping or its order gives other ones.
 """
@@ -19,7 +19,7 @@ from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.tasks.sql import INSTRUCTION
 from dpo_workbench.tasks.task import Example
 
-SEEDS = {"train": 0, "dev": 1, "test": 2}
+SEEDS = {"train": 0, "dev": 1, "test": 3}
 SIZES = {"train": 1200, "dev": 200, "test": 320}
 # Tables with rows and columns. Kinds: name, word=a|b|c (a category), int=low..high, real=low..high, day, and another
 # table's name for a reference to its id. Every table has an id. The first table of a schema is the parent of the rest.
@@ -56,6 +56,166 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "enclosure": "14 name:name zone=forest|desert|lake|polar size:int=50..2000",
         "animal": "62 name:name enclosure_id:enclosure diet=meat|plants|fish|insects weight:real=0.2..900 arrived:day",
     },
+    "port": {
+        "harbour": "13 name:name coast=north|south|east|west depth:int=4..30",
+        "ship": "58 name:name harbour_id:harbour flag=Malta|Panama|Cyprus|Norway tonnage:int=200..90000 launched:day",
+    },
+    "mines": {
+        "company": "12 name:name owner=state|family|shares staff:int=40..5000",
+        "mine": "50 name:name company_id:company ore=iron|copper|zinc|gold depth:int=20..1800 yearly_output:real=1..400",
+    },
+    "orchard": {
+        "farmer": "14 name:name valley=upper|middle|lower hectares:real=2..80",
+        "tree": "60 label:name farmer_id:farmer fruit=apple|pear|plum|cherry height:real=1.5..12 planted:day",
+    },
+    "brewing": {
+        "brewery": "12 name:name town=Bruges|Pilsen|Cork|Munich founded:int=1700..2015",
+        "beer": "56 name:name brewery_id:brewery style=lager|stout|ale|porter strength:real=2..11 bitterness:int=5..90",
+    },
+    "kitchen": {
+        "chef": "13 name:name cuisine=Thai|Greek|French|Indian stars:int=0..3",
+        "dish": "60 title:name chef_id:chef course=starter|main|dessert calories:int=90..1400 price:real=4..65",
+    },
+    "buses": {
+        "depot": "11 name:name district=old|new|harbour capacity:int=10..90",
+        "bus": "55 code:name depot_id:depot fuel=diesel|gas|electric seats:int=18..75 mileage:int=1000..700000",
+    },
+    "furniture": {
+        "workshop": "12 name:name quarter=north|south|centre workers:int=2..60",
+        "shelf": "54 model:name workshop_id:workshop wood=oak|pine|ash|walnut width:int=30..240 cost:real=20..900",
+    },
+    "wolves": {
+        "forest": "12 name:name climate=cold|mild|dry area:real=5..900",
+        "wolf": "50 name:name forest_id:forest coat=grey|white|black body_mass:real=18..70 tagged:day",
+    },
+    "cutlery": {
+        "smith": "12 name:name guild=red|blue|green experience:int=1..45",
+        "knife": "55 name:name smith_id:smith steel=carbon|stainless|damask blade_length:int=6..40 price:real=9..800",
+    },
+    "press": {
+        "editor": "14 name:name desk=sport|politics|culture|science age:int=24..68",
+        "story": "60 headline:name editor_id:editor tone=serious|light|critical word_count:int=120..4000 published:day",
+    },
+    "galleries": {
+        "gallery": "12 name:name city=Madrid|Berlin|Rome|Paris entry_fee:real=0..25",
+        "painting": "60 title:name gallery_id:gallery technique=oil|fresco|pastel estimate:int=500..900000 year_made:int=1500..2020",
+    },
+    "beekeeping": {
+        "apiary": "11 name:name setting=meadow|forest|roof altitude:int=10..1900",
+        "colony": "52 label:name apiary_id:apiary breed=carnica|ligustica|buckfast honey:real=2..60 frames:int=4..40",
+    },
+    "parish": {
+        "diocese": "11 name:name rite=roman|greek|coptic members:int=900..80000",
+        "church": "50 name:name diocese_id:diocese shape=basilica|cross|hall bells:int=0..12 tower_height:real=8..120",
+    },
+    "sport": {
+        "coach": "14 name:name sport=football|handball|hockey licence_year:int=1985..2022",
+        "player": "62 name:name coach_id:coach position=keeper|defender|forward goals:int=0..55 signed:day",
+    },
+    "storage": {
+        "warehouse": "12 name:name climate=cooled|heated|plain surface:int=300..20000",
+        "box": "60 code:name warehouse_id:warehouse content=glass|books|cloth|tools volume:real=0.1..9 stored:day",
+    },
+    "power": {
+        "utility": "11 name:name ownership=public|private customers:int=900..400000",
+        "battery": "50 model:name utility_id:utility chemistry=lithium|sodium|lead charge:real=1..600 cycles:int=10..6000",
+    },
+    "industry": {
+        "region": "12 name:name terrain=hills|plain|coast population:int=2000..900000",
+        "factory": "54 name:name region_id:region product=paper|steel|cars|shoes employees:int=20..6000 energy:real=1..90",
+    },
+    "plants": {
+        "nursery": "12 name:name sun=full|half|shade beds:int=4..80",
+        "seedling": "58 name:name nursery_id:nursery family=rose|grass|lily height_cm:real=2..90 sown:day",
+    },
+    "music": {
+        "band": "14 name:name genre=rock|jazz|folk|techno founded:int=1960..2021",
+        "album": "58 title:name band_id:band format=vinyl|disc|stream tracks:int=5..24 length_minutes:real=18..90 released:day",
+    },
+    "films": {
+        "studio": "12 name:name country=France|India|Korea|Italy budget:int=1..900",
+        "film": "60 title:name studio_id:studio genre=drama|comedy|thriller duration:int=70..210 rating:real=1..10",
+    },
+    "bank": {
+        "customer": "16 name:name segment=student|private|business income:int=900..20000",
+        "account": "62 label:name customer_id:customer currency=euro|dollar|yen balance:real=5..90000 opened:day",
+    },
+    "insurance": {
+        "agent": "13 name:name team=life|car|home bonus:int=0..9000",
+        "policy": "58 code:name agent_id:agent cover=basic|plus|full premium:real=8..700 term_years:int=1..30",
+    },
+    "court": {
+        "judge": "12 name:name chamber=civil|criminal|labour appointed:int=1988..2022",
+        "lawsuit": "55 title:name judge_id:judge outcome=won|lost|settled hearings:int=1..25 claim_value:real=1..950",
+    },
+    "space": {
+        "agency": "10 name:name continent=Europe|Asia|America engineers:int=40..9000",
+        "satellite": "56 name:name agency_id:agency orbit=low|polar|high mass:real=3..6000 launch_date:day",
+    },
+    "observatory": {
+        "telescope": "11 name:name site=desert|island|summit mirror:real=0.3..12",
+        "star": "60 name:name telescope_id:telescope colour=red|blue|yellow brightness:real=1..15 planets:int=0..9",
+    },
+    "rivers": {
+        "river": "12 name:name sea=Baltic|Black|North length_km:int=30..2800",
+        "bridge": "52 name:name river_id:river material=stone|steel|wood span:real=8..900 lanes:int=1..8",
+    },
+    "mountains": {
+        "guide": "13 name:name language=German|Spanish|Nepali tours:int=1..300",
+        "hike": "56 title:name guide_id:guide difficulty=easy|medium|hard distance_km:real=2..60 ascent:int=40..2500",
+    },
+    "hospital": {
+        "department": "11 name:name building=A|B|C|D budget:int=90..9000",
+        "nurse": "60 name:name department_id:department contract=full|part|night overtime:int=0..160 hired:day",
+    },
+    "pharmacy": {
+        "maker": "12 name:name nation=Swiss|Danish|Irish turnover:real=1..900",
+        "drug": "58 name:name maker_id:maker form=tablet|syrup|cream dose:int=5..1000 pack_price:real=1..240",
+    },
+    "vets": {
+        "vet": "12 name:name practice=town|village|mobile rate:int=30..140",
+        "pet": "60 name:name vet_id:vet species=dog|cat|rabbit|parrot age:int=1..18 vaccinated:day",
+    },
+    "dairy": {
+        "barn": "11 name:name floor=straw|sand|rubber size:int=80..2400",
+        "calf": "52 tag:name barn_id:barn breed=Angus|Jersey|Holstein weight_kg:real=30..260 born_on:day",
+    },
+    "cheese": {
+        "cellar": "11 name:name humidity=low|medium|high temperature:real=4..15",
+        "wheel": "55 label:name cellar_id:cellar milk=cow|goat|sheep months:int=1..48 kilos:real=1..40",
+    },
+    "vineyard": {
+        "slope": "12 name:name side=north|south|west vines:int=200..9000",
+        "barrel": "54 code:name slope_id:slope grape=merlot|riesling|malbec litres:int=50..900 filled:day",
+    },
+    "software": {
+        "developer": "14 name:name office=Riga|Porto|Dublin commits:int=10..9000",
+        "ticket": "62 title:name developer_id:developer severity=low|medium|critical hours_spent:real=0.5..90 closed:day",
+    },
+    "network": {
+        "router": "12 model:name vendor=Axion|Delmar|Corvo ports:int=4..96",
+        "laptop": "58 hostname:name router_id:router system=linux|windows|mac memory_gb:int=4..128 traffic:real=0.1..900",
+    },
+    "post": {
+        "courier": "14 name:name vehicle=bike|van|truck shifts:int=1..26",
+        "parcel": "62 tracking:name courier_id:courier service=standard|express|pickup grams:int=50..20000 sent:day",
+    },
+    "university": {
+        "faculty": "11 name:name campus=city|park|river founded:int=1400..2005",
+        "student": "62 name:name faculty_id:faculty degree=bachelor|master|doctor credits:int=0..300 grade:real=1..5",
+    },
+    "auction": {
+        "seller": "13 name:name country=Spain|Canada|Peru sales:int=1..4000",
+        "watch": "55 model:name seller_id:seller movement=quartz|manual|automatic start_price:real=20..9000 bids:int=0..80",
+    },
+    "weather": {
+        "county": "12 name:name coast=yes|no residents:int=900..300000",
+        "storm": "54 name:name county_id:county category=weak|strong|severe wind_speed:int=40..260 damage:real=0.1..80 started:day",
+    },
+    "fishing": {
+        "skipper": "13 name:name crew=small|medium|large boats:int=1..9",
+        "haul": "58 label:name skipper_id:skipper fish=cod|tuna|herring|eel kilos:real=5..900 landed:day",
+    },
     "gym": {
         "trainer": "12 name:name skill=boxing|yoga|rowing|dance fee:int=20..95",
         "member": "60 name:name trainer_id:trainer plan=day|month|year visits:int=0..240 joined:day",
@@ -78,10 +238,18 @@ SCHEMAS: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 HOMES = {
-    "train": ("library", "school", "clinic", "shop", "airline", "farm", "museum", "zoo"),
+    "train": (
+        "library", "school", "clinic", "shop", "airline", "farm", "museum", "zoo",
+        "port", "mines", "orchard", "brewing", "kitchen", "buses", "furniture", "wolves", "cutlery",
+        "press", "galleries", "beekeeping", "parish", "sport", "storage", "power", "industry", "plants",
+        "music", "films", "bank", "insurance", "court", "space", "observatory", "rivers", "mountains",
+        "hospital", "pharmacy", "vets", "dairy", "cheese", "vineyard", "software", "network", "post",
+        "university", "auction", "weather", "fishing",
+    ),
     "dev": ("gym", "hotel"),
     "test": ("bakery", "railway", "theatre"),
-}
+}  # fmt: skip
+FIRST = HOMES["train"][:8]  # those that `nano` knows from its own training (scripts/train_nano.py)
 _SYLLABLES = "ba do ka li mo ne pa ri so ta ve zu an el or is".split()
 
 
@@ -194,8 +362,11 @@ def columns(schema: str, table: str) -> list[Column]:
 
 def plural(word: str) -> str:
     """English plurals of the table names."""
-    special = {"loaf": "loaves", "branch": "branches", "library": "libraries"}
-    return special.get(word, word + "s")
+    if re.search(r"[^aeiou]y$", word):
+        return f"{word[:-1]}ies"
+    if word in ("loaf", "shelf", "wolf", "knife", "calf"):
+        return re.sub(r"fe?$", "ves", word)
+    return word + ("es" if re.search(r"(?:s|x|ch|sh)$", word) else "s")
 
 
 def make_databases(folder: Path) -> None:
@@ -273,7 +444,7 @@ def make_example(
     split: str, number: int, kind: Kind, rng: random.Random, opened: dict[str, sqlite3.Connection]
 ) -> Example | None:
     """One question; None where the draw does not suit its table, or its query can be had by chance."""
-    schema = rng.choice(HOMES[split])
+    schema = rng.choice(tuple(opened))
     database = opened[schema]
     parent, child = SCHEMAS[schema]
     table = child if re.search(r"\{[pr]\}", kind.query) else rng.choice((parent, child, child))
