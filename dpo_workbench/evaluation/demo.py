@@ -79,7 +79,7 @@ RECIPES = {
     ),
 }
 # What the labels of the other built-in tasks teach, and the verifier counts (see their datasheets).
-HABITS = {"science": "wrong_unit", "sql": "wrong_columns", "python": "no_result", "briefs": "too_long"}
+HABITS = {"science": "wrong_unit", "sql": "all_columns", "python": "no_result", "briefs": "too_long"}
 
 
 ENOUGH = 24  # pairs of whole answers; with fewer, failed answers get better endings

@@ -456,8 +456,8 @@ def sql_result(
     """1 where the query gives the reference query's rows, as a multiset, or in order where the reference orders.
 
     Failures: `syntax_error`, `unknown_name`, `refused` (anything but one SELECT), `timeout`, `empty_result`,
-    `wrong_columns` (fewer or more of them than the reference has), `wrong_result`. A reference that fails or gives no
-    row cannot tell answers apart: unscored.
+    `all_columns` (`SELECT *`, and more of them than the reference has), `wrong_columns` (another number of them),
+    `wrong_result`. A reference that fails or gives no row cannot tell answers apart: unscored.
 
     Args:
         database: one SQLite file for all examples, or the folder in which `column` names each example's.
@@ -503,7 +503,9 @@ def sql_result(
             return Score(0.0, "empty_result", query, f"no rows; {len(wanted.rows)} are due")
         if len(found.columns) != len(wanted.columns):
             told = f"{len(found.columns)} columns; {len(wanted.columns)} are due"
-            return Score(0.0, "wrong_columns", query, told)
+            star = re.match(r"select\s+(?:distinct\s+|all\s+)?(?:[^\s,()]+\.)?\*", query, re.IGNORECASE)
+            everything = star and len(found.columns) > len(wanted.columns)
+            return Score(0.0, "all_columns" if everything else "wrong_columns", query, told)
         return Score(0.0, "wrong_result", query, f"{len(found.rows)} rows; {len(wanted.rows)} are due")
 
     return score

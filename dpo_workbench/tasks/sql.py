@@ -7,7 +7,10 @@ from dpo_workbench.tasks import scores
 from dpo_workbench.tasks.task import Task, load_splits
 
 INSTRUCTION = "Write one SQLite query that answers the question."
-FAILURES = ("syntax_error", "unknown_name", "refused", "timeout", "empty_result", "wrong_columns", "wrong_result")
+FAILURES = (
+    *("syntax_error", "unknown_name", "refused", "timeout"),
+    *("empty_result", "all_columns", "wrong_columns", "wrong_result"),
+)
 
 
 def load(allow_weak_sandbox: bool = False) -> Task:

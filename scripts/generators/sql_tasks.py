@@ -19,7 +19,7 @@ from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.tasks.sql import INSTRUCTION
 from dpo_workbench.tasks.task import Example
 
-SEEDS = {"train": 0, "dev": 1, "test": 3}
+SEEDS = {"train": 0, "dev": 1, "test": 4}
 SIZES = {"train": 1200, "dev": 200, "test": 320}
 # Tables with rows and columns. Kinds: name, word=a|b|c (a category), int=low..high, real=low..high, day, and another
 # table's name for a reference to its id. Every table has an id. The first table of a schema is the parent of the rest.

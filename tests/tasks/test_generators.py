@@ -156,7 +156,7 @@ def test_sql_queries_cannot_be_had_by_leaving_out_a_part() -> None:
 
 @pytest.mark.parametrize(
     ("name", "failure"),
-    [("python", "no_result"), ("science", "wrong_unit"), ("briefs", "too_long"), ("sql", "wrong_columns")],
+    [("python", "no_result"), ("science", "wrong_unit"), ("briefs", "too_long"), ("sql", "all_columns")],
 )
 def test_half_of_the_labels_have_the_habit_that_the_datasheet_names(name, failure):
     habits, task = generator("habits"), load_task(name)

@@ -212,6 +212,8 @@ def test_sql_result(shop) -> None:
         (gold, None), ("select t.b from t where a > 1", None), ("```sql\nSELECT b FROM t WHERE a=2;\n```", None),
         ("The query is: SELECT b FROM t WHERE a = 2", None), ("SELECT b FROM t", "wrong_result"),
         ("SELECT b FROM t WHERE a = 9", "empty_result"), ("SELECT c FROM t", "unknown_name"), ("SELEC b", "syntax_error"),
+        ("SELECT * FROM t", "all_columns"), ("select distinct x.* from t x", "all_columns"),
+        ("SELECT b, a FROM t", "wrong_columns"), ("SELECT a, t.* FROM t", "wrong_columns"),
         ("DELETE FROM t", "refused"), ("SELECT 1; DROP TABLE t", "syntax_error"), ("", "syntax_error"),
     ]:  # fmt: skip
         assert judged(score, gold, answer, database="shop") == failure, answer
