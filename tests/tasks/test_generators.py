@@ -85,6 +85,8 @@ def test_variety() -> None:
     assert len(families) >= 40 and len({f.science for f in science.FAMILIES}) == 4
     assert len({k.title for k in briefs.KINDS}) >= 25
     assert len(sql.SCHEMAS) >= 6 and sum(len(homes) for homes in sql.HOMES.values()) == len(sql.SCHEMAS)
+    tables = [table for homes in sql.HOMES.values() for table in {t for s in homes for t in sql.SCHEMAS[s]}]
+    assert len(tables) == len(set(tables)), "a table of one split is in another"
     seen = {split: {e.extra["family"] for e in rows} for split, rows in load_task("science").splits.items()}
     assert seen["train"] == families and len(seen["test"]) >= 0.9 * len(families)
 
