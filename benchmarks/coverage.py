@@ -87,9 +87,10 @@ def paired_cell(world: World, passing: float, gain: float, studies: int, seed: i
 def floor_cell(n: int, passing: float, seconds: float) -> dict[str, float]:
     """The least coverage of "no difference" by any rule that reads only how many prompts changed each way.
 
-    A rule says for each pair of counts whether zero is excluded, and the same again where one side is stronger. Its
-    false wins must stay within the goal whatever share of prompts changes. The best such rule is an integer program;
-    what is returned is the solver's bound, so a search cut short gives a lower floor and not a wrong one.
+    A rule says for each pair of counts whether zero is excluded, alike for both sides, and wherever it is, it is where
+    one side is stronger too. (One that draws lots could cover less; nobody would report its intervals.) Its false wins
+    must stay within the goal whatever share of prompts changes. The best such rule is an integer program; what is
+    returned is the solver's bound, so a search cut short gives a lower floor and not a wrong one.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import lil_matrix

@@ -132,8 +132,9 @@ def coverage() -> str:
         "",
         f"{seen['coverage_inside']} of {seen['coverage_cells']} cells lie within 93 to 97 %. Below: "
         f"{'; '.join(below) or 'none'}. All others outside lie above: where few prompts change, exact rules take over. "
-        "Some could not lie inside: for two equal arms on single prompts, no rule that reads how many prompts changed "
-        "each way, and keeps its false wins within 5.5 % at any share of changes, covers less than this: "
+        "Some could not lie inside: for two equal arms on single prompts, a rule may read how many prompts changed "
+        "each way, treat both ways alike, leave nothing to chance, call every clearer case clear too, and keep its "
+        "false wins within 5.5 % at any share of changes. No such rule covers less than this: "
         f"{'; '.join(floors)} (an integer program, `floor_cell`). "
         'A false "A beats B" came in at most '
         f"{100 * wins[worst]:.1f} % of the studies ({worst}), over ten equal arms in {100 * ten:.1f} % at most. "

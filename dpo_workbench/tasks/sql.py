@@ -8,9 +8,9 @@ from dpo_workbench.tasks.task import Task, load_splits
 
 INSTRUCTION = "Write one SQLite query that answers the question."
 FAILURES = (
-    *("syntax_error", "unknown_name", "refused", "timeout"),
-    *("empty_result", "all_columns", "wrong_columns", "wrong_result"),
-)
+    "syntax_error", "unknown_name", "refused", "timeout",
+    "empty_result", "all_columns", "wrong_columns", "wrong_result",
+)  # fmt: skip
 
 
 def load(allow_weak_sandbox: bool = False) -> Task:
