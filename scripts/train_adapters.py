@@ -1,6 +1,6 @@
-"""Make a shipped adapter by supervised fine-tuning: data/adapters/MODEL-receipts.
+"""Make a shipped adapter by supervised fine-tuning: data/adapters/MODEL-TASK, with the recipe's rows and settings.
 
-    python scripts/train_adapters.py nano --prompts :1680 --epochs 2 --lr 1e-3 --out work/nano-before
+    python scripts/train_adapters.py nano --task briefs --last
     python scripts/train_adapters.py nano --prompts 1600:2080 --epochs 1 --lr 1e-3 --last --start work/nano-before
 
 The commands of the shipped ones stand in their training.json. So does the dev score on the way, so that anyone can see
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import dpo_workbench as dw
-from dpo_workbench.evaluation.demo import RECIPES
+from dpo_workbench.evaluation.demo import RECIPES, recipe_for
 from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.training.config import SFT_CONFIG
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="go on from this adapter")
     parser.add_argument("--out", type=Path, help="data/adapters/MODEL-TASK by default")
     args = parser.parse_args()
-    recipe, task = RECIPES[args.model], dw.load_task(args.task)
+    recipe, task = recipe_for(args.model, args.task), dw.load_task(args.task)
     first, _, last = (args.prompts or f":{recipe.sft_prompts}").partition(":")
     rows = task.train[int(first) if first else None : int(last) if last else None]
     config = replace(

@@ -80,6 +80,7 @@ RECIPES = {
 }
 # What the labels of the other built-in tasks teach, and the verifier counts (see their datasheets).
 HABITS = {"science": "wrong_unit", "sql": "all_columns", "python": "no_result", "briefs": "too_long"}
+NANO_SFT = {"science": (1200, 3), "briefs": (1100, 6)}  # prompts and passes until the dev score of `nano` was flat
 
 
 ENOUGH = 24  # pairs of whole answers; with fewer, failed answers get better endings
@@ -89,10 +90,11 @@ FEWEST = 30  # training prompts of a task of your own: two thirds to fine-tune o
 def recipe_for(model_name: str, task: str | Task) -> Recipe:
     """The recipe of a model on a task: `nano`'s, or `smol`'s for any other model.
 
-    Other tasks than receipts have short answers: fine-tuned on fewer prompts, with a longer step for `smol`. Of a task
-    that is not built in, greedy answers are mined too, and their common failures are the target. The sizes follow from
-    its training prompts: a third is mined, at most 300; on the others it is fine-tuned, in as many passes as make some
-    1,600 rows, since a model that still learns from references does not need preferences yet.
+    Other tasks than receipts have short answers: fine-tuned on fewer prompts, with a longer step for `smol`, and with
+    more dev prompts to choose the adapter of `nano` by. Of a task that is not built in, greedy answers are mined too,
+    and their common failures are the target. The sizes follow from its training prompts: a third is mined, at most
+    300; on the others it is fine-tuned, in as many passes as make some 1,600 rows, since a model that still learns
+    from references does not need preferences yet.
 
     Args:
         model_name: as in `demo`.
@@ -109,10 +111,16 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
         recipe = replace(recipe, max_pairs=64, dpo=replace(recipe.dpo, lr=6e-5, probes=2))
     if isinstance(task, Task) and own:
         return _fitted(recipe, task)
+    prompts = 800
+    if model_name == "nano":
+        recipe = replace(recipe, probe_prompts=96)
+        if name in NANO_SFT:
+            prompts, passes = NANO_SFT[name]
+            recipe = replace(recipe, sft=replace(recipe.sft, lr=2e-3, epochs=passes))
     return replace(
         recipe,
-        sft_prompts=800,
-        mine_from=800,
+        sft_prompts=prompts,
+        mine_from=prompts,
         mine_prompts=300 if name == "sql" else 100,  # one question of six has such a failure
         per_prompt=2,
         target=(HABITS[name],) if name in HABITS else (),
