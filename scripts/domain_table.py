@@ -41,8 +41,8 @@ WHY = (
     "reaches it in all five, `nano` in three.",
     "",
     "- `nano`, `briefs`: two seeds cut four fifths; in the third the probe on dev found the fine-tuned start better "
-    "and kept it. Pairs say only that the shorter ending is better, and a model of this size loses facts with the words: "
-    "`missing_fact` rises as `too_long` falls. `smol` has the skill, and there the score rises.",
+    "and kept it. Pairs say only that the shorter ending is better, and a model of this size loses facts with the "
+    "words: `missing_fact` rises as `too_long` falls. `smol` has the skill, and there the score rises.",
     "- `nano`, `receipts`: a total that cannot be read breaks the JSON that a blank left whole; each interval of the "
     "score includes zero.",
     "- `sql` is *cannot tell* although the habit is gone: a sixth of the answers had it at most, and an answer that "
