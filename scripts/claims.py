@@ -1,6 +1,6 @@
 """The founding article's claims about cost, measured: benchmarks/results/claims.json and docs/claims.md.
 
-    python scripts/claims.py                        # nano: five tasks, three sizes, one seed; about forty minutes
+    python scripts/claims.py                        # nano: five tasks, three sizes, one seed; about twenty minutes
     python scripts/claims.py --seed 1 --task sql    # one more cell
     python scripts/claims.py --model smol --task science --pairs 64    # a main cell with a real model: an hour
     python scripts/claims.py --table                # only the page
@@ -86,8 +86,7 @@ def page(facts: dict[str, Any]) -> str:
         "each route. Training only, without dev probes: mining and the fine-tuned start are shared. Floating-point "
         "operations are counted by PyTorch's counter, which slows all routes alike; memory is the peak of the route's "
         "process. The settings were chosen for DPO, on dev prompts; the other routes take its learning rate, batch and "
-        "LoRA, and were not tuned for themselves. The cells of `sql` are from before its training data had 48 schemas "
-        "([recipe](recipe.md)).",
+        "LoRA, and were not tuned for themselves.",
         "",
         *verdicts(grid),
         *real_model(cells),
@@ -100,8 +99,8 @@ def page(facts: dict[str, Any]) -> str:
         lines += ["", f"Only {len(grid)} of {wanted} cells of `nano` have been run: read this as a first look."]
     lines += [
         "",
-        f"Machine: {facts['machine']['cores']} cores of {facts['machine']['processor']}, {facts['date']}, other jobs "
-        "beside: compare the routes' seconds, not their size. This page is written by `python scripts/claims.py "
+        f"Machine: {facts['machine']['cores']} cores of {facts['machine']['processor']}, {facts['date']}; the cell of "
+        "`smol` is older. This page is written by `python scripts/claims.py "
         "--table` from `benchmarks/results/claims.json`.",
     ]
     return "\n".join(lines) + "\n"
