@@ -124,6 +124,18 @@ def run_cell(model: str, task: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def starts() -> str:
+    """What the fine-tuned starts of `nano` pass on dev."""
+    seen = json.loads(RESULTS.with_name("adapters.json").read_text(encoding="utf-8"))
+    low, high = (100 * share for share in seen["goal"])
+    passed = {k.removeprefix("nano-"): 1 - v["failed_share"] for k, v in seen["adapters"].items() if "nano" in k}
+    return (
+        f"The fine-tuned starts of `nano` pass, of {seen['adapters']['nano-briefs']['n']} dev prompts: "
+        f"{', '.join(f'`{task}` {100 * share:.1f} %' for task, share in passed.items())} (goal {low:.0f} to {high:.0f} "
+        "%; `python benchmarks/adapters.py`)."
+    )
+
+
 def page(cells: list[dict[str, Any]]) -> str:
     """The Markdown of docs/results.md."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -158,7 +170,7 @@ def page(cells: list[dict[str, Any]]) -> str:
             f"\n`{model}`: mined failures cut by {_percent(statistics.mean(cuts))} on average over {len(own)} tasks, "
             f"by {_percent(min(cuts))} at least; score lower in {', '.join(low) or 'none'}."
         )
-    lines += ["", *WHY, *forecasts(cells)]
+    lines += ["", starts(), "", *WHY, *forecasts(cells)]
     lines += real_sets()
     lines += every_run(cells)
     machines = sorted({f"{c['machine']['cores']} cores of {c['machine']['processor']}" for c in cells})
