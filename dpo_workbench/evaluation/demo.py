@@ -80,7 +80,7 @@ RECIPES = {
 }
 # What the labels of the other built-in tasks teach, and the verifier counts (see their datasheets).
 HABITS = {"science": "wrong_unit", "sql": "all_columns", "python": "no_result", "briefs": "too_long"}
-NANO_SFT = {"science": (1200, 3), "briefs": (1100, 6)}  # prompts and passes until the dev score of `nano` was flat
+NANO_SFT = {"science": (1200, 3), "briefs": (1100, 6)}  # prompts and passes: with 800 and 2 it was still learning
 
 
 ENOUGH = 24  # pairs of whole answers; with fewer, failed answers get better endings
