@@ -1,6 +1,6 @@
 """The founding article's claims about cost, measured: benchmarks/results/claims.json and docs/claims.md.
 
-    python scripts/claims.py                        # nano: five tasks, three sizes, one seed; about twenty minutes
+    python scripts/claims.py                        # nano: five tasks, three sizes, one seed; about half an hour
     python scripts/claims.py --seed 1 --task sql    # one more cell
     python scripts/claims.py --model smol --task science --pairs 64    # a main cell with a real model: an hour
     python scripts/claims.py --table                # only the page
@@ -99,9 +99,9 @@ def page(facts: dict[str, Any]) -> str:
         lines += ["", f"Only {len(grid)} of {wanted} cells of `nano` have been run: read this as a first look."]
     lines += [
         "",
-        f"Machine: {facts['machine']['cores']} cores of {facts['machine']['processor']}, {facts['date']}; the cell of "
-        "`smol` is older. This page is written by `python scripts/claims.py "
-        "--table` from `benchmarks/results/claims.json`.",
+        f"Machine: {facts['machine']['cores']} cores of {facts['machine']['processor']}, {facts['date']}, light jobs "
+        "beside: compare the routes' seconds, not their size. The cell of `smol` is older. This page is "
+        "written by `python scripts/claims.py --table` from `benchmarks/results/claims.json`.",
     ]
     return "\n".join(lines) + "\n"
 
