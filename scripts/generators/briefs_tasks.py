@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dpo_workbench.tasks.briefs import INSTRUCTION
 from dpo_workbench.tasks.task import Example
 
-SEEDS = {"train": 0, "dev": 1, "test": 2}
+SEEDS = {"train": 0, "dev": 1, "test": 3}
 SIZES = {"train": 1200, "dev": 200, "test": 320}
 NAMES = {
     "train": "Adams,Brandt,Castro,Dlamini,Eriksen,Fujita,Garcia,Haddad,Ibsen,Jansen,Kovac,Lindt,Moreau,Nowak,Okoye,Patel",

@@ -14,7 +14,7 @@ from dpo_workbench.tasks.quantities import arithmetic
 from dpo_workbench.tasks.science import INSTRUCTION
 from dpo_workbench.tasks.task import Example
 
-SEEDS = {"train": 0, "dev": 1, "test": 2}
+SEEDS = {"train": 0, "dev": 1, "test": 3}
 SIZES = {"train": 1400, "dev": 200, "test": 320}
 MENTAL = 12  # above it numbers have one digit and zeros, so that each step is one a person does without paper
 THINGS = {
