@@ -71,7 +71,7 @@ def cell(model: str, task: str, seed: int, pairs: int) -> dict[str, Any]:
         routes[name] = json.loads(file.read_text(encoding="utf-8"))
     start = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     facts = {"task": task, "model": model, "seed": seed, "pairs": start["pairs"]["pairs"], "asked": pairs}
-    return {**facts, "sft": start["comparison"][0], "routes": routes}
+    return {**facts, "date": date.today().isoformat(), "sft": start["comparison"][0], "routes": routes}
 
 
 def page(facts: dict[str, Any]) -> str:
@@ -99,11 +99,19 @@ def page(facts: dict[str, Any]) -> str:
         lines += ["", f"Only {len(grid)} of {wanted} cells of `nano` have been run: read this as a first look."]
     lines += [
         "",
-        f"Machine: {facts['machine']['cores']} cores of {facts['machine']['processor']}, {facts['date']}, light jobs "
-        "beside: compare the routes' seconds, not their size. The cell of `smol` is older. This page is "
-        "written by `python scripts/claims.py --table` from `benchmarks/results/claims.json`.",
+        f"Machine: {facts['machine']['cores']} cores of {facts['machine']['processor']}, {days(cells)}, light jobs "
+        "beside: compare the routes' seconds within a cell, not their size. This page is written by `python "
+        "scripts/claims.py --table` from `benchmarks/results/claims.json`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def days(cells: list[dict[str, Any]]) -> str:
+    """Each date with the tasks that were run on it."""
+    seen: dict[str, dict[str, None]] = {}
+    for one in cells:
+        seen.setdefault(one["date"], {})[f"`{one['task']}`"] = None
+    return "; ".join(f"{day} ({', '.join(tasks)})" for day, tasks in sorted(seen.items()))
 
 
 def every_run(cells: list[dict[str, Any]]) -> list[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.pairs.checks import normal
-from dpo_workbench.pairs.sources import open_source
+from dpo_workbench.pairs.sources import open_source, stop
 from dpo_workbench.pairs.splits import deal, drawn
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks import scores
-from dpo_workbench.tasks.task import Example, Task
+from dpo_workbench.tasks.task import Example, Score, Task
 
 Column = str | Callable[[dict[str, Any]], Any]
 SPLITS = {"training": "train", "validation": "dev", "validate": "dev", "valid": "dev", "val": "dev", "testing": "test"}
@@ -28,7 +28,7 @@ def task_from(
     *,
     prompt: Column,
     reference: Column,
-    score: str | scores.ScoreFunction,
+    score: str | Callable[[Example, str], Score | float],
     name: str | None = None,
     description: str = "",
     id: Column | None = None,
@@ -76,16 +76,16 @@ def task_from(
     for given, part in parts.items():
         opened = open_source(part)
         names.append(opened.name)
-        for row in opened.rows:
+        for number, row in enumerate(opened.rows, 1):  # several can stand in one line
             where = f"{opened.name}:{row.line}"
             if row.problem is not None:
-                raise WorkbenchError(f"Each row must be readable. Got {row.problem} ({where}). Mend or drop the row.")
+                raise stop(row.problem.code, row.problem.got or row.raw or b"", where, row.problem.fix)
             if not isinstance(row.value, dict):
                 raise WorkbenchError(
                     f"Each row must have columns. Got {str(row.value)[:60]!r} ({where}). Give one JSON object a line."
                 )
             example, home = _example(
-                row.value, where, "-".join(filter(None, (Path(opened.name).stem, given, str(row.number or row.line)))),
+                row.value, where, "-".join(filter(None, (Path(opened.name).stem, given, str(number)))),
                 prompt=prompt, reference=reference, id=id, group=group, split=split, label=label,
             )  # fmt: skip
             found[str(given or home)].append(example)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -80,8 +81,9 @@ class Task:
     Args:
         name: a short word, used in file names.
         splits: split name -> examples. `train`, `dev` and `test` are the usual ones.
-        score: `score(example, answer) -> Score`; it must not raise on any text. The generic failures (empty,
-            truncated, loop, echo) are looked for before it is called.
+        score: `score(example, answer) -> Score`; it must not raise on any text. A bare number from 0 to 1 (or True,
+            False) stands for `Score(number)`. The generic failures (empty, truncated, loop, echo) are looked for
+            before it is called.
         description: one line for `dpo-workbench tasks`.
         max_new_tokens: the length at which an answer is cut off and counts as never ending.
         runs_code: `score` runs what the model wrote, in a sandbox.
@@ -96,7 +98,7 @@ class Task:
         self,
         name: str,
         splits: Mapping[str, Iterable[Example]],
-        score: Callable[[Example, str], Score],
+        score: Callable[[Example, str], Score | float],
         description: str = "",
         max_new_tokens: int = 256,
         runs_code: bool = False,
@@ -175,18 +177,24 @@ class Task:
         """
         generic = failures.detect(answer, prompt=example.prompt, finished=finished)
         if generic is None:
-            score = self._score(example, answer)
+            score = self._judged(example, answer)
             return replace(score, failure="wrong") if score.value == 0 and score.failure is None else score
         name, why = generic
-        partial = self._score(example, answer) if name in ("loop", "truncated") else Score(0.0)
+        partial = self._judged(example, answer) if name in ("loop", "truncated") else Score(0.0)
         return Score(min(partial.value, 0.99), name, partial.answer, why)
+
+    def _judged(self, example: Example, answer: str) -> Score:
+        given = self._score(example, answer)
+        if isinstance(given, Real):
+            return Score(float(given))
+        if not isinstance(given, Score):
+            raise TypeError(f"`score` must return a Score or a number from 0 to 1, got {type(given).__name__}")
+        return given
 
     def try_score(self, example: Example, answer: str, *, finished: bool = True) -> tuple[Score | None, str]:
         """`score`, or None and why where the verifier cannot judge: it raised, or what it gave is no `Score`."""
         try:
             score = self.score(example, answer, finished=finished)
-            if not isinstance(score, Score):
-                raise TypeError(f"`score` must return a Score, got {type(score).__name__}")
             return score, str(score.explanation)
         except Exception as error:  # a user's function may raise anything; an interrupt is no Exception and passes
             return None, f"not scored: {type(error).__name__}: {error}"[:500]

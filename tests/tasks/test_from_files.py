@@ -117,6 +117,20 @@ def test_what_is_wrong_is_said(rows, change, words: str) -> None:
         Task.from_jsonl(rows, **{**COLUMNS, **change})
 
 
+def test_a_bare_number_is_a_score() -> None:
+    task = Task.from_jsonl(ROWS, **{**COLUMNS, "score": lambda example, answer: example.reference == answer})
+    example = task.train[0]
+    assert task.score(example, example.reference) == Score(1.0)
+    assert task.score(example, "none") == Score(0.0, "wrong")
+
+
+def test_rows_of_an_array_in_one_line_have_ids_of_their_own(tmp_path) -> None:
+    path = tmp_path / "sums.json"
+    path.write_text(json.dumps(ROWS))
+    task = Task.from_jsonl(path, **COLUMNS)
+    assert sorted(e.id for rows in task.splits.values() for e in rows) == sorted(f"sums-{k}" for k in range(1, 41))
+
+
 def test_a_broken_line_names_file_and_line(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
     write(path, ROWS)
@@ -127,12 +141,13 @@ def test_a_broken_line_names_file_and_line(tmp_path) -> None:
         Task.from_jsonl(tmp_path / "none.jsonl", **COLUMNS)
 
 
-@pytest.mark.parametrize("value", [2.0, -0.1, float("nan"), "raise", None, 1])
-def test_a_score_that_is_none_leaves_the_answer_unscored(value) -> None:
+@pytest.mark.parametrize("value", [2.0, -0.1, float("nan"), "raise", None, "right"])
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_score_that_is_none_leaves_the_answer_unscored(value, bare) -> None:
     def score(example, answer):
         if value == "raise":
             raise KeyError("x")
-        return value if value in (None, 1) else Score(value)
+        return Score(value) if isinstance(value, float) and not bare else value
 
     task = Task.from_jsonl(ROWS, **{**COLUMNS, "score": score})
     row = judge(task, task.test[0], Answer("1", 1, True))
