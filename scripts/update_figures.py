@@ -70,6 +70,9 @@ def main() -> None:
     between(ROOT / "README.md", START, END, table(results))
     between(ROOT / "docs" / "sandbox.md", "<!-- figures: sandbox -->", "<!-- end -->", sandbox())
     between(ROOT / "docs" / "labelling.md", "<!-- figures: kills -->", "<!-- end -->", label_kills())
+    for epochs in (1, 3):
+        start = f"<!-- figures: trl, epochs {epochs} -->"
+        between(ROOT / "docs" / "performance.md", start, "<!-- end -->", beside_trl(epochs))
     between(ROOT / "docs" / "evaluation.md", "<!-- figures: coverage -->", "<!-- end -->", coverage())
     between(ROOT / "docs" / "evaluation.md", "<!-- figures: data -->", "<!-- end -->", how_much_data())
 
@@ -99,6 +102,31 @@ def label_kills() -> str:
         f"A labelling process was killed at {found['kills']} random moments: of {found['saved']} votes, undos and "
         f"redos told as saved, {found['lost']} were lost; on return another pair than before was shown "
         f"{found['other_item']} times (`{found['command']}`, seed {found['seed']}, {found['date']})."
+    )
+
+
+def beside_trl(epochs: int) -> str:
+    """This loop against TRL, a line for each shape and dtype."""
+    record = json.loads((ROOT / "benchmarks/results/vs_trl.json").read_text(encoding="utf-8"))
+    shapes = {"short": "60 + 30 + 30", "medium": "200 + 75 + 75", "long": "600 + 60 + 60"}
+    goals = {"short": (2.5, 4), "medium": (4, 6), "long": (6, 8)}
+    lines = [
+        "| prompt + chosen + rejected | dtype | TRL | here | times faster | goal | share of TRL's memory (goal 0.33) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    dates = set()
+    for shape, tokens in shapes.items():
+        for dtype, goal in zip(("fp32", "bf16"), goals[shape], strict=True):
+            cell = record["cells"][f"{shape}-{dtype}-{epochs}"]
+            dates.add(cell["date"])
+            here, trl = cell["seconds_a_pair"]
+            lines.append(
+                f"| {tokens} | {dtype} | {trl:.2f} | {here:.2f} | {cell['times_faster']:.1f} | {goal} | "
+                f"{cell['share_of_memory']:.2f} |"
+            )
+    machine = record["machine"]
+    return "\n".join(
+        [*lines, "", f"{' and '.join(sorted(dates))}, {machine['cores']} cores of {machine['processor']}."]
     )
 
 
