@@ -206,7 +206,8 @@ def _parsed(text: str, cut: bool = False) -> Any:
         return _strict(text)
     except json.JSONDecodeError as error:
         ended = cut and (error.pos >= len(text.rstrip()) or error.msg.startswith(("Unterminated", "Invalid \\u")))
-        hint = f"{error.msg.lower().removesuffix(' at')} at character {error.pos + 1}: {text[max(0, error.pos - 20) : error.pos + 20]}"
+        near = text[max(0, error.pos - 20) : error.pos + 20]
+        hint = f"{error.msg.lower().removesuffix(' at')} at character {error.pos + 1}: {near}"
         raise Refusal("P102" if ended else "P101", "", hint) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
         raise Refusal("P101", "", f"{str(error)[:50]}: {text[:20]}") from None
