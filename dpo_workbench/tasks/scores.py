@@ -11,12 +11,14 @@ the reference itself does not pass) raises `WorkbenchError`, so that the answer 
 from __future__ import annotations
 
 import json
+import math
 import re
 import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,14 @@ def number(*, tolerance: float = 1e-6, unit: str | None = None) -> ScoreFunction
     Args:
         tolerance: relative; absolute where the reference is 0.
         unit: of the references, where they are bare numbers; `""` to ignore units.
+
+    Raises:
+        WorkbenchError: a tolerance below 0 or not a number, or a unit that is none.
     """
+    if not isinstance(tolerance, Real) or not 0 <= float(tolerance) < math.inf:
+        raise WorkbenchError(f"`tolerance` must be a number from 0 upwards. Got {tolerance!r}. Set 0.01 for 1 %.")
+    if unit and quantities.read_unit(unit) is None:
+        raise WorkbenchError(f"`unit` must be a unit. Got {unit!r}. Write it like m/s or kg m^2, or leave it out.")
 
     def score(example: Example, answer: str) -> Score:
         wanted = quantities.final_answer(example.reference)
@@ -278,7 +287,12 @@ def summary(
         facts: the column of `example.extra` with the facts: a list of texts, or of lists of texts of which one will do.
         invented: look for numbers and names that the prompt does not have.
         references: the column with more references for ROUGE-L.
+
+    Raises:
+        WorkbenchError: a limit of no words.
     """
+    if max_words is not None and not max_words >= 1:
+        raise WorkbenchError(f"`max_words` must be at least 1. Got {max_words!r}. Leave it out for no limit.")
 
     def score(example: Example, answer: str) -> Score:
         count = len(answer.split())
@@ -464,7 +478,12 @@ def sql_result(
         column: of `example.extra`, with the name of the file (`.sqlite` or `.db` may be left out).
         ordered: whether an example's order of rows counts; default: the reference ends in an outer ORDER BY.
         seconds: for each query.
+
+    Raises:
+        WorkbenchError: no time for a query.
     """
+    if not seconds > 0:
+        raise WorkbenchError(f"`seconds` must be above 0. Got {seconds!r}. Set 2.0.")
     gold: dict[tuple[str, str], Table] = {}
     known: dict[str, Path] = {}
 

@@ -308,3 +308,13 @@ def test_a_benchmark_that_is_not_installed_says_how(monkeypatch) -> None:
     for name in ("humaneval", "aclsum"):
         with pytest.raises(WorkbenchError, match=r"dpo-workbench\[tasks\]"):
             load_task(name)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["number(tolerance=-1)", "number(tolerance='a')", "number(unit='zorks')", "summary(max_words=0)"]
+    + ["sql_result(seconds=0)"],
+)
+def test_settings_that_would_judge_every_answer_wrong(bad: str) -> None:
+    with pytest.raises(WorkbenchError, match=r"must be .*Got"):
+        scores.named(bad)
