@@ -20,6 +20,7 @@ from dpo_workbench.runtime.environment import describe
 from dpo_workbench.runtime.run_folder import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+MINED = 64  # prompts
 RESULTS, WORK = ROOT / "benchmarks" / "results" / "label_noise.json", ROOT / "work" / "label_noise"
 SHARES, LOSSES, SEEDS, PROMPTS = (0.0, 0.1, 0.2, 0.3, 0.4), ("sigmoid", "robust"), (0, 1, 2), 96
 
@@ -40,7 +41,7 @@ def main() -> None:
     recipe, task = RECIPES["nano"], dw.load_task("receipts")
     start = dw.load_model("nano", adapter="receipts")
     dev = task.dev[:PROMPTS]
-    found = dw.mine(start, task.train[recipe.mine_from :][: recipe.mine_prompts], recipe.samples, show=False,
+    found = dw.mine(start, task.train[recipe.mine_from :][:MINED], recipe.samples, show=False,
                     temperature=recipe.temperature)  # fmt: skip
     found = dw.branch(start, found, recipe.target, per_prompt=recipe.per_prompt, show=False)
     pairs = found.pairs(per_prompt=recipe.per_prompt, classes=recipe.target, use_reference=False, most=recipe.max_pairs)

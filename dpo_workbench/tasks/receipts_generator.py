@@ -182,7 +182,7 @@ _LOOKALIKE = {"O": "0", "o": "0", "l": "1", "I": "l", "S": "5", "B": "8", "e": "
 
 
 # of the shipped splits; test is drawn anew when a recipe changes after its figures were seen
-SEEDS = {"train": 0, "dev": 0, "test": 3}
+SEEDS = {"train": 0, "dev": 0, "test": 4}
 
 
 def make_examples(split: str, n: int, seed: int, max_items: int = 12) -> list[Example]:
