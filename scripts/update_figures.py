@@ -34,10 +34,17 @@ def table(results: dict) -> str:
             f"- **{model}, verdict: {run['verdict']['outcome']}.** Mined: {', '.join(mined)}. "
             f"{_seen(run['verdict']['numbers'])} "
             f"`{times['command']}`, seed {run['settings']['dpo']['seed']}, {times['date']}: "
-            f"{times['wall_seconds'] / 60:.1f} minutes, at most {times['process_peak_memory_gib']} GiB, on "
+            f"{_time(times)}, at most {times['process_peak_memory_gib']} GiB, on "
             f"{machine['cores']} cores of {machine['processor']}."
         )
     return "\n".join([*lines, "", *notes])
+
+
+def _time(times: dict) -> str:
+    several = times.get("wall_seconds_of_all")
+    if several:
+        return f"{several[0]:.0f} to {several[-1]:.0f} seconds in {len(several)} runs"
+    return f"{times['wall_seconds'] / 60:.1f} minutes"
 
 
 def _seen(numbers: dict) -> str:
