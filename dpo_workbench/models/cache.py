@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -16,14 +15,12 @@ class Buffer(DynamicLayer):
     """A layer's keys and values in one buffer that is written in place, where the default one is copied each token.
 
     Each row's tokens lie at their positions, so rows may be of different lengths and a wrong guess is written over.
-    Memory that no answer has reached is not touched: the system hands it out by and by. What an `earlier` buffer, done
-    with, was handed is used again, where it is enough.
+    Memory that no answer has reached is not touched: the system hands it out by and by.
     """
 
-    def __init__(self, capacity: int, earlier: Buffer | None = None):
+    def __init__(self, capacity: int):
         super().__init__()
         self.capacity, self.length, self.clean = capacity, 0, 0
-        self.memory: list[Tensor] = earlier.memory if earlier else []  # keys' and values', flat
         self.places: Tensor | None = None  # (R, new): where the next keys go; None = after the last
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -47,10 +44,7 @@ class Buffer(DynamicLayer):
     def _make(self, n_rows: int, like: Tensor) -> None:
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
         shape = (n_rows, like.shape[1], self.capacity, like.shape[3])
-        size = math.prod(shape)
-        if not self.memory or self.memory[0].numel() < size:
-            self.memory = [like.new_empty(size) for _ in range(2)]
-        self.keys, self.values = (flat[:size].view(shape) for flat in self.memory)
+        self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
 
     def _clear(self) -> None:
         """Zeros up to `length`, some places at a time: what is masked must be finite."""

@@ -103,7 +103,6 @@ def generate(
     rows = min(rows, _rows_in_memory(model, (longest // samples if apart else longest) + max_new_tokens))
     n_batches = max(1, round(len(ids) * samples / rows))  # of equal size: a small last one costs as many passes
     per_batch = -(-len(ids) // n_batches)
-    spare: list[Buffer | None] = [None] * model.network.config.get_text_config().num_hidden_layers
     with model.merged() as network, torch.inference_mode():
         for number, start in enumerate(range(0, len(order), per_batch)):
             chosen = order[start : start + per_batch]
@@ -114,7 +113,7 @@ def generate(
                 known = [(prompts[i], drafts[i]) for i in chosen] if drafts else []
                 hints = [model.prompt_ids(prompt)[-MATCH:] + model.answer_ids(draft) for prompt, draft in known]
                 tokens, finished = _batch(
-                    network, texts, said, hints, samples, max_new_tokens, sampler, end, apart, spare, on_answers
+                    network, texts, said, hints, samples, max_new_tokens, sampler, end, apart, on_answers
                 )
             else:
                 tokens, finished = answers_of_generate(
@@ -147,14 +146,12 @@ def _batch(
     sampler: Sampler,
     end: int,
     apart: bool,
-    spare: list[Buffer | None],
     on_answers: Callable[[int], None] | None,
 ) -> tuple[list[list[int]], list[bool]]:
     """Token ids of the answers of one batch, `samples` in a row for each prompt, and whether each ended by itself.
 
     The last `begun` tokens of a prompt are its answer's first. `hints`: for each prompt what its guesses are looked up
     in besides; or none. `apart`: prompts are kept in `Front`s.
-    `spare`: what the batch before used as its cache; this one's, afterwards.
     """
     device = sampler.generator.device
     n_rows, most = len(prompts) * samples, AHEAD if sampler.penalty == 1.0 else 0
@@ -166,8 +163,7 @@ def _batch(
     hint = torch.full((n_rows, max(map(len, hints), default=1)), end, device=device)
     for r, ids in enumerate(hints):
         hint[r * samples : (r + 1) * samples, : len(ids)] = torch.tensor(ids, device=device)
-    cache, fronts, logits = _prefill(network, prompts, samples, limit + most + 1, end, device, apart, spare)
-    spare[:] = cache.layers  # type: ignore[assignment]
+    cache, fronts, logits = _prefill(network, prompts, samples, limit + most + 1, end, device, apart)
     before = lengths.clone() if apart else torch.zeros_like(lengths)  # tokens of a row that are not in `cache`
     finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
     active = torch.arange(n_rows, device=device)  # rows of `text` that the cache still holds
@@ -227,14 +223,7 @@ def _answers(model: Model, tokens: list[list[int]], finished: list[bool]) -> lis
 
 
 def _prefill(
-    network: nn.Module,
-    prompts: list[list[int]],
-    samples: int,
-    more: int,
-    pad: int,
-    device: torch.device,
-    apart: bool,
-    spare: Sequence[Buffer | None],
+    network: nn.Module, prompts: list[list[int]], samples: int, more: int, pad: int, device: torch.device, apart: bool
 ) -> tuple[Cache, list[Front], Tensor]:
     """Read each prompt once, a few at a time.
 
@@ -243,7 +232,8 @@ def _prefill(
         the cache itself holds the prompts; and the logits of the first answer token (R, 1, V).
     """
     n_rows, longest = len(prompts) * samples, max(map(len, prompts))
-    cache = Cache(layers=[Buffer(more if apart else longest + more, earlier) for earlier in spare])
+    layers = range(network.config.get_text_config().num_hidden_layers)
+    cache = Cache(layers=[Buffer(more if apart else longest + more) for _ in layers])
     logits, fronts = [], []
     for start in range(0, len(prompts), PREFILL):
         part = prompts[start : start + PREFILL]
@@ -252,7 +242,7 @@ def _prefill(
         for r, prompt in enumerate(part):  # padded at the end, where a causal model does not look: no mask is needed
             ids[r, : len(prompt)] = torch.tensor(prompt, device=device)
         ends = sorted(set(lengths))
-        small = [Buffer(ids.shape[1]) for _ in spare]
+        small = [Buffer(ids.shape[1]) for _ in layers]
         positions = torch.arange(ids.shape[1], device=device)[None].expand(len(part), -1)
         out = _forward(network, ids, positions, None, Cache(layers=small), [n - 1 for n in ends])  # (rows, ends, V)
         rows = torch.arange(start * samples, (start + len(part)) * samples, device=device).view(len(part), samples)
@@ -345,9 +335,7 @@ def _reads(model: Model, network: nn.Module, texts: list[list[int]], want: Tenso
     new = torch.tensor([text[-3:] for text in texts], device=device).repeat_interleave(2, 0)
     before = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(2)
     try:
-        cache, fronts, first = _prefill(
-            network, prompts, 2, 8, end, device, apart, [None] * network.config.get_text_config().num_hidden_layers
-        )
+        cache, fronts, first = _prefill(network, prompts, 2, 8, end, device, apart)
         rest = _next(network, new, before, cache, before if apart else torch.zeros_like(before), fronts)
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
         return False
