@@ -225,8 +225,8 @@ def evaluate(
         repetition_penalty: above 1 makes repeated tokens less likely (an arm of its own; see `generate`).
         engine: None answers here; the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
             answers there (see `models.server.ask`).
-        drafts: another arm's answers to these prompts, where guesses are looked up. It saves time and changes no
-            answer, apart from ties that rounding decides.
+        drafts: another arm's answers to these prompts, where guesses are looked up; without, greedy ones are looked up
+            in the references. It saves time and changes no answer, apart from ties that rounding decides.
         show: a progress bar, and a line about unscored answers.
 
     Raises:
@@ -250,6 +250,8 @@ def evaluate(
         prompts = [example.prompt for example in split]
         texts = {row.id: row.answer for row in drafts.rows} if drafts else {}
         known = [texts.get(example.id, "") for example in split] if texts else None
+        if known is None and temperature == 0:
+            known = [example.reference for example in split]
         answers, served = draw(model, prompts, engine=engine, drafts=known, **decoding, on_answers=advance)
     rows = tuple(judge(split, example, one[0]) for example, one in zip(split, answers, strict=True))
     seconds = time.monotonic() - begun

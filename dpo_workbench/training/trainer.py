@@ -221,7 +221,7 @@ class Trainer:
                 [e.prompt for e in examples],
                 max_new_tokens=task.max_new_tokens,
                 rows=n_rows,
-                drafts=[drafts.get(e.id, "") for e in examples] if drafts else None,
+                drafts=[drafts.get(e.id, "") if drafts else e.reference for e in examples],
                 on_answers=self.interrupts.check,
             )
             texts = [(e, a[0].text, a[0].finished) for e, a in zip(examples, found, strict=True)]

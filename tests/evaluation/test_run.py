@@ -77,7 +77,13 @@ def test_another_arms_answers_are_drafts_by_id(answers):
     seen = answers(["a0", "a1", "a2", "a3"])
     evaluate(FakeModel(), task_with(4).test, drafts=before, show=False)
     assert seen["drafts"] == ["a0", "x", "a2", ""]  # one prompt was not asked before
-    evaluate(FakeModel(), task_with(4).test, show=False)
+
+
+def test_without_another_arm_greedy_answers_are_looked_up_in_the_references(answers):
+    seen = answers(["a0", "x"])
+    evaluate(FakeModel(), task_with(2).test, show=False)
+    assert seen["drafts"] == [example.reference for example in task_with(2).test]
+    evaluate(FakeModel(), task_with(2).test, temperature=0.7, show=False)  # draws would depend on the guesses
     assert seen["drafts"] is None
 
 

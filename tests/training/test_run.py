@@ -389,7 +389,8 @@ def test_the_first_probe_of_an_equal_start_is_taken_over(tiny, moved, toy_pairs,
     assert len(answered) == 2
     again = sft(moved, toy_pairs, replace(CONFIG, probes=1), start=first.start, **settings)
     assert len(answered) == 3 and again.probes == alone.probes
-    assert drafts == [None, [first.start.answers[e.id] for e in toy_task.dev], drafts[1]]  # a start has none
+    references = [e.reference for e in toy_task.dev]  # for a start, which has no answers before it
+    assert drafts == [references, [first.start.answers[e.id] for e in toy_task.dev], drafts[1]]
     for other, change in ((tiny, {}), (moved, {"probe": toy_task.dev[:2]})):  # not the same
         before = len(answered)
         sft(other, toy_pairs, replace(CONFIG, probes=1), start=first.start, **{**settings, **change})
