@@ -24,26 +24,33 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpo_workbench.runtime.errors import WorkbenchError
 
+# a norm's output, its input, weight and inverse root: the products that read the output keep these, not the output
+_Source = tuple[list[Tensor], Tensor, Tensor, Tensor]  # the list holds the output made again, in backward
+
 
 class _LoraProduct(torch.autograd.Function):
     """x W^T + b + scale * (x A^T) B^T with W, b frozen: no fp32 copy of x or of the output is ever made."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, source: _Source | None
+    ) -> Tensor:
         flat, a_low, b_low = x.flatten(0, -2), a.to(x.dtype), b.to(x.dtype)  # (T, in) (rank, in) (out, rank)
         out, inner = _product(flat, weight, bias, a_low, b_low, scale)
-        ctx.save_for_backward(flat, weight, a_low, b_low, inner)
+        ctx.made, *parts = source or (None, flat)
+        ctx.save_for_backward(weight, a_low, b_low, inner, *parts)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, a.dtype
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        flat, weight, a_low, b_low, inner = ctx.saved_tensors
+        weight, a_low, b_low, inner, *parts = ctx.saved_tensors
+        flat = parts[0] if ctx.made is None else _made_again(ctx.made, *parts).flatten(0, -2)
         grad = grad.flatten(0, -2)
         down = (grad @ b_low) * ctx.scale  # (T, rank)
         grad_x = (grad @ weight).addmm_(down, a_low).view(ctx.shape) if ctx.needs_input_grad[0] else None
         grad_b = (grad.T @ inner).to(ctx.dtype) * ctx.scale
-        return grad_x, None, None, (down.T @ flat).to(ctx.dtype), grad_b, None
+        return grad_x, None, None, (down.T @ flat).to(ctx.dtype), grad_b, None, None
 
 
 class _GatedLoraProduct(torch.autograd.Function):
@@ -84,18 +91,31 @@ class _RmsNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * weight with a frozen weight, in fp32 inside; of x no fp32 copy is kept."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, made: list[Tensor]) -> tuple[Tensor, Tensor]:
         high = x.float()
         inverse = torch.rsqrt(high.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.mark_non_differentiable(inverse)
         ctx.save_for_backward(x, weight, inverse)
-        return weight * (high * inverse).to(x.dtype)
+        ctx.made = made
+        return _normed(high, weight, inverse, x.dtype), inverse
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor, _: Tensor):
         x, weight, inverse = ctx.saved_tensors
+        ctx.made.clear()  # its readers are done
         unit, grad = x * inverse, (grad * weight).float()  # (.., H) fp32
         along = (grad * unit).mean(-1, keepdim=True)
-        return grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), None, None
+        return grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), None, None, None
+
+
+def _normed(high: Tensor, weight: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight * (high * inverse).to(dtype)
+
+
+def _made_again(made: list[Tensor], x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    if not made:
+        made.append(_normed(x.float(), weight, inverse, x.dtype))
+    return made[0]
 
 
 def _adapter_of(layer: LoraLinear) -> tuple[Any, ...]:
@@ -108,7 +128,7 @@ def _adapter_of(layer: LoraLinear) -> tuple[Any, ...]:
 def _fast_forward(self: LoraLinear, x: Tensor) -> Tensor:
     if self.disable_adapters or self.merged:
         return self.base_layer(x)
-    return _LoraProduct.apply(x, *_adapter_of(self))
+    return _LoraProduct.apply(x, *_adapter_of(self), getattr(x, "source", None))
 
 
 def _fast_mlp(self: Any, x: Tensor) -> Tensor:
@@ -119,7 +139,11 @@ def _fast_mlp(self: Any, x: Tensor) -> Tensor:
 
 
 def _fast_norm(self: Any, x: Tensor) -> Tensor:
-    return _RmsNorm.apply(x, self.weight, self.variance_epsilon)
+    made: list[Tensor] = []
+    out, inverse = _RmsNorm.apply(x, self.weight, self.variance_epsilon, made)
+    if out.requires_grad:
+        out.source = made, x.detach(), self.weight, inverse
+    return out
 
 
 def _use_fast_products(network: PeftModel) -> None:

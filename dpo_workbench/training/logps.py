@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.training.packing import Batch
@@ -44,23 +43,34 @@ class _TokenLogps(torch.autograd.Function):
         weight, bias, scale, cap = head
         logps = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
         slope = torch.empty_like(hidden) if hidden.requires_grad else None
-        chunk = max(1, SCORES // len(weight))
+        chunk = max(1, min(len(target), SCORES // len(weight)))
+        room = torch.empty(2, chunk, len(weight), device=hidden.device, dtype=torch.float32)
+        narrow = None if hidden.dtype == torch.float32 else hidden.new_empty(chunk, len(weight))
         for start in range(0, len(target), chunk):
-            part = slice(start, start + chunk)
-            scores = linear(hidden[part], weight, bias).float()  # (n, V)
+            part = slice(start, min(start + chunk, len(target)))
+            scores, p = room[:, : part.stop - start]  # (n, V)
+            low = scores if narrow is None else narrow[: len(scores)]
+            if bias is None:
+                torch.mm(hidden[part], weight.T, out=low)
+            else:
+                torch.addmm(bias, hidden[part], weight.T, out=low)
+            if low is not scores:
+                scores.copy_(low)
             if scale != 1.0:
                 scores *= scale
             if cap is not None:
-                scores = (scores / cap).tanh_() * cap
+                scores.div_(cap).tanh_().mul_(cap)
             picked = scores.gather(1, target[part, None])[:, 0]
-            norm = scores.logsumexp(dim=1)
+            most = scores.amax(1, keepdim=True)
+            norm = torch.sub(scores, most, out=p).exp_().sum(1).log_().add_(most[:, 0])
             logps[part] = picked - norm
             if slope is not None:
-                bend = None if cap is None else 1 - (scores / cap) ** 2  # the slope of a capped score
-                p, own = scores.sub_(norm[:, None]).exp_(), weight[target[part]]
-                if bend is not None:
-                    p, own = p * bend, own * bend.gather(1, target[part, None])
-                slope[part] = (own - p.to(weight.dtype) @ weight) * scale
+                torch.sub(scores, norm[:, None], out=p).exp_()
+                own = weight[target[part]]
+                if cap is not None:
+                    bend = scores.div_(cap).square_().neg_().add_(1)  # the slope of a capped score
+                    p, own = p.mul_(bend), own * bend.gather(1, target[part, None])
+                slope[part] = (own - (p if low is scores else low.copy_(p)) @ weight) * scale
         ctx.save_for_backward(slope)
         return logps
 

@@ -27,7 +27,7 @@ from dpo_workbench.runtime.checkpoints import (
     set_rng_state,
     unpack_optimizer,
 )
-from dpo_workbench.runtime.environment import describe
+from dpo_workbench.runtime.environment import describe, release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.interrupts import Interrupts, Stopped, how_to_go_on
 from dpo_workbench.runtime.memory import within_memory
@@ -36,6 +36,7 @@ from dpo_workbench.tasks.task import Score, Split
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import displacement, rows_within_memory
+from dpo_workbench.training.kept import Kept
 from dpo_workbench.training.packing import Row
 
 SCALE = 2.0**16  # of the loss in fp16, to begin with
@@ -119,8 +120,9 @@ class Trainer:
         self.parameters = policy.adapter_parameters()
         self.optimizer = loop.optimizer_for(self.parameters, config)
         self.scale = SCALE if policy.dtype == torch.float16 else 1.0
-        self.result, self.best = Run(policy, config), policy.adapter_tensors()
+        self.result, self.best = Run(policy, config), policy.adapter_tensors() if n_probes or self.folder else {}
         begun = time.monotonic()
+        release_freed_memory()
         with Interrupts() as self.interrupts:
             try:
                 start = self._resume()
@@ -154,11 +156,12 @@ class Trainer:
         loop.set_learning_rate(self.optimizer, loop.learning_rate(step, n_steps, self.config))
 
         def work(config: TrainConfig) -> dict[str, float]:
-            objective = self.objective(rows, config, step)
+            objective, kept = self.objective(rows, config, step), Kept(self.policy.network)
 
             def checked(network: Any, batch: Any) -> Any:
                 self.interrupts.check()
-                return objective(network, batch)
+                with kept.anew():
+                    return objective(network, batch)
 
             batches = list(loop.micro_batches(rows, self.policy, config))
             with self.policy.active(trainable=True, checkpointing=config.checkpointing) as network:

@@ -93,6 +93,23 @@ def test_fused_mlp_and_norm_equal_the_plain_ones() -> None:
         torch.testing.assert_close(network(x), network.get_base_model()(x))
 
 
+def test_a_norms_readers_keep_its_input_and_not_its_output() -> None:
+    network = with_random_adapter(Layer(), ["first", "gate_proj", "up_proj", "down_proj"])
+    _use_fast_products(network)
+    outputs, kept = [], []
+    network.get_base_model().norm.register_forward_hook(lambda module, args, out: outputs.append(out.detach()))
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        network(torch.randn(2, 5, 6, requires_grad=True))
+    places = [x.data_ptr() for x in kept]
+    assert len(outputs) == 1 and places
+    assert outputs[0].data_ptr() not in places
+
+
 def test_what_computes_something_else_is_left_alone() -> None:
     network = with_random_adapter(
         Layer(nn.functional.gelu, GemmaRMSNorm), ["first", "gate_proj", "up_proj", "down_proj"]
