@@ -294,6 +294,19 @@ def activation_checkpointing(network: nn.Module) -> Iterator[None]:
             layer.gradient_checkpointing, layer.training = False, training
 
 
+@contextmanager
+def adapters_off(network: PeftModel) -> Iterator[None]:
+    """Inside: the base model. As PEFT's `disable_adapter`, which asks each layer for a report each time."""
+    layers = [m for m in network.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
 def merges(network: nn.Module, name: str) -> bool:
     """Does the adapter lie on linear layers alone? PEFT also puts one on fused experts, which hold no plain weight."""
     layers = (m for m in network.modules() if isinstance(m, BaseTunerLayer) and name in getattr(m, "lora_A", {}))
@@ -316,7 +329,7 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[None]:
                     delta = module.lora_B[name].weight @ module.lora_A[name].weight * module.scaling[name]
                     delta = delta.T if module.fan_in_fan_out else delta  # GPT-2's layers
                     weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
-        with network.disable_adapter():
+        with adapters_off(network):
             yield
     finally:
         for weight, data in kept:

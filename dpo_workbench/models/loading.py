@@ -90,7 +90,7 @@ class Model:
         if not hasattr(network, "peft_config"):
             yield
         elif self.adapter is None:
-            with network.disable_adapter():
+            with lora.adapters_off(network):
                 yield
         else:
             network.set_adapter(self.adapter)

@@ -107,6 +107,9 @@ def token_logps(network: nn.Module, batch: Batch, states: Tensor | None = None) 
 
 def answer_logps(network: nn.Module, batch: Batch) -> Tensor:
     """Sum of the token log-probabilities of each answer (`logps`, never a mean). Shape (A,), row by row."""
-    per_token = token_logps(network, batch)
-    sums = torch.zeros(batch.n_answers, device=per_token.device)
-    return sums.index_add(0, batch.owner, per_token)
+    return answer_sums(token_logps(network, batch), batch)
+
+
+def answer_sums(per_token: Tensor, batch: Batch) -> Tensor:
+    """(N,) values of the answer tokens, summed by answer. Shape (A,)."""
+    return torch.zeros(batch.n_answers, device=per_token.device).index_add(0, batch.owner, per_token)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.loading import Model
@@ -19,7 +20,7 @@ from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.run_folder import replace_folder
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
-from dpo_workbench.training.logps import answer_logps, token_logps
+from dpo_workbench.training.logps import answer_logps, answer_sums, token_logps
 from dpo_workbench.training.loop import Reference, batch_rows, micro_batches, steps_per_epoch
 from dpo_workbench.training.losses import PairLogps, sigmoid
 from dpo_workbench.training.packing import Row, lay_out, pack
@@ -108,8 +109,8 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
     short = replace(
         row, prompt_ids=row.prompt_ids[-32:], answer_ids=tuple(a[row.n_shared :][:16] or a[-1:] for a in row.answer_ids)
     )
-    _prove_head(model, short)
-    if not config.packing or (row.n_tokens <= min(windows) and _packs(model, short)):
+    plain = _prove_head(model, short)
+    if not config.packing or (row.n_tokens <= min(windows) and _packs(model, short, plain)):
         return config
     print(
         f"{model.name}: cannot take packed rows, so each answer is computed with its own prompt (slower, same result)"
@@ -117,10 +118,9 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
     return replace(config, packing=False)
 
 
-def _packs(model: Model, row: Row) -> bool:
+def _packs(model: Model, row: Row, plain: Tensor) -> bool:
     turned = replace(row, answer_ids=row.answer_ids[::-1])
     with model.active() as network, torch.no_grad():
-        plain = answer_logps(network, lay_out([row], model.tokenizer.eos_token_id, model.device))
         try:
             packed = answer_logps(network, pack([row, turned], model.device)).view(2, -1)
         except (TypeError, ValueError, AttributeError, RuntimeError):  # its forward has no place for a layout
@@ -131,8 +131,8 @@ def _packs(model: Model, row: Row) -> bool:
     return bool((leaks <= most).all() and ((packed[0] - plain).abs() / lengths <= _noise(model)).all())
 
 
-def _prove_head(model: Model, row: Row) -> None:
-    """Answer tokens must have the log-probabilities that the model's own scores give them."""
+def _prove_head(model: Model, row: Row) -> Tensor:
+    """Answer tokens must have the log-probabilities that the model's own scores give them; the answers' sums of them."""
     batch = lay_out([row], model.tokenizer.eos_token_id, model.device)
     with model.active() as network, torch.no_grad():
         ours = token_logps(network, batch)
@@ -144,6 +144,7 @@ def _prove_head(model: Model, row: Row) -> None:
             f"Log-probabilities must be those of the model's own scores. Of {model.name} some token's differs by "
             f"{worst:.2g} nats: its head does more than is known here. Train another model, and please report this one."
         )
+    return answer_sums(ours, batch)
 
 
 def _noise(model: Model) -> float:

@@ -1,4 +1,4 @@
-"""What is kept for backward lies in blocks: the same bits come out, each tensor once, and the next graph writes over it."""
+"""What is kept for backward lies in blocks: same bits, each tensor once, and the next graph writes over the last."""
 
 import pytest
 import torch
