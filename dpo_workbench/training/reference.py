@@ -132,7 +132,7 @@ def _packs(model: Model, row: Row, plain: Tensor) -> bool:
 
 
 def _prove_head(model: Model, row: Row) -> Tensor:
-    """Answer tokens must have the log-probabilities that the model's own scores give them; the answers' sums of them."""
+    """Answer tokens must have the log-probabilities that the model's own scores give them. Gives the answers' sums."""
     batch = lay_out([row], model.tokenizer.eos_token_id, model.device)
     with model.active() as network, torch.no_grad():
         ours = token_logps(network, batch)
