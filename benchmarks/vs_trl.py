@@ -6,7 +6,8 @@ python benchmarks/vs_trl.py --cells medium-bf16-1
 Equal on both sides: model, token ids, LoRA (r=16 on all linear layers, the same start), pairs in a forward pass and in
 an optimiser step, AdamW, learning rate, order, number of steps; the reference pass is counted in. TRL runs without
 activation checkpointing (its default is on, and slower); for one epoch it computes the reference beside the policy
-(its default), for three once before training, as this loop does. Peak memory is that of the whole process.
+(its default), for three once before training, as this loop does. Peak memory is that of the whole process. What this
+package asks of PyTorch's and glibc's allocators (huge pages, freed memory kept) it asks for itself alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "vs_trl.json"
 SHAPES = {"short": (60, 30, 8), "medium": (200, 75, 4), "long": (600, 60, 2)}  # prompt, each answer, pairs in a pass
 N_PAIRS = {"short": 16, "medium": 16, "long": 8}
 BATCH, LR = 8, 1e-5
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
 def texts(tokenizer, shape: str) -> list[dict[str, str]]:
@@ -90,6 +92,9 @@ def ours(shape: str, dtype: str, epochs: int) -> dict:
 
 
 def trl(shape: str, dtype: str, epochs: int) -> dict:
+    from dpo_workbench.models import loading
+
+    loading.keep_freed_memory = lambda: None
     trainer = trl_trainer(shape, dtype, epochs)
     begun = time.monotonic()
     trainer.train()
@@ -191,9 +196,8 @@ def check(shape: str, dtype: str, _epochs: int) -> dict:
 def run_cell(side: str, shape: str, dtype: str, epochs: int) -> dict:
     """One measurement in a child process: what the child says, with the peak memory of its whole life."""
     command = [sys.executable, __file__, "--child", side, shape, dtype, str(epochs)]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "CI": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    )
+    env = {**os.environ, "CI": "1", "TRL_EXPERIMENTAL_SILENCE": "1"} | ({} if side == "ours" else {HUGE_PAGES: "0"})
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
     out = child.stdout.read()  # type: ignore[union-attr]
     _, status, usage = os.wait4(child.pid, 0)
     if status:
