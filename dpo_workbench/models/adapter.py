@@ -128,7 +128,8 @@ def _adapter_of(layer: LoraLinear) -> tuple[Any, ...]:
 def _fast_forward(self: LoraLinear, x: Tensor) -> Tensor:
     if self.disable_adapters or self.merged:
         return self.base_layer(x)
-    return _LoraProduct.apply(x, *_adapter_of(self), getattr(x, "source", None))
+    source = getattr(x, "norm_source", None)
+    return _LoraProduct.apply(x, *_adapter_of(self), source if source and x._version == 0 else None)
 
 
 def _fast_mlp(self: Any, x: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ def _fast_norm(self: Any, x: Tensor) -> Tensor:
     made: list[Tensor] = []
     out, inverse = _RmsNorm.apply(x, self.weight, self.variance_epsilon, made)
     if out.requires_grad:
-        out.source = made, x.detach(), self.weight, inverse
+        out.norm_source = made, x.detach(), self.weight, inverse  # of the tensor as it is now: version 0
     return out
 
 

@@ -110,6 +110,19 @@ def test_a_norms_readers_keep_its_input_and_not_its_output() -> None:
     assert outputs[0].data_ptr() not in places
 
 
+def test_a_norms_output_that_was_changed_in_place_is_not_made_again_from_the_norm() -> None:
+    class Changed(Layer):
+        def forward(self, x):
+            return x + self.mlp(self.norm(self.first(x)).mul_(3))
+
+    network = with_random_adapter(Changed(), ["first", "gate_proj", "up_proj", "down_proj"])
+    x, upstream = torch.randn(2, 5, 6), torch.randn(2, 5, 6)
+    want = outcome(network, x, upstream)
+    _use_fast_products(network)
+    for one, other in zip(outcome(network, x, upstream), want, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
 def test_what_computes_something_else_is_left_alone() -> None:
     network = with_random_adapter(
         Layer(nn.functional.gelu, GemmaRMSNorm), ["first", "gate_proj", "up_proj", "down_proj"]
