@@ -20,7 +20,6 @@ from vs_trl import BATCH, SHAPES, load
 from dpo_workbench.runtime.environment import describe
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.kept import Kept
 from dpo_workbench.training.packing import Row
 
 RESULTS = Path(__file__).parent / "results" / "limit.json"
@@ -94,15 +93,9 @@ def measure(shape: str, dtype: str) -> dict:
     parameters = model.adapter_parameters()
     optimizer = loop.optimizer_for(parameters, config)
     reference = dict.fromkeys([r.id for r in rows], (-400.0, -400.0))
-    made = loop.preference_objective(reference, config, rows, model)
+    objective = loop.preference_objective(reference, config, rows, model)
 
     def train() -> None:
-        kept = Kept(model.network)
-
-        def objective(network, batch):
-            with kept.anew():
-                return made(network, batch)
-
         batches = list(loop.micro_batches(rows, model, config))
         with model.active(trainable=True) as network:
             loop.train_step(network, batches, objective, parameters, optimizer, config)

@@ -7,7 +7,7 @@ tensor into a freed place of the same size: up to half of the memory of a pass w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,16 @@ SMALLEST = 2**10  # bytes of the smallest tensor that is copied
 
 
 class Kept:
-    """Room for one graph at a time. On a GPU, whose allocator fills its holes, nothing is copied.
+    """Room for one graph at a time. With weights on a GPU, whose allocator fills its holes, nothing is done.
 
     Args:
         network: what the graphs are of; its weights are not copied.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._weights = {p.untyped_storage().data_ptr() for p in network.parameters() if p.device.type == "cpu"}
+        weights = list(network.parameters())
+        self._on_cpu = all(p.device.type == "cpu" for p in weights)
+        self._weights = {p.untyped_storage().data_ptr() for p in weights} if self._on_cpu else set()
         self._blocks: list[Tensor] = []
         self._block, self._used = 0, 0  # where the next tensor goes
         self._copies: dict[tuple, tuple[StorageWeakRef, Tensor]] = {}
@@ -36,7 +38,7 @@ class Kept:
         """Inside, a graph may be built. It is written over the one before, whose backward must be done."""
         self._block, self._used = 0, 0
         try:
-            with saved_tensors_hooks(self._pack, lambda kept: kept):
+            with saved_tensors_hooks(self._pack, lambda kept: kept) if self._on_cpu else nullcontext():
                 yield
         finally:
             self._copies.clear()

@@ -15,6 +15,7 @@ from dpo_workbench.runtime import parallel
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
+from dpo_workbench.training.kept import Kept
 from dpo_workbench.training.logps import answer_logps, token_logps
 from dpo_workbench.training.losses import LOSSES, PairLogps, loss_terms
 from dpo_workbench.training.packing import Batch, Row, lay_out, pack
@@ -53,10 +54,12 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     metrics: dict[str, list[float]] = {}
+    kept = Kept(network)
     with parallel.agreed():
         done = []
         for batch in batches:
-            loss, seen = objective(network, batch)
+            with kept.anew():
+                loss, seen = objective(network, batch)
             (loss * scale).backward()
             done.append((batch.ids, loss.detach(), seen))
         for ids, share, terms in _read(done):

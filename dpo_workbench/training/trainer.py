@@ -36,7 +36,6 @@ from dpo_workbench.tasks.task import Score, Split
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import displacement, rows_within_memory
-from dpo_workbench.training.kept import Kept
 from dpo_workbench.training.packing import Row
 
 SCALE = 2.0**16  # of the loss in fp16, to begin with
@@ -156,12 +155,11 @@ class Trainer:
         loop.set_learning_rate(self.optimizer, loop.learning_rate(step, n_steps, self.config))
 
         def work(config: TrainConfig) -> dict[str, float]:
-            objective, kept = self.objective(rows, config, step), Kept(self.policy.network)
+            objective = self.objective(rows, config, step)
 
             def checked(network: Any, batch: Any) -> Any:
                 self.interrupts.check()
-                with kept.anew():
-                    return objective(network, batch)
+                return objective(network, batch)
 
             batches = list(loop.micro_batches(rows, self.policy, config))
             with self.policy.active(trainable=True, checkpointing=config.checkpointing) as network:

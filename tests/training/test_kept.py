@@ -124,6 +124,13 @@ def test_weights_and_what_is_small_are_not_copied(room) -> None:
     assert used(room) == 2 * 40 * 4
 
 
+def test_with_weights_elsewhere_nothing_is_kept_here() -> None:
+    room, x = Kept(nn.Linear(3, 3, device="meta")), torch.randn(2000, requires_grad=True)
+    square(room, x).backward()
+    assert room._blocks == []
+    assert torch.equal(x.grad, 2 * x.detach())
+
+
 def test_an_error_inside_leaves_no_hook_behind(room) -> None:
     with pytest.raises(ZeroDivisionError), room.anew():
         raise ZeroDivisionError
