@@ -18,7 +18,7 @@ from dpo_workbench.tasks.task import Split
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
 from dpo_workbench.training.guards import rows_within_memory
-from dpo_workbench.training.losses import LOSSES, loss_terms
+from dpo_workbench.training.losses import LOSSES, PairLogps, loss_terms
 from dpo_workbench.training.packing import Row
 from dpo_workbench.training.reference import prove_packing, prove_start, reference_logps
 from dpo_workbench.training.tokens import Unfinished, tokenise
@@ -90,23 +90,39 @@ def train(
     shared = reference or {}
     with progress(len(rows) - len(own) + len(watched), "reference", show) as advance:
         cache = folder and folder / "reference"
+        alike = None  # the size of the packs that the values come from
         if all(row.id in shared for row in (*rows, *watched) if row.id not in own):
             reference = dict(shared)
         else:
             reference = fit(lambda c: reference_logps(model, rows, c, cache, advance, own), rows)
+            alike = fitted.micro_tokens
             if watched:
                 reference |= fit(lambda c: reference_logps(model, watched, c, None, advance), watched)
 
     def watch(config: TrainConfig) -> dict[str, float]:
         return _held_out_metrics(policy, watched, reference, config)
 
+    def prove(logps: PairLogps, ids: Sequence[str], config: TrainConfig) -> None:
+        prove_start(logps, ids, config, policy.dtype if config.micro_tokens != alike else torch.float32)
+
+    known = dict(reference)
+    if own:  # one row of the first step has a value, from a pack of its own: there it is proved, and not used again
+        first = loop.batch_rows(rows, fitted, 0)[:1]
+        fit(lambda c: _prove_row(policy, first, reference, c, prove), first)
+        del known[first[0].id]
+
     def objective(batch: Sequence[Row], config: TrainConfig, step: int) -> Callable:
-        proof = prove_start if step == 0 else None
-        return loop.preference_objective(reference, config, batch, policy, weights, proof)
+        return loop.preference_objective(known, config, batch, policy, weights, prove if step == 0 else None)
 
     done = Trainer(policy, rows, fitted, objective, probe, watched, watch, folder, start, show, weights).run()
     done.reference = reference
     return done
+
+
+def _prove_row(policy: Model, rows: list[Row], reference: loop.Reference, config: TrainConfig, prove: Callable) -> None:
+    with parallel.agreed(), policy.active() as network, torch.no_grad():
+        for batch in loop.micro_batches(rows, policy, config):
+            prove(loop.pair_logps(network, batch, reference), batch.ids, config)
 
 
 def sft(

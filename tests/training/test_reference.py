@@ -120,10 +120,38 @@ def test_training_proves_its_start_and_only_its_start(moved, rows, monkeypatch) 
     from dpo_workbench.training import run
 
     seen: list[str] = []
-    monkeypatch.setattr(run, "prove_start", lambda logps, ids, config: seen.extend(ids))
+    monkeypatch.setattr(run, "prove_start", lambda logps, ids, *_: seen.extend(ids))
     pairs = dw.Pairs([dw.Pair(f"p{i}", "a b", "c d", "e") for i in range(4)])
     run.train(moved, pairs, TrainConfig(batch_size=2, epochs=2, held_out=0.0, probes=0), show=False)
     assert len(seen) == 2
+
+
+def test_values_that_depend_on_the_pack_do_not_fail_the_proof(moved, monkeypatch) -> None:
+    """As products of bf16 do on some processors: each value is proved in a pack of the size that it comes from."""
+    import dpo_workbench as dw
+    from dpo_workbench.training import run
+
+    honest = loop.answer_logps
+    for module in (loop, reference):
+        monkeypatch.setattr(module, "answer_logps", lambda n, b: honest(n, b) + 0.5 * len(b.ids))
+    pairs = dw.Pairs([dw.Pair(f"p{i}", "a b", "c d", "e") for i in range(4)])
+    config = TrainConfig(batch_size=2, epochs=1, held_out=0.0, probes=0)
+    once = run.train(moved, pairs, config, show=False)
+    assert once.history[0]["rewards/chosen"] == 0.0
+    assert run.train(moved, pairs, replace(config, epochs=2), show=False).history[0]["rewards/chosen"] == 0.0
+    with pytest.raises(WorkbenchError, match="At step 0"):  # in fp32 so much is no rounding
+        run.train(moved, pairs, replace(config, epochs=2, micro_tokens=1), reference=once.reference, show=False)
+
+
+def test_rounding_to_16_bits_is_allowed_for_where_packs_differ() -> None:
+    def prove(gap: float, dtype: torch.dtype) -> None:
+        values = [torch.tensor([x]) for x in (-90.0, -80.0, -90.0 - gap, -80.0)]
+        prove_start(loop.PairLogps(*values, torch.tensor([75]), torch.tensor([60])), ["p"], CONFIG, dtype)
+
+    prove(0.84, torch.bfloat16)  # seen on a processor with AMX
+    for gap, dtype in ((0.84, torch.float32), (4.0, torch.bfloat16)):
+        with pytest.raises(WorkbenchError, match="At step 0"):
+            prove(gap, dtype)
 
 
 def test_a_model_that_cannot_take_packs_is_found_out_and_trained_all_the_same(moved, rows, monkeypatch, capsys) -> None:
