@@ -138,9 +138,10 @@ def test_values_that_depend_on_the_pack_do_not_fail_the_proof(moved, monkeypatch
     config = TrainConfig(batch_size=2, epochs=1, held_out=0.0, probes=0)
     once = run.train(moved, pairs, config, show=False)
     assert once.history[0]["rewards/chosen"] == 0.0
-    assert run.train(moved, pairs, replace(config, epochs=2), show=False).history[0]["rewards/chosen"] == 0.0
+    twice = run.train(moved, pairs, replace(config, epochs=2), show=False)
+    assert twice.history[0]["rewards/chosen"] == 0.0
     with pytest.raises(WorkbenchError, match="At step 0"):  # in fp32 so much is no rounding
-        run.train(moved, pairs, replace(config, epochs=2, micro_tokens=1), reference=once.reference, show=False)
+        run.train(moved, pairs, replace(config, epochs=2, micro_tokens=1), reference=twice.reference, show=False)
 
 
 def test_rounding_to_16_bits_is_allowed_for_where_packs_differ() -> None:
