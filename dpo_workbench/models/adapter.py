@@ -22,6 +22,7 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dpo_workbench.models.layer import use_fast_layers
 from dpo_workbench.runtime.errors import WorkbenchError
 
 # a norm's output, its input, weight and inverse root: the products that read the output keep these, not the output
@@ -197,6 +198,8 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         else:
             network = get_peft_model(network, config, adapter_name=name)
     _use_fast_products(network)
+    with torch.no_grad():
+        use_fast_layers(causal_lm(network), _is_fast)
     return network
 
 

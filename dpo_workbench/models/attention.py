@@ -228,39 +228,74 @@ def _attention_of_parts(query: Tensor, key: Tensor, value: Tensor, scale: float,
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Block by block as products and softmax; backward computes the scores again, so nothing quadratic is kept."""
+    """`attend` for heads as transformers has them."""
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, layout: Layout) -> Tensor:
-        q, k, v = query[0].unflatten(0, (key.shape[1], -1)), key[0], value[0]  # (K, G, T, D) (K, T, D) (K, T, D)
-        out = q.new_empty(q.shape[2], *q.shape[:2], v.shape[-1])  # (T, K, G, D)
-        for block, seen in _with_seen(layout.blocks, k, v):
-            p = _probabilities(q, seen[0], block, scale)
-            out[block.first : block.stop] = (
-                torch.bmm(p.to(v.dtype), seen[1]).unflatten(1, (q.shape[1], -1)).permute(2, 0, 1, 3)
-            )
+        q, k, v = query[0].unflatten(0, (key.shape[1], -1)).transpose(1, 2).flatten(1, 2), key[0], value[0]
         ctx.save_for_backward(q, k, v)
         ctx.scale, ctx.layout = scale, layout
-        return out.flatten(1, 2)[None]
+        out = attend(q, k, v, scale, layout).unflatten(1, (k.shape[1], -1))  # (K, T, G, D)
+        return out.transpose(0, 1).flatten(1, 2)[None]
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         q, k, v = ctx.saved_tensors
-        grad = grad[0].unflatten(1, q.shape[:2]).permute(1, 2, 0, 3)  # (K, G, T, D)
-        grad_q = torch.empty_like(q)
-        sums = torch.promote_types(k.dtype, torch.float32)
-        grad_k, grad_v = torch.zeros_like(k, dtype=sums), torch.zeros_like(v, dtype=sums)
-        for block, seen in _with_seen(ctx.layout.blocks, k, v):
-            places = slice(block.first, block.stop)
-            up = grad[:, :, places].flatten(1, 2)  # (K, G n, D)
-            p = _probabilities(q, seen[0], block, ctx.scale)
-            _add(grad_v, block, torch.bmm(p.to(up.dtype).transpose(1, 2), up))
-            down = torch.bmm(up.to(p.dtype), seen[1].to(p.dtype).transpose(1, 2))
-            slope = torch._softmax_backward_data(down, p, -1, p.dtype).to(q.dtype)
-            grad_q[:, :, places] = torch.bmm(slope, seen[0]).unflatten(1, (q.shape[1], -1))
-            _add(grad_k, block, torch.bmm(slope.transpose(1, 2), q[:, :, places].flatten(1, 2)))
-        grad_q, grad_k = grad_q.mul_(ctx.scale), grad_k.mul_(ctx.scale)
-        return grad_q.flatten(0, 1)[None], grad_k.to(k.dtype)[None], grad_v.to(v.dtype)[None], None, None
+        grad = grad[0].unflatten(1, (len(k), -1)).transpose(0, 1).flatten(1, 2)
+        grad_q, grad_k, grad_v = attend_backward(grad, q, k, v, ctx.scale, ctx.layout)
+        return (
+            grad_q.unflatten(1, (k.shape[1], -1)).transpose(1, 2).flatten(0, 1)[None],
+            grad_k[None],
+            grad_v[None],
+            None,
+            None,
+        )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout) -> Tensor:
+    """Softmax attention of a pack, block by block as products and softmax.
+
+    Args:
+        q: queries by key head, token and head of the group, (K, T G, D). So a block's lie side by side.
+        k, v: (K, T, D).
+        scale: of the scores.
+        layout: what each query may see.
+
+    Returns:
+        (K, T G, D).
+    """
+    out, groups = torch.empty_like(q), q.shape[1] // k.shape[1]
+    high_q, high_k = _high(q, k, scale)
+    for block, (keys, values) in _with_seen(layout.blocks, high_k, v):
+        own = slice(block.first * groups, block.stop * groups)
+        out[:, own] = torch.bmm(_probabilities(high_q[:, own], keys, groups).to(v.dtype), values)
+    return out
+
+
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes of q, k and v from that of `attend`'s result. The scores are computed again: nothing quadratic is kept."""
+    groups, (high_q, high_k) = q.shape[1] // k.shape[1], _high(q, k, scale)
+    high, grad_q = high_k.dtype, torch.empty_like(q)
+    grad_k, grad_v = torch.zeros_like(k, dtype=high), torch.zeros_like(v, dtype=high)
+    low_k, high_v, high_grad = high_k.to(k.dtype), v.to(high), grad.to(high)
+    for block, (keys, low_keys, values) in _with_seen(layout.blocks, high_k, low_k, high_v):
+        own = slice(block.first * groups, block.stop * groups)
+        p = _probabilities(high_q[:, own], keys, groups)
+        _add(grad_v, block, torch.bmm(p.to(grad.dtype).transpose(1, 2), grad[:, own]))
+        down = torch.bmm(high_grad[:, own], values.transpose(1, 2))
+        slope = torch._softmax_backward_data(down, p, -1, high).to(q.dtype)
+        grad_q[:, own] = torch.bmm(slope, low_keys)
+        _add(grad_k, block, torch.bmm(slope.transpose(1, 2), q[:, own]))
+    return grad_q, grad_k.mul_(scale).to(k.dtype), grad_v.to(v.dtype)
+
+
+def _high(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Queries and scaled keys, at least in fp32, as all scores and their slopes: rounded to bf16, large scores and
+    slopes that nearly cancel turn gradients."""
+    high = torch.promote_types(q.dtype, torch.float32)
+    return q.to(high), k.to(high) * scale
 
 
 def _with_seen(blocks: Sequence[_Block], *tensors: Tensor) -> Iterator[tuple[_Block, list[Tensor]]]:
@@ -273,14 +308,10 @@ def _with_seen(blocks: Sequence[_Block], *tensors: Tensor) -> Iterator[tuple[_Bl
             yield block, [torch.cat(both, dim=1) for both in seen]
 
 
-def _probabilities(q: Tensor, k: Tensor, block: _Block, scale: float) -> Tensor:
-    """Softmax of the block's scores (K, G n, m), the future left out. The last n keys are the queries' own places.
-
-    At least in fp32, as in `down` above: rounded to bf16, large scores and slopes that nearly cancel turn gradients.
-    """
-    n, high = block.stop - block.first, torch.promote_types(q.dtype, torch.float32)
-    scores = torch.bmm(q[:, :, block.first : block.stop].flatten(1, 2).to(high) * scale, k.to(high).transpose(1, 2))
-    scores[..., -n:].unflatten(1, (q.shape[1], n)).masked_fill_(_future(n), float("-inf"))
+def _probabilities(q: Tensor, k: Tensor, groups: int) -> Tensor:
+    """Softmax of a block's scores (K, n G, m), the future left out. The last n keys are the queries' own places."""
+    scores, n = torch.bmm(q, k.transpose(1, 2)), q.shape[1] // groups
+    scores.view(len(q), n, groups, -1)[..., -n:].masked_fill_(_future(n)[:, None], float("-inf"))
     return scores.softmax(-1)
 
 

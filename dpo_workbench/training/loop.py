@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpo_workbench.models.kept import Kept
 from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime import parallel
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
-from dpo_workbench.training.kept import Kept
 from dpo_workbench.training.logps import answer_logps, token_logps
 from dpo_workbench.training.losses import LOSSES, PairLogps, loss_terms
 from dpo_workbench.training.packing import Batch, Row, lay_out, pack
@@ -37,6 +37,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     scale: float = 1.0,
+    kept: Kept | None = None,
 ) -> dict[str, float]:
     """One optimiser step over the micro-batches of one batch; returns the step's metrics.
 
@@ -47,6 +48,7 @@ def train_step(
     Args:
         scale: the loss is multiplied by it and the gradients are divided by it, so that fp16 holds small ones (loss
             scaling, arXiv 1710.03740, section 3.2).
+        kept: room of the step before, which is used anew.
 
     Raises:
         Overflow: a gradient is not finite, and `scale` may be why.
@@ -54,7 +56,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     metrics: dict[str, list[float]] = {}
-    kept = Kept(network)
+    kept = kept or Kept(network)
     with parallel.agreed():
         done = []
         for batch in batches:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dpo_workbench.models.generation import ROWS, generate
+from dpo_workbench.models.kept import Kept
 from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime import parallel
 from dpo_workbench.runtime.checkpoints import (
@@ -120,7 +121,7 @@ class Trainer:
         self.optimizer = loop.optimizer_for(self.parameters, config)
         self.scale = SCALE if policy.dtype == torch.float16 else 1.0
         self.result, self.best = Run(policy, config), policy.adapter_tensors() if n_probes or self.folder else {}
-        begun = time.monotonic()
+        self.kept, begun = Kept(policy.network), time.monotonic()
         release_freed_memory()
         with Interrupts() as self.interrupts:
             try:
@@ -164,7 +165,9 @@ class Trainer:
             batches = list(loop.micro_batches(rows, self.policy, config))
             with self.policy.active(trainable=True, checkpointing=config.checkpointing) as network:
                 return self._unscaled(
-                    lambda s: loop.train_step(network, batches, checked, self.parameters, self.optimizer, config, s)
+                    lambda s: loop.train_step(
+                        network, batches, checked, self.parameters, self.optimizer, config, s, self.kept
+                    )
                 )
 
         seen, self.config = rows_within_memory(work, rows, len(rows), self.config)
@@ -187,6 +190,7 @@ class Trainer:
         probes = self.result.probes
         if step not in self.probe_at or (probes and probes[-1]["step"] == step):
             return False
+        self.kept.release()  # answers need room too
         self.result.start = self.result.start or self._first_probe()
         seen = self.result.start if step == 0 else self._answer_probe(self.result.start.answers)
         entry = {"step": step, **seen.entry}

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from dpo_workbench.training import kept as module
+from dpo_workbench.models import kept as module
+from dpo_workbench.models.kept import Kept
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.kept import Kept
 from dpo_workbench.training.packing import Row, pack
 
 

@@ -1,0 +1,222 @@
+"""A decoder layer of Llama's kind with LoRA as one function, for packs on a CPU.
+
+Two fifths of a step in fp32 and three in bf16 were no matrix products (docs/performance.md). One function needs few
+temporaries, no sums of gradients by autograd and no copies of heads, and LoRA's products of one input are one product.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from dpo_workbench.models.attention import NAME, Layout, attend, attend_backward
+from dpo_workbench.models.kept import room
+
+PRODUCTS = tuple(f"self_attn.{x}_proj" for x in "qkvo") + tuple(f"mlp.{x}_proj" for x in ("gate", "up", "down"))
+NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+class _Frozen(NamedTuple):
+    """What of a layer is not trained."""
+
+    weights: list[Tensor]  # of PRODUCTS, (out, in)
+    norms: list[Tensor]  # of NORMS, (H,)
+    eps: list[float]
+    size: int  # D, of a head
+    scaling: float  # of attention's scores
+    lora: float  # LoRA's scale
+    new: Callable[[Sequence[int], Tensor], Tensor]  # an empty tensor of that shape, for what is kept
+
+
+class _DecoderLayer(torch.autograd.Function):
+    """x (T, H) -> (T, H). `lora`: A (rank, in) and B (out, rank) of PRODUCTS in turn; none where the adapter is off."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, frozen: _Frozen, layout: Layout, *lora: Tensor) -> Tensor:
+        (wq, wk, wv, wo, wg, wu, wd), scale, new = frozen.weights, frozen.lora, frozen.new
+        low = [p.to(x.dtype) for p in lora]
+        a, b = low[0::2], low[1::2]
+        inverses = [_inverse_root(x, frozen.eps[0])]
+        normed = _normed(x, frozen.norms[0], inverses[0])
+        inner = [_inner(normed, a[:3], new)]
+        q, k, v = (
+            _heads(out, len(wk) // frozen.size, frozen.size)
+            for out in _products(normed, (wq, wk, wv), inner[0], b[:3], scale)
+        )
+        q, k = (_turned(part, cos, sin, new) for part in (q, k))
+        v = new(v.shape[:2] + v.shape[3:], x).copy_(v[:, :, 0])
+        seen = _tokens(attend(q, k, v, frozen.scaling, layout), len(x))
+        seen = new(seen.shape, x).copy_(seen).flatten(1)
+        inner.append(_inner(seen, a[3:4], new))
+        (middle,) = _products(seen, (wo,), inner[1], b[3:4], scale, new)
+        middle += x
+        inverses.append(_inverse_root(middle, frozen.eps[1]))
+        normed = _normed(middle, frozen.norms[1], inverses[1])
+        inner.append(_inner(normed, a[4:6], new))
+        gate, up = _products(normed, (wg, wu), inner[2], b[4:6], scale, new)
+        act = silu(gate).mul_(up)
+        inner.append(_inner(act, a[6:], new))
+        (out,) = _products(act, (wd,), inner[3], b[6:], scale, new)
+        if low:
+            ctx.save_for_backward(x, cos, sin, q, k, v, seen, middle, gate, up, *inverses, *inner, *low)
+            ctx.frozen, ctx.layout, ctx.dtype = frozen, layout, lora[0].dtype
+        return out.add_(middle)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, cos, sin, q, k, v, seen, middle, gate, up, inverse, inverse_2, *rest = ctx.saved_tensors
+        (in_qkv, in_o, in_mlp, in_down), a, b = rest[:4], rest[4::2], rest[5::2]
+        frozen, scale = ctx.frozen, ctx.frozen.lora
+        wq, wk, wv, wo, wg, wu, wd = frozen.weights
+        slopes: list[Tensor] = []  # of A and B, from the last product to the first
+
+        def slope(source: Tensor, inner: Tensor, grads: list[Tensor], start: int) -> Tensor:
+            """Of A and B of products that read `source`; gives what reaches it through the As (T, rank x products)."""
+            down = _cat([g @ up for g, up in zip(grads, b[start:], strict=False)]).mul_(scale)
+            of_a = (down.T @ source).to(ctx.dtype).chunk(len(grads))
+            of_b = [
+                (part.T @ g).T.to(ctx.dtype) * scale for part, g in zip(inner.chunk(len(grads), 1), grads, strict=True)
+            ]
+            slopes[:0] = [s for both in zip(of_a, of_b, strict=True) for s in both]
+            return down
+
+        act = silu(gate)
+        down = (grad @ b[6]).mul_(scale)
+        of_act = (grad @ wd).addmm_(down, a[6])  # (T, F)
+        of_up = of_act * act
+        slope(act.mul_(up), in_down, [grad], 6)
+        of_gate = torch.ops.aten.silu_backward(of_act.mul_(up), gate)
+        del act
+        down = slope(_normed(middle, frozen.norms[1], inverse_2), in_mlp, [of_gate, of_up], 4)
+        of_normed = (of_gate @ wg).addmm_(of_up, wu).addmm_(down, _cat(a[4:6], 0))
+        del of_act, of_gate, of_up
+        grad = _norm_slope(of_normed, middle, frozen.norms[1], inverse_2).add_(grad)
+        down = slope(seen, in_o, [grad], 3)
+        of_seen = (grad @ wo).addmm_(down, a[3]).unflatten(1, (len(k), -1, frozen.size))
+        slopes_qkv = attend_backward(of_seen.transpose(0, 1).flatten(1, 2), q, k, v, frozen.scaling, ctx.layout)
+        back = -sin.roll(frozen.size // 2, -1)
+        of_q, of_k = (_turned(s.view(len(s), len(x), -1, frozen.size), cos, back) for s in slopes_qkv[:2])
+        of_q, of_k, of_v = (_tokens(s, len(x)).flatten(1) for s in (of_q, of_k, slopes_qkv[2]))
+        down = slope(_normed(x, frozen.norms[0], inverse), in_qkv, [of_q, of_k, of_v], 0)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_normed = (of_q @ wq).addmm_(of_k, wk).addmm_(of_v, wv).addmm_(down, _cat(a[:3], 0))
+            of_x = _norm_slope(of_normed, x, frozen.norms[0], inverse).add_(grad)
+        return of_x, None, None, None, None, *slopes
+
+
+def _anywhere(shape: Sequence[int], like: Tensor) -> Tensor:
+    return like.new_empty(shape)
+
+
+def _cat(parts: list[Tensor], dim: int = 1) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _inner(x: Tensor, a: list[Tensor], new: Callable) -> Tensor | None:
+    return torch.mm(x, _cat(a, 0).T, out=new((len(x), sum(map(len, a))), x)) if a else None
+
+
+def _products(
+    x: Tensor, weights: Sequence[Tensor], inner: Tensor | None, b: list[Tensor], scale: float, new: Callable = _anywhere
+) -> Iterator[Tensor]:
+    for i, weight in enumerate(weights):
+        out = torch.mm(x, weight.T, out=new((len(x), len(weight)), x))
+        yield out if inner is None else out.addmm_(inner.chunk(len(weights), 1)[i], b[i].T, alpha=scale)
+
+
+def _inverse_root(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps), fp32. Shape (T, 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    return (x.float() * inverse).to(x.dtype).mul_(weight)
+
+
+def _norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    unit, grad = x * inverse, grad.mul_(weight).float()
+    along = (grad * unit).mean(-1, keepdim=True)
+    return grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype)
+
+
+def _heads(x: Tensor, n_keys: int, size: int) -> Tensor:
+    """(T, heads D) -> (K, T, G, D), a view."""
+    return x.unflatten(1, (n_keys, -1, size)).transpose(0, 1)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, new: Callable = _anywhere) -> Tensor:
+    """Rotary positions (arXiv 2104.09864, equation 34) of (K, T, G, D) -> (K, T G, D)."""
+    cos, sin, half = cos[:, None], sin[:, None], x.shape[-1] // 2
+    out = torch.mul(x, cos, out=new(x.shape, x))
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out.flatten(1, 2)
+
+
+def _tokens(x: Tensor, n: int) -> Tensor:
+    """(K, T G, D) -> (T, K, G D), T = n, a view."""
+    return x.view(len(x), n, -1).transpose(0, 1)
+
+
+def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    layout, x = kwargs.get("layout"), hidden_states
+    first = self.self_attn.q_proj
+    off = first.disable_adapters or first.merged
+    grads = torch.is_grad_enabled()
+    again = self.gradient_checkpointing and self.training  # then nothing of it is kept
+    if layout is None or x.device.type != "cpu" or kwargs.get("past_key_values") is not None or (off and grads):
+        return type(self).forward(self, x, *args, **kwargs)
+    layers = [self.get_submodule(name) for name in PRODUCTS]
+    name, attention = first.active_adapters[0], self.self_attn
+    norms = [self.get_submodule(norm) for norm in NORMS]
+    frozen = _Frozen(
+        [layer.base_layer.weight for layer in layers],
+        [norm.weight for norm in norms],
+        [norm.variance_epsilon for norm in norms],
+        attention.head_dim,
+        attention.scaling,
+        first.scaling[name],
+        room if grads and not again else _anywhere,
+    )
+    lora = [] if off else [p for layer in layers for p in (layer.lora_A[name].weight, layer.lora_B[name].weight)]
+    cos, sin = (part[0] for part in kwargs["position_embeddings"])
+    return _DecoderLayer.apply(x[0], cos, sin, frozen, layout, *lora)[None]
+
+
+def use_fast_layers(causal: Any, is_fast: Any) -> None:
+    """Swap in the function for decoder layers whose own forward pass gives the same on a short pack.
+
+    Args:
+        causal: a causal LM with an adapter.
+        is_fast: whether a linear layer has plain LoRA and nothing else.
+    """
+    decoder = causal.get_decoder()
+    rotary, size = getattr(decoder, "rotary_emb", None), causal.config.get_text_config().hidden_size
+    if rotary is None or causal.config._attn_implementation != NAME:
+        return
+    layout = Layout(((0, 5, (3, 2)),))
+    weight = causal.get_input_embeddings().weight
+    x = torch.linspace(-2, 2, 10 * size, device=weight.device).sin().mul_(3).view(1, 10, size).to(weight.dtype)
+    places = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 5, 6]], device=weight.device)
+    for layer in getattr(decoder, "layers", ()):
+        found = dict(layer.named_modules())
+        if "forward" in vars(layer) or not all(
+            is_fast(found.get(name)) and found[name].base_layer.bias is None for name in PRODUCTS
+        ):
+            continue
+        try:
+            seen = {"position_embeddings": rotary(x, places), "position_ids": places, "layout": layout}
+            seen["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=x.device)
+            want, got = type(layer).forward(layer, x, **seen), _fast_layer(layer, x, **seen)
+        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
+            continue
+        error = 1e-4 if x.dtype.itemsize > 2 else 0.03
+        if isinstance(want, Tensor) and (want - got).abs().max() <= error * want.abs().max():
+            layer.forward = types.MethodType(_fast_layer, layer)
