@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.training.packing import Batch
 
-SCORES = 6_000_000  # logits that exist at one time (24 MB in fp32): larger buffers are new memory each time
+SCORES = 2_500_000  # logits that exist at one time (10 MB in fp32): they stay in the processor's cache
 
 
 class Head(NamedTuple):
@@ -31,48 +31,50 @@ class Head(NamedTuple):
 
 
 class _TokenLogps(torch.autograd.Function):
-    """log softmax(scores)[target], chunk by chunk, for a frozen head.
+    """log softmax(scores)[target], a piece of the vocabulary at a time for all tokens, for a frozen head.
 
     The gradient of one token's log-probability with respect to its hidden state is `weight[target] - p @ weight`, times
-    one number from above (and each score's own slope, where a head caps its scores). It is formed while the chunk's
-    probabilities exist, so backward needs no logits at all.
+    one number from above (and each score's own slope, where a head caps its scores). Sums of exponentials and of
+    weighted rows are kept relative to the largest score so far (online softmax, arXiv 1805.02867, algorithm 3), so each
+    score is made once, and backward needs no logits at all.
     """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, head: Head, target: Tensor) -> Tensor:  # (N, H), head, (N,)
         weight, bias, scale, cap = head
-        logps = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
-        slope = torch.empty_like(hidden) if hidden.requires_grad else None
-        chunk = max(1, min(len(target), SCORES // len(weight)))
-        room = torch.empty(2, chunk, len(weight), device=hidden.device, dtype=torch.float32)
-        narrow = None if hidden.dtype == torch.float32 else hidden.new_empty(chunk, len(weight))
-        for start in range(0, len(target), chunk):
-            part = slice(start, min(start + chunk, len(target)))
-            scores, p = room[:, : part.stop - start]  # (n, V)
-            low = scores if narrow is None else narrow[: len(scores)]
-            if bias is None:
-                torch.mm(hidden[part], weight.T, out=low)
-            else:
-                torch.addmm(bias, hidden[part], weight.T, out=low)
-            if low is not scores:
-                scores.copy_(low)
+        n, high = len(target), torch.promote_types(hidden.dtype, torch.float32)
+        picked, total = hidden.new_zeros(2, n, dtype=high)
+        most = torch.full_like(total, float("-inf"))
+        mean = torch.zeros_like(hidden, dtype=high) if hidden.requires_grad else None  # of the rows, by exp(score)
+        own = weight[target] if mean is not None else weight[:0]
+        piece = max(1, min(len(weight), SCORES // max(1, n)))
+        room = hidden.new_empty(n * piece)
+        for start in range(0, len(weight), piece):
+            rows = weight[start : start + piece]
+            low = torch.mm(hidden, rows.T, out=room[: n * len(rows)].view(n, -1))
+            scores = low.to(high)
+            if bias is not None:
+                scores += bias[start : start + piece]
             if scale != 1.0:
                 scores *= scale
             if cap is not None:
                 scores.div_(cap).tanh_().mul_(cap)
-            picked = scores.gather(1, target[part, None])[:, 0]
-            most = scores.amax(1, keepdim=True)
-            norm = torch.sub(scores, most, out=p).exp_().sum(1).log_().add_(most[:, 0])
-            logps[part] = picked - norm
-            if slope is not None:
-                torch.sub(scores, norm[:, None], out=p).exp_()
-                own = weight[target[part]]
-                if cap is not None:
-                    bend = scores.div_(cap).square_().neg_().add_(1)  # the slope of a capped score
-                    p, own = p.mul_(bend), own * bend.gather(1, target[part, None])
-                slope[part] = (own - (p if low is scores else low.copy_(p)) @ weight) * scale
+            place = (target - start).clamp(0, len(rows) - 1)[:, None]
+            here = (target >= start) & (target < start + len(rows))
+            picked = picked.where(~here, scores.gather(1, place)[:, 0])
+            before, most = most, torch.maximum(most, scores.amax(1))
+            shrink = (before - most).exp_()
+            if mean is not None and cap is not None:
+                bend = 1 - (scores / cap).square_()  # the slope of a capped score
+                own = torch.where(here[:, None], own * bend.gather(1, place), own)
+            p = scores.sub_(most[:, None]).exp_()
+            total.mul_(shrink).add_(p.sum(1))
+            if mean is not None:
+                p = p if cap is None else p.mul_(bend)
+                mean.mul_(shrink[:, None]).add_((p if low.dtype == high else low.copy_(p)) @ rows)
+        slope = None if mean is None else (own - mean.div_(total[:, None])).mul_(scale).to(hidden.dtype)
         ctx.save_for_backward(slope)
-        return logps
+        return (picked - most - total.log()).float()
 
     @staticmethod
     def backward(ctx, grad: Tensor):
