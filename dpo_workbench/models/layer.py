@@ -170,8 +170,9 @@ def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> 
     first = self.self_attn.q_proj
     off = first.disable_adapters or first.merged
     grads = torch.is_grad_enabled()
-    again = self.gradient_checkpointing and self.training  # then nothing of it is kept
-    if layout is None or x.device.type != "cpu" or kwargs.get("past_key_values") is not None or (off and grads):
+    again = getattr(self, "gradient_checkpointing", False) and self.training  # then nothing of it is kept
+    other = self.self_attn.config._attn_implementation != NAME or kwargs.get("past_key_values") is not None
+    if layout is None or x.device.type != "cpu" or other or (off and grads):
         return type(self).forward(self, x, *args, **kwargs)
     layers = [self.get_submodule(name) for name in PRODUCTS]
     name, attention = first.active_adapters[0], self.self_attn
@@ -187,7 +188,11 @@ def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> 
     )
     lora = [] if off else [p for layer in layers for p in (layer.lora_A[name].weight, layer.lora_B[name].weight)]
     cos, sin = (part[0] for part in kwargs["position_embeddings"])
-    return _DecoderLayer.apply(x[0], cos, sin, frozen, layout, *lora)[None]
+
+    def compute(x: Tensor) -> Tensor:
+        return _DecoderLayer.apply(x[0], cos, sin, frozen, layout, *lora)[None]
+
+    return self._gradient_checkpointing_func(compute, x) if grads and again else compute(x)
 
 
 def use_fast_layers(causal: Any, is_fast: Any) -> None:
@@ -199,7 +204,7 @@ def use_fast_layers(causal: Any, is_fast: Any) -> None:
     """
     decoder = causal.get_decoder()
     rotary, size = getattr(decoder, "rotary_emb", None), causal.config.get_text_config().hidden_size
-    if rotary is None or causal.config._attn_implementation != NAME:
+    if rotary is None:
         return
     layout = Layout(((0, 5, (3, 2)),))
     weight = causal.get_input_embeddings().weight

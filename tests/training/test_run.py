@@ -572,7 +572,7 @@ def test_fp16_halves_its_loss_scale_and_learns_as_fp32_does(
     honest, scales = loop.train_step, []
 
     def watched(*args):
-        scales.append(args[-1])
+        scales.append(args[6])
         return honest(*args)
 
     monkeypatch.setattr(loop, "train_step", watched)
