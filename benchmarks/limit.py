@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from vs_trl import BATCH, SHAPES, load
 
+from dpo_workbench.models.kept import Kept
 from dpo_workbench.runtime.environment import describe
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
@@ -94,11 +95,12 @@ def measure(shape: str, dtype: str) -> dict:
     optimizer = loop.optimizer_for(parameters, config)
     reference = dict.fromkeys([r.id for r in rows], (-400.0, -400.0))
     objective = loop.preference_objective(reference, config, rows, model)
+    kept = Kept(model.network)
 
     def train() -> None:
         batches = list(loop.micro_batches(rows, model, config))
         with model.active(trainable=True) as network:
-            loop.train_step(network, batches, objective, parameters, optimizer, config)
+            loop.train_step(network, batches, objective, parameters, optimizer, config, kept=kept)
 
     def look() -> None:
         with model.active() as network, torch.no_grad():

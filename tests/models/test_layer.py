@@ -1,0 +1,128 @@
+"""A decoder layer as one function: values and gradients of the layer itself, and only where it computes the same."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dpo_workbench.models import layer as module
+from dpo_workbench.models.adapter import add_adapter
+from dpo_workbench.models.attention import use_attention
+from dpo_workbench.models.kept import Kept
+from dpo_workbench.training.logps import answer_logps, token_states
+from dpo_workbench.training.packing import Row, pack
+
+ROWS = [Row("a", tuple(range(3, 12)), ((6, 7, 8), (6, 9, 10, 0))), Row("b", (4, 5), ((8,), (9, 10, 11, 12, 0)))]
+
+
+def layers(model) -> list[nn.Module]:
+    return list(model._causal().get_decoder().layers)
+
+
+def gradients(model, checkpointing: bool = False) -> list[torch.Tensor]:
+    """logps of the answers, and the slopes of a weighted sum of them."""
+    for p in model.adapter_parameters():
+        p.grad = None
+    with model.active(trainable=True, checkpointing=checkpointing) as network:
+        sums = answer_logps(network, pack(ROWS))
+        (sums * torch.tensor([1.0, -0.5, 0.3, -2.0])).sum().backward()
+    return [sums.detach(), *(p.grad.clone() for p in model.adapter_parameters())]
+
+
+def of_the_layers_themselves(model, compute):
+    fast = [vars(layer).pop("forward") for layer in layers(model)]
+    try:
+        return compute(model)
+    finally:
+        for layer, forward in zip(layers(model), fast, strict=True):
+            layer.forward = forward
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_values_and_gradients_are_the_layers_own(moved, monkeypatch, checkpointing: bool) -> None:
+    assert all(layer.forward.__func__ is module._fast_layer for layer in layers(moved))
+    want = of_the_layers_themselves(moved, gradients)
+    calls, honest = [], module.attend
+    monkeypatch.setattr(module, "attend", lambda *args: calls.append(1) or honest(*args))
+    got = gradients(moved, checkpointing)
+    assert len(calls) == len(layers(moved)) * (1 + checkpointing)
+    for one, other in zip(got, want, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max() and other.abs().max() > 0
+
+
+def test_without_adapter_it_is_the_base_model(moved, tiny) -> None:
+    def states(model):
+        with model.active() as network, torch.no_grad():
+            return token_states(network, pack(ROWS))
+
+    torch.testing.assert_close(states(tiny), of_the_layers_themselves(tiny, states))
+    assert not torch.allclose(states(moved), states(tiny))
+
+
+def test_bf16_is_as_near_to_fp32_as_the_layer_itself(moved) -> None:
+    exact = gradients(moved)
+    moved.network.bfloat16()
+    for name, p in moved.network.named_parameters():
+        p.data = p.data.float() if "lora_" in name else p.data
+    own, fast = of_the_layers_themselves(moved, gradients), gradients(moved)
+
+    def error(found: list[torch.Tensor]) -> float:
+        return float(sum((a - b).norm() for a, b in zip(found, exact, strict=True)))
+
+    assert 0 < error(fast) < 1.5 * error(own)
+
+
+def test_what_it_keeps_is_made_in_the_blocks(moved, monkeypatch) -> None:
+    copied, place = [], Kept._place
+    kept = Kept(moved.network)
+
+    def watched(self, tensor, size):
+        copied.append((tensor.device.type, size))
+        return place(self, tensor, size)
+
+    monkeypatch.setattr(Kept, "_place", watched)
+    monkeypatch.setattr("dpo_workbench.models.kept.SMALLEST", 1)
+    with moved.active(trainable=True) as network:
+        with kept.anew():
+            loss = answer_logps(network, pack(ROWS)).sum()
+        loss.backward()
+    made, moved_there = (sum(size for kind, size in copied if kind == which) for which in ("meta", "cpu"))
+    assert made > 3 * moved_there > 0
+
+
+@pytest.mark.parametrize(
+    "other", [{"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}, {"hidden_act": "relu"}]
+)
+def test_other_layers_are_left_alone(other: dict) -> None:
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attn_implementation=use_attention(), **other,
+    )  # fmt: skip
+    network = add_adapter(LlamaForCausalLM(config), "other", rank=2, alpha=4, seed=0)
+    assert not any(isinstance(vars(m).get("forward"), types.MethodType) for m in network.get_base_model().model.layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_that_scales_its_output_is_left_alone(monkeypatch, dtype) -> None:
+    """As Granite's, whose residual has a factor. In bf16 it would be lost in rounding."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, attn_implementation=use_attention(),
+    )  # fmt: skip
+    honest = LlamaDecoderLayer.forward
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda *args, **kwargs: 1.001 * honest(*args, **kwargs))
+    network = add_adapter(LlamaForCausalLM(config).to(dtype), "other", rank=2, alpha=4, seed=0)
+    assert "forward" not in vars(network.get_base_model().model.layers[0])
+
+
+def test_adapters_of_unlike_ranks_take_the_layers_own_way(moved, monkeypatch) -> None:
+    want = gradients(moved)
+    monkeypatch.setattr(module, "attend", None)  # not called
+    layers(moved)[0].mlp.down_proj.r[moved.adapter] = 7
+    layers(moved)[1].self_attn.k_proj.scaling[moved.adapter] *= 1.0 + 1e-9
+    for one, other in zip(gradients(moved), want, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
