@@ -28,6 +28,7 @@ def measure(prompt: int, answer: int, n_pairs: int) -> dict:
     import torch
     from vs_trl import load
 
+    from dpo_workbench.models.kept import Kept
     from dpo_workbench.training import loop
     from dpo_workbench.training.config import TrainConfig
     from dpo_workbench.training.packing import Row
@@ -44,12 +45,12 @@ def measure(prompt: int, answer: int, n_pairs: int) -> dict:
     optimizer = loop.optimizer_for(parameters, config)
     reference = dict.fromkeys([r.id for r in rows], (-400.0, -400.0))
     objective = loop.preference_objective(reference, config, rows, model)
-    seconds = []
+    seconds, kept = [], Kept(model.network)
     for _ in range(2):
         begun = time.monotonic()
         batches = list(loop.micro_batches(rows, model, config))
         with model.active(trainable=True, checkpointing=config.checkpointing) as network:
-            loop.train_step(network, batches, objective, parameters, optimizer, config)
+            loop.train_step(network, batches, objective, parameters, optimizer, config, kept=kept)
         seconds.append(time.monotonic() - begun)
     return {"tokens": sum(row.n_tokens for row in rows), "seconds": round(min(seconds), 3)}
 

@@ -265,6 +265,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout) -> Ten
         (K, T G, D).
     """
     out, groups = torch.empty_like(q), q.shape[1] // k.shape[1]
+    if _has_tiles():
+        for part, (keys, values) in _with_seen(layout.parts, k, v):
+            own = slice(part.first * groups, part.stop * groups)
+            out[:, own] = _by_kernel(q[:, own], keys, values, groups, scale)
+        return out
     high_q, high_k = _high(q, k, scale)
     for block, (keys, values) in _with_seen(layout.blocks, high_k, v):
         own = slice(block.first * groups, block.stop * groups)
@@ -289,6 +294,22 @@ def attend_backward(
         grad_q[:, own] = torch.bmm(slope, low_keys)
         _add(grad_k, block, torch.bmm(slope.transpose(1, 2), q[:, own]))
     return grad_q, grad_k.mul_(scale).to(k.dtype), grad_v.to(v.dtype)
+
+
+@lru_cache
+def _has_tiles() -> bool:
+    """Does the processor multiply tiles (AMX)? There PyTorch's kernel is twice to three times as fast as blocks."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, groups: int, scale: float) -> Tensor:
+    """Queries (K, n G, D) of a part to its keys (K, m, D), of which the last n are their own places."""
+    q = q.unflatten(1, (-1, groups)).transpose(1, 2)  # (K, G, n, D)
+    n, m = q.shape[2], k.shape[1]
+    k, v = (x[:, None].expand(-1, groups, -1, -1) for x in (k, v))
+    mask = None if n == m else ~torch.cat([_future(n).new_zeros(n, m - n), _future(n)], dim=1)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=n == m, scale=scale)
+    return out.transpose(1, 2).flatten(1, 2)
 
 
 def _high(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:

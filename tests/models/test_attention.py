@@ -42,10 +42,11 @@ def outcome(compute, tensors) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("block", [2, 3, 96])
+@pytest.mark.parametrize("block", [2, 3, 96, "tiles"])
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (2, 1), (2, 3)])
-def test_pack_equals_masked_attention(monkeypatch, heads: int, groups: int, block: int) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
+def test_pack_equals_masked_attention(monkeypatch, heads: int, groups: int, block: int | str) -> None:
+    monkeypatch.setattr(module, "_has_tiles", lambda: block == "tiles")
+    monkeypatch.setattr(module, "BLOCK", 3 if block == "tiles" else block)
     tensors, layout = inputs(heads, groups), Layout(ROWS)
 
     def plain(q, k, v):
