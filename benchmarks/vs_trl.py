@@ -232,6 +232,7 @@ def main() -> None:
             "times_faster": round(theirs["seconds"] / mine["seconds"], 2),
             "share_of_memory": round(mine["peak_memory_gib"] / theirs["peak_memory_gib"], 3),
             "date": date.today().isoformat(),
+            "processor": describe()["processor"],
         }
         if epochs == "1":
             entry["first_batch"] = run_cell("check", shape, dtype, 1)

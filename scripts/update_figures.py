@@ -121,20 +121,19 @@ def beside_trl(epochs: int) -> str:
         "| prompt + chosen + rejected | dtype | TRL | here | times faster | goal | share of TRL's memory (goal 0.33) |",
         "|---|---|---|---|---|---|---|",
     ]
-    dates = set()
+    dates, processors = set(), set()
     for shape, tokens in shapes.items():
         for dtype, goal in zip(("fp32", "bf16"), goals[shape], strict=True):
             cell = record["cells"][f"{shape}-{dtype}-{epochs}"]
             dates.add(cell["date"])
+            processors.add(cell["processor"])
             here, trl = cell["seconds_a_pair"]
             lines.append(
                 f"| {tokens} | {dtype} | {trl:.2f} | {here:.2f} | {cell['times_faster']:.1f} | {goal} | "
                 f"{cell['share_of_memory']:.2f} |"
             )
-    machine = record["machine"]
-    return "\n".join(
-        [*lines, "", f"{' and '.join(sorted(dates))}, {machine['cores']} cores of {machine['processor']}."]
-    )
+    made = f"{' and '.join(sorted(dates))}, {record['machine']['cores']} cores of {' and '.join(sorted(processors))}."
+    return "\n".join([*lines, "", made])
 
 
 def coverage() -> str:
