@@ -144,6 +144,15 @@ def test_values_that_depend_on_the_pack_do_not_fail_the_proof(moved, monkeypatch
         run.train(moved, pairs, replace(config, epochs=2, micro_tokens=1), reference=twice.reference, show=False)
 
 
+def test_held_out_pairs_are_watched_in_the_packs_of_their_reference(moved, rows, monkeypatch) -> None:
+    from dpo_workbench.training.run import _held_out_metrics
+
+    for module in (loop, reference):
+        monkeypatch.setattr(module, "answer_logps", lambda n, b: answer_logps(n, b) + 0.5 * len(b.ids))
+    seen = _held_out_metrics(moved, rows, reference_logps(moved, rows, CONFIG, None), CONFIG)
+    assert seen == {"chosen_logratio": 0.0, "rejected_logratio": 0.0}
+
+
 def test_rounding_to_16_bits_is_allowed_for_where_packs_differ() -> None:
     def prove(gap: float, dtype: torch.dtype) -> None:
         values = [torch.tensor([x]) for x in (-90.0, -80.0, -90.0 - gap, -80.0)]
