@@ -350,8 +350,8 @@ def test_hold_out_keeps_groups_whole(n_groups: int) -> None:
 
 def test_held_out_pairs_are_never_trained_on(moved, toy_pairs, monkeypatch) -> None:
     seen: set[str] = set()
-    honest = loop.batch_rows
-    monkeypatch.setattr(loop, "batch_rows", lambda *a: [r for r in honest(*a) if not seen.add(r.id)])
+    honest = loop.preference_objective
+    monkeypatch.setattr(loop, "preference_objective", lambda *a: seen.update(r.id for r in a[2]) or honest(*a))
     train(moved, toy_pairs, CONFIG, show=False)
     held, kept = hold_out(list(toy_pairs), CONFIG)
     assert seen == {p.id for p in kept} and len(held) == 2
