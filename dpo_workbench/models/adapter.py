@@ -22,7 +22,7 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dpo_workbench.models.layer import use_fast_layers
+from dpo_workbench.models.layer import normed, use_fast_layers
 from dpo_workbench.runtime.errors import WorkbenchError
 
 # a norm's output, its input, weight and inverse root: the products that read the output keep these, not the output
@@ -98,7 +98,7 @@ class _RmsNorm(torch.autograd.Function):
         ctx.mark_non_differentiable(inverse)
         ctx.save_for_backward(x, weight, inverse)
         ctx.made = made
-        return _normed(high, weight, inverse, x.dtype), inverse
+        return normed(x, weight, inverse), inverse
 
     @staticmethod
     def backward(ctx, grad: Tensor, _: Tensor):
@@ -109,13 +109,9 @@ class _RmsNorm(torch.autograd.Function):
         return grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), None, None, None
 
 
-def _normed(high: Tensor, weight: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight * (high * inverse).to(dtype)
-
-
 def _made_again(made: list[Tensor], x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
     if not made:
-        made.append(_normed(x.float(), weight, inverse, x.dtype))
+        made.append(normed(x, weight, inverse))
     return made[0]
 
 

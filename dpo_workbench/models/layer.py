@@ -43,11 +43,11 @@ class _DecoderLayer(torch.autograd.Function):
         low = [p.to(x.dtype) for p in lora]
         a, b = low[0::2], low[1::2]
         inverses = [_inverse_root(x, frozen.eps[0])]
-        normed = _normed(x, frozen.norms[0], inverses[0])
-        inner = [_inner(normed, a[:3], new)]
+        unit = normed(x, frozen.norms[0], inverses[0])
+        inner = [_inner(unit, a[:3], new)]
         q, k, v = (
             _heads(out, len(wk) // frozen.size, frozen.size)
-            for out in _products(normed, (wq, wk, wv), inner[0], b[:3], scale)
+            for out in _products(unit, (wq, wk, wv), inner[0], b[:3], scale)
         )
         q, k = (_turned(part, cos, sin, new) for part in (q, k))
         v = new(v.shape[:2] + v.shape[3:], x).copy_(v[:, :, 0])
@@ -57,9 +57,9 @@ class _DecoderLayer(torch.autograd.Function):
         (middle,) = _products(seen, (wo,), inner[1], b[3:4], scale, new)
         middle += x
         inverses.append(_inverse_root(middle, frozen.eps[1]))
-        normed = _normed(middle, frozen.norms[1], inverses[1])
-        inner.append(_inner(normed, a[4:6], new))
-        gate, up = _products(normed, (wg, wu), inner[2], b[4:6], scale, new)
+        unit = normed(middle, frozen.norms[1], inverses[1])
+        inner.append(_inner(unit, a[4:6], new))
+        gate, up = _products(unit, (wg, wu), inner[2], b[4:6], scale, new)
         act = silu(gate).mul_(up)
         inner.append(_inner(act, a[6:], new))
         (out,) = _products(act, (wd,), inner[3], b[6:], scale, new)
@@ -93,7 +93,7 @@ class _DecoderLayer(torch.autograd.Function):
         slope(act.mul_(up), in_down, [grad], 6)
         of_gate = torch.ops.aten.silu_backward(of_act.mul_(up), gate)
         del act
-        down = slope(_normed(middle, frozen.norms[1], inverse_2), in_mlp, [of_gate, of_up], 4)
+        down = slope(normed(middle, frozen.norms[1], inverse_2), in_mlp, [of_gate, of_up], 4)
         of_normed = (of_gate @ wg).addmm_(of_up, wu).addmm_(down, _cat(a[4:6], 0))
         del of_act, of_gate, of_up
         grad = _norm_slope(of_normed, middle, frozen.norms[1], inverse_2).add_(grad)
@@ -103,7 +103,7 @@ class _DecoderLayer(torch.autograd.Function):
         back = -sin.roll(frozen.size // 2, -1)
         of_q, of_k = (_turned(s.view(len(s), len(x), -1, frozen.size), cos, back) for s in slopes_qkv[:2])
         of_q, of_k, of_v = (_tokens(s, len(x)).flatten(1) for s in (of_q, of_k, slopes_qkv[2]))
-        down = slope(_normed(x, frozen.norms[0], inverse), in_qkv, [of_q, of_k, of_v], 0)
+        down = slope(normed(x, frozen.norms[0], inverse), in_qkv, [of_q, of_k, of_v], 0)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_normed = (of_q @ wq).addmm_(of_k, wk).addmm_(of_v, wv).addmm_(down, _cat(a[:3], 0))
@@ -137,8 +137,9 @@ def _inverse_root(x: Tensor, eps: float) -> Tensor:
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def _normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    return (x.float() * inverse).to(x.dtype).mul_(weight)
+def normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    """x (T, H) over its root mean square, times the norm's weight; `inverse` (T, 1) is fp32."""
+    return weight * (x.float() * inverse).to(x.dtype)
 
 
 def _norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
