@@ -1,7 +1,7 @@
 """A decoder layer of Llama's kind with LoRA as one function, for packs on a CPU.
 
-Two fifths of a step in fp32 and three in bf16 were no matrix products (docs/performance.md). One function needs few
-temporaries, no sums of gradients by autograd and no copies of heads, and LoRA's products of one input are one product.
+Much of a step was no matrix product (docs/performance.md). One function needs few temporaries, no sums of gradients by
+autograd and no copies of heads, and LoRA's products of one input are one product.
 """
 
 from __future__ import annotations
@@ -76,34 +76,37 @@ class _DecoderLayer(torch.autograd.Function):
         wq, wk, wv, wo, wg, wu, wd = frozen.weights
         slopes: list[Tensor] = []  # of A and B, from the last product to the first
 
-        def slope(source: Tensor, inner: Tensor, grads: list[Tensor], start: int) -> Tensor:
-            """Of A and B of products that read `source`; gives what reaches it through the As (T, rank x products)."""
-            down = _cat([g @ up for g, up in zip(grads, b[start:], strict=False)]).mul_(scale)
-            of_a = (down.T @ source).to(ctx.dtype).chunk(len(grads))
-            of_b = [
-                (part.T @ g).T.to(ctx.dtype) * scale for part, g in zip(inner.chunk(len(grads), 1), grads, strict=True)
-            ]
-            slopes[:0] = [s for both in zip(of_a, of_b, strict=True) for s in both]
-            return down
+        def through(grads: list[Tensor], start: int) -> Tensor:
+            """What of the products' slopes reaches their As, side by side (T, rank x products)."""
+            return _cat([g @ up for g, up in zip(grads, b[start:], strict=False)]).mul_(scale)
 
-        act = silu(gate)
-        down = (grad @ b[6]).mul_(scale)
+        def learn(source: Tensor, inner: Tensor, grads: list[Tensor], down: Tensor) -> None:
+            """The slopes of A and B of products that read `source`."""
+            of_a = (down.T @ source).to(ctx.dtype).chunk(len(grads))
+            parts = inner.chunk(len(grads), 1)
+            of_b = [(part.T @ g).T.to(ctx.dtype) * scale for part, g in zip(parts, grads, strict=True)]
+            slopes[:0] = [s for both in zip(of_a, of_b, strict=True) for s in both]
+
+        act, down = silu(gate), through([grad], 6)
         of_act = (grad @ wd).addmm_(down, a[6])  # (T, F)
         of_up = of_act * act
-        slope(act.mul_(up), in_down, [grad], 6)
+        learn(act.mul_(up), in_down, [grad], down)
         of_gate = torch.ops.aten.silu_backward(of_act.mul_(up), gate)
         del act
-        down = slope(normed(middle, frozen.norms[1], inverse_2), in_mlp, [of_gate, of_up], 4)
+        down = through([of_gate, of_up], 4)
+        learn(normed(middle, frozen.norms[1], inverse_2), in_mlp, [of_gate, of_up], down)
         of_normed = (of_gate @ wg).addmm_(of_up, wu).addmm_(down, _cat(a[4:6], 0))
         del of_act, of_gate, of_up
         grad = _norm_slope(of_normed, middle, frozen.norms[1], inverse_2).add_(grad)
-        down = slope(seen, in_o, [grad], 3)
+        down = through([grad], 3)
+        learn(seen, in_o, [grad], down)
         of_seen = (grad @ wo).addmm_(down, a[3]).unflatten(1, (len(k), -1, frozen.size))
         slopes_qkv = attend_backward(of_seen.transpose(0, 1).flatten(1, 2), q, k, v, frozen.scaling, ctx.layout)
         back = -sin.roll(frozen.size // 2, -1)
         of_q, of_k = (_turned(s.view(len(s), len(x), -1, frozen.size), cos, back) for s in slopes_qkv[:2])
         of_q, of_k, of_v = (_tokens(s, len(x)).flatten(1) for s in (of_q, of_k, slopes_qkv[2]))
-        down = slope(normed(x, frozen.norms[0], inverse), in_qkv, [of_q, of_k, of_v], 0)
+        down = through([of_q, of_k, of_v], 0)
+        learn(normed(x, frozen.norms[0], inverse), in_qkv, [of_q, of_k, of_v], down)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_normed = (of_q @ wq).addmm_(of_k, wk).addmm_(of_v, wv).addmm_(down, _cat(a[:3], 0))
