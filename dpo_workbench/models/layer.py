@@ -45,14 +45,10 @@ class _DecoderLayer(torch.autograd.Function):
         inverses = [_inverse_root(x, frozen.eps[0])]
         unit = normed(x, frozen.norms[0], inverses[0])
         inner = [_inner(unit, a[:3], new)]
-        q, k, v = (
-            _heads(out, len(wk) // frozen.size, frozen.size)
-            for out in _products(unit, (wq, wk, wv), inner[0], b[:3], scale)
-        )
-        q, k = (_turned(part, cos, sin, new) for part in (q, k))
-        v = new(v.shape[:2] + v.shape[3:], x).copy_(v[:, :, 0])
-        seen = _tokens(attend(q, k, v, frozen.scaling, layout), len(x))
-        seen = new(seen.shape, x).copy_(seen).flatten(1)
+        q, k, v = (out.unflatten(1, (-1, frozen.size)) for out in _products(unit, (wq, wk, wv), inner[0], b[:3], scale))
+        q, k, v = _turned(q, cos, sin, new), _turned(k, cos, sin, new), new(v.shape, x).copy_(v)
+        seen = attend(q, k, v, frozen.scaling, layout).flatten(1)
+        seen = new(seen.shape, x).copy_(seen)
         inner.append(_inner(seen, a[3:4], new))
         (middle,) = _products(seen, (wo,), inner[1], b[3:4], scale, new)
         middle += x
@@ -100,11 +96,11 @@ class _DecoderLayer(torch.autograd.Function):
         grad = _norm_slope(of_normed, middle, frozen.norms[1], inverse_2).add_(grad)
         down = through([grad], 3)
         learn(seen, in_o, [grad], down)
-        of_seen = (grad @ wo).addmm_(down, a[3]).unflatten(1, (len(k), -1, frozen.size))
-        slopes_qkv = attend_backward(of_seen.transpose(0, 1).flatten(1, 2), q, k, v, frozen.scaling, ctx.layout)
+        of_seen = (grad @ wo).addmm_(down, a[3]).view(q.shape)
+        slopes_qkv = attend_backward(of_seen, q, k, v, frozen.scaling, ctx.layout)
         back = -sin.roll(frozen.size // 2, -1)
-        of_q, of_k = (_turned(s.view(len(s), len(x), -1, frozen.size), cos, back) for s in slopes_qkv[:2])
-        of_q, of_k, of_v = (_tokens(s, len(x)).flatten(1) for s in (of_q, of_k, slopes_qkv[2]))
+        of_q, of_k = (_turned(s, cos, back).flatten(1) for s in slopes_qkv[:2])
+        of_v = slopes_qkv[2].flatten(1)
         down = through([of_q, of_k, of_v], 0)
         learn(normed(x, frozen.norms[0], inverse), in_qkv, [of_q, of_k, of_v], down)
         of_x = None
@@ -151,23 +147,13 @@ def _norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Ten
     return grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype)
 
 
-def _heads(x: Tensor, n_keys: int, size: int) -> Tensor:
-    """(T, heads D) -> (K, T, G, D), a view."""
-    return x.unflatten(1, (n_keys, -1, size)).transpose(0, 1)
-
-
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, new: Callable = _anywhere) -> Tensor:
-    """Rotary positions (arXiv 2104.09864, equation 34) of (K, T, G, D) -> (K, T G, D)."""
+    """Rotary positions (arXiv 2104.09864, equation 34) of (T, heads, D)."""
     cos, sin, half = cos[:, None], sin[:, None], x.shape[-1] // 2
     out = torch.mul(x, cos, out=new(x.shape, x))
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
     out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out.flatten(1, 2)
-
-
-def _tokens(x: Tensor, n: int) -> Tensor:
-    """(K, T G, D) -> (T, K, G D), T = n, a view."""
-    return x.view(len(x), n, -1).transpose(0, 1)
+    return out
 
 
 def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

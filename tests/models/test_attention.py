@@ -1,5 +1,7 @@
 """Attention over a pack equals masked SDPA over the whole, values and gradients; grouped heads change nothing."""
 
+import random
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -42,11 +44,15 @@ def outcome(compute, tensors) -> list[torch.Tensor]:
     ]
 
 
+@pytest.mark.parametrize("filled", [(1.0, 0), (1.25, 16), (9.0, 999)])  # parts of one length, of like, of any
 @pytest.mark.parametrize("block", [2, 3, 96, "tiles"])
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (2, 1), (2, 3)])
-def test_pack_equals_masked_attention(monkeypatch, heads: int, groups: int, block: int | str) -> None:
+def test_pack_equals_masked_attention(monkeypatch, heads: int, groups: int, block: int | str, filled) -> None:
+    module._groups.cache_clear()
     monkeypatch.setattr(module, "_has_tiles", lambda: block == "tiles")
     monkeypatch.setattr(module, "BLOCK", 3 if block == "tiles" else block)
+    monkeypatch.setattr(module, "SCORES", 40 if block == 2 else 800_000)
+    monkeypatch.setattr(module, "FILLED", filled)
     tensors, layout = inputs(heads, groups), Layout(ROWS)
 
     def plain(q, k, v):
@@ -62,11 +68,28 @@ def test_pack_equals_masked_attention(monkeypatch, heads: int, groups: int, bloc
     assert (other[0] - want[0]).abs().max() > 0.1  # negative control: one causal sequence is something else
 
 
-def test_blocks_cover_each_place_once_and_stay_small() -> None:
-    layout = Layout(((0, 1000, (300, 1)), (1301, 90, (40,))))
-    places = [p for b in layout.blocks for p in range(b.first, b.stop)]
-    assert places == list(range(1431))
-    assert max(b.stop - b.first for b in layout.blocks) <= 1.5 * module.BLOCK
+def test_groups_have_each_part_once_and_are_hardly_filled_up() -> None:
+    draw = random.Random(0)
+    rows, start = [], 0
+    for _ in range(12):
+        shared, rests = draw.randint(20, 400), tuple(draw.randint(0, 300) for _ in range(2))
+        rows.append((start, shared, rests))
+        start += shared + sum(rests)
+    layout = Layout(tuple(rows))
+    groups = module._groups(layout)
+    assert sorted(p for g in groups for p in g.queries[g.full].tolist()) == list(range(start))
+    assert 1 < len(groups) < len(layout.parts)
+    own = sum(n * (before + n) for before, n in (p.sizes for p in layout.parts))
+    assert own <= sum(len(g.queries) * (g.before + g.n) for g in groups) <= 1.25 * own + 16_000 * len(groups)
+
+
+def test_scores_are_made_some_at_a_time(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_has_tiles", lambda: False)
+    sizes, honest = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *a, **k: sizes.append(k["out"].numel() if k else 0) or honest(*a, **k))
+    q = torch.randn(1, 3, 4000, 8)
+    attention(None, q, q, q, None, layout=Layout(((0, 2000, (1000, 1000)),)))
+    assert max(sizes) <= 1.5 * module.SCORES and len(sizes) > 20
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.bfloat16, 3e-2)])
