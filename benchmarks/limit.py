@@ -30,19 +30,22 @@ PRODUCTS = [(576, 1536), (1536, 576), (576, 576), (576, 192)]  # of smol's layer
 def operations(model, rows: list[Row], rank: int, *, backward: bool) -> float:
     """Floating-point operations of one pass over packed rows."""
     config = model.network.config
-    total, tokens = 0.0, sum(row.n_tokens for row in rows)
+    total, every = 0.0, sum(row.n_tokens for row in rows)
+    answers = sum(len(answer) for row in rows for answer in row.answer_ids)
     embedding = model._causal().get_input_embeddings()
+    last = f"model.layers.{config.num_hidden_layers - 1}."
     for name, module in model._causal().named_modules():
         base = getattr(module, "base_layer", None)
         if base is None or "lora" in name:
             continue
         n_out, n_in = base.weight.shape
+        read_once = name.startswith(last) and not name.endswith(("k_proj", "v_proj"))  # of the last layer, what is read
+        tokens = answers if read_once else every
         first = name.startswith("model.layers.0.self_attn") and not name.endswith("o_proj")
         dense, low = 2 * tokens * n_in * n_out, 2 * tokens * rank * (n_in + n_out)
         total += dense + low
         if backward:  # the input's slope (nothing below the first layer has one), and the slopes of A and B
             total += (0 if first else dense + low) + low
-    answers = sum(len(answer) for row in rows for answer in row.answer_ids)
     head = 2 * answers * embedding.weight.shape[0] * embedding.weight.shape[1]
     total += head * (2 if backward else 1)
     seen = sum(stop - first and _seen(row, shared, own, first, stop) for row, shared, own, first, stop in _parts(rows))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,14 @@ from dpo_workbench.models.kept import room
 
 PRODUCTS = tuple(f"self_attn.{x}_proj" for x in "qkvo") + tuple(f"mlp.{x}_proj" for x in ("gate", "up", "down"))
 NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+@dataclass
+class Read:
+    """Places of a pack whose last hidden states are read. A last layer that leaves out the others says so."""
+
+    places: Tensor  # (N,), with repeats
+    alone: bool = False
 
 
 class _Frozen(NamedTuple):
@@ -35,10 +45,22 @@ class _Frozen(NamedTuple):
 
 
 class _DecoderLayer(torch.autograd.Function):
-    """x (T, H) -> (T, H). `lora`: A (rank, in) and B (out, rank) of PRODUCTS in turn; none where the adapter is off."""
+    """x (T, H) -> (T, H), or (N, H) of the places to `read` where these are given.
+
+    `lora`: A (rank, in) and B (out, rank) of PRODUCTS in turn; none where the adapter is off.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, frozen: _Frozen, layout: Layout, *lora: Tensor) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        frozen: _Frozen,
+        layout: Layout,
+        read: Tensor | None,
+        *lora: Tensor,
+    ) -> Tensor:
         (wq, wk, wv, wo, wg, wu, wd), scale, new = frozen.weights, frozen.lora, frozen.new
         low = [p.to(x.dtype) for p in lora]
         a, b = low[0::2], low[1::2]
@@ -48,10 +70,11 @@ class _DecoderLayer(torch.autograd.Function):
         q, k, v = (out.unflatten(1, (-1, frozen.size)) for out in _products(unit, (wq, wk, wv), inner[0], b[:3], scale))
         q, k, v = _turned(q, cos, sin, new), _turned(k, cos, sin, new), new(v.shape, x).copy_(v)
         seen = attend(q, k, v, frozen.scaling, layout).flatten(1)
+        here, seen = (x, seen) if read is None else (x[read], seen[read])
         seen = new(seen.shape, x).copy_(seen)
         inner.append(_inner(seen, a[3:4], new))
         (middle,) = _products(seen, (wo,), inner[1], b[3:4], scale, new)
-        middle += x
+        middle += here
         inverses.append(_inverse_root(middle, frozen.eps[1]))
         unit = normed(middle, frozen.norms[1], inverses[1])
         inner.append(_inner(unit, a[4:6], new))
@@ -61,7 +84,7 @@ class _DecoderLayer(torch.autograd.Function):
         (out,) = _products(act, (wd,), inner[3], b[6:], scale, new)
         if low:
             ctx.save_for_backward(x, cos, sin, q, k, v, seen, middle, gate, up, *inverses, *inner, *low)
-            ctx.frozen, ctx.layout, ctx.dtype = frozen, layout, lora[0].dtype
+            ctx.frozen, ctx.layout, ctx.read, ctx.dtype = frozen, layout, read, lora[0].dtype
         return out.add_(middle)
 
     @staticmethod
@@ -96,8 +119,10 @@ class _DecoderLayer(torch.autograd.Function):
         grad = _norm_slope(of_normed, middle, frozen.norms[1], inverse_2).add_(grad)
         down = through([grad], 3)
         learn(seen, in_o, [grad], down)
-        of_seen = (grad @ wo).addmm_(down, a[3]).view(q.shape)
-        slopes_qkv = attend_backward(of_seen, q, k, v, frozen.scaling, ctx.layout)
+        of_seen = (grad @ wo).addmm_(down, a[3])
+        if ctx.read is not None:
+            of_seen = of_seen.new_zeros(len(x), of_seen.shape[1]).index_add_(0, ctx.read, of_seen)
+        slopes_qkv = attend_backward(of_seen.view(q.shape), q, k, v, frozen.scaling, ctx.layout)
         back = -sin.roll(frozen.size // 2, -1)
         of_q, of_k = (_turned(s, cos, back).flatten(1) for s in slopes_qkv[:2])
         of_v = slopes_qkv[2].flatten(1)
@@ -106,8 +131,9 @@ class _DecoderLayer(torch.autograd.Function):
         of_x = None
         if ctx.needs_input_grad[0]:
             of_normed = (of_q @ wq).addmm_(of_k, wk).addmm_(of_v, wv).addmm_(down, _cat(a[:3], 0))
-            of_x = _norm_slope(of_normed, x, frozen.norms[0], inverse).add_(grad)
-        return of_x, None, None, None, None, *slopes
+            of_x = _norm_slope(of_normed, x, frozen.norms[0], inverse)
+            of_x = of_x.add_(grad) if ctx.read is None else of_x.index_add_(0, ctx.read, grad)
+        return of_x, None, None, None, None, None, *slopes
 
 
 def _anywhere(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -156,7 +182,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, new: Callable = _anywhere) -> T
     return out
 
 
-def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, last: bool = False, **kwargs: Any) -> Tensor:
     layout, x = kwargs.get("layout"), hidden_states
     first = self.self_attn.q_proj
     off = first.disable_adapters or first.merged
@@ -180,9 +206,12 @@ def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> 
     )
     lora = [] if off else [p for layer in layers for p in (layer.lora_A[name].weight, layer.lora_B[name].weight)]
     cos, sin = (part[0] for part in kwargs["position_embeddings"])
+    places, read = None, kwargs.get("read")
+    if last and read is not None:
+        places, read.alone = read.places, True
 
     def compute(x: Tensor) -> Tensor:
-        return _DecoderLayer.apply(x[0], cos, sin, frozen, layout, *lora)[None]
+        return _DecoderLayer.apply(x[0], cos, sin, frozen, layout, places, *lora)[None]
 
     return self._gradient_checkpointing_func(compute, x) if grads and again else compute(x)
 
@@ -201,7 +230,8 @@ def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
     x = torch.randn(1, 10, weight.shape[1], generator=torch.Generator().manual_seed(0))
     places = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 5, 6]])
     seen = {"position_ids": places, "layout": Layout(((0, 5, (3, 2)),)), "attention_mask": places[None, None] >= 0}
-    for layer in getattr(decoder, "layers", ()):
+    layers = list(getattr(decoder, "layers", ()))
+    for layer in layers:
         found = dict(layer.named_modules())
         linear = [found.get(name) for name in PRODUCTS]
         if "forward" in vars(layer) or not all(is_fast(m) and m.base_layer.bias is None for m in linear):  # type: ignore[union-attr]
@@ -214,4 +244,4 @@ def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
         except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
             continue
         if isinstance(want, Tensor) and (want - got).abs().max() <= 1e-4 * (want - x).abs().max():
-            layer.forward = types.MethodType(_fast_layer, layer)
+            layer.forward = types.MethodType(partial(_fast_layer, last=layer is layers[-1]), layer)

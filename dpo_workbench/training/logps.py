@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_workbench.models.adapter import causal_lm
+from dpo_workbench.models.layer import Read
 from dpo_workbench.training.packing import Batch
 
 SCORES = 2_500_000  # logits that exist at one time (10 MB in fp32): they stay in the processor's cache
@@ -86,12 +87,14 @@ def token_states(network: nn.Module, batch: Batch) -> Tensor:
     """Last hidden state at the place that predicts each answer token. Shape (N, H); arguments as for `token_logps`."""
     causal = causal_lm(network)
     packed: dict[str, Any] = {}
+    read = Read(batch.source)
     if batch.layout is not None:  # a mask of four dimensions, so that transformers makes none
-        packed = {"layout": batch.layout, "attention_mask": torch.ones(1, 1, 1, 1, device=batch.target.device).bool()}
+        mask = torch.ones(1, 1, 1, 1, device=batch.target.device).bool()
+        packed = {"layout": batch.layout, "read": read, "attention_mask": mask}
     if batch.position_ids is not None:
         packed["position_ids"] = batch.position_ids
-    hidden = causal.get_decoder()(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state  # (1, T, H)
-    return hidden.flatten(0, 1)[batch.source]
+    hidden = causal.get_decoder()(input_ids=batch.input_ids, use_cache=False, **packed).last_hidden_state.flatten(0, 1)
+    return hidden if read.alone else hidden[batch.source]
 
 
 def token_logps(network: nn.Module, batch: Batch, states: Tensor | None = None) -> Tensor:

@@ -42,7 +42,7 @@ def of_the_layers_themselves(model, compute):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_values_and_gradients_are_the_layers_own(moved, monkeypatch, checkpointing: bool) -> None:
-    assert all(layer.forward.__func__ is module._fast_layer for layer in layers(moved))
+    assert all(layer.forward.__func__.func is module._fast_layer for layer in layers(moved))
     want = of_the_layers_themselves(moved, gradients)
     calls, honest = [], module.attend
     monkeypatch.setattr(module, "attend", lambda *args: calls.append(1) or honest(*args))
@@ -50,6 +50,20 @@ def test_values_and_gradients_are_the_layers_own(moved, monkeypatch, checkpointi
     assert len(calls) == len(layers(moved)) * (1 + checkpointing)
     for one, other in zip(got, want, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max() and other.abs().max() > 0
+
+
+def test_the_last_layer_goes_on_with_what_is_read(moved, monkeypatch) -> None:
+    batch = pack(ROWS)
+    lengths, honest = [], module.silu
+    monkeypatch.setattr(module, "silu", lambda x: lengths.append(len(x)) or honest(x))
+    gradients(moved)
+    every, some = batch.input_ids.numel(), len(batch.source)
+    assert lengths == [*[every] * (len(layers(moved)) - 1), some, some, *[every] * (len(layers(moved)) - 1)]
+    forward = vars(layers(moved)[-1]).pop("forward")  # then what is read is picked afterwards
+    want = gradients(moved)
+    layers(moved)[-1].forward = forward
+    for one, other in zip(gradients(moved), want, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
 
 
 def test_without_adapter_it_is_the_base_model(moved, tiny) -> None:
