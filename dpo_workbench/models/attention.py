@@ -21,10 +21,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "dpo_workbench"
 BLOCK = 96  # queries of a part at a time on a CPU: what they cannot see is hardly computed
 SCORES = 800_000  # at a time, of all heads
-FILLED = (
-    1.25,
-    16_000,
-)  # scores of a head that parts of unlike length may have, filled up: this often their own, and some
+FILLED = 1.25, 16_000  # parts of unlike length go together if that makes at most so many times their scores, and more
 FOLD = 8  # query tokens a row up to which the heads of a group are laid side by side (generation)
 
 
@@ -130,9 +127,10 @@ class _Group:
         )
         mask = None
         if self.before:
-            mask = nn.functional.pad(_future(self.n, q.dtype), (self.before, 0))
+            mask = q.new_zeros(len(asked) if self.hidden is not None else 1, 1, self.n, n)
+            mask.masked_fill_(torch.ones(self.n, n, dtype=torch.bool).triu(self.before + 1), float("-inf"))
             if self.hidden is not None:
-                mask = mask + nn.functional.pad(self.hidden.to(q.dtype), (0, self.n))[:, None, None]
+                mask[..., : self.before] += self.hidden[:, None, None]
         out = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale)
         return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -412,8 +410,11 @@ def _has_tiles() -> bool:
 
 @contextmanager
 def _exact_in_bf16(x: Tensor) -> Iterator[None]:
-    """Inside, if `x` is bf16, products of fp32 tensors may round them to bf16, where they came from: so nothing is
-    lost, sums and results are fp32, and a processor that multiplies bf16 is two to three times as fast."""
+    """Inside, if `x` is bf16, products of fp32 tensors may round them to bf16.
+
+    All were bf16 before, so nothing is lost; sums and results are fp32, two to three times as fast where the processor
+    multiplies bf16. The setting is PyTorch's, for the whole process.
+    """
     products: Any = getattr(torch.backends.mkldnn, "matmul", None)
     if x.dtype != torch.bfloat16 or not hasattr(products, "fp32_precision"):
         yield
@@ -430,7 +431,7 @@ def _high(*tensors: Tensor) -> list[Tensor]:
     return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _future(n: int, dtype: torch.dtype) -> Tensor:
     """-inf where a key stands after the query, else 0: added, it is thirty times as fast as a mask. Shape (n, n)."""
     return torch.full((n, n), float("-inf"), dtype=dtype).triu(1)

@@ -207,7 +207,8 @@ def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, last: bool = False
     lora = [] if off else [p for layer in layers for p in (layer.lora_A[name].weight, layer.lora_B[name].weight)]
     cos, sin = (part[0] for part in kwargs["position_embeddings"])
     places, read = None, kwargs.get("read")
-    if last and read is not None:
+    # in bf16 each new number of rows has its products compiled anew, which costs more than it saves
+    if last and read is not None and x.dtype != torch.bfloat16:
         places, read.alone = read.places, True
 
     def compute(x: Tensor) -> Tensor:

@@ -111,11 +111,11 @@ def keep_freed_memory() -> None:
     """Tell glibc to reuse the memory of freed tensors instead of handing it back to the system.
 
     By default each large tensor is mapped, zeroed page by page, and unmapped again; on a virtual machine that costs
-    more than the arithmetic on it. Does nothing on other systems. And let oneDNN keep the kernels of 160 shapes, not of
+    more than the arithmetic on it. Does nothing on other systems. And let oneDNN keep the kernels of 128 shapes, not of
     1,024: packs and batches come in ever new shapes, and their kernels filled 0.4 GiB in the demo with `smol`. A
-    micro-batch in bf16 needs some 120.
+    micro-batch in bf16 needs some 50.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "160")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     mallopt = _libc("mallopt")
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3

@@ -68,6 +68,26 @@ def test_pack_equals_masked_attention(monkeypatch, heads: int, groups: int, bloc
     assert (other[0] - want[0]).abs().max() > 0.1  # negative control: one causal sequence is something else
 
 
+def test_bf16_scores_are_those_of_fp32(monkeypatch) -> None:
+    """Their products take bf16 numbers, but add up and answer in fp32, and the setting for that is handed back."""
+    monkeypatch.setattr(module, "_has_tiles", lambda: False)
+    tensors, layout = [x.detach().bfloat16().requires_grad_() for x in inputs(2, 3, torch.float32)], Layout(ROWS)
+
+    def pack(q, k, v):
+        return attention(None, q, k, v, None, scaling=0.3, layout=layout)[0]
+
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    got = outcome(pack, tensors)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    exact = outcome(pack, [x.detach().double().requires_grad_() for x in tensors])
+    for one, other in zip(got, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-2, atol=2e-2)
+    with pytest.raises(ZeroDivisionError), module._exact_in_bf16(tensors[0]):
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        raise ZeroDivisionError
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
 def test_groups_have_each_part_once_and_are_hardly_filled_up() -> None:
     draw = random.Random(0)
     rows, start = [], 0
