@@ -21,7 +21,7 @@ from dpo_workbench.models.kept import Kept
 from dpo_workbench.runtime.environment import describe
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.packing import Row
+from dpo_workbench.training.packing import Row, pack
 
 RESULTS = Path(__file__).parent / "results" / "limit.json"
 PRODUCTS = [(576, 1536), (1536, 576), (576, 576), (576, 192)]  # of smol's layers: in, out
@@ -48,21 +48,9 @@ def operations(model, rows: list[Row], rank: int, *, backward: bool) -> float:
             total += (0 if first else dense + low) + low
     head = 2 * answers * embedding.weight.shape[0] * embedding.weight.shape[1]
     total += head * (2 if backward else 1)
-    seen = sum(stop - first and _seen(row, shared, own, first, stop) for row, shared, own, first, stop in _parts(rows))
+    seen = sum(n * before + n * (n + 1) // 2 for before, n in (part.sizes for part in pack(rows).layout.parts))
     heads = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     return total + config.num_hidden_layers * 2 * heads * seen * (6 if backward else 2)
-
-
-def _parts(rows: list[Row]):
-    from dpo_workbench.training.packing import pack
-
-    return pack(rows).layout.parts
-
-
-def _seen(row: int, shared: int, own: int, first: int, stop: int) -> int:
-    """Pairs of a query and a key that it may see."""
-    n = stop - first
-    return n * ((shared - row) + (first - own)) + n * (n + 1) // 2
 
 
 def product_rate(dtype: torch.dtype, tokens: int) -> float:

@@ -1,4 +1,4 @@
-"""This loop against TRL's DPOTrainer on the same pairs, each in a process of its own, in turn.
+"""This loop against TRL's DPOTrainer on the same pairs, each in processes of its own, in turn.
 
 python benchmarks/vs_trl.py                     # the whole grid; a cell that is recorded is not run again
 python benchmarks/vs_trl.py --cells medium-bf16-1
@@ -210,6 +210,7 @@ def main() -> None:
     grid = [f"{shape}-{dtype}-{epochs}" for epochs in (1, 3) for shape in SHAPES for dtype in ("bf16", "fp32")]
     parser.add_argument("--cells", nargs="*", default=grid, help="SHAPE-DTYPE-EPOCHS")
     parser.add_argument("--again", action="store_true", help="measure recorded cells again")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn; the medians count")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -224,12 +225,15 @@ def main() -> None:
         if cell in recorded["cells"] and not args.again:
             continue
         shape, dtype, epochs = cell.split("-")
-        mine, theirs = (run_cell(side, shape, dtype, int(epochs)) for side in ("ours", "trl"))
+        rounds = [[run_cell(side, shape, dtype, int(epochs)) for side in ("ours", "trl")] for _ in range(args.rounds)]
+        mine, theirs = (sorted(runs, key=lambda x: x["seconds"])[len(runs) // 2] for runs in zip(*rounds, strict=True))
+        factors = [theirs["seconds"] / mine["seconds"] for mine, theirs in rounds]
         entry = {
             "ours": mine,
             "trl": theirs,
             "seconds_a_pair": [round(x["seconds"] / N_PAIRS[shape] / int(epochs), 3) for x in (mine, theirs)],
             "times_faster": round(theirs["seconds"] / mine["seconds"], 2),
+            "times_faster_of_rounds": [round(x, 2) for x in factors],
             "share_of_memory": round(mine["peak_memory_gib"] / theirs["peak_memory_gib"], 3),
             "date": date.today().isoformat(),
             "processor": describe()["processor"],

@@ -128,8 +128,10 @@ def beside_trl(epochs: int) -> str:
             dates.add(cell["date"])
             processors.add(cell["processor"])
             here, trl = cell["seconds_a_pair"]
+            of_rounds = cell.get("times_faster_of_rounds", [])
+            spread = f" ({min(of_rounds):.1f} to {max(of_rounds):.1f})" if len(of_rounds) > 1 else ""
             lines.append(
-                f"| {tokens} | {dtype} | {trl:.2f} | {here:.2f} | {cell['times_faster']:.1f} | {goal} | "
+                f"| {tokens} | {dtype} | {trl:.2f} | {here:.2f} | {cell['times_faster']:.1f}{spread} | {goal} | "
                 f"{cell['share_of_memory']:.2f} |"
             )
     made = f"{' and '.join(sorted(dates))}, {record['machine']['cores']} cores of {' and '.join(sorted(processors))}."
