@@ -6,6 +6,7 @@ tensor into a freed place of the same size: up to half of the memory of a pass w
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -79,10 +80,21 @@ class Kept:
         while self._block < len(self._blocks) and self._used + size > len(self._blocks[self._block]):
             self._block, self._used = self._block + 1, 0
         if self._block == len(self._blocks):
-            self._blocks.append(torch.empty(max(BLOCK, size), dtype=torch.uint8))
+            self._blocks.append(_block(max(BLOCK, size)))
             self._in_blocks.add(self._blocks[-1].untyped_storage().data_ptr())
         block, start = self._blocks[self._block].untyped_storage(), self._used // tensor.element_size()
         self._used += -(-size // 64) * 64
         # no view: to autograd each is a tensor of its own
         place, strides = torch.empty(0, dtype=tensor.dtype), torch.empty_like(tensor, device="meta").stride()
         return place.set_(block, start, tensor.shape, strides)
+
+
+def _block(size: int) -> Tensor:
+    """Empty bytes in pages of the usual size: the first touch of huge ones can cost seven times as much (a virtual
+    machine gives large free pieces back to its host), and blocks have no holes that huge pages would close."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return torch.empty(size, dtype=torch.uint8)
+    try:
+        return torch.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
+    except OSError as error:
+        raise MemoryError(f"no room for {size} bytes of activations") from error

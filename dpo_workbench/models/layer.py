@@ -220,6 +220,8 @@ def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, last: bool = False
 def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
     """Swap in the function for decoder layers whose own forward pass gives the same on a short pack, in fp32.
 
+    Of layers that differ in nothing but their number and their weights' values the first one is tried.
+
     Args:
         causal: a causal LM with an adapter.
         is_fast: whether a linear layer has plain LoRA and nothing else.
@@ -232,17 +234,44 @@ def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
     places = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 5, 6]])
     seen = {"position_ids": places, "layout": Layout(((0, 5, (3, 2)),)), "attention_mask": places[None, None] >= 0}
     layers = list(getattr(decoder, "layers", ()))
-    for layer in layers:
-        found = dict(layer.named_modules())
-        linear = [found.get(name) for name in PRODUCTS]
-        if "forward" in vars(layer) or not all(is_fast(m) and m.base_layer.bias is None for m in linear):  # type: ignore[union-attr]
-            continue
+
+    def same(layer: Any) -> bool:
         # rounded to bf16, a small difference is not seen
         twin = layer if weight.dtype == torch.float32 else copy.deepcopy(layer).float()
         try:
             seen["position_embeddings"] = rotary(x, places)
             want, got = type(layer).forward(twin, x, **seen), _fast_layer(twin, x, **seen)
         except (TypeError, ValueError, AttributeError, LookupError, RuntimeError):
+            return False
+        return isinstance(want, Tensor) and bool((want - got).abs().max() <= 1e-4 * (want - x).abs().max())
+
+    tried: dict[tuple, bool] = {}
+    for layer in layers:
+        found = dict(layer.named_modules())
+        linear = [found.get(name) for name in PRODUCTS]
+        if "forward" in vars(layer) or not all(is_fast(m) and m.base_layer.bias is None for m in linear):  # type: ignore[union-attr]
             continue
-        if isinstance(want, Tensor) and (want - got).abs().max() <= 1e-4 * (want - x).abs().max():
+        kind = _kind(layer)
+        if kind not in tried:
+            tried[kind] = same(layer)
+        if tried[kind]:
             layer.forward = types.MethodType(partial(_fast_layer, last=layer is layers[-1]), layer)
+
+
+def _kind(layer: Any) -> tuple:
+    """What a layer computes with: classes, sizes, hooks and plain settings of it and of all in it, not its number."""
+    return tuple(
+        (
+            name,
+            type(module),
+            *((key, p.shape, p.dtype) for key, p in module.named_parameters(recurse=False)),
+            *((key, x) for key, x in vars(module).items() if key != "layer_idx" and _is_setting(x)),
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+        )
+        for name, module in layer.named_modules()
+    )
+
+
+def _is_setting(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)

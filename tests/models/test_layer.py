@@ -133,6 +133,32 @@ def test_a_layer_that_scales_its_output_is_left_alone(monkeypatch, dtype) -> Non
     assert "forward" not in vars(network.get_base_model().model.layers[0])
 
 
+@pytest.mark.parametrize("unlike", ["setting", "hook"])
+def test_one_layer_of_each_kind_is_tried(monkeypatch, unlike: str) -> None:
+    """As SmolLM3's, of which every fourth has no rotary positions."""
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, attn_implementation=use_attention(),
+    )  # fmt: skip
+    network = LlamaForCausalLM(config)
+    tried, honest, third = [], LlamaDecoderLayer.forward, network.model.layers[2]
+
+    def forward(self, *args, **kwargs):
+        tried.append(self.self_attn.layer_idx)
+        return getattr(self, "factor", 1.0) * honest(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
+    if unlike == "setting":
+        third.factor = 1.001
+    else:
+        third.mlp.register_forward_hook(lambda m, args, out: 1.01 * out)
+    add_adapter(network, "other", rank=2, alpha=4, seed=0)
+    assert tried == [0, 2]
+    assert ["forward" in vars(layer) for layer in network.model.layers] == [True, True, False, True]
+
+
 def test_adapters_of_unlike_ranks_take_the_layers_own_way(moved, monkeypatch) -> None:
     want = gradients(moved)
     monkeypatch.setattr(module, "attend", None)  # not called
