@@ -4,10 +4,11 @@ python benchmarks/vs_trl.py                     # the whole grid; a cell that is
 python benchmarks/vs_trl.py --cells medium-bf16-1
 
 Equal on both sides: model, token ids, LoRA (r=16 on all linear layers, the same start), pairs in a forward pass and in
-an optimiser step, AdamW, learning rate, order, number of steps; the reference pass is counted in. TRL runs without
-activation checkpointing (its default is on, and slower); for one epoch it computes the reference beside the policy
-(its default), for three once before training, as this loop does. Peak memory is that of the whole process. What this
-package asks of PyTorch's and glibc's allocators (huge pages, freed memory kept) it asks for itself alone.
+an optimiser step, AdamW, learning rate, order, number of steps. The clock runs from a loaded model and pairs as text to
+the end of training, with tokens, adapter and reference pass; modules are imported before. TRL runs without activation
+checkpointing (its default is on, and slower); for one epoch it computes the reference beside the policy (its default),
+for three once before training, as this loop does. Peak memory is that of the whole process. What this package asks of
+PyTorch's and glibc's allocators (huge pages, freed memory kept) it asks for itself alone.
 """
 
 from __future__ import annotations
@@ -86,8 +87,9 @@ def ours(shape: str, dtype: str, epochs: int) -> dict:
         warmup=0.0,
         micro_tokens=together * (prompt + 2 * answer),
     )
+    train = dw.train
     begun = time.monotonic()
-    run = dw.train(model, pairs, config, show=False)
+    run = train(model, pairs, config, show=False)
     return {"seconds": time.monotonic() - begun, "losses": [h["loss"] for h in run.history]}
 
 
@@ -95,20 +97,23 @@ def trl(shape: str, dtype: str, epochs: int) -> dict:
     from dpo_workbench.models import loading
 
     loading.keep_freed_memory = lambda: None
-    trainer = trl_trainer(shape, dtype, epochs)
+    import datasets  # noqa: F401
+    from trl import DPOConfig, DPOTrainer  # noqa: F401
+
+    model = load(dtype)
     begun = time.monotonic()
+    trainer = trl_trainer(model, shape, dtype, epochs)
     trainer.train()
     seconds = time.monotonic() - begun
     return {"seconds": seconds, "losses": [h["loss"] for h in trainer.state.log_history if "loss" in h]}
 
 
-def trl_trainer(shape: str, dtype: str, epochs: int):
+def trl_trainer(model, shape: str, dtype: str, epochs: int):
     import datasets
+    import torch
+    from peft import LoraConfig, get_peft_model
     from trl import DPOConfig, DPOTrainer
 
-    from dpo_workbench.models.adapter import add_adapter
-
-    model = load(dtype)
     config = DPOConfig(
         output_dir="work/trl",
         per_device_train_batch_size=SHAPES[shape][2],
@@ -128,10 +133,10 @@ def trl_trainer(shape: str, dtype: str, epochs: int):
         disable_tqdm=True,
         train_sampling_strategy="sequential",
     )
-    network = add_adapter(model.network, "default", rank=16, alpha=32, seed=0)  # the name that TRL expects
-    for module in network.modules():
-        module.__dict__.pop("forward", None)  # PEFT's and transformers' own, as TRL's users have them
-    network.set_attn_implementation("sdpa")
+    model.network.set_attn_implementation("sdpa")
+    torch.manual_seed(0)  # as `add_adapter`
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    network = get_peft_model(model.network, lora)
     return DPOTrainer(
         model=network,
         args=config,
@@ -148,7 +153,7 @@ def check(shape: str, dtype: str, _epochs: int) -> dict:
     from dpo_workbench.training.config import TrainConfig
     from dpo_workbench.training.packing import Row
 
-    trainer = trl_trainer(shape, dtype, 1)
+    trainer = trl_trainer(load(dtype), shape, dtype, 1)
     network = trainer.accelerator.unwrap_model(trainer.model)
     torch.manual_seed(1)
     with torch.no_grad():

@@ -74,14 +74,20 @@ class _Group:
         hidden = self.keys.view(len(parts), -1)[:, : self.before] < 0
         self.hidden = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")) if hidden.any() else None  # (P, s)
         self.queries, self.keys = self.queries.clamp(min=0), self.keys.clamp(min=0)
+        self._lines: dict[tuple[int, int, int], Tensor] = {}
+        self._masks: dict[torch.dtype, Tensor] = {}
 
     def take(self, x: Tensor, places: Tensor, n_keys: int, *, empty: bool = False) -> Tensor:
         """(T, heads, D) -> (P K, places of a part and heads of a group, D). What fills up is 0 if it shall be empty."""
-        taken = x.flatten(1).index_select(0, places)
+        n_parts, heads = len(self.queries) // self.n, x.shape[1]
+        key = len(places), heads, n_keys
+        if key not in self._lines:
+            lines = places.view(n_parts, -1, 1, 1) * heads + torch.arange(heads).view(n_keys, -1)
+            self._lines[key] = lines.transpose(1, 2).flatten()
+        taken = x.flatten(0, 1).index_select(0, self._lines[key])
         if empty and len(self.fill):
-            taken.index_fill_(0, self.fill, 0.0)
-        by_part = taken.view(len(self.queries) // self.n, -1, n_keys, x.shape[1] // n_keys, x.shape[2])
-        return by_part.transpose(1, 2).flatten(0, 1).flatten(1, 2)
+            taken.view(n_parts, n_keys, self.n, -1)[self.fill // self.n, :, self.fill % self.n] = 0.0
+        return taken.view(n_parts * n_keys, -1, x.shape[2])
 
     def rows(self, x: Tensor, n_keys: int, n: int) -> Tensor:
         """(P K, n and heads of a group, D) -> (P n, heads and D)"""
@@ -94,11 +100,11 @@ class _Group:
         else:
             to.index_copy_(0, self.queries, rows)
 
-    def pieces(self, q: Tensor, k: Tensor, scale: float) -> Iterator[tuple[slice, slice, slice, Tensor, list[Tensor]]]:
-        """Of queries (P K, n G, D) and keys (P K, s + n, D) some at a time.
+    def pieces(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor, list[Tensor]]]:
+        """Of scaled queries (P K, n G, D) and keys (P K, s + n, D) some at a time.
 
         Yields places along the first dimension, those of queries and of the keys that they may see, the softmax of
-        their scaled scores, and room of its shape, in its dtype and in bf16. All are written over by the next.
+        their scores, and room of its shape, in its dtype and in bf16. All are written over by the next.
         """
         groups = q.shape[1] // self.n
         hidden = None if self.hidden is None else self.hidden.repeat_interleave(len(k) // len(self.hidden), 0)
@@ -111,7 +117,7 @@ class _Group:
         for a, b, first, stop, size in cuts:
             some, own, seen = slice(first, stop), slice(a * groups, b * groups), slice(self.before + b)
             scores, *free = (room[:size].view(stop - first, (b - a) * groups, -1) for room in rooms)
-            torch.bmm(q[some, own], k[some, seen].transpose(1, 2), out=scores).mul_(scale)
+            torch.bmm(q[some, own], k[some, seen].transpose(1, 2), out=scores)
             if hidden is not None:
                 scores[..., : self.before].add_(hidden[some, None])
             scores.unflatten(1, (b - a, groups))[..., a - b :].add_(_future(b - a, q.dtype)[:, None])
@@ -121,18 +127,25 @@ class _Group:
         """Attention of q (T, heads, D) to k, v (T, K, D) by PyTorch's kernel. Returns (P n, heads and D)."""
         n = self.before + self.n
         asked = q.flatten(1).index_select(0, self.queries).view(-1, self.n, *q.shape[1:]).transpose(1, 2)
-        keys, values = (x.flatten(1).index_select(0, self.keys).view(-1, n, len(x[0]), 1, q.shape[2]) for x in (k, v))
         keys, values = (
-            x.expand(-1, -1, -1, q.shape[1] // k.shape[1], -1).flatten(2, 3).transpose(1, 2) for x in (keys, values)
+            x.flatten(1).index_select(0, self.keys).view(-1, n, *x.shape[1:]).transpose(1, 2) for x in (k, v)
         )
-        mask = None
-        if self.before:
-            mask = q.new_zeros(len(asked) if self.hidden is not None else 1, 1, self.n, n)
+        mask = self.mask(q.dtype) if self.before else None
+        out = scaled_dot_product_attention(
+            asked, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
+        return out.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """-inf where a query does not see a key, else 0. Shape (P or 1, 1, n, s + n)."""
+        if dtype not in self._masks:
+            n = self.before + self.n
+            mask = torch.zeros(1 if self.hidden is None else len(self.hidden), 1, self.n, n, dtype=dtype)
             mask.masked_fill_(torch.ones(self.n, n, dtype=torch.bool).triu(self.before + 1), float("-inf"))
             if self.hidden is not None:
                 mask[..., : self.before] += self.hidden[:, None, None]
-        out = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale)
-        return out.transpose(1, 2).flatten(2).flatten(0, 1)
+            self._masks[dtype] = mask
+        return self._masks[dtype]
 
 
 def _cut(n: int, pieces: float) -> list[tuple[int, int]]:
@@ -362,8 +375,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout) -> Ten
         asked = group.take(q, group.queries, n_keys)
         keys, values = (group.take(x, group.keys, n_keys) for x in (k, v))
         (high_q, high_k), found = _high(asked, keys), torch.empty_like(asked)
+        high_q = high_q * scale
         with _exact_in_bf16(q):
-            for some, own, seen, p, (_, low) in group.pieces(high_q, high_k, scale):
+            for some, own, seen, p, (_, low) in group.pieces(high_q, high_k):
                 found[some, own] = torch.bmm(_to(v.dtype, p, low), values[some, seen])
         group.put(group.rows(found, n_keys, group.n), out)
     return out.view(q.shape)
@@ -380,9 +394,10 @@ def attend_backward(
         asked, above = group.take(q, group.queries, n_keys), group.take(grad, group.queries, n_keys, empty=True)
         keys, values = (group.take(x, group.keys, n_keys) for x in (k, v))
         high_q, high_k, high_v, high_above = _high(asked, keys, values, above)
+        high_q = high_q * scale
         of_q, of_k, of_v = torch.empty_like(asked), torch.zeros_like(high_k), torch.zeros_like(high_v)
         with _exact_in_bf16(q):
-            for some, own, seen, p, (down, low) in group.pieces(high_q, high_k, scale):
+            for some, own, seen, p, (down, low) in group.pieces(high_q, high_k):
                 torch.bmm(high_above[some, own], high_v[some, seen].transpose(1, 2), out=down)
                 of_v[some, seen].add_(torch.bmm(_to(v.dtype, p, low).transpose(1, 2), above[some, own]))
                 slope = torch.ops.aten._softmax_backward_data(down, p, -1, high, grad_input=down)

@@ -136,8 +136,8 @@ def _prove_head(model: Model, row: Row) -> Tensor:
     batch = lay_out([row], model.tokenizer.eos_token_id, model.device)
     with model.active() as network, torch.no_grad():
         ours = token_logps(network, batch)
-        scores = causal_lm(network)(input_ids=batch.input_ids, use_cache=False).logits.float().flatten(0, 1)
-    theirs = scores[batch.source].log_softmax(-1).gather(1, batch.target[:, None])[:, 0]
+        scores = causal_lm(network)(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[batch.source]
+    theirs = scores.float().log_softmax(-1).gather(1, batch.target[:, None])[:, 0]
     worst = float((ours - theirs).abs().max())
     if worst > 2 * _noise(model):
         raise WorkbenchError(
