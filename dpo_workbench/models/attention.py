@@ -155,7 +155,7 @@ def _cut(n: int, pieces: float) -> list[tuple[int, int]]:
     return list(zip(edges, edges[1:], strict=False))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)  # they hold masks
 def _groups(layout: Layout) -> list[_Group]:
     """The parts in groups of like length."""
     found: list[list[_Part]] = []

@@ -106,9 +106,7 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
     row = max(rows, key=lambda r: r.n_tokens)
     settings = model.network.config.get_text_config()
     windows = [getattr(settings, name, None) or row.n_tokens for name in ("sliding_window", "attention_chunk_size")]
-    short = replace(
-        row, prompt_ids=row.prompt_ids[-32:], answer_ids=tuple(a[row.n_shared :][:16] or a[-1:] for a in row.answer_ids)
-    )
+    short = shortened(row)
     plain = _prove_head(model, short)
     if not config.packing or (row.n_tokens <= min(windows) and _packs(model, short, plain)):
         return config
@@ -116,6 +114,12 @@ def prove_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tra
         f"{model.name}: cannot take packed rows, so each answer is computed with its own prompt (slower, same result)"
     )
     return replace(config, packing=False)
+
+
+def shortened(row: Row) -> Row:
+    """At most 32 tokens of the prompt and 16 of each answer, from where they differ."""
+    answers = tuple(a[row.n_shared :][:16] or a[-1:] for a in row.answer_ids)
+    return replace(row, prompt_ids=row.prompt_ids[-32:], answer_ids=answers)
 
 
 def _packs(model: Model, row: Row, plain: Tensor) -> bool:

@@ -20,7 +20,7 @@ from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
 from dpo_workbench.training.guards import rows_within_memory
 from dpo_workbench.training.losses import LOSSES, PairLogps, loss_terms
 from dpo_workbench.training.packing import Row
-from dpo_workbench.training.reference import prove_packing, prove_start, reference_logps
+from dpo_workbench.training.reference import prove_packing, prove_start, reference_logps, shortened
 from dpo_workbench.training.tokens import Unfinished, tokenise
 from dpo_workbench.training.trainer import Run, Start, Trainer
 
@@ -84,12 +84,12 @@ def train(
         done, fitted = rows_within_memory(work, part, config.batch_size, fitted)
         return done
 
-    # in the first step the policy is the reference; rows that come once need no pass of their own, but for the proof's
+    # in the first step the policy is the reference; rows that come once need no pass of their own
     once = config.epochs == 1 and not any(LOSSES[name].whole_batch for name in terms)
-    own = {row.id for row in loop.batch_rows(rows, fitted, 0)[1:]} if once else set()
-    shared = reference or {}
-    with progress(len(rows) - len(own) + len(watched), "reference", show) as advance:
-        cache = folder and folder / "reference"
+    own = {row.id for row in loop.batch_rows(rows, fitted, 0)} if once else set()
+    shared, cache = reference or {}, folder and folder / "reference"
+    to_do = len(rows) - len(own) + len(watched)
+    with progress(to_do, "reference", show and to_do > 0) as advance:
         alike = None  # the size of the packs that the values come from
         if all(row.id in shared for row in (*rows, *watched) if row.id not in own):
             reference = dict(shared)
@@ -105,24 +105,31 @@ def train(
     def prove(logps: PairLogps, ids: Sequence[str], config: TrainConfig) -> None:
         prove_start(logps, ids, config, policy.dtype if config.micro_tokens != alike else torch.float32)
 
-    known = dict(reference)
-    if own:  # one row of the first step has a value, from a pack of its own: there it is proved, and not used again
-        first = loop.batch_rows(rows, fitted, 0)[:1]
-        fit(lambda c: _prove_row(policy, first, reference, c, prove), first)
-        del known[first[0].id]
+    if own:  # the first step has no values to be proved by: some tokens of a row get them, and a row of a later step
+        short = [shortened(loop.batch_rows(rows, fitted, 0)[0])]
+        fit(lambda c: _prove_rows(policy, short, reference_logps(model, short, c, None), c), short)
+        later = [row for row in rows if row.id not in own][:1]
+        if later and (shared or cache):  # its values may be older than this call, and come from another pack
+            fit(lambda c: _prove_rows(policy, later, reference, c, policy.dtype), later)
 
     def objective(batch: Sequence[Row], config: TrainConfig, step: int) -> Callable:
-        return loop.preference_objective(known, config, batch, policy, weights, prove if step == 0 else None)
+        return loop.preference_objective(reference, config, batch, policy, weights, prove if step == 0 else None)
 
     done = Trainer(policy, rows, fitted, objective, probe, watched, watch, folder, start, show, weights).run()
     done.reference = reference
     return done
 
 
-def _prove_row(policy: Model, rows: list[Row], reference: loop.Reference, config: TrainConfig, prove: Callable) -> None:
+def _prove_rows(
+    policy: Model,
+    rows: list[Row],
+    reference: loop.Reference,
+    config: TrainConfig,
+    rounded: torch.dtype = torch.float32,
+) -> None:
     with parallel.agreed(), policy.active() as network, torch.no_grad():
         for batch in loop.micro_batches(rows, policy, config):
-            prove(loop.pair_logps(network, batch, reference), batch.ids, config)
+            prove_start(loop.pair_logps(network, batch, reference), batch.ids, config, rounded)
 
 
 def sft(

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
@@ -99,6 +100,31 @@ def test_wrong_reference_is_caught_at_step_0(moved, toy_pairs, monkeypatch) -> N
     assert train(moved, toy_pairs, replace(CONFIG, probes=0), show=False).finished  # negative control
 
 
+@pytest.mark.parametrize("given", ["by the caller", "in the folder"])
+def test_older_values_are_proved_where_the_first_step_has_none(moved, toy_pairs, tmp_path, given) -> None:
+    config = replace(CONFIG, epochs=1, probes=0, held_out=0.0)
+    run = train(moved, toy_pairs, config, folder=tmp_path, show=False)
+    assert 0 < len(run.reference) == len(toy_pairs) - config.batch_size
+    shutil.rmtree(tmp_path / "checkpoints")
+    train(moved, toy_pairs, config, folder=tmp_path, reference=run.reference, show=False)  # negative control
+    wrong = None
+    if given == "by the caller":
+        wrong = {i: (c, r - 2.0) for i, (c, r) in run.reference.items()}
+    else:
+        shutil.rmtree(tmp_path / "checkpoints")
+        (cached,) = tmp_path.glob("reference/*/logps.safetensors")
+        save_file({"logps": load_file(cached)["logps"] - 2.0}, cached)
+    with pytest.raises(WorkbenchError, match="At step 0 the policy must equal the reference"):
+        train(moved, toy_pairs, config, folder=tmp_path, reference=wrong, show=False)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_policy_that_is_not_its_start_is_caught_at_step_0(moved, tiny, toy_pairs, monkeypatch, epochs) -> None:
+    monkeypatch.setattr(type(tiny), "with_new_adapter", lambda self, **_: moved)
+    with pytest.raises(WorkbenchError, match="At step 0 the policy must equal the reference"):
+        train(tiny, toy_pairs, replace(CONFIG, epochs=epochs, probes=0), show=False)
+
+
 def stop_after(monkeypatch, n: int, error: type[BaseException]) -> None:
     """The n-th step of the next run raises before anything is computed."""
     honest, calls = loop.train_step, []
@@ -155,7 +181,7 @@ def test_the_first_step_as_its_own_reference_changes_nothing(moved, toy_pairs, m
 
     monkeypatch.setattr(run_module, "reference_logps", all_rows)
     whole = train(moved, toy_pairs, config, show=False)
-    assert left_out == [3 if config.epochs == 1 else 0, 0]  # of a batch of 4 one stays for the proof
+    assert left_out == ([4, 0, 0] if config.epochs == 1 else [0, 0])  # then the last is of a few tokens, for the proof
     for mine, theirs in zip(run.history, whole.history, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
     for mine, theirs in zip(run.probes, whole.probes, strict=True):
