@@ -266,8 +266,7 @@ def _kind(layer: Any) -> tuple:
             type(module),
             *((key, p.shape, p.dtype) for key, p in module.named_parameters(recurse=False)),
             *((key, x) for key, x in vars(module).items() if key != "layer_idx" and _is_setting(x)),
-            *module._forward_hooks.values(),
-            *module._forward_pre_hooks.values(),
+            *map(id, (*module._forward_hooks.values(), *module._forward_pre_hooks.values())),
         )
         for name, module in layer.named_modules()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,12 @@ def train(
     def prove(logps: PairLogps, ids: Sequence[str], config: TrainConfig) -> None:
         prove_start(logps, ids, config, policy.dtype if config.micro_tokens != alike else torch.float32)
 
-    if own:  # the first step has no values to be proved by: some tokens of a row get them, and a row of a later step
+    if own:  # the first step has no values to be proved by: some tokens of a row get them
         short = [shortened(loop.batch_rows(rows, fitted, 0)[0])]
-        fit(lambda c: _prove_rows(policy, short, reference_logps(model, short, c, None), c), short)
-        later = [row for row in rows if row.id not in own][:1]
-        if later and (shared or cache):  # its values may be older than this call, and come from another pack
-            fit(lambda c: _prove_rows(policy, later, reference, c, policy.dtype), later)
+        fit(lambda c: _prove_rows(policy, short, reference_logps(model, short, c, None), c, prove_start), short)
+        if (shared or cache) and len(own) < len(rows):  # values that may be older than this call
+            second = loop.batch_rows(rows, fitted, 1)
+            fit(lambda c: _prove_rows(policy, second, reference, c, prove), second)
 
     def objective(batch: Sequence[Row], config: TrainConfig, step: int) -> Callable:
         return loop.preference_objective(reference, config, batch, policy, weights, prove if step == 0 else None)
@@ -121,15 +122,12 @@ def train(
 
 
 def _prove_rows(
-    policy: Model,
-    rows: list[Row],
-    reference: loop.Reference,
-    config: TrainConfig,
-    rounded: torch.dtype = torch.float32,
+    policy: Model, rows: list[Row], reference: loop.Reference, config: TrainConfig, prove: Callable
 ) -> None:
+    """Prove the values of the first pack of `rows`."""
     with parallel.agreed(), policy.active() as network, torch.no_grad():
-        for batch in loop.micro_batches(rows, policy, config):
-            prove_start(loop.pair_logps(network, batch, reference), batch.ids, config, rounded)
+        for batch in islice(loop.micro_batches(rows, policy, config), 1):
+            prove(loop.pair_logps(network, batch, reference), batch.ids, config)
 
 
 def sft(

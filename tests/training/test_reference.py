@@ -126,7 +126,7 @@ def test_training_proves_its_start_and_only_its_start(moved, rows, monkeypatch) 
     assert len(seen) == 2
 
 
-def test_values_that_depend_on_the_pack_do_not_fail_the_proof(moved, monkeypatch) -> None:
+def test_values_that_depend_on_the_pack_do_not_fail_the_proof(moved, monkeypatch, tmp_path) -> None:
     """As products of bf16 do on some processors: each value is proved in a pack of the size that it comes from."""
     import dpo_workbench as dw
     from dpo_workbench.training import run
@@ -138,6 +138,10 @@ def test_values_that_depend_on_the_pack_do_not_fail_the_proof(moved, monkeypatch
     config = TrainConfig(batch_size=2, epochs=1, held_out=0.0, probes=0)
     once = run.train(moved, pairs, config, show=False)
     assert once.history[0]["rewards/chosen"] == 0.0
+    again = run.train(
+        moved, pairs, config, folder=tmp_path, show=False
+    )  # a pack that may be of the cache is proved too
+    assert again.history == once.history
     twice = run.train(moved, pairs, replace(config, epochs=2), show=False)
     assert twice.history[0]["rewards/chosen"] == 0.0
     with pytest.raises(WorkbenchError, match="At step 0"):  # in fp32 so much is no rounding
