@@ -22,7 +22,8 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dpo_workbench.models.layer import normed, use_fast_layers
+from dpo_workbench.models.kernels import normed
+from dpo_workbench.models.layer import use_fast_layers
 from dpo_workbench.runtime.errors import WorkbenchError
 
 # a norm's output, its input, weight and inverse root: the products that read the output keep these, not the output

@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dpo_workbench.models.kernels import add, put, softmax, softmax_slope, take
+
 NAME = "dpo_workbench"
 BLOCK = 96  # queries of a part at a time on a CPU: what they cannot see is hardly computed
 SCORES = 800_000  # at a time, of all heads
@@ -69,72 +71,68 @@ class _Group:
             before, n = part.sizes
             queries += [*range(part.first, part.stop), *[-1] * (self.n - n)]
             keys += [*range(part.row, part.shared), *[-1] * (self.before - before), *queries[-self.n :]]
-        self.queries, self.keys = torch.tensor(queries), torch.tensor(keys)  # places: (P n,), (P (s + n),)
-        self.fill, self.full = (self.queries < 0).nonzero()[:, 0], (self.queries >= 0).nonzero()[:, 0]
-        hidden = self.keys.view(len(parts), -1)[:, : self.before] < 0
-        self.hidden = torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")) if hidden.any() else None  # (P, s)
-        self.queries, self.keys = self.queries.clamp(min=0), self.keys.clamp(min=0)
-        self._lines: dict[tuple[int, int, int], Tensor] = {}
+        self.queries, self.keys = torch.tensor(queries), torch.tensor(keys)  # places: (P n,), (P (s + n),), -1: none
+        self.lengths = torch.tensor([part.sizes[0] for part in parts])  # (P,) tokens before a part's own
+        self._lines: dict[tuple[bool, int, int], Tensor] = {}
         self._masks: dict[torch.dtype, Tensor] = {}
 
-    def take(self, x: Tensor, places: Tensor, n_keys: int, *, empty: bool = False) -> Tensor:
-        """(T, heads, D) -> (P K, places of a part and heads of a group, D). What fills up is 0 if it shall be empty."""
-        n_parts, heads = len(self.queries) // self.n, x.shape[1]
-        key = len(places), heads, n_keys
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """-inf at what fills up the tokens before a part's own. Shape (P, s)."""
+        hidden = torch.arange(self.before) >= self.lengths[:, None]
+        return torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")) if hidden.any() else None
+
+    def lines(self, heads: int, n_keys: int, *, keys: bool = False) -> Tensor:
+        """Numbers of those lines of (T x heads, D) that make up (P K, places of a part and heads of a group, D)."""
+        key = keys, heads, n_keys
         if key not in self._lines:
-            lines = places.view(n_parts, -1, 1, 1) * heads + torch.arange(heads).view(n_keys, -1)
-            self._lines[key] = lines.transpose(1, 2).flatten()
-        taken = x.flatten(0, 1).index_select(0, self._lines[key])
-        if empty and len(self.fill):
-            taken.view(n_parts, n_keys, self.n, -1)[self.fill // self.n, :, self.fill % self.n] = 0.0
-        return taken.view(n_parts * n_keys, -1, x.shape[2])
+            places = (self.keys if keys else self.queries).view(len(self.lengths), -1, 1, 1)
+            lines = places * heads + torch.arange(heads).view(n_keys, -1)
+            lines = torch.where(places >= 0, lines, -1).transpose(1, 2)
+            self._lines[key] = lines.reshape(len(self.lengths) * n_keys, -1)
+        return self._lines[key]
 
-    def rows(self, x: Tensor, n_keys: int, n: int) -> Tensor:
-        """(P K, n and heads of a group, D) -> (P n, heads and D)"""
-        return x.view(-1, n_keys, n, x.shape[1] // n, x.shape[2]).transpose(1, 2).flatten(2).flatten(0, 1)
-
-    def put(self, rows: Tensor, to: Tensor) -> None:
-        """The queries' (P n, heads and D) into (T, heads and D)."""
-        if len(self.fill):
-            to.index_copy_(0, self.queries[self.full], rows[self.full])
-        else:
-            to.index_copy_(0, self.queries, rows)
-
-    def pieces(self, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, slice, Tensor, list[Tensor]]]:
+    def pieces(
+        self, q: Tensor, k: Tensor, dtype: torch.dtype
+    ) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor, list[Tensor]]]:
         """Of scaled queries (P K, n G, D) and keys (P K, s + n, D) some at a time.
 
         Yields places along the first dimension, those of queries and of the keys that they may see, the softmax of
-        their scores, and room of its shape, in its dtype and in bf16. All are written over by the next.
+        their scores, the same in `dtype`, and room of its shape, in its dtype and in `dtype`. All are written over by
+        the next.
         """
-        groups = q.shape[1] // self.n
-        hidden = None if self.hidden is None else self.hidden.repeat_interleave(len(k) // len(self.hidden), 0)
+        groups, n_keys = q.shape[1] // self.n, len(k) // len(self.lengths)
         cuts = []
         for a, b in _cut(self.n, self.n / BLOCK):
             each = (b - a) * groups * (self.before + b)
             cuts += [(a, b, *some, (some[1] - some[0]) * each) for some in _cut(len(k), len(k) * each / SCORES)]
         most = max(cut[-1] for cut in cuts)
-        rooms = [q.new_empty(most), q.new_empty(most), q.new_empty(most, dtype=torch.bfloat16)]
+        rooms = [q.new_empty(most, dtype=kind) for kind in (q.dtype, dtype, q.dtype, dtype)]
         for a, b, first, stop, size in cuts:
             some, own, seen = slice(first, stop), slice(a * groups, b * groups), slice(self.before + b)
-            scores, *free = (room[:size].view(stop - first, (b - a) * groups, -1) for room in rooms)
+            scores, low, *free = (room[:size].view(stop - first, (b - a) * groups, -1) for room in rooms)
             torch.bmm(q[some, own], k[some, seen].transpose(1, 2), out=scores)
-            if hidden is not None:
-                scores[..., : self.before].add_(hidden[some, None])
-            scores.unflatten(1, (b - a, groups))[..., a - b :].add_(_future(b - a, q.dtype)[:, None])
-            yield some, own, seen, torch.softmax(scores, -1, out=scores), free
+            rows = scores.unflatten(1, (b - a, groups))
+            if not softmax(rows, low, a, self.before, self.lengths, n_keys, first):
+                if self.hidden is not None:
+                    hidden = self.hidden.repeat_interleave(n_keys, 0)[some]
+                    scores[..., : self.before].add_(hidden[:, None])
+                rows[..., a - b :].add_(_future(b - a, q.dtype)[:, None])
+                torch.softmax(scores, -1, out=scores)
+                low = scores if dtype == q.dtype else low.copy_(scores)
+            yield some, own, seen, scores, scores if dtype == q.dtype else low, free
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Attention of q (T, heads, D) to k, v (T, K, D) by PyTorch's kernel. Returns (P n, heads and D)."""
+        """Attention of q (T, heads, D) to k, v (T, K, D) by PyTorch's kernel. Returns (1, P n, heads and D)."""
         n = self.before + self.n
-        asked = q.flatten(1).index_select(0, self.queries).view(-1, self.n, *q.shape[1:]).transpose(1, 2)
-        keys, values = (
-            x.flatten(1).index_select(0, self.keys).view(-1, n, *x.shape[1:]).transpose(1, 2) for x in (k, v)
-        )
+        asked = q.flatten(1).index_select(0, self.queries.clamp(min=0)).view(-1, self.n, *q.shape[1:]).transpose(1, 2)
+        places = self.keys.clamp(min=0)
+        keys, values = (x.flatten(1).index_select(0, places).view(-1, n, *x.shape[1:]).transpose(1, 2) for x in (k, v))
         mask = self.mask(q.dtype) if self.before else None
         out = scaled_dot_product_attention(
             asked, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
         )
-        return out.transpose(1, 2).flatten(2).flatten(0, 1)
+        return out.transpose(1, 2).reshape(1, len(self.queries), -1)
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """-inf where a query does not see a key, else 0. Shape (P or 1, 1, n, s + n)."""
@@ -367,54 +365,40 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout) -> Ten
     Returns:
         (T, heads, D).
     """
-    out, n_keys = q.new_empty(len(q), q[0].numel()), k.shape[1]
+    out, (heads, size), n_keys = q.new_empty(q.shape), q.shape[1:], k.shape[1]
     for group in _groups(layout):
         if _has_tiles():
-            group.put(group.kernel(q, k, v, scale), out)
+            put(group.kernel(q, k, v, scale), group.queries[None], out.flatten(1))
             continue
-        asked = group.take(q, group.queries, n_keys)
-        keys, values = (group.take(x, group.keys, n_keys) for x in (k, v))
-        (high_q, high_k), found = _high(asked, keys), torch.empty_like(asked)
-        high_q = high_q * scale
+        of_q, of_k = group.lines(heads, n_keys), group.lines(n_keys, n_keys, keys=True)
+        _, asked = take(q.flatten(0, 1), of_q, scale)
+        (_, keys), (values, _) = (take(x.flatten(0, 1), of_k) for x in (k, v))
         with _exact_in_bf16(q):
-            for some, own, seen, p, (_, low) in group.pieces(high_q, high_k):
-                found[some, own] = torch.bmm(_to(v.dtype, p, low), values[some, seen])
-        group.put(group.rows(found, n_keys, group.n), out)
-    return out.view(q.shape)
+            for some, own, seen, _, p, _ in group.pieces(asked, keys, v.dtype):
+                put(torch.bmm(p, values[some, seen]), of_q[some, own], out.view(-1, size))
+    return out
 
 
 def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slopes of q, k and v from that of `attend`'s result. The scores are computed again: nothing quadratic is kept."""
-    n_keys, high = k.shape[1], torch.promote_types(q.dtype, torch.float32)
-    grad_q = q.new_empty(len(q), q[0].numel())
-    grad_k, grad_v = k.new_zeros(2, len(k), k[0].numel(), dtype=high)
+    heads, n_keys, high = q.shape[1], k.shape[1], torch.promote_types(q.dtype, torch.float32)
+    lines_q, lines_k, lines_v, lines_grad = (x.flatten(0, 1) for x in (q, k, v, grad))
+    slope_q, (slope_k, slope_v) = lines_q.new_empty(lines_q.shape), lines_k.new_zeros(2, *lines_k.shape, dtype=high)
     for group in _groups(layout):
-        asked, above = group.take(q, group.queries, n_keys), group.take(grad, group.queries, n_keys, empty=True)
-        keys, values = (group.take(x, group.keys, n_keys) for x in (k, v))
-        high_q, high_k, high_v, high_above = _high(asked, keys, values, above)
-        high_q = high_q * scale
-        of_q, of_k, of_v = torch.empty_like(asked), torch.zeros_like(high_k), torch.zeros_like(high_v)
+        of_q, of_k = group.lines(heads, n_keys), group.lines(n_keys, n_keys, keys=True)
+        (asked, high_q), (above, high_above) = take(lines_q, of_q, scale), take(lines_grad, of_q)
+        (keys, high_k), (_, high_v) = take(lines_k, of_k), take(lines_v, of_k)
+        # scores and their slopes are fp32: rounded to bf16, large ones that nearly cancel turn gradients
         with _exact_in_bf16(q):
-            for some, own, seen, p, (down, low) in group.pieces(high_q, high_k):
+            for some, own, seen, p, low, (down, room) in group.pieces(high_q, high_k, q.dtype):
                 torch.bmm(high_above[some, own], high_v[some, seen].transpose(1, 2), out=down)
-                of_v[some, seen].add_(torch.bmm(_to(v.dtype, p, low).transpose(1, 2), above[some, own]))
-                slope = torch.ops.aten._softmax_backward_data(down, p, -1, high, grad_input=down)
-                slope = _to(q.dtype, slope, low)
-                of_q[some, own] = torch.bmm(slope, keys[some, seen])
-                of_k[some, seen].add_(torch.bmm(slope.transpose(1, 2), asked[some, own]))
-        group.put(group.rows(of_q, n_keys, group.n), grad_q)
-        for part, total in ((of_k, grad_k), (of_v, grad_v)):
-            total.index_add_(0, group.keys, group.rows(part, n_keys, group.before + group.n))
-    slopes = grad_q.mul_(scale), grad_k.mul_(scale).to(k.dtype), grad_v.to(v.dtype)
-    return tuple(slope.view(x.shape) for slope, x in zip(slopes, (q, k, v), strict=True))  # type: ignore[return-value]
-
-
-def _to(dtype: torch.dtype, x: Tensor, room: Tensor) -> Tensor:
-    if x.dtype == dtype:
-        return x
-    return room.copy_(x) if dtype == room.dtype else x.to(dtype)
+                add(torch.bmm(low.transpose(1, 2), above[some, own]), of_k[some, seen], slope_v)
+                slope = softmax_slope(p, down, room)
+                put(torch.bmm(slope, keys[some, seen]), of_q[some, own], slope_q, scale)
+                add(torch.bmm(slope.transpose(1, 2), asked[some, own]), of_k[some, seen], slope_k, scale)
+    return slope_q.view(q.shape), slope_k.to(k.dtype).view(k.shape), slope_v.to(v.dtype).view(v.shape)
 
 
 @lru_cache
@@ -439,11 +423,6 @@ def _exact_in_bf16(x: Tensor) -> Iterator[None]:
         yield
     finally:
         products.fp32_precision = before
-
-
-def _high(*tensors: Tensor) -> list[Tensor]:
-    """At least in fp32, as all scores and slopes: rounded to bf16, large ones that nearly cancel turn gradients."""
-    return [x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors]
 
 
 @lru_cache(maxsize=64)

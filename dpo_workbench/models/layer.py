@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from dpo_workbench.models.attention import NAME, Layout, attend, attend_backward
 from dpo_workbench.models.kept import room
+from dpo_workbench.models.kernels import gated, gated_slopes, norm, norm_slope, normed, turned
 
 PRODUCTS = tuple(f"self_attn.{x}_proj" for x in "qkvo") + tuple(f"mlp.{x}_proj" for x in ("gate", "up", "down"))
 NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -64,26 +64,24 @@ class _DecoderLayer(torch.autograd.Function):
         (wq, wk, wv, wo, wg, wu, wd), scale, new = frozen.weights, frozen.lora, frozen.new
         low = [p.to(x.dtype) for p in lora]
         a, b = low[0::2], low[1::2]
-        inverses = [_inverse_root(x, frozen.eps[0])]
-        unit = normed(x, frozen.norms[0], inverses[0])
+        unit, inverse = norm(x, frozen.norms[0], frozen.eps[0])
         inner = [_inner(unit, a[:3], new)]
         q, k, v = (out.unflatten(1, (-1, frozen.size)) for out in _products(unit, (wq, wk, wv), inner[0], b[:3], scale))
-        q, k, v = _turned(q, cos, sin, new), _turned(k, cos, sin, new), new(v.shape, x).copy_(v)
+        q, k = (turned(part, cos, sin, new(part.shape, x)) for part in (q, k))
+        v = new(v.shape, x).copy_(v)
         seen = attend(q, k, v, frozen.scaling, layout).flatten(1)
         here, seen = (x, seen) if read is None else (x[read], seen[read])
         seen = new(seen.shape, x).copy_(seen)
         inner.append(_inner(seen, a[3:4], new))
         (middle,) = _products(seen, (wo,), inner[1], b[3:4], scale, new)
-        middle += here
-        inverses.append(_inverse_root(middle, frozen.eps[1]))
-        unit = normed(middle, frozen.norms[1], inverses[1])
+        unit, inverse_2 = norm(middle, frozen.norms[1], frozen.eps[1], here)
         inner.append(_inner(unit, a[4:6], new))
         gate, up = _products(unit, (wg, wu), inner[2], b[4:6], scale, new)
-        act = silu(gate).mul_(up)
+        act = gated(gate, up)
         inner.append(_inner(act, a[6:], new))
         (out,) = _products(act, (wd,), inner[3], b[6:], scale, new)
         if low:
-            ctx.save_for_backward(x, cos, sin, q, k, v, seen, middle, gate, up, *inverses, *inner, *low)
+            ctx.save_for_backward(x, cos, sin, q, k, v, seen, middle, gate, up, inverse, inverse_2, *inner, *low)
             ctx.frozen, ctx.layout, ctx.read, ctx.dtype = frozen, layout, read, lora[0].dtype
         return out.add_(middle)
 
@@ -106,17 +104,15 @@ class _DecoderLayer(torch.autograd.Function):
             of_b = [(part.T @ g).T.to(ctx.dtype) * scale for part, g in zip(parts, grads, strict=True)]
             slopes[:0] = [s for both in zip(of_a, of_b, strict=True) for s in both]
 
-        act, down = silu(gate), through([grad], 6)
-        of_act = (grad @ wd).addmm_(down, a[6])  # (T, F)
-        of_up = of_act * act
-        learn(act.mul_(up), in_down, [grad], down)
-        of_gate = torch.ops.aten.silu_backward(of_act.mul_(up), gate)
+        down = through([grad], 6)
+        act, of_gate, of_up = gated_slopes(gate, up, (grad @ wd).addmm_(down, a[6]))
+        learn(act, in_down, [grad], down)
         del act
         down = through([of_gate, of_up], 4)
-        learn(normed(middle, frozen.norms[1], inverse_2), in_mlp, [of_gate, of_up], down)
-        of_normed = (of_gate @ wg).addmm_(of_up, wu).addmm_(down, _cat(a[4:6], 0))
-        del of_act, of_gate, of_up
-        grad = _norm_slope(of_normed, middle, frozen.norms[1], inverse_2).add_(grad)
+        of_unit = (of_gate @ wg).addmm_(of_up, wu).addmm_(down, _cat(a[4:6], 0))
+        grad, unit = norm_slope(of_unit, middle, frozen.norms[1], inverse_2, grad)
+        learn(unit, in_mlp, [of_gate, of_up], down)
+        del of_gate, of_up
         down = through([grad], 3)
         learn(seen, in_o, [grad], down)
         of_seen = (grad @ wo).addmm_(down, a[3])
@@ -124,15 +120,18 @@ class _DecoderLayer(torch.autograd.Function):
             of_seen = of_seen.new_zeros(len(x), of_seen.shape[1]).index_add_(0, ctx.read, of_seen)
         slopes_qkv = attend_backward(of_seen.view(q.shape), q, k, v, frozen.scaling, ctx.layout)
         back = -sin.roll(frozen.size // 2, -1)
-        of_q, of_k = (_turned(s, cos, back).flatten(1) for s in slopes_qkv[:2])
+        of_q, of_k = (turned(s, cos, back, torch.empty_like(s)).flatten(1) for s in slopes_qkv[:2])
         of_v = slopes_qkv[2].flatten(1)
         down = through([of_q, of_k, of_v], 0)
-        learn(normed(x, frozen.norms[0], inverse), in_qkv, [of_q, of_k, of_v], down)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_normed = (of_q @ wq).addmm_(of_k, wk).addmm_(of_v, wv).addmm_(down, _cat(a[:3], 0))
-            of_x = _norm_slope(of_normed, x, frozen.norms[0], inverse)
-            of_x = of_x.add_(grad) if ctx.read is None else of_x.index_add_(0, ctx.read, grad)
+            of_unit = (of_q @ wq).addmm_(of_k, wk).addmm_(of_v, wv).addmm_(down, _cat(a[:3], 0))
+            of_x, unit = norm_slope(of_unit, x, frozen.norms[0], inverse, grad if ctx.read is None else None)
+            if ctx.read is not None:
+                of_x.index_add_(0, ctx.read, grad)
+        else:
+            unit = normed(x, frozen.norms[0], inverse)
+        learn(unit, in_qkv, [of_q, of_k, of_v], down)
         return of_x, None, None, None, None, None, *slopes
 
 
@@ -154,32 +153,6 @@ def _products(
     for i, weight in enumerate(weights):
         out = torch.mm(x, weight.T, out=new((len(x), len(weight)), x))
         yield out if inner is None else out.addmm_(inner.chunk(len(weights), 1)[i], b[i].T, alpha=scale)
-
-
-def _inverse_root(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps), fp32. Shape (T, 1)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
-def normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    """x (T, H) over its root mean square, times the norm's weight; `inverse` (T, 1) is fp32."""
-    return weight * (x.float() * inverse).to(x.dtype)
-
-
-def _norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    unit, grad = x * inverse, grad.mul_(weight).float()
-    along = (grad * unit).mean(-1, keepdim=True)
-    return grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, new: Callable = _anywhere) -> Tensor:
-    """Rotary positions (arXiv 2104.09864, equation 34) of (T, heads, D)."""
-    cos, sin, half = cos[:, None], sin[:, None], x.shape[-1] // 2
-    out = torch.mul(x, cos, out=new(x.shape, x))
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
 
 
 def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, last: bool = False, **kwargs: Any) -> Tensor:

@@ -248,12 +248,12 @@ def test_paired_p_is_mcnemar_for_single_prompts_and_by_group_otherwise() -> None
 
 
 def _coverage():
-    """benchmarks/coverage.py, which is no part of the package."""
+    """benchmarks/interval_coverage.py, which is no part of the package."""
     import importlib.util
     import sys
     from pathlib import Path
 
-    file = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
+    file = Path(__file__).parents[2] / "benchmarks" / "interval_coverage.py"
     spec = importlib.util.spec_from_file_location("coverage_benchmark", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules["coverage_benchmark"] = module  # dataclasses look their module up

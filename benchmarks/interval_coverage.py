@@ -1,7 +1,7 @@
 """Do the intervals cover, does nothing win by chance, is a real gain found? Goes to results/coverage.json.
 
-    python benchmarks/coverage.py                   # 2,000 studies a cell; about an hour and a half on one core
-    python benchmarks/coverage.py --studies 200
+    python benchmarks/interval_coverage.py                # 2,000 studies a cell; an hour and a half on one core
+    python benchmarks/interval_coverage.py --studies 200
 
 A study is a test set answered by two arms whose true failure rates are known. Answers come from a latent Gaussian: one
 part is the prompt's own (both arms find the same prompts hard), and where prompts are clustered one part is the
@@ -199,7 +199,8 @@ def main() -> None:
         begun = time.monotonic()
         results[name] = {key: round(value, 4) for key, value in compute(studies, seed).items()}
         print(f"{name}: {results[name]} ({time.monotonic() - begun:.0f} s)", flush=True)
-        facts = {"command": "python benchmarks/coverage.py", "date": date.today().isoformat(), "machine": describe()}
+        command = "python benchmarks/interval_coverage.py"
+        facts = {"command": command, "date": date.today().isoformat(), "machine": describe()}
         write_json(RESULTS, {**facts, "studies": studies, "goal": GOAL, "seen": judged(results), "results": results})
 
 

@@ -1,0 +1,215 @@
+"""Passes over memory in a decoder layer on a CPU, each as one loop that Numba compiles (the extra `cpu`).
+
+PyTorch reads and writes all of a tensor for each sum, product and change of dtype; these loops do it once, in fp32.
+They run on the threads of the OpenMP that PyTorch has loaded: a second pool would wait for the same cores. Where Numba
+or that OpenMP is not there, for other dtypes and on other devices, each function computes the same by PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+OFF = "DPO_WORKBENCH_PLAIN_KERNELS"  # in the environment: leave Numba alone
+
+
+class Compiled:
+    """The loops for one dtype."""
+
+    def __init__(self, loops: dict[str, Any], start: Any) -> None:
+        self._loops, self._start = loops, start
+
+    def run(self, name: str, *values: Tensor | int | float | None) -> None:
+        """Run a loop on all threads. Tensors are contiguous; fractions go as the bits of fp64."""
+        numbers = [
+            0 if v is None else v.data_ptr() if isinstance(v, Tensor) else v if isinstance(v, int) else _bits(v)
+            for v in values
+        ]
+        threads = torch.get_num_threads()
+        data = (ctypes.c_int64 * (len(numbers) + 1))(threads, *numbers)
+        self._start(self._loops[name].address, ctypes.addressof(data), threads, 0)
+
+
+def _bits(value: float) -> int:
+    return ctypes.c_int64.from_buffer(ctypes.c_double(value)).value
+
+
+def compiled(*tensors: Tensor) -> Compiled | None:
+    """The loops for these tensors, if all are contiguous, on the CPU and of one dtype that there are loops for."""
+    first = tensors[0]
+    if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if not all(x.dtype == first.dtype and x.is_contiguous() for x in tensors):
+        return None
+    return _compile(first.dtype)
+
+
+@lru_cache
+def _compile(dtype: torch.dtype) -> Compiled | None:
+    if os.environ.get(OFF):
+        return None
+    try:
+        start = ctypes.CDLL(torch._C.__file__)  # finds what PyTorch itself is linked with
+        start.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        start.GOMP_parallel.restype = None
+        from dpo_workbench.models import loops
+    except (ImportError, OSError, AttributeError):
+        return None
+    return Compiled(loops.compile_all(dtype == torch.bfloat16, start.omp_get_thread_num), start.GOMP_parallel)
+
+
+def inverse_root(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps), fp32. Shape (T, 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    """x (T, H) over its root mean square, times the norm's weight; `inverse` (T, 1) is fp32."""
+    return weight * (x.float() * inverse).to(x.dtype)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """RMS norm (arXiv 1910.07467, equation 4) of x (T, H), to which `add` is added in place before.
+
+    Returns:
+        the normed (T, H), and 1 over the root mean square (T, 1), fp32.
+    """
+    fast = compiled(x, weight, *(() if add is None else (add,)))
+    if fast is None:
+        if add is not None:
+            x += add
+        inverse = inverse_root(x, eps)
+        return normed(x, weight, inverse), inverse
+    out, inverse = torch.empty_like(x), x.new_empty(len(x), 1, dtype=torch.float32)
+    fast.run("norm", *x.shape, x, add, weight, out, inverse, float(eps))
+    return out, inverse
+
+
+def norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, add: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The slope of `norm`'s x (T, H) from that of its result, which is written over, plus `add`; and the result."""
+    fast = compiled(grad, x, weight, *(() if add is None else (add,)))
+    if fast is None:
+        unit, grad = x * inverse, grad.mul_(weight).float()
+        along = (grad * unit).mean(-1, keepdim=True)
+        grad = grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype)
+        return grad if add is None else grad.add_(add), normed(x, weight, inverse)
+    out = torch.empty_like(x)
+    fast.run("norm_slope", *x.shape, grad, x, weight, inverse, add, out)
+    return grad, out
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+    """Rotary positions (arXiv 2104.09864, equation 34) of x (T, heads, D); cos, sin: (T, D)."""
+    fast = compiled(x, cos, sin, out)
+    if fast is not None:
+        fast.run("turn", *x.shape, x, cos, sin, out)
+        return out
+    cos, sin, half = cos[:, None], sin[:, None], x.shape[-1] // 2
+    torch.mul(x, cos, out=out)
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU's product (arXiv 2002.05202, equation 5): silu(gate) * up, all (T, F)."""
+    fast = compiled(gate, up)
+    if fast is None:
+        return silu(gate).mul_(up)
+    out = torch.empty_like(gate)
+    fast.run("gate", *gate.shape, gate, up, out)
+    return out
+
+
+def gated_slopes(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`gated` again, and the slopes of gate and up from that of its result, which is written over."""
+    fast = compiled(gate, up, grad)
+    if fast is None:
+        act = silu(gate)
+        of_up = grad * act
+        return act.mul_(up), torch.ops.aten.silu_backward(grad.mul_(up), gate), of_up
+    out, of_up = torch.empty_like(gate), torch.empty_like(gate)
+    fast.run("gate_slopes", *gate.shape, gate, up, grad, out, of_up)
+    return out, grad, of_up
+
+
+def take(x: Tensor, lines: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Lines of x (N, D), named by their numbers (B, R), 0 for a number of -1.
+
+    Returns:
+        them as they are, (B, R, D), and times `scale`, at least in fp32.
+    """
+    fast = compiled(x) if lines.is_contiguous() else None
+    if fast is not None:
+        low = x.new_empty(*lines.shape, x.shape[1])
+        one = x.dtype == torch.float32 and scale == 1.0
+        high = low if one else torch.empty_like(low, dtype=torch.float32)
+        fast.run("take", lines.numel(), x.shape[1], lines, x, low, None if one else high, scale)
+        return low, high
+    low = x.index_select(0, lines.flatten().clamp(min=0)).view(*lines.shape, -1)
+    low = low.masked_fill_((lines < 0)[..., None], 0.0)
+    high = low.to(torch.promote_types(x.dtype, torch.float32))
+    return low, high if scale == 1.0 else high * scale
+
+
+def put(x: Tensor, lines: Tensor, out: Tensor, scale: float = 1.0) -> None:
+    """x (B, R, D) times `scale` to lines of `out` (N, D), named by their numbers (B, R); -1: nowhere."""
+    fast = compiled(x, out) if lines.stride(1) == 1 else None
+    if fast is not None:
+        fast.run("put", *x.shape, lines.stride(0), lines, x, out, scale)
+    else:
+        there = lines >= 0
+        out[lines[there]] = x[there] if scale == 1.0 else x[there] * scale
+
+
+def add(x: Tensor, lines: Tensor, out: Tensor, scale: float = 1.0) -> None:
+    """`put` that adds; `out` is at least fp32."""
+    fast = compiled(x) if lines.stride(1) == 1 and out.dtype == torch.float32 and out.is_contiguous() else None
+    if fast is not None:
+        fast.run("add", *x.shape, lines.stride(0), len(out), lines, x, out, scale)
+    else:
+        there = lines >= 0
+        out.index_add_(0, lines[there], x[there].to(out.dtype), alpha=scale)
+
+
+def softmax(
+    scores: Tensor, low: Tensor, first_query: int, before: int, lengths: Tensor, n_keys: int, first_row: int
+) -> bool:
+    """Softmax in place of scores (B, queries, heads of a group, keys) of parts side by side, and rounded into `low`.
+
+    Args:
+        scores: fp32.
+        low: of the same shape; not written if it is fp32.
+        first_query: its number in the part.
+        before: keys that stand before a part's own.
+        lengths: (P,) how many of those, the first, a part has.
+        n_keys: key heads; rows of one part follow each other.
+        first_row: the number of the first row among all parts' key heads.
+
+    Returns:
+        whether it is done: there is no form in PyTorch, which adds masks.
+    """
+    fast = compiled(low)
+    if fast is None or not scores.is_contiguous():
+        return False
+    n, queries, groups, keys = scores.shape
+    to = None if low.dtype == torch.float32 else low
+    fast.run("softmax", n, queries * groups, keys, groups, before, first_query, n_keys, first_row, scores, to, lengths)
+    return True
+
+
+def softmax_slope(p: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """The slope of a softmax's scores from its result and that of its result, rounded into `out` (or elsewhere)."""
+    fast = compiled(out)
+    if fast is not None and p.is_contiguous() and grad.is_contiguous():
+        fast.run("softmax_slope", p.numel() // p.shape[-1], p.shape[-1], p, grad, out)
+        return out
+    slope = torch.ops.aten._softmax_backward_data(grad, p, -1, p.dtype, grad_input=grad)
+    return slope if slope.dtype == out.dtype else out.copy_(slope)

@@ -1,0 +1,369 @@
+"""The loops of `kernels`, for Numba: numbers are computed with in fp32 and stored in the dtype of the tensors.
+
+A loop gets one pointer to whole numbers: the number of threads, then what its first lines name, tensors as addresses.
+bf16 is not known to Numba and read as whole numbers of 16 bits, the upper half of an fp32 number.
+"""
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+F, U = np.float32, np.uint32
+ENDLESS = 2**40
+# NaN and infinity stay what they are: a run stops at them
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+_loops: list[Callable] = []
+
+
+def compile_all(bf16: bool, thread_number: Any) -> dict[str, Any]:
+    """All loops for tensors of bf16 or fp32, from Numba's cache on the disk where it can be written."""
+    llvmlite.binding.add_symbol("omp_get_thread_num", ctypes.cast(thread_number, ctypes.c_void_p).value)
+    signature = types.void(types.CPointer(types.uint16 if bf16 else types.float32))
+    made = {}
+    for loop in _loops:
+        for cache in (True, False):
+            try:
+                made[loop.__name__] = cfunc(signature, cache=cache, fastmath=FAST, error_model="numpy")(loop)
+                break
+            except (RuntimeError, OSError):  # no folder to write to
+                if not cache:
+                    raise
+    return made
+
+
+def _loop(function: Callable) -> Callable:
+    _loops.append(function)
+    return function
+
+
+@intrinsic
+def _numbers(typing, data):
+    """The pointer as one to whole numbers."""
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int64)(data), generate
+
+
+@intrinsic
+def _pointer(typing, address, like):
+    """The address as a pointer of the type of `like`."""
+
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return like(address, like), generate
+
+
+@intrinsic
+def _float_pointer(typing, address):
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(address), generate
+
+
+@intrinsic
+def _whole_pointer(typing, address):
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int64)(address), generate
+
+
+@intrinsic
+def _thread(typing):
+    def generate(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "omp_get_thread_num"), [])
+
+    return types.int32(), generate
+
+
+@intrinsic
+def _as_float(typing, bits):
+    return types.float32(types.uint32), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.FloatType()
+    )
+
+
+@intrinsic
+def _as_bits(typing, x):
+    return types.uint32(types.float32), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.IntType(32)
+    )
+
+
+@intrinsic
+def _fraction(typing, bits):
+    return types.float64(types.int64), lambda context, builder, signature, args: builder.bitcast(
+        args[0], ir.DoubleType()
+    )
+
+
+def _up(x): ...
+def _down(x, like): ...
+
+
+@overload(_up, inline="always")
+def _up_of(x):
+    """To fp32."""
+    if x == types.uint16:
+        return lambda x: _as_float(U(x) << U(16))
+    return lambda x: x
+
+
+@overload(_down, inline="always")
+def _down_of(x, like):
+    """To the dtype of `like`, the nearest, of two the even one. NaN stays NaN."""
+    if like == types.uint16:
+
+        def rounded(x, like):
+            bits = _as_bits(x)
+            more = U(0x7FFF) + ((bits >> U(16)) & U(1))
+            return np.uint16((bits + (more & (U(0) - U(x == x)))) >> U(16))
+
+        return rounded
+    return lambda x, like: x
+
+
+@njit(inline="always")
+def _exp(x):
+    """e^x in fp32, within 2 units of the last place for x in -87..88, at the nearer end's value beyond; NaN for NaN."""
+    low = min(max(x, F(-87.0)), F(88.0))
+    n = np.floor(low * F(1.4426950408889634) + F(0.5))
+    r = low - n * F(0.693359375) + n * F(2.12194440e-4)
+    p = F(1.9875691500e-4)
+    p = p * r + F(1.3981999507e-3)
+    p = p * r + F(8.3334519073e-3)
+    p = p * r + F(4.1665795894e-2)
+    p = p * r + F(1.6666665459e-1)
+    p = p * r + F(5.0000001201e-1)
+    return (p * r * r + r + F(1)) * _as_float(U(np.int32(n) + np.int32(127)) << U(23)) + F(0) * x
+
+
+@njit(inline="always")
+def _order(bits):
+    """Of fp32 numbers as whole numbers, and back: these stand in the same order, NaN above all."""
+    whole = np.int32(bits)
+    return whole ^ ((whole >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@njit(inline="always")
+def _share(n, threads):
+    """This thread's part of 0..n-1."""
+    t = np.int64(_thread())
+    return n * t // threads, n * (t + 1) // threads
+
+
+@_loop
+def norm(data):
+    d = _numbers(data)
+    d = carray(d, (9,))
+    n = d[2]
+    x, add = carray(_pointer(d[3], data), (ENDLESS,)), carray(_pointer(d[4], data), (ENDLESS,))
+    weight, out = carray(_pointer(d[5], data), (n,)), carray(_pointer(d[6], data), (ENDLESS,))
+    inverse, eps, added = carray(_float_pointer(d[7]), (ENDLESS,)), F(_fraction(d[8])), d[4] != 0
+    first, stop = _share(d[1], d[0])
+    for t in range(first, stop):
+        row, unit = x[t * n : t * n + n], out[t * n : t * n + n]
+        total = F(0)
+        if added:
+            more = add[t * n : t * n + n]
+            for i in range(n):
+                row[i] = _down(_up(row[i]) + _up(more[i]), row[i])
+        for i in range(n):
+            total += _up(row[i]) * _up(row[i])
+        root = F(1) / np.sqrt(total / F(n) + eps)
+        inverse[t] = root
+        for i in range(n):
+            unit[i] = _down(_up(_down(_up(row[i]) * root, row[i])) * _up(weight[i]), row[i])
+
+
+@_loop
+def norm_slope(data):
+    d = carray(_numbers(data), (9,))
+    n = d[2]
+    grad, x = carray(_pointer(d[3], data), (ENDLESS,)), carray(_pointer(d[4], data), (ENDLESS,))
+    weight, inverse = carray(_pointer(d[5], data), (n,)), carray(_float_pointer(d[6]), (ENDLESS,))
+    add, out, added = carray(_pointer(d[7], data), (ENDLESS,)), carray(_pointer(d[8], data), (ENDLESS,)), d[7] != 0
+    first, stop = _share(d[1], d[0])
+    for t in range(first, stop):
+        slope, row, unit = grad[t * n : t * n + n], x[t * n : t * n + n], out[t * n : t * n + n]
+        root, along = inverse[t], F(0)
+        for i in range(n):
+            along += _up(slope[i]) * _up(weight[i]) * _up(row[i])
+            unit[i] = _down(_up(_down(_up(row[i]) * root, row[i])) * _up(weight[i]), row[i])
+        along *= root * root / F(n)
+        if added:
+            more = add[t * n : t * n + n]
+            for i in range(n):
+                here = (_up(slope[i]) * _up(weight[i]) - _up(row[i]) * along) * root
+                slope[i] = _down(here + _up(more[i]), row[i])
+        else:
+            for i in range(n):
+                slope[i] = _down((_up(slope[i]) * _up(weight[i]) - _up(row[i]) * along) * root, row[i])
+
+
+@_loop
+def turn(data):
+    d = carray(_numbers(data), (8,))
+    heads, size = d[2], d[3]
+    half = size // 2
+    x, out = carray(_pointer(d[4], data), (ENDLESS,)), carray(_pointer(d[7], data), (ENDLESS,))
+    cos, sin = carray(_pointer(d[5], data), (ENDLESS,)), carray(_pointer(d[6], data), (ENDLESS,))
+    first, stop = _share(d[1], d[0])
+    for t in range(first, stop):
+        c, s = cos[t * size : t * size + size], sin[t * size : t * size + size]
+        c1, c2, s1, s2 = c[:half], c[half:], s[:half], s[half:]
+        for h in range(t * heads, t * heads + heads):
+            a, b = x[h * size : h * size + half], x[h * size + half : h * size + size]
+            e, f = out[h * size : h * size + half], out[h * size + half : h * size + size]
+            for i in range(half):
+                e[i] = _down(_up(a[i]) * _up(c1[i]) - _up(b[i]) * _up(s1[i]), a[i])
+                f[i] = _down(_up(b[i]) * _up(c2[i]) + _up(a[i]) * _up(s2[i]), a[i])
+
+
+@_loop
+def gate(data):
+    d = carray(_numbers(data), (6,))
+    first, stop = _share(d[1] * d[2], d[0])
+    x, y = carray(_pointer(d[3], data), (ENDLESS,))[first:stop], carray(_pointer(d[4], data), (ENDLESS,))[first:stop]
+    out = carray(_pointer(d[5], data), (ENDLESS,))[first:stop]
+    for i in range(stop - first):
+        g = _up(x[i])
+        out[i] = _down(g / (F(1) + _exp(-g)) * _up(y[i]), x[i])
+
+
+@_loop
+def gate_slopes(data):
+    d = carray(_numbers(data), (8,))
+    first, stop = _share(d[1] * d[2], d[0])
+    x, y = carray(_pointer(d[3], data), (ENDLESS,))[first:stop], carray(_pointer(d[4], data), (ENDLESS,))[first:stop]
+    grad = carray(_pointer(d[5], data), (ENDLESS,))[first:stop]
+    out, of_up = (
+        carray(_pointer(d[6], data), (ENDLESS,))[first:stop],
+        carray(_pointer(d[7], data), (ENDLESS,))[first:stop],
+    )
+    for i in range(stop - first):
+        g, u, s = _up(x[i]), _up(y[i]), _up(grad[i])
+        open_ = F(1) / (F(1) + _exp(-g))
+        act = g * open_
+        out[i] = _down(act * u, x[i])
+        of_up[i] = _down(s * act, x[i])
+        grad[i] = _down(s * u * (open_ + act * (F(1) - open_)), x[i])
+
+
+@_loop
+def softmax(data):
+    """Of scores (B, queries x heads of a group, keys), in place; a part's keys before its own are its first ones."""
+    d = carray(_numbers(data), (12,))
+    rows, keys, groups, before, first_query, n_keys, first_row = d[2], d[3], d[4], d[5], d[6], d[7], d[8]
+    scores, low = carray(_float_pointer(d[9]), (ENDLESS,)), carray(_pointer(d[10], data), (ENDLESS,))
+    lengths = carray(_whole_pointer(d[11]), (ENDLESS,))
+    first, stop = _share(d[1] * rows, d[0])
+    for at in range(first, stop):
+        b, row = at // rows, at % rows
+        seen, own = lengths[(first_row + b) // n_keys], first_query + row // groups + 1
+        whole, rounded = scores[at * keys : at * keys + keys], low[at * keys : at * keys + keys]
+        x, y = whole[:seen], whole[before : before + own]
+        key = _order(_as_bits(y[own - 1]))
+        for i in range(seen):
+            key = max(key, _order(_as_bits(x[i])))
+        for i in range(own):
+            key = max(key, _order(_as_bits(y[i])))
+        most, total = _as_float(U(_order(key))), F(0)
+        for i in range(seen):
+            e = _exp(x[i] - most)
+            x[i] = e
+            total += e
+        for i in range(own):
+            e = _exp(y[i] - most)
+            y[i] = e
+            total += e
+        over = F(1) / total
+        whole[seen:before] = F(0)
+        whole[before + own :] = F(0)
+        for i in range(keys):
+            whole[i] = whole[i] * over
+        if d[10]:
+            for i in range(keys):
+                rounded[i] = _down(whole[i], rounded[i])
+
+
+@_loop
+def softmax_slope(data):
+    d = carray(_numbers(data), (6,))
+    keys = d[2]
+    p, grad = carray(_float_pointer(d[3]), (ENDLESS,)), carray(_float_pointer(d[4]), (ENDLESS,))
+    out = carray(_pointer(d[5], data), (ENDLESS,))
+    first, stop = _share(d[1], d[0])
+    for at in range(first, stop):
+        x, s, y = p[at * keys : at * keys + keys], grad[at * keys : at * keys + keys], out[at * keys : at * keys + keys]
+        along = F(0)
+        for i in range(keys):
+            along += x[i] * s[i]
+        for i in range(keys):
+            y[i] = _down(x[i] * (s[i] - along), y[i])
+
+
+@_loop
+def take(data):
+    """Lines of D numbers, 0 where a line's number is -1: as they are, and times a factor in fp32."""
+    d = carray(_numbers(data), (8,))
+    size, factor = d[2], F(_fraction(d[7]))
+    lines, x = carray(_whole_pointer(d[3]), (ENDLESS,)), carray(_pointer(d[4], data), (ENDLESS,))
+    low, high = carray(_pointer(d[5], data), (ENDLESS,)), carray(_float_pointer(d[6]), (ENDLESS,))
+    first, stop = _share(d[1], d[0])
+    for at in range(first, stop):
+        a, b = low[at * size : at * size + size], high[at * size : at * size + size]
+        line = x[max(lines[at], 0) * size : max(lines[at], 0) * size + size]
+        if d[5]:
+            for i in range(size):
+                a[i] = line[i] if lines[at] >= 0 else _down(F(0), line[i])
+        if d[6]:
+            for i in range(size):
+                b[i] = _up(line[i]) * factor if lines[at] >= 0 else F(0)
+
+
+@_loop
+def put(data):
+    """x (B, R, D) times a factor to lines of `out`, whose numbers have a stride of their own; -1: nowhere."""
+    d = carray(_numbers(data), (9,))
+    rows, size, stride, factor = d[2], d[3], d[4], F(_fraction(d[8]))
+    lines, x = carray(_whole_pointer(d[5]), (ENDLESS,)), carray(_pointer(d[6], data), (ENDLESS,))
+    out = carray(_pointer(d[7], data), (ENDLESS,))
+    first, stop = _share(d[1] * rows, d[0])
+    for at in range(first, stop):
+        line = lines[at // rows * stride + at % rows]
+        if line >= 0:
+            a, b = x[at * size : at * size + size], out[line * size : line * size + size]
+            for i in range(size):
+                b[i] = _down(_up(a[i]) * factor, b[i])
+
+
+@_loop
+def add(data):
+    """x (B, R, D) times a factor added to lines of `out`, fp32, each by the one thread that it falls to."""
+    d = carray(_numbers(data), (10,))
+    rows, size, stride, factor = d[2], d[3], d[4], F(_fraction(d[9]))
+    lines, x = carray(_whole_pointer(d[6]), (ENDLESS,)), carray(_pointer(d[7], data), (ENDLESS,))
+    out = carray(_float_pointer(d[8]), (ENDLESS,))
+    first, stop = _share(d[5], d[0])
+    for at in range(d[1] * rows):
+        line = lines[at // rows * stride + at % rows]
+        if first <= line < stop:
+            a, b = x[at * size : at * size + size], out[line * size : line * size + size]
+            for i in range(size):
+                b[i] += _up(a[i]) * factor

@@ -1,0 +1,173 @@
+"""The loops that Numba compiles give what PyTorch gives, and PyTorch takes over where they cannot run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dpo_workbench.models import kernels
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(params=DTYPES, ids=["fp32", "bf16"])
+def dtype(request) -> torch.dtype:
+    pytest.importorskip("numba", reason="the extra cpu is not installed")
+    if kernels._compile(request.param) is None:
+        pytest.skip("PyTorch is not linked with GNU OpenMP here")
+    return request.param
+
+
+def drawn(dtype: torch.dtype, *shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def both(monkeypatch, compute):
+    """What the loops give, and what PyTorch does, each as a list of tensors."""
+    found = []
+    for plain in (False, True):
+        with monkeypatch.context() as patch:
+            if plain:
+                patch.setattr(kernels, "_compile", lambda dtype: None)
+            result = compute()
+        found.append([result] if isinstance(result, torch.Tensor) else list(result))
+    return found
+
+
+def assert_like(got, want, dtype: torch.dtype) -> None:
+    near = 2e-6 if dtype == torch.float32 else 2**-7
+    assert len(got) == len(want)
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert (one.double() - other.double()).abs().max() <= near * other.double().abs().max()
+        assert other.abs().max() > 0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 64])
+def test_passes_of_a_layer_equal_pytorchs(rows, dtype, monkeypatch) -> None:
+    x, grad, more = (drawn(dtype, rows, 50, seed=seed) for seed in range(3))
+    weight, inverse = drawn(dtype, 50, seed=3), drawn(torch.float32, rows, 1, seed=4).abs()
+    gate, up, of_act = (drawn(dtype, rows, 37, seed=seed) * 4 for seed in range(3))
+    heads, cos, sin = drawn(dtype, rows, 3, 10), drawn(dtype, rows, 10, seed=5), drawn(dtype, rows, 10, seed=6)
+
+    def added():
+        here = x.clone()
+        return (*kernels.norm(here, weight, 1e-5, more), here)
+
+    for compute in (
+        lambda: kernels.norm(x, weight, 1e-5),
+        added,
+        lambda: kernels.norm_slope(grad.clone(), x, weight, inverse, more),
+        lambda: kernels.norm_slope(grad.clone(), x, weight, inverse, None),
+        lambda: kernels.turned(heads, cos, sin, torch.empty_like(heads)),
+        lambda: kernels.gated(gate, up),
+        lambda: kernels.gated_slopes(gate, up, of_act.clone()),
+    ):
+        assert_like(*both(monkeypatch, compute), dtype)
+
+
+def test_lines_are_taken_put_and_added_where_they_belong(dtype, monkeypatch) -> None:
+    x = drawn(dtype, 20, 12)
+    lines = torch.tensor([[3, -1, 7, 0], [19, 5, -1, -1], [2, 4, 6, 8]])
+    for scale in (1.0, 0.125):
+        got, want = both(monkeypatch, lambda scale=scale: kernels.take(x, lines, scale))
+        assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+        assert got[1].dtype == torch.float32 and not got[0][0, 1].any() and torch.equal(got[0][2, 3], x[8])
+
+    some = lines[1:, 1:]  # with a stride of their own
+    rows = drawn(dtype, 2, 3, 12, seed=1)
+
+    def put():
+        out = torch.zeros_like(x)
+        kernels.put(rows, some, out, 0.5)
+        return out
+
+    def add():
+        out = torch.ones(20, 12)
+        for _ in range(3):
+            kernels.add(rows, some, out, 0.5)
+        return out
+
+    for compute in (put, add):
+        (got,), (want,) = both(monkeypatch, compute)
+        assert (got - want).abs().max() <= 1e-6 and got[5].any()
+        assert (got[5] - got[3]).abs().max() > 0 and torch.equal(got[3], got[0])  # 0 and 3 are not named
+
+
+def test_softmax_sees_what_a_part_has_before_and_up_to_itself(dtype) -> None:
+    parts, n_keys, queries, groups, before = 3, 2, 4, 3, 6
+    lengths, first_query = torch.tensor([6, 0, 4]), 2
+    keys = before + first_query + queries
+    scores = drawn(torch.float32, parts * n_keys, queries, groups, keys) * 10
+    place = torch.arange(keys)
+    early = (place < before) & (place < lengths.repeat_interleave(n_keys)[:, None])  # (P K, keys)
+    own = (place >= before) & (place - before <= first_query + torch.arange(queries)[:, None])  # (queries, keys)
+    seen = (early[:, None] | own)[:, :, None]
+    want = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    for first in (0, 2):  # some of the rows at a time
+        got, low = scores[first:].clone(), torch.zeros(scores[first:].shape, dtype=dtype)
+        assert kernels.softmax(got, low, first_query, before, lengths, n_keys, first)
+        assert (got - want[first:]).abs().max() <= 1e-6 and not got[(want[first:] == 0)].any()
+        if dtype == torch.bfloat16:
+            assert torch.equal(low, got.to(dtype))
+
+
+def test_the_slope_of_a_softmax(dtype, monkeypatch) -> None:
+    p, grad = drawn(torch.float32, 5, 4, 30).softmax(-1), drawn(torch.float32, 5, 4, 30, seed=1)
+    got, want = both(
+        monkeypatch,
+        lambda: kernels.softmax_slope(p.clone(), grad.clone(), torch.empty(grad.shape, dtype=dtype)).float(),
+    )
+    assert_like(got, want, dtype)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_lost(bad, dtype) -> None:
+    """A run stops at it; rounding or an exponential may not make a number of it."""
+    x = drawn(dtype, 4, 16)
+    x[2, 5] = bad
+    good, weight = drawn(dtype, 4, 16, seed=1), torch.ones(16, dtype=dtype)
+    assert not kernels.norm(x, weight, 1e-5)[0][2].isfinite().all()
+    assert not kernels.gated(x, good)[2].isfinite().all() and not kernels.gated(good, x)[2].isfinite().all()
+    assert not any(part[2].isfinite().all() for part in kernels.gated_slopes(x, good, good.clone()))
+    scores = x.float().view(1, 4, 1, 16).clone()
+    low = torch.zeros(scores.shape, dtype=dtype)
+    kernels.softmax(scores, low, 12, 0, torch.tensor([0]), 1, 0)
+    assert not scores[0, 2].isfinite().all() and scores[0, 1].isfinite().all()
+    assert dtype == torch.float32 or not low[0, 2].isfinite().all()
+    assert not kernels.take(x, torch.tensor([[2]]))[0].isfinite().all()
+
+
+def test_bf16_is_rounded_as_pytorch_rounds() -> None:
+    pytest.importorskip("numba", reason="the extra cpu is not installed")
+    if kernels._compile(torch.bfloat16) is None:
+        pytest.skip("PyTorch is not linked with GNU OpenMP here")
+    x = torch.arange(0, 2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).view(1, -1, 16)  # every number
+    finite = x.isfinite()
+    lines = torch.arange(x.shape[1])[None]
+    for scale in (1.0, 0.3, 1.0 + 2**-8, 1e-3):
+        out = torch.zeros_like(x[0])
+        kernels.put(x.contiguous(), lines, out, scale)
+        assert torch.equal(out[finite[0]], (x.float() * torch.tensor(scale)).bfloat16()[finite])
+        assert out.isnan().equal(x[0].isnan())
+
+
+def test_other_dtypes_strides_and_devices_are_pytorchs() -> None:
+    assert kernels.compiled(torch.ones(2, 2, dtype=torch.float64)) is None
+    assert kernels.compiled(torch.ones(2, 3).T) is None
+    assert kernels.compiled(torch.ones(2), torch.ones(2, dtype=torch.bfloat16)) is None
+    assert kernels.compiled(torch.ones(2, device="meta")) is None
+
+
+@pytest.mark.parametrize(
+    "stop", ["import sys; sys.modules['numba'] = None", f"import os; os.environ['{kernels.OFF}'] = '1'"]
+)
+def test_without_numba_pytorch_takes_over(stop) -> None:
+    code = f"{stop}\nimport torch\nfrom dpo_workbench.models import kernels\n"
+    code += "x = torch.ones(2, 4)\nprint(kernels._compile(x.dtype), kernels.gated(x, x).sum().item())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert run.stdout.split() == ["None", "5.848"] or run.stdout.startswith("None 5.848"), run.stderr
