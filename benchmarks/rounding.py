@@ -13,12 +13,14 @@ import json
 from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import vs_trl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dpo_workbench.models import attention
+from dpo_workbench.models import attention, kernels, layer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.environment import describe
 from dpo_workbench.training import loop
@@ -40,8 +42,10 @@ def main() -> None:
     found = []
     for row in rows:
         want = gradient(exact, row)
-        cell = {"norm": want.norm().item(), "blocks": differs(gradient(low, row), want)}
-        with by_parts():
+        cell = {"norm": want.norm().item(), "this loop": differs(gradient(low, row), want)}
+        with patch.object(kernels, "_compile", lambda dtype: None):
+            cell["this loop without Numba"] = differs(gradient(low, row), want)
+        with patch.object(layer, "attend", by_parts), patch.object(layer, "attend_backward", by_parts_backward):
             cell["sdpa, each part"] = differs(gradient(low, row), want)
         cell["sdpa, plain sequences"] = differs(gradient(low, row, packing=False), want)
         with sdpa_kernel(SDPBackend.MATH):
@@ -87,15 +91,16 @@ def differs(got: torch.Tensor, want: torch.Tensor) -> float:
     return round(((got - want).norm() / want.norm()).item(), 4)
 
 
-class by_parts:
-    """Inside: packs take SDPA part by part, as on a GPU."""
+def by_parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layout: attention.Layout) -> torch.Tensor:
+    """Attention as on a GPU."""
+    return attention._attention_of_parts(*(x.transpose(0, 1)[None] for x in (q, k, v)), scale, layout)[0]
 
-    def __enter__(self) -> None:
-        self.kept = attention._BlockAttention
-        attention._BlockAttention = type("Parts", (), {"apply": staticmethod(attention._attention_of_parts)})
 
-    def __exit__(self, *_: object) -> None:
-        attention._BlockAttention = self.kept
+def by_parts_backward(grad: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
+    inputs = [x.detach().requires_grad_() for x in args[:3]]
+    with torch.enable_grad():
+        out = by_parts(*inputs, *args[3:])
+    return tuple(x.contiguous() for x in torch.autograd.grad(out, inputs, grad))
 
 
 if __name__ == "__main__":
