@@ -5,10 +5,11 @@ python benchmarks/vs_trl.py --cells medium-bf16-1
 
 Equal on both sides: model, token ids, LoRA (r=16 on all linear layers, the same start), pairs in a forward pass and in
 an optimiser step, AdamW, learning rate, order, number of steps. The clock runs from a loaded model and pairs as text to
-the end of training, with tokens, adapter and reference pass; modules are imported before. TRL runs without activation
-checkpointing (its default is on, and slower); for one epoch it computes the reference beside the policy (its default),
-for three once before training, as this loop does. Peak memory is that of the whole process. What this package asks of
-PyTorch's and glibc's allocators (huge pages, freed memory kept) it asks for itself alone.
+the end of training, with tokens, adapter and reference pass; modules are imported before, compiled loops (the extra
+`cpu`) among them. TRL runs without activation checkpointing (its default is on, and slower); for one epoch it computes
+the reference beside the policy (its default), for three once before training, as this loop does. Peak memory is that
+of the whole process. What this package asks of PyTorch's and glibc's allocators (huge pages, freed memory kept) it asks
+for itself alone.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def device() -> str:
 
 def ours(shape: str, dtype: str, epochs: int) -> dict:
     import dpo_workbench as dw
+    from dpo_workbench.models.kernels import compiled
     from dpo_workbench.training.config import TrainConfig
 
     model = load(dtype)
@@ -88,6 +90,7 @@ def ours(shape: str, dtype: str, epochs: int) -> dict:
         micro_tokens=together * (prompt + 2 * answer),
     )
     train = dw.train
+    compiled(model.network.lm_head.weight)
     begun = time.monotonic()
     run = train(model, pairs, config, show=False)
     return {"seconds": time.monotonic() - begun, "losses": [h["loss"] for h in run.history]}

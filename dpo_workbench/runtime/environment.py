@@ -85,7 +85,7 @@ def describe() -> dict[str, Any]:
     import importlib.metadata as metadata
 
     versions = {}
-    for name in ("torch", "transformers", "peft"):
+    for name in ("torch", "transformers", "peft", "numba"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
