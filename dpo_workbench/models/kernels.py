@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -58,10 +59,17 @@ def _compile(dtype: torch.dtype) -> Compiled | None:
         start = ctypes.CDLL(torch._C.__file__)  # finds what PyTorch itself is linked with
         start.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         start.GOMP_parallel.restype = None
-        from dpo_workbench.models import loops
-    except (ImportError, OSError, AttributeError):
+        thread_number, parallel = start.omp_get_thread_num, start.GOMP_parallel
+    except (OSError, AttributeError):
         return None
-    return Compiled(loops.compile_all(dtype == torch.bfloat16, start.omp_get_thread_num), start.GOMP_parallel)
+    try:
+        from dpo_workbench.models import loops
+
+        return Compiled(loops.compile_all(dtype == torch.bfloat16, thread_number), parallel)
+    except Exception as error:  # whatever Numba has against this machine: the run goes on
+        if not (isinstance(error, ModuleNotFoundError) and error.name in ("numba", "llvmlite")):
+            warnings.warn(f"Numba's loops were not made ({error}): PyTorch does their work, slower", stacklevel=2)
+        return None
 
 
 def inverse_root(x: Tensor, eps: float) -> Tensor:

@@ -46,40 +46,31 @@ def _loop(function: Callable) -> Callable:
     return function
 
 
-@intrinsic
-def _numbers(typing, data):
-    """The pointer as one to whole numbers."""
+def _pointer_to(kind: Any) -> Any:
+    """A function of an address, or of another pointer, that gives a pointer to `kind`."""
 
-    def generate(context, builder, signature, args):
-        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+    @intrinsic
+    def pointer(typing, start):
+        def generate(context, builder, signature, args):
+            convert = builder.bitcast if isinstance(signature.args[0], types.CPointer) else builder.inttoptr
+            return convert(args[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(types.int64)(data), generate
+        return types.CPointer(kind)(start), generate
+
+    return pointer
 
 
-@intrinsic
-def _pointer(typing, address, like):
-    """The address as a pointer of the type of `like`."""
-
-    def generate(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return like(address, like), generate
+_to_floats, _to_wholes = _pointer_to(types.float32), _pointer_to(types.int64)
 
 
 @intrinsic
-def _float_pointer(typing, address):
-    def generate(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+def _to_like(typing, address, data):
+    """The address as a pointer of the type of `data`."""
 
-    return types.CPointer(types.float32)(address), generate
-
-
-@intrinsic
-def _whole_pointer(typing, address):
     def generate(context, builder, signature, args):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(types.int64)(address), generate
+    return data(address, data), generate
 
 
 @intrinsic
@@ -110,6 +101,28 @@ def _fraction(typing, bits):
     return types.float64(types.int64), lambda context, builder, signature, args: builder.bitcast(
         args[0], ir.DoubleType()
     )
+
+
+@njit(inline="always")
+def _given(data):
+    """The whole numbers that a loop gets."""
+    return carray(_to_wholes(data), (16,))
+
+
+@njit(inline="always")
+def _tensor(address, data):
+    """All that begins there, in the dtype that the loop is for."""
+    return carray(_to_like(address, data), (ENDLESS,))
+
+
+@njit(inline="always")
+def _floats(address):
+    return carray(_to_floats(address), (ENDLESS,))
+
+
+@njit(inline="always")
+def _wholes(address):
+    return carray(_to_wholes(address), (ENDLESS,))
 
 
 def _up(x): ...
@@ -169,12 +182,11 @@ def _share(n, threads):
 
 @_loop
 def norm(data):
-    d = _numbers(data)
-    d = carray(d, (9,))
+    d = _given(data)
     n = d[2]
-    x, add = carray(_pointer(d[3], data), (ENDLESS,)), carray(_pointer(d[4], data), (ENDLESS,))
-    weight, out = carray(_pointer(d[5], data), (n,)), carray(_pointer(d[6], data), (ENDLESS,))
-    inverse, eps, added = carray(_float_pointer(d[7]), (ENDLESS,)), F(_fraction(d[8])), d[4] != 0
+    x, add = _tensor(d[3], data), _tensor(d[4], data)
+    weight, out = _tensor(d[5], data), _tensor(d[6], data)
+    inverse, eps, added = _floats(d[7]), F(_fraction(d[8])), d[4] != 0
     first, stop = _share(d[1], d[0])
     for t in range(first, stop):
         row, unit = x[t * n : t * n + n], out[t * n : t * n + n]
@@ -193,11 +205,11 @@ def norm(data):
 
 @_loop
 def norm_slope(data):
-    d = carray(_numbers(data), (9,))
+    d = _given(data)
     n = d[2]
-    grad, x = carray(_pointer(d[3], data), (ENDLESS,)), carray(_pointer(d[4], data), (ENDLESS,))
-    weight, inverse = carray(_pointer(d[5], data), (n,)), carray(_float_pointer(d[6]), (ENDLESS,))
-    add, out, added = carray(_pointer(d[7], data), (ENDLESS,)), carray(_pointer(d[8], data), (ENDLESS,)), d[7] != 0
+    grad, x = _tensor(d[3], data), _tensor(d[4], data)
+    weight, inverse = _tensor(d[5], data), _floats(d[6])
+    add, out, added = _tensor(d[7], data), _tensor(d[8], data), d[7] != 0
     first, stop = _share(d[1], d[0])
     for t in range(first, stop):
         slope, row, unit = grad[t * n : t * n + n], x[t * n : t * n + n], out[t * n : t * n + n]
@@ -218,11 +230,11 @@ def norm_slope(data):
 
 @_loop
 def turn(data):
-    d = carray(_numbers(data), (8,))
+    d = _given(data)
     heads, size = d[2], d[3]
     half = size // 2
-    x, out = carray(_pointer(d[4], data), (ENDLESS,)), carray(_pointer(d[7], data), (ENDLESS,))
-    cos, sin = carray(_pointer(d[5], data), (ENDLESS,)), carray(_pointer(d[6], data), (ENDLESS,))
+    x, out = _tensor(d[4], data), _tensor(d[7], data)
+    cos, sin = _tensor(d[5], data), _tensor(d[6], data)
     first, stop = _share(d[1], d[0])
     for t in range(first, stop):
         c, s = cos[t * size : t * size + size], sin[t * size : t * size + size]
@@ -237,10 +249,10 @@ def turn(data):
 
 @_loop
 def gate(data):
-    d = carray(_numbers(data), (6,))
+    d = _given(data)
     first, stop = _share(d[1] * d[2], d[0])
-    x, y = carray(_pointer(d[3], data), (ENDLESS,))[first:stop], carray(_pointer(d[4], data), (ENDLESS,))[first:stop]
-    out = carray(_pointer(d[5], data), (ENDLESS,))[first:stop]
+    x, y = _tensor(d[3], data)[first:stop], _tensor(d[4], data)[first:stop]
+    out = _tensor(d[5], data)[first:stop]
     for i in range(stop - first):
         g = _up(x[i])
         out[i] = _down(g / (F(1) + _exp(-g)) * _up(y[i]), x[i])
@@ -248,13 +260,13 @@ def gate(data):
 
 @_loop
 def gate_slopes(data):
-    d = carray(_numbers(data), (8,))
+    d = _given(data)
     first, stop = _share(d[1] * d[2], d[0])
-    x, y = carray(_pointer(d[3], data), (ENDLESS,))[first:stop], carray(_pointer(d[4], data), (ENDLESS,))[first:stop]
-    grad = carray(_pointer(d[5], data), (ENDLESS,))[first:stop]
+    x, y = _tensor(d[3], data)[first:stop], _tensor(d[4], data)[first:stop]
+    grad = _tensor(d[5], data)[first:stop]
     out, of_up = (
-        carray(_pointer(d[6], data), (ENDLESS,))[first:stop],
-        carray(_pointer(d[7], data), (ENDLESS,))[first:stop],
+        _tensor(d[6], data)[first:stop],
+        _tensor(d[7], data)[first:stop],
     )
     for i in range(stop - first):
         g, u, s = _up(x[i]), _up(y[i]), _up(grad[i])
@@ -268,10 +280,10 @@ def gate_slopes(data):
 @_loop
 def softmax(data):
     """Of scores (B, queries x heads of a group, keys), in place; a part's keys before its own are its first ones."""
-    d = carray(_numbers(data), (12,))
+    d = _given(data)
     rows, keys, groups, before, first_query, n_keys, first_row = d[2], d[3], d[4], d[5], d[6], d[7], d[8]
-    scores, low = carray(_float_pointer(d[9]), (ENDLESS,)), carray(_pointer(d[10], data), (ENDLESS,))
-    lengths = carray(_whole_pointer(d[11]), (ENDLESS,))
+    scores, low = _floats(d[9]), _tensor(d[10], data)
+    lengths = _wholes(d[11])
     first, stop = _share(d[1] * rows, d[0])
     for at in range(first, stop):
         b, row = at // rows, at % rows
@@ -304,10 +316,10 @@ def softmax(data):
 
 @_loop
 def softmax_slope(data):
-    d = carray(_numbers(data), (6,))
+    d = _given(data)
     keys = d[2]
-    p, grad = carray(_float_pointer(d[3]), (ENDLESS,)), carray(_float_pointer(d[4]), (ENDLESS,))
-    out = carray(_pointer(d[5], data), (ENDLESS,))
+    p, grad = _floats(d[3]), _floats(d[4])
+    out = _tensor(d[5], data)
     first, stop = _share(d[1], d[0])
     for at in range(first, stop):
         x, s, y = p[at * keys : at * keys + keys], grad[at * keys : at * keys + keys], out[at * keys : at * keys + keys]
@@ -321,10 +333,10 @@ def softmax_slope(data):
 @_loop
 def take(data):
     """Lines of D numbers, 0 where a line's number is -1: as they are, and times a factor in fp32."""
-    d = carray(_numbers(data), (8,))
+    d = _given(data)
     size, factor = d[2], F(_fraction(d[7]))
-    lines, x = carray(_whole_pointer(d[3]), (ENDLESS,)), carray(_pointer(d[4], data), (ENDLESS,))
-    low, high = carray(_pointer(d[5], data), (ENDLESS,)), carray(_float_pointer(d[6]), (ENDLESS,))
+    lines, x = _wholes(d[3]), _tensor(d[4], data)
+    low, high = _tensor(d[5], data), _floats(d[6])
     first, stop = _share(d[1], d[0])
     for at in range(first, stop):
         a, b = low[at * size : at * size + size], high[at * size : at * size + size]
@@ -340,10 +352,10 @@ def take(data):
 @_loop
 def put(data):
     """x (B, R, D) times a factor to lines of `out`, whose numbers have a stride of their own; -1: nowhere."""
-    d = carray(_numbers(data), (9,))
+    d = _given(data)
     rows, size, stride, factor = d[2], d[3], d[4], F(_fraction(d[8]))
-    lines, x = carray(_whole_pointer(d[5]), (ENDLESS,)), carray(_pointer(d[6], data), (ENDLESS,))
-    out = carray(_pointer(d[7], data), (ENDLESS,))
+    lines, x = _wholes(d[5]), _tensor(d[6], data)
+    out = _tensor(d[7], data)
     first, stop = _share(d[1] * rows, d[0])
     for at in range(first, stop):
         line = lines[at // rows * stride + at % rows]
@@ -356,10 +368,10 @@ def put(data):
 @_loop
 def add(data):
     """x (B, R, D) times a factor added to lines of `out`, fp32, each by the one thread that it falls to."""
-    d = carray(_numbers(data), (10,))
+    d = _given(data)
     rows, size, stride, factor = d[2], d[3], d[4], F(_fraction(d[9]))
-    lines, x = carray(_whole_pointer(d[6]), (ENDLESS,)), carray(_pointer(d[7], data), (ENDLESS,))
-    out = carray(_float_pointer(d[8]), (ENDLESS,))
+    lines, x = _wholes(d[6]), _tensor(d[7], data)
+    out = _floats(d[8])
     first, stop = _share(d[5], d[0])
     for at in range(d[1] * rows):
         line = lines[at // rows * stride + at % rows]

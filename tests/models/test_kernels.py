@@ -171,3 +171,22 @@ def test_without_numba_pytorch_takes_over(stop) -> None:
     code += "x = torch.ones(2, 4)\nprint(kernels._compile(x.dtype), kernels.gated(x, x).sum().item())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert run.stdout.split() == ["None", "5.848"] or run.stdout.startswith("None 5.848"), run.stderr
+
+
+def test_loops_that_cannot_be_made_are_named_once_and_do_without(monkeypatch) -> None:
+    loops = pytest.importorskip("dpo_workbench.models.loops", reason="the extra cpu is not installed")
+
+    def fails(*_):
+        raise TypeError("no such type")
+
+    kernels._compile.cache_clear()
+    try:
+        if kernels._compile(torch.float32) is None:
+            pytest.skip("PyTorch is not linked with GNU OpenMP here")
+        kernels._compile.cache_clear()
+        monkeypatch.setattr(loops, "compile_all", fails)
+        with pytest.warns(UserWarning, match="no such type.*PyTorch does their work"):
+            assert kernels.gated(torch.ones(2, 2), torch.ones(2, 2)).sum() > 0
+        kernels.gated(torch.ones(2, 2), torch.ones(2, 2))
+    finally:
+        kernels._compile.cache_clear()
