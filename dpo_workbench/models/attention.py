@@ -353,7 +353,7 @@ class _PackAttention(torch.autograd.Function):
         return *(slope.transpose(0, 1)[None] for slope in slopes), None, None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout, out: Tensor | None = None) -> Tensor:
     """Softmax attention of a pack on a CPU, parts of like length at once.
 
     Args:
@@ -361,11 +361,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout) -> Ten
         k, v: (T, key heads, D).
         scale: of the scores.
         layout: what each query may see.
+        out: room for the result, contiguous.
 
     Returns:
         (T, heads, D).
     """
-    out, (heads, size), n_keys = q.new_empty(q.shape), q.shape[1:], k.shape[1]
+    (heads, size), n_keys = q.shape[1:], k.shape[1]
+    out = q.new_empty(q.shape) if out is None else out
     for group in _groups(layout):
         if _has_tiles():
             put(group.kernel(q, k, v, scale), group.queries[None], out.flatten(1))

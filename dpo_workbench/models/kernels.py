@@ -221,3 +221,24 @@ def softmax_slope(p: Tensor, grad: Tensor, out: Tensor) -> Tensor:
         return out
     slope = torch.ops.aten._softmax_backward_data(grad, p, -1, p.dtype, grad_input=grad)
     return slope if slope.dtype == out.dtype else out.copy_(slope)
+
+
+def vocabulary(
+    scores: Tensor, targets: Tensor, start: int, picked: Tensor, most: Tensor, total: Tensor
+) -> Tensor | None:
+    """A piece of an online softmax (arXiv 1805.02867, algorithm 3), if there is a loop for it.
+
+    Args:
+        scores: (N, M) of the tokens start..start+M-1; they become exp(score - largest of the row so far).
+        targets: (N,) tokens; the score of one that is in this piece goes to `picked`.
+        picked, most, total: (N,), fp32: the targets' scores, the largest so far, the exponentials' sum relative to it.
+
+    Returns:
+        (N,) what weights of the pieces before shrink to, or None: nothing is done.
+    """
+    fast = compiled(scores)
+    if fast is None:
+        return None
+    shrink = torch.empty_like(total)
+    fast.run("vocabulary", *scores.shape, start, scores, targets, picked, most, total, shrink)
+    return shrink

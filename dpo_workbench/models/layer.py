@@ -66,20 +66,21 @@ class _DecoderLayer(torch.autograd.Function):
         a, b = low[0::2], low[1::2]
         unit, inverse = norm(x, frozen.norms[0], frozen.eps[0])
         inner = [_inner(unit, a[:3], new)]
-        q, k, v = (out.unflatten(1, (-1, frozen.size)) for out in _products(unit, (wq, wk, wv), inner[0], b[:3], scale))
+        rooms = (_anywhere, _anywhere, new)
+        products = _products(unit, (wq, wk, wv), inner[0], b[:3], scale, rooms)
+        q, k, v = (out.unflatten(1, (-1, frozen.size)) for out in products)
         q, k = (turned(part, cos, sin, new(part.shape, x)) for part in (q, k))
-        v = new(v.shape, x).copy_(v)
-        seen = attend(q, k, v, frozen.scaling, layout).flatten(1)
+        seen = attend(q, k, v, frozen.scaling, layout, new(q.shape, x) if read is None else None).flatten(1)
         here, seen = (x, seen) if read is None else (x[read], seen[read])
-        seen = new(seen.shape, x).copy_(seen)
+        seen = seen if read is None else new(seen.shape, x).copy_(seen)
         inner.append(_inner(seen, a[3:4], new))
-        (middle,) = _products(seen, (wo,), inner[1], b[3:4], scale, new)
+        (middle,) = _products(seen, (wo,), inner[1], b[3:4], scale, (new,))
         unit, inverse_2 = norm(middle, frozen.norms[1], frozen.eps[1], here)
         inner.append(_inner(unit, a[4:6], new))
-        gate, up = _products(unit, (wg, wu), inner[2], b[4:6], scale, new)
+        gate, up = _products(unit, (wg, wu), inner[2], b[4:6], scale, (new, new))
         act = gated(gate, up)
         inner.append(_inner(act, a[6:], new))
-        (out,) = _products(act, (wd,), inner[3], b[6:], scale, new)
+        (out,) = _products(act, (wd,), inner[3], b[6:], scale, (new,))
         if low:
             ctx.save_for_backward(x, cos, sin, q, k, v, seen, middle, gate, up, inverse, inverse_2, *inner, *low)
             ctx.frozen, ctx.layout, ctx.read, ctx.dtype = frozen, layout, read, lora[0].dtype
@@ -148,9 +149,9 @@ def _inner(x: Tensor, a: list[Tensor], new: Callable) -> Tensor | None:
 
 
 def _products(
-    x: Tensor, weights: Sequence[Tensor], inner: Tensor | None, b: list[Tensor], scale: float, new: Callable = _anywhere
+    x: Tensor, weights: Sequence[Tensor], inner: Tensor | None, b: list[Tensor], scale: float, rooms: Sequence[Callable]
 ) -> Iterator[Tensor]:
-    for i, weight in enumerate(weights):
+    for i, (weight, new) in enumerate(zip(weights, rooms, strict=True)):
         out = torch.mm(x, weight.T, out=new((len(x), len(weight)), x))
         yield out if inner is None else out.addmm_(inner.chunk(len(weights), 1)[i], b[i].T, alpha=scale)
 

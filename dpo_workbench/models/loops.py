@@ -379,3 +379,29 @@ def add(data):
             a, b = x[at * size : at * size + size], out[line * size : line * size + size]
             for i in range(size):
                 b[i] += _up(a[i]) * factor
+
+
+@_loop
+def vocabulary(data):
+    """Online softmax of scores (N, M), which become their exponentials relative to the largest of a row so far."""
+    d = _given(data)
+    n, start = d[2], d[3]
+    scores, targets, picked = _tensor(d[4], data), _wholes(d[5]), _floats(d[6])
+    most, total, shrink = _floats(d[7]), _floats(d[8]), _floats(d[9])
+    first, stop = _share(d[1], d[0])
+    for t in range(first, stop):
+        row = scores[t * n : t * n + n]
+        before = most[t]
+        key = _order(_as_bits(before))
+        for i in range(n):
+            key = max(key, _order(_as_bits(_up(row[i]))))
+        now, sum_ = _as_float(U(_order(key))), F(0)
+        if start <= targets[t] < start + n:
+            picked[t] = _up(row[targets[t] - start])
+        for i in range(n):
+            e = _exp(_up(row[i]) - now)
+            sum_ += e
+            row[i] = _down(e, row[i])
+        shrink[t] = _exp(max(before, F(-1e30)) - now)
+        total[t] = total[t] * shrink[t] + sum_
+        most[t] = now

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_workbench.models.adapter import causal_lm
+from dpo_workbench.models.kernels import vocabulary
 from dpo_workbench.models.layer import Read
 from dpo_workbench.training.packing import Batch
 
@@ -45,6 +46,7 @@ class _TokenLogps(torch.autograd.Function):
         weight, bias, scale, cap = head
         n, high = len(target), torch.promote_types(hidden.dtype, torch.float32)
         picked, total = hidden.new_zeros(2, n, dtype=high)
+        plain = bias is None and cap is None and scale == 1.0
         most = torch.full_like(total, float("-inf"))
         mean = torch.zeros_like(hidden, dtype=high) if hidden.requires_grad else None  # of the rows, by exp(score)
         own = weight[target] if mean is not None else weight[:0]
@@ -53,6 +55,11 @@ class _TokenLogps(torch.autograd.Function):
         for start in range(0, len(weight), piece):
             rows = weight[start : start + piece]
             low = torch.mm(hidden, rows.T, out=room[: n * len(rows)].view(n, -1))
+            shrink = vocabulary(low, target, start, picked, most, total) if plain else None
+            if shrink is not None:
+                if mean is not None:
+                    mean.mul_(shrink[:, None]).add_(low @ rows)
+                continue
             scores = low.to(high)
             if bias is not None:
                 scores += bias[start : start + piece]

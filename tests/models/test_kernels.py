@@ -125,6 +125,23 @@ def test_the_slope_of_a_softmax(dtype, monkeypatch) -> None:
     assert_like(got, want, dtype)
 
 
+def test_the_vocabulary_in_pieces_is_a_log_softmax(dtype) -> None:
+    scores, targets = drawn(dtype, 6, 50) * 20, torch.tensor([0, 12, 13, 49, 30, 25])
+    scores[4] = -2000.0  # one far above the others
+    scores[4, 30] = 0.0
+    picked, total, most = torch.zeros(6), torch.zeros(6), torch.full((6,), -float("inf"))
+    sums = torch.zeros(6)
+    for start in range(0, 50, 13):
+        piece = scores[:, start : start + 13].contiguous()
+        shrink = kernels.vocabulary(piece, targets, start, picked, most, total)
+        assert shrink is not None and shrink.isfinite().all()
+        sums = sums * shrink + piece.float().sum(1)
+    want = scores.float().log_softmax(1).gather(1, targets[:, None])[:, 0]
+    assert (picked - most - total.log() - want).abs().max() <= 1e-5 * want.abs().max()
+    assert torch.equal(most, scores.float().amax(1))
+    assert (sums / total - 1).abs().max() <= (1e-6 if dtype == torch.float32 else 2**-8)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
 def test_what_is_not_finite_is_not_lost(bad, dtype) -> None:
     """A run stops at it; rounding or an exponential may not make a number of it."""
@@ -140,6 +157,9 @@ def test_what_is_not_finite_is_not_lost(bad, dtype) -> None:
     assert not scores[0, 2].isfinite().all() and scores[0, 1].isfinite().all()
     assert dtype == torch.float32 or not low[0, 2].isfinite().all()
     assert not kernels.take(x, torch.tensor([[2]]))[0].isfinite().all()
+    total = torch.zeros(4)
+    kernels.vocabulary(x.clone(), torch.zeros(4).long(), 0, torch.zeros(4), torch.full((4,), -float("inf")), total)
+    assert not total[2].isfinite() and total[1].isfinite()
 
 
 def test_bf16_is_rounded_as_pytorch_rounds() -> None:
