@@ -48,6 +48,10 @@ class Layout:
     rows: tuple[tuple[int, int, tuple[int, ...]], ...]
 
     @cached_property
+    def n_tokens(self) -> int:
+        return max((start + shared + sum(rests) for start, shared, rests in self.rows), default=0)
+
+    @cached_property
     def parts(self) -> list[_Part]:
         """One for each row's shared tokens, and one for each answer's rest, in the order of their places."""
         found = []
@@ -365,7 +369,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout, out: T
 
     Returns:
         (T, heads, D).
+
+    Raises:
+        IndexError: the layout has more tokens than `q`, or `k` and `v` have other numbers.
     """
+    if not layout.n_tokens <= len(q) == len(k) == len(v):
+        raise IndexError(f"the layout has {layout.n_tokens} tokens. Got {len(q)} queries, {len(k)} keys")
     (heads, size), n_keys = q.shape[1:], k.shape[1]
     out = q.new_empty(q.shape) if out is None else out
     for group in _groups(layout):

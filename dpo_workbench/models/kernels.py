@@ -89,8 +89,8 @@ def norm(x: Tensor, weight: Tensor, eps: float, add: Tensor | None = None) -> tu
     Returns:
         the normed (T, H), and 1 over the root mean square (T, 1), fp32.
     """
-    fast = compiled(x, weight, *(() if add is None else (add,)))
-    if fast is None:
+    fast = compiled(x, weight, x if add is None else add) if weight.shape == x.shape[1:] else None
+    if fast is None or (add is not None and add.shape != x.shape):
         if add is not None:
             x += add
         inverse = inverse_root(x, eps)
@@ -102,8 +102,8 @@ def norm(x: Tensor, weight: Tensor, eps: float, add: Tensor | None = None) -> tu
 
 def norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, add: Tensor | None) -> tuple[Tensor, Tensor]:
     """The slope of `norm`'s x (T, H) from that of its result, which is written over, plus `add`; and the result."""
-    fast = compiled(grad, x, weight, *(() if add is None else (add,)))
-    if fast is None:
+    fast = compiled(grad, x, weight, x if add is None else add) if weight.shape == x.shape[1:] else None
+    if fast is None or not grad.shape == x.shape == (x if add is None else add).shape:
         unit, grad = x * inverse, grad.mul_(weight).float()
         along = (grad * unit).mean(-1, keepdim=True)
         grad = grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype)
@@ -115,7 +115,7 @@ def norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, add: Te
 
 def turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
     """Rotary positions (arXiv 2104.09864, equation 34) of x (T, heads, D); cos, sin: (T, D)."""
-    fast = compiled(x, cos, sin, out)
+    fast = compiled(x, cos, sin, out) if cos.shape == sin.shape == (x.shape[0], x.shape[2]) else None
     if fast is not None:
         fast.run("turn", *x.shape, x, cos, sin, out)
         return out
@@ -128,7 +128,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """SwiGLU's product (arXiv 2002.05202, equation 5): silu(gate) * up, all (T, F)."""
-    fast = compiled(gate, up)
+    fast = compiled(gate, up) if gate.shape == up.shape else None
     if fast is None:
         return silu(gate).mul_(up)
     out = torch.empty_like(gate)
@@ -138,7 +138,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 def gated_slopes(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`gated` again, and the slopes of gate and up from that of its result, which is written over."""
-    fast = compiled(gate, up, grad)
+    fast = compiled(gate, up, grad) if gate.shape == up.shape == grad.shape else None
     if fast is None:
         act = silu(gate)
         of_up = grad * act

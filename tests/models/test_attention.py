@@ -198,3 +198,10 @@ def test_keys_that_no_row_of_a_slice_sees_are_not_read(n: int) -> None:
     for row, (_, length) in zip(range(5), [reach[0]] * 2 + [reach[1]] * 2 + [reach[2]], strict=True):
         k[row, :, length:] = v[row, :, length:] = float("nan")  # reading them would show
     torch.testing.assert_close(attention(layer, q, k, v, mask, reach=reach)[0], want)
+
+
+def test_a_layout_of_more_tokens_than_there_are_is_refused() -> None:
+    q, k = torch.randn(5, 2, 4), torch.randn(5, 1, 4)
+    for layout, keys in ((Layout(((0, 4, (2,)),)), k), (Layout(((0, 3, (2,)),)), k[:4])):
+        with pytest.raises(IndexError, match="tokens. Got 5 queries"):
+            module.attend(q, keys, keys, 0.5, layout)
