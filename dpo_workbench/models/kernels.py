@@ -32,9 +32,8 @@ class Compiled:
             0 if v is None else v.data_ptr() if isinstance(v, Tensor) else v if isinstance(v, int) else _bits(v)
             for v in values
         ]
-        threads = torch.get_num_threads()
-        data = (ctypes.c_int64 * (len(numbers) + 1))(threads, *numbers)
-        self._start(self._loops[name].address, ctypes.addressof(data), threads, 0)
+        data = (ctypes.c_int64 * len(numbers))(*numbers)
+        self._start(self._loops[name].address, ctypes.addressof(data), torch.get_num_threads(), 0)
 
 
 def _bits(value: float) -> int:
@@ -56,16 +55,15 @@ def _compile(dtype: torch.dtype) -> Compiled | None:
     if os.environ.get(OFF):
         return None
     try:
-        start = ctypes.CDLL(torch._C.__file__)  # finds what PyTorch itself is linked with
-        start.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        start.GOMP_parallel.restype = None
-        thread_number, parallel = start.omp_get_thread_num, start.GOMP_parallel
+        openmp = ctypes.CDLL(torch._C.__file__)  # finds what PyTorch itself is linked with
+        openmp.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        openmp.GOMP_parallel.restype = None
     except (OSError, AttributeError):
         return None
     try:
         from dpo_workbench.models import loops
 
-        return Compiled(loops.compile_all(dtype == torch.bfloat16, thread_number), parallel)
+        return Compiled(loops.compile_all(dtype == torch.bfloat16, openmp), openmp.GOMP_parallel)
     except Exception as error:  # whatever Numba has against this machine: the run goes on
         if not (isinstance(error, ModuleNotFoundError) and error.name in ("numba", "llvmlite")):
             warnings.warn(f"Numba's loops were not made ({error}): PyTorch does their work, slower", stacklevel=2)

@@ -1,6 +1,6 @@
 """The loops of `kernels`, for Numba: numbers are computed with in fp32 and stored in the dtype of the tensors.
 
-A loop gets one pointer to whole numbers: the number of threads, then what its first lines name, tensors as addresses.
+A loop gets one pointer to whole numbers, which its first lines name; tensors are addresses.
 bf16 is not known to Numba and read as whole numbers of 16 bits, the upper half of an fp32 number.
 """
 # mypy: ignore-errors
@@ -25,9 +25,10 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 _loops: list[Callable] = []
 
 
-def compile_all(bf16: bool, thread_number: Any) -> dict[str, Any]:
+def compile_all(bf16: bool, openmp: ctypes.CDLL) -> dict[str, Any]:
     """All loops for tensors of bf16 or fp32, from Numba's cache on the disk where it can be written."""
-    llvmlite.binding.add_symbol("omp_get_thread_num", ctypes.cast(thread_number, ctypes.c_void_p).value)
+    for name in ("omp_get_thread_num", "omp_get_num_threads"):
+        llvmlite.binding.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
     signature = types.void(types.CPointer(types.uint16 if bf16 else types.float32))
     made = {}
     for loop in _loops:
@@ -73,13 +74,21 @@ def _to_like(typing, address, data):
     return data(address, data), generate
 
 
-@intrinsic
-def _thread(typing):
-    def generate(context, builder, signature, args):
-        kind = ir.FunctionType(ir.IntType(32), [])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "omp_get_thread_num"), [])
+def _of_openmp(name: str) -> Any:
+    """One of OpenMP's functions that take nothing and return a whole number."""
 
-    return types.int32(), generate
+    @intrinsic
+    def ask(typing):
+        def generate(context, builder, signature, args):
+            kind = ir.FunctionType(ir.IntType(32), [])
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+
+        return types.int32(), generate
+
+    return ask
+
+
+_thread, _threads = _of_openmp("omp_get_thread_num"), _of_openmp("omp_get_num_threads")
 
 
 @intrinsic
@@ -174,20 +183,20 @@ def _order(bits):
 
 
 @njit(inline="always")
-def _share(n, threads):
-    """This thread's part of 0..n-1."""
-    t = np.int64(_thread())
+def _share(n):
+    """This thread's part of 0..n-1. OpenMP may have started fewer threads than it was asked for."""
+    t, threads = np.int64(_thread()), np.int64(_threads())
     return n * t // threads, n * (t + 1) // threads
 
 
 @_loop
 def norm(data):
     d = _given(data)
-    n = d[2]
-    x, add = _tensor(d[3], data), _tensor(d[4], data)
-    weight, out = _tensor(d[5], data), _tensor(d[6], data)
-    inverse, eps, added = _floats(d[7]), F(_fraction(d[8])), d[4] != 0
-    first, stop = _share(d[1], d[0])
+    n = d[1]
+    x, add = _tensor(d[2], data), _tensor(d[3], data)
+    weight, out = _tensor(d[4], data), _tensor(d[5], data)
+    inverse, eps, added = _floats(d[6]), F(_fraction(d[7])), d[3] != 0
+    first, stop = _share(d[0])
     for t in range(first, stop):
         row, unit = x[t * n : t * n + n], out[t * n : t * n + n]
         total = F(0)
@@ -206,11 +215,11 @@ def norm(data):
 @_loop
 def norm_slope(data):
     d = _given(data)
-    n = d[2]
-    grad, x = _tensor(d[3], data), _tensor(d[4], data)
-    weight, inverse = _tensor(d[5], data), _floats(d[6])
-    add, out, added = _tensor(d[7], data), _tensor(d[8], data), d[7] != 0
-    first, stop = _share(d[1], d[0])
+    n = d[1]
+    grad, x = _tensor(d[2], data), _tensor(d[3], data)
+    weight, inverse = _tensor(d[4], data), _floats(d[5])
+    add, out, added = _tensor(d[6], data), _tensor(d[7], data), d[6] != 0
+    first, stop = _share(d[0])
     for t in range(first, stop):
         slope, row, unit = grad[t * n : t * n + n], x[t * n : t * n + n], out[t * n : t * n + n]
         root, along = inverse[t], F(0)
@@ -231,11 +240,11 @@ def norm_slope(data):
 @_loop
 def turn(data):
     d = _given(data)
-    heads, size = d[2], d[3]
+    heads, size = d[1], d[2]
     half = size // 2
-    x, out = _tensor(d[4], data), _tensor(d[7], data)
-    cos, sin = _tensor(d[5], data), _tensor(d[6], data)
-    first, stop = _share(d[1], d[0])
+    x, out = _tensor(d[3], data), _tensor(d[6], data)
+    cos, sin = _tensor(d[4], data), _tensor(d[5], data)
+    first, stop = _share(d[0])
     for t in range(first, stop):
         c, s = cos[t * size : t * size + size], sin[t * size : t * size + size]
         c1, c2, s1, s2 = c[:half], c[half:], s[:half], s[half:]
@@ -250,9 +259,9 @@ def turn(data):
 @_loop
 def gate(data):
     d = _given(data)
-    first, stop = _share(d[1] * d[2], d[0])
-    x, y = _tensor(d[3], data)[first:stop], _tensor(d[4], data)[first:stop]
-    out = _tensor(d[5], data)[first:stop]
+    first, stop = _share(d[0] * d[1])
+    x, y = _tensor(d[2], data)[first:stop], _tensor(d[3], data)[first:stop]
+    out = _tensor(d[4], data)[first:stop]
     for i in range(stop - first):
         g = _up(x[i])
         out[i] = _down(g / (F(1) + _exp(-g)) * _up(y[i]), x[i])
@@ -261,12 +270,12 @@ def gate(data):
 @_loop
 def gate_slopes(data):
     d = _given(data)
-    first, stop = _share(d[1] * d[2], d[0])
-    x, y = _tensor(d[3], data)[first:stop], _tensor(d[4], data)[first:stop]
-    grad = _tensor(d[5], data)[first:stop]
+    first, stop = _share(d[0] * d[1])
+    x, y = _tensor(d[2], data)[first:stop], _tensor(d[3], data)[first:stop]
+    grad = _tensor(d[4], data)[first:stop]
     out, of_up = (
+        _tensor(d[5], data)[first:stop],
         _tensor(d[6], data)[first:stop],
-        _tensor(d[7], data)[first:stop],
     )
     for i in range(stop - first):
         g, u, s = _up(x[i]), _up(y[i]), _up(grad[i])
@@ -281,10 +290,10 @@ def gate_slopes(data):
 def softmax(data):
     """Of scores (B, queries x heads of a group, keys), in place; a part's keys before its own are its first ones."""
     d = _given(data)
-    rows, keys, groups, before, first_query, n_keys, first_row = d[2], d[3], d[4], d[5], d[6], d[7], d[8]
-    scores, low = _floats(d[9]), _tensor(d[10], data)
-    lengths = _wholes(d[11])
-    first, stop = _share(d[1] * rows, d[0])
+    rows, keys, groups, before, first_query, n_keys, first_row = d[1], d[2], d[3], d[4], d[5], d[6], d[7]
+    scores, low = _floats(d[8]), _tensor(d[9], data)
+    lengths = _wholes(d[10])
+    first, stop = _share(d[0] * rows)
     for at in range(first, stop):
         b, row = at // rows, at % rows
         seen, own = lengths[(first_row + b) // n_keys], first_query + row // groups + 1
@@ -309,7 +318,7 @@ def softmax(data):
         whole[before + own :] = F(0)
         for i in range(keys):
             whole[i] = whole[i] * over
-        if d[10]:
+        if d[9]:
             for i in range(keys):
                 rounded[i] = _down(whole[i], rounded[i])
 
@@ -317,10 +326,10 @@ def softmax(data):
 @_loop
 def softmax_slope(data):
     d = _given(data)
-    keys = d[2]
-    p, grad = _floats(d[3]), _floats(d[4])
-    out = _tensor(d[5], data)
-    first, stop = _share(d[1], d[0])
+    keys = d[1]
+    p, grad = _floats(d[2]), _floats(d[3])
+    out = _tensor(d[4], data)
+    first, stop = _share(d[0])
     for at in range(first, stop):
         x, s, y = p[at * keys : at * keys + keys], grad[at * keys : at * keys + keys], out[at * keys : at * keys + keys]
         along = F(0)
@@ -334,17 +343,17 @@ def softmax_slope(data):
 def take(data):
     """Lines of D numbers, 0 where a line's number is -1: as they are, and times a factor in fp32."""
     d = _given(data)
-    size, factor = d[2], F(_fraction(d[7]))
-    lines, x = _wholes(d[3]), _tensor(d[4], data)
-    low, high = _tensor(d[5], data), _floats(d[6])
-    first, stop = _share(d[1], d[0])
+    size, factor = d[1], F(_fraction(d[6]))
+    lines, x = _wholes(d[2]), _tensor(d[3], data)
+    low, high = _tensor(d[4], data), _floats(d[5])
+    first, stop = _share(d[0])
     for at in range(first, stop):
         a, b = low[at * size : at * size + size], high[at * size : at * size + size]
         line = x[max(lines[at], 0) * size : max(lines[at], 0) * size + size]
-        if d[5]:
+        if d[4]:
             for i in range(size):
                 a[i] = line[i] if lines[at] >= 0 else _down(F(0), line[i])
-        if d[6]:
+        if d[5]:
             for i in range(size):
                 b[i] = _up(line[i]) * factor if lines[at] >= 0 else F(0)
 
@@ -353,10 +362,10 @@ def take(data):
 def put(data):
     """x (B, R, D) times a factor to lines of `out`, whose numbers have a stride of their own; -1: nowhere."""
     d = _given(data)
-    rows, size, stride, factor = d[2], d[3], d[4], F(_fraction(d[8]))
-    lines, x = _wholes(d[5]), _tensor(d[6], data)
-    out = _tensor(d[7], data)
-    first, stop = _share(d[1] * rows, d[0])
+    rows, size, stride, factor = d[1], d[2], d[3], F(_fraction(d[7]))
+    lines, x = _wholes(d[4]), _tensor(d[5], data)
+    out = _tensor(d[6], data)
+    first, stop = _share(d[0] * rows)
     for at in range(first, stop):
         line = lines[at // rows * stride + at % rows]
         if line >= 0:
@@ -369,11 +378,11 @@ def put(data):
 def add(data):
     """x (B, R, D) times a factor added to lines of `out`, fp32, each by the one thread that it falls to."""
     d = _given(data)
-    rows, size, stride, factor = d[2], d[3], d[4], F(_fraction(d[9]))
-    lines, x = _wholes(d[6]), _tensor(d[7], data)
-    out = _floats(d[8])
-    first, stop = _share(d[5], d[0])
-    for at in range(d[1] * rows):
+    rows, size, stride, factor = d[1], d[2], d[3], F(_fraction(d[8]))
+    lines, x = _wholes(d[5]), _tensor(d[6], data)
+    out = _floats(d[7])
+    first, stop = _share(d[4])
+    for at in range(d[0] * rows):
         line = lines[at // rows * stride + at % rows]
         if first <= line < stop:
             a, b = x[at * size : at * size + size], out[line * size : line * size + size]
@@ -385,10 +394,10 @@ def add(data):
 def vocabulary(data):
     """Online softmax of scores (N, M), which become their exponentials relative to the largest of a row so far."""
     d = _given(data)
-    n, start = d[2], d[3]
-    scores, targets, picked = _tensor(d[4], data), _wholes(d[5]), _floats(d[6])
-    most, total, shrink = _floats(d[7]), _floats(d[8]), _floats(d[9])
-    first, stop = _share(d[1], d[0])
+    n, start = d[1], d[2]
+    scores, targets, picked = _tensor(d[3], data), _wholes(d[4]), _floats(d[5])
+    most, total, shrink = _floats(d[6]), _floats(d[7]), _floats(d[8])
+    first, stop = _share(d[0])
     for t in range(first, stop):
         row = scores[t * n : t * n + n]
         before = most[t]
