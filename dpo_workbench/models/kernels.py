@@ -157,7 +157,7 @@ def take(x: Tensor, lines: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         low = x.new_empty(*lines.shape, x.shape[1])
         one = x.dtype == torch.float32 and scale == 1.0
         high = low if one else torch.empty_like(low, dtype=torch.float32)
-        fast.run("take", lines.numel(), x.shape[1], lines, x, low, None if one else high, scale)
+        fast.run("take", lines.numel(), x.shape[1], lines, x, low, None if one else high, float(scale))
         return low, high
     low = x.index_select(0, lines.flatten().clamp(min=0)).view(*lines.shape, -1)
     low = low.masked_fill_((lines < 0)[..., None], 0.0)
@@ -169,7 +169,7 @@ def put(x: Tensor, lines: Tensor, out: Tensor, scale: float = 1.0) -> None:
     """x (B, R, D) times `scale` to lines of `out` (N, D), named by their numbers (B, R); -1: nowhere."""
     fast = compiled(x, out) if lines.stride(1) == 1 else None
     if fast is not None:
-        fast.run("put", *x.shape, lines.stride(0), lines, x, out, scale)
+        fast.run("put", *x.shape, lines.stride(0), lines, x, out, float(scale))
     else:
         there = lines >= 0
         out[lines[there]] = x[there] if scale == 1.0 else x[there] * scale
@@ -179,7 +179,7 @@ def add(x: Tensor, lines: Tensor, out: Tensor, scale: float = 1.0) -> None:
     """`put` that adds; `out` is at least fp32."""
     fast = compiled(x) if lines.stride(1) == 1 and out.dtype == torch.float32 and out.is_contiguous() else None
     if fast is not None:
-        fast.run("add", *x.shape, lines.stride(0), len(out), lines, x, out, scale)
+        fast.run("add", *x.shape, lines.stride(0), len(out), lines, x, out, float(scale))
     else:
         there = lines >= 0
         out.index_add_(0, lines[there], x[there].to(out.dtype), alpha=scale)

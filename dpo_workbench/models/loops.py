@@ -91,25 +91,21 @@ def _of_openmp(name: str) -> Any:
 _thread, _threads = _of_openmp("omp_get_thread_num"), _of_openmp("omp_get_num_threads")
 
 
-@intrinsic
-def _as_float(typing, bits):
-    return types.float32(types.uint32), lambda context, builder, signature, args: builder.bitcast(
-        args[0], ir.FloatType()
-    )
+def _same_bits(given: Any, wanted: Any) -> Any:
+    """A function that reads the bits of one type of number as another."""
+
+    @intrinsic
+    def read(typing, bits):
+        def generate(context, builder, signature, args):
+            return builder.bitcast(args[0], context.get_value_type(wanted))
+
+        return wanted(given), generate
+
+    return read
 
 
-@intrinsic
-def _as_bits(typing, x):
-    return types.uint32(types.float32), lambda context, builder, signature, args: builder.bitcast(
-        args[0], ir.IntType(32)
-    )
-
-
-@intrinsic
-def _fraction(typing, bits):
-    return types.float64(types.int64), lambda context, builder, signature, args: builder.bitcast(
-        args[0], ir.DoubleType()
-    )
+_as_float, _as_bits = _same_bits(types.uint32, types.float32), _same_bits(types.float32, types.uint32)
+_fraction = _same_bits(types.int64, types.float64)
 
 
 @njit(inline="always")
@@ -273,10 +269,7 @@ def gate_slopes(data):
     first, stop = _share(d[0] * d[1])
     x, y = _tensor(d[2], data)[first:stop], _tensor(d[3], data)[first:stop]
     grad = _tensor(d[4], data)[first:stop]
-    out, of_up = (
-        _tensor(d[5], data)[first:stop],
-        _tensor(d[6], data)[first:stop],
-    )
+    out, of_up = _tensor(d[5], data)[first:stop], _tensor(d[6], data)[first:stop]
     for i in range(stop - first):
         g, u, s = _up(x[i]), _up(y[i]), _up(grad[i])
         open_ = F(1) / (F(1) + _exp(-g))
@@ -350,9 +343,8 @@ def take(data):
     for at in range(first, stop):
         a, b = low[at * size : at * size + size], high[at * size : at * size + size]
         line = x[max(lines[at], 0) * size : max(lines[at], 0) * size + size]
-        if d[4]:
-            for i in range(size):
-                a[i] = line[i] if lines[at] >= 0 else _down(F(0), line[i])
+        for i in range(size):
+            a[i] = line[i] if lines[at] >= 0 else _down(F(0), line[i])
         if d[5]:
             for i in range(size):
                 b[i] = _up(line[i]) * factor if lines[at] >= 0 else F(0)

@@ -78,6 +78,8 @@ def test_lines_are_taken_put_and_added_where_they_belong(dtype, monkeypatch) -> 
         assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
         assert got[1].dtype == torch.float32 and not got[0][0, 1].any() and torch.equal(got[0][2, 3], x[8])
 
+    assert kernels.take(x, lines, 2)[1].equal(kernels.take(x, lines, 2.0)[1])  # a model's scale may be a whole number
+
     some = lines[1:, 1:]  # with a stride of their own
     rows = drawn(dtype, 2, 3, 12, seed=1)
 
