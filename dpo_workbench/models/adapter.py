@@ -23,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpo_workbench.models.kernels import normed
-from dpo_workbench.models.layer import use_fast_layers
+from dpo_workbench.models.layer import kind_of, use_fast_layers
 from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.runtime.memory import no_collection
 
 # a norm's output, its input, weight and inverse root: the products that read the output keep these, not the output
 _Source = tuple[list[Tensor], Tensor, Tensor, Tensor]  # the list holds the output made again, in backward
@@ -146,28 +147,32 @@ def _fast_norm(self: Any, x: Tensor) -> Tensor:
 
 
 def _use_fast_products(network: PeftModel) -> None:
-    """Swap in the fused functions where they compute the same thing: tried on random numbers for norms and MLPs.
+    """Swap in the fused functions where they compute the same thing: one norm and one MLP of each kind are tried.
 
     Plain LoRA on plain linear layers without dropout, norms of Llama's kind, and MLPs down(silu(gate(x)) * up(x)).
     """
+    tried: dict[tuple, bool] = {}
     with torch.no_grad():
         for module in network.modules():
             if _is_fast(module):
                 module.forward = types.MethodType(_fast_forward, module)
             elif all(_is_fast(getattr(module, f"{name}_proj", None)) for name in ("gate", "up", "down")):
-                _swap(module, _fast_mlp, module.gate_proj.base_layer.in_features)  # type: ignore[union-attr, arg-type]
+                _swap(module, _fast_mlp, module.gate_proj.base_layer.in_features, tried)  # type: ignore[union-attr, arg-type]
             elif type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-                _swap(module, _fast_norm, module.weight.shape[0])  # type: ignore[union-attr, arg-type]
+                _swap(module, _fast_norm, module.weight.shape[0], tried)  # type: ignore[union-attr, arg-type]
 
 
 def _is_fast(module: Any) -> bool:
     return type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant
 
 
-def _swap(module: nn.Module, fast: Callable[..., Tensor], size: int) -> None:
-    weight = next(module.parameters())
-    x = torch.linspace(-2, 2, 2 * size, device=weight.device).view(1, 2, size).to(weight.dtype)
-    if torch.equal(type(module).forward(module, x), fast(module, x)):
+def _swap(module: nn.Module, fast: Callable[..., Tensor], size: int, tried: dict[tuple, bool]) -> None:
+    kind = kind_of(module)
+    if kind not in tried:
+        weight = next(module.parameters())
+        x = torch.linspace(-2, 2, 2 * size, device=weight.device).view(1, 2, size).to(weight.dtype)
+        tried[kind] = torch.equal(type(module).forward(module, x), fast(module, x))
+    if tried[kind]:
         module.forward = types.MethodType(fast, module)
 
 
@@ -186,7 +191,7 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM",
         exclude_modules=["out_proj", "conv1d"] if mamba else None,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), no_collection():
         # PEFT 0.21 asks a property that transformers 5.23 has renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)

@@ -225,15 +225,15 @@ def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
         linear = [found.get(name) for name in PRODUCTS]
         if "forward" in vars(layer) or not all(is_fast(m) and m.base_layer.bias is None for m in linear):  # type: ignore[union-attr]
             continue
-        kind = _kind(layer)
+        kind = kind_of(layer)
         if kind not in tried:
             tried[kind] = same(layer)
         if tried[kind]:
             layer.forward = types.MethodType(partial(_fast_layer, last=layer is layers[-1]), layer)
 
 
-def _kind(layer: Any) -> tuple:
-    """What a layer computes with: classes, sizes, hooks and plain settings of it and of all in it, not its number."""
+def kind_of(layer: Any) -> tuple:
+    """What a layer or a part of it computes with: classes, sizes, hooks and plain settings of it and of all in it, not its number."""
     return tuple(
         (
             name,

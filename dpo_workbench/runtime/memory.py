@@ -1,10 +1,11 @@
-"""Work that is done again in smaller parts when memory runs out."""
+"""Work that is done again in smaller parts when memory runs out, and Python's garbage."""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,21 @@ from dpo_workbench.runtime.environment import release_freed_memory
 from dpo_workbench.runtime.errors import WorkbenchError
 
 T = TypeVar("T")
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Inside, Python does not look for garbage, which it does often where many objects are made and none is any."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not gc.get_freeze_count():  # what was made counts as old, or it would be looked through at once
+            gc.freeze()
+            gc.unfreeze()
+        if before:
+            gc.enable()
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,10 +1,12 @@
-"""Work that is done again in halves when memory runs out."""
+"""Work that is done again in halves when memory runs out, and no look for garbage where there is none."""
+
+import gc
 
 import pytest
 import torch
 
 from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.memory import out_of_memory, within_memory
+from dpo_workbench.runtime.memory import no_collection, out_of_memory, within_memory
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,39 @@ def test_halves_until_it_fits(capsys) -> None:
     with pytest.raises(WorkbenchError, match=r"Memory must hold one row. It ran out \(MemoryError\)"):
         within_memory(work, 100, 30, "n", "one row")
     assert tried[4:] == [100, 50, 30]
+
+
+def test_no_collection_looks_for_garbage_neither_inside_nor_at_once_after() -> None:
+    runs: list[dict] = []
+
+    def watch(phase: str, info: dict) -> None:
+        runs.append(info)
+
+    gc.callbacks.append(watch)
+    try:
+        with no_collection():
+            assert not gc.isenabled()
+            made = [[] for _ in range(100_000)]
+            before = len(runs)
+        again = [[] for _ in range(10)]
+    finally:
+        gc.callbacks.remove(watch)
+    assert not runs and not before and gc.isenabled() and len(made) > len(again)
+
+
+def test_no_collection_leaves_it_off_and_frozen_objects_frozen() -> None:
+    gc.disable()
+    try:
+        with no_collection():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with no_collection():
+            pass
+        assert gc.get_freeze_count() >= frozen > 0
+    finally:
+        gc.unfreeze()
