@@ -91,16 +91,18 @@ def differs(got: torch.Tensor, want: torch.Tensor) -> float:
     return round(((got - want).norm() / want.norm()).item(), 4)
 
 
-def by_parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layout: attention.Layout) -> torch.Tensor:
+def by_parts(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, layout: attention.Layout, out: Any
+) -> None:
     """Attention as on a GPU."""
-    return attention._attention_of_parts(*(x.transpose(0, 1)[None] for x in (q, k, v)), scale, layout)[0]
+    out.copy_(attention._attention_of_parts(*(x.transpose(0, 1)[None] for x in (q, k, v)), scale, layout)[0])
 
 
-def by_parts_backward(grad: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
-    inputs = [x.detach().requires_grad_() for x in args[:3]]
+def by_parts_backward(grad: torch.Tensor, *args: Any) -> None:
+    inputs, out = [x.detach().requires_grad_() for x in args[:3]], args[-1]
     with torch.enable_grad():
-        out = by_parts(*inputs, *args[3:])
-    return tuple(x.contiguous() for x in torch.autograd.grad(out, inputs, grad))
+        made = attention._attention_of_parts(*(x.transpose(0, 1)[None] for x in inputs), *args[3:-1])[0]
+    out.copy_(torch.cat(torch.autograd.grad(made, inputs, grad), 1))
 
 
 if __name__ == "__main__":

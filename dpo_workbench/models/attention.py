@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dpo_workbench.models.kernels import add, put, softmax, softmax_slope, take
+from dpo_workbench.models.kernels import add, put, softmax, take
 
 NAME = "dpo_workbench"
 BLOCK = 96  # queries of a part at a time on a CPU: what they cannot see is hardly computed
@@ -77,7 +77,7 @@ class _Group:
             keys += [*range(part.row, part.shared), *[-1] * (self.before - before), *queries[-self.n :]]
         self.queries, self.keys = torch.tensor(queries), torch.tensor(keys)  # places: (P n,), (P (s + n),), -1: none
         self.lengths = torch.tensor([part.sizes[0] for part in parts])  # (P,) tokens before a part's own
-        self._lines: dict[tuple[bool, int, int], Tensor] = {}
+        self._lines: dict[tuple[bool, int, int, int], Tensor] = {}
         self._masks: dict[torch.dtype, Tensor] = {}
 
     @cached_property
@@ -86,24 +86,27 @@ class _Group:
         hidden = torch.arange(self.before) >= self.lengths[:, None]
         return torch.zeros(hidden.shape).masked_fill(hidden, float("-inf")) if hidden.any() else None
 
-    def lines(self, heads: int, n_keys: int, *, keys: bool = False) -> Tensor:
-        """Numbers of those lines of (T x heads, D) that make up (P K, places of a part and heads of a group, D)."""
-        key = keys, heads, n_keys
+    def lines(self, heads: int, n_keys: int, step: int, *, keys: bool = False) -> Tensor:
+        """Numbers of those lines of D that make up (P K, places of a part and heads of a group, D).
+
+        From one token's first head to the next one's there are `step` lines.
+        """
+        key = keys, heads, n_keys, step
         if key not in self._lines:
             places = (self.keys if keys else self.queries).view(len(self.lengths), -1, 1, 1)
-            lines = places * heads + torch.arange(heads).view(n_keys, -1)
+            lines = places * step + torch.arange(heads).view(n_keys, -1)
             lines = torch.where(places >= 0, lines, -1).transpose(1, 2)
             self._lines[key] = lines.reshape(len(self.lengths) * n_keys, -1)
         return self._lines[key]
 
     def pieces(
-        self, q: Tensor, k: Tensor, dtype: torch.dtype
-    ) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor, list[Tensor]]]:
+        self, q: Tensor, k: Tensor, dtype: torch.dtype, grad: Tensor | None = None, v: Tensor | None = None
+    ) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor]]:
         """Of scaled queries (P K, n G, D) and keys (P K, s + n, D) some at a time.
 
-        Yields places along the first dimension, those of queries and of the keys that they may see, the softmax of
-        their scores, the same in `dtype`, and room of its shape, in its dtype and in `dtype`. All are written over by
-        the next.
+        Yields places along the first dimension, those of queries and of the keys that they may see, and in `dtype` the
+        softmax of their scores, and the scores' slope from `grad`, that of attention's result, and the values `v`. Both
+        are written over by the next.
         """
         groups, n_keys = q.shape[1] // self.n, len(k) // len(self.lengths)
         cuts = []
@@ -114,17 +117,24 @@ class _Group:
         rooms = [q.new_empty(most, dtype=kind) for kind in (q.dtype, dtype, q.dtype, dtype)]
         for a, b, first, stop, size in cuts:
             some, own, seen = slice(first, stop), slice(a * groups, b * groups), slice(self.before + b)
-            scores, low, *free = (room[:size].view(stop - first, (b - a) * groups, -1) for room in rooms)
+            scores, low, down, slope = (room[:size].view(stop - first, (b - a) * groups, -1) for room in rooms)
             torch.bmm(q[some, own], k[some, seen].transpose(1, 2), out=scores)
+            there: tuple = (None, None)
+            if grad is not None and v is not None:
+                there = torch.bmm(grad[some, own], v[some, seen].transpose(1, 2), out=down), slope
             rows = scores.unflatten(1, (b - a, groups))
-            if not softmax(rows, low, a, self.before, self.lengths, n_keys, first):
-                if self.hidden is not None:
-                    hidden = self.hidden.repeat_interleave(n_keys, 0)[some]
-                    scores[..., : self.before].add_(hidden[:, None])
-                rows[..., a - b :].add_(_future(b - a, q.dtype)[:, None])
-                torch.softmax(scores, -1, out=scores)
-                low = scores if dtype == q.dtype else low.copy_(scores)
-            yield some, own, seen, scores, scores if dtype == q.dtype else low, free
+            if softmax(rows, low, a, self.before, self.lengths, n_keys, first, *there):
+                yield some, own, seen, scores if dtype == q.dtype else low, slope
+                continue
+            if self.hidden is not None:
+                hidden = self.hidden.repeat_interleave(n_keys, 0)[some]
+                scores[..., : self.before].add_(hidden[:, None])
+            rows[..., a - b :].add_(_future(b - a, q.dtype)[:, None])
+            torch.softmax(scores, -1, out=scores)
+            if grad is not None:
+                torch.ops.aten._softmax_backward_data(down, scores, -1, scores.dtype, grad_input=down)
+                slope.copy_(down)
+            yield some, own, seen, scores if dtype == q.dtype else low.copy_(scores), slope
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attention of q (T, heads, D) to k, v (T, K, D) by PyTorch's kernel. Returns (1, P n, heads and D)."""
@@ -353,7 +363,8 @@ class _PackAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         q, k, v = ctx.saved_tensors
-        slopes = attend_backward(grad[0], q, k, v, ctx.scale, ctx.layout)
+        out = q.new_empty(len(q), q.shape[1] + 2 * k.shape[1], q.shape[2])
+        slopes = attend_backward(grad[0], q, k, v, ctx.scale, ctx.layout, out)
         return *(slope.transpose(0, 1)[None] for slope in slopes), None, None
 
 
@@ -365,7 +376,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout, out: T
         k, v: (T, key heads, D).
         scale: of the scores.
         layout: what each query may see.
-        out: room for the result, contiguous.
+        out: room for the result, of whole lines of D.
 
     Returns:
         (T, heads, D).
@@ -375,41 +386,64 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout, out: T
     """
     if not layout.n_tokens <= len(q) == len(k) == len(v):
         raise IndexError(f"the layout has {layout.n_tokens} tokens. Got {len(q)} queries, {len(k)} keys")
-    (heads, size), n_keys = q.shape[1:], k.shape[1]
     out = q.new_empty(q.shape) if out is None else out
-    for group in _groups(layout):
-        if _has_tiles():
+    if _has_tiles():
+        for group in _groups(layout):
             put(group.kernel(q, k, v, scale), group.queries[None], out.flatten(1))
-            continue
-        of_q, of_k = group.lines(heads, n_keys), group.lines(n_keys, n_keys, keys=True)
-        _, asked = take(q.flatten(0, 1), of_q, scale)
-        (_, keys), (values, _) = (take(x.flatten(0, 1), of_k) for x in (k, v))
+        return out
+    (heads, n_keys), (lines_out, step_out) = (q.shape[1], k.shape[1]), _lines(out)
+    (lines_q, step_q), (lines_k, step_k), (lines_v, step_v) = map(_lines, (q, k, v))
+    for group in _groups(layout):
+        _, asked = take(lines_q, group.lines(heads, n_keys, step_q), scale)
+        _, keys = take(lines_k, group.lines(n_keys, n_keys, step_k, keys=True))
+        values, _ = take(lines_v, group.lines(n_keys, n_keys, step_v, keys=True))
+        of_out = group.lines(heads, n_keys, step_out)
         with _exact_in_bf16(q):
-            for some, own, seen, _, p, _ in group.pieces(asked, keys, v.dtype):
-                put(torch.bmm(p, values[some, seen]), of_q[some, own], out.view(-1, size))
+            for some, own, seen, p, _ in group.pieces(asked, keys, v.dtype):
+                put(torch.bmm(p, values[some, seen]), of_out[some, own], lines_out)
     return out
 
 
 def attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Slopes of q, k and v from that of `attend`'s result. The scores are computed again: nothing quadratic is kept."""
+    """Slopes of q, k and v from that of `attend`'s result. The scores are computed again: nothing quadratic is kept.
+
+    Args:
+        grad, q, k, v, scale, layout: as for `attend`.
+        out: room for the slopes side by side, (T, heads + 2 key heads, D), of whole lines of D.
+
+    Returns:
+        the three, views of `out`.
+    """
     heads, n_keys, high = q.shape[1], k.shape[1], torch.promote_types(q.dtype, torch.float32)
-    lines_q, lines_k, lines_v, lines_grad = (x.flatten(0, 1) for x in (q, k, v, grad))
-    slope_q, (slope_k, slope_v) = lines_q.new_empty(lines_q.shape), lines_k.new_zeros(2, *lines_k.shape, dtype=high)
+    (lines_q, step_q), (lines_k, step_k), (lines_v, step_v) = map(_lines, (q, k, v))
+    (lines_grad, step_grad), (lines_out, step_out) = _lines(grad), _lines(out)
+    sums = out.new_zeros(len(k), 2, n_keys, k.shape[2], dtype=high)  # of k's and v's slopes
+    (sums_k, step), (sums_v, _) = _lines(sums[:, 0]), _lines(sums[:, 1])
     for group in _groups(layout):
-        of_q, of_k = group.lines(heads, n_keys), group.lines(n_keys, n_keys, keys=True)
-        (asked, high_q), (above, high_above) = take(lines_q, of_q, scale), take(lines_grad, of_q)
-        (keys, high_k), (_, high_v) = take(lines_k, of_k), take(lines_v, of_k)
+        of_out, of_sums = group.lines(heads, n_keys, step_out), group.lines(n_keys, n_keys, step, keys=True)
+        asked, high_q = take(lines_q, group.lines(heads, n_keys, step_q), scale)
+        above, high_above = take(lines_grad, group.lines(heads, n_keys, step_grad))
+        keys, high_k = take(lines_k, group.lines(n_keys, n_keys, step_k, keys=True))
+        _, high_v = take(lines_v, group.lines(n_keys, n_keys, step_v, keys=True))
         # scores and their slopes are fp32: rounded to bf16, large ones that nearly cancel turn gradients
         with _exact_in_bf16(q):
-            for some, own, seen, p, low, (down, room) in group.pieces(high_q, high_k, q.dtype):
-                torch.bmm(high_above[some, own], high_v[some, seen].transpose(1, 2), out=down)
-                add(torch.bmm(low.transpose(1, 2), above[some, own]), of_k[some, seen], slope_v)
-                slope = softmax_slope(p, down, room)
-                put(torch.bmm(slope, keys[some, seen]), of_q[some, own], slope_q, scale)
-                add(torch.bmm(slope.transpose(1, 2), asked[some, own]), of_k[some, seen], slope_k, scale)
-    return slope_q.view(q.shape), slope_k.to(k.dtype).view(k.shape), slope_v.to(v.dtype).view(v.shape)
+            for some, own, seen, p, slope in group.pieces(high_q, high_k, q.dtype, high_above, high_v):
+                add(torch.bmm(p.transpose(1, 2), above[some, own]), of_sums[some, seen], sums_v)
+                put(torch.bmm(slope, keys[some, seen]), of_out[some, own], lines_out, scale)
+                add(torch.bmm(slope.transpose(1, 2), asked[some, own]), of_sums[some, seen], sums_k, scale)
+    out[:, heads:] = sums.flatten(1, 2)
+    return out[:, :heads], out[:, heads : heads + n_keys], out[:, heads + n_keys :]
+
+
+def _lines(x: Tensor) -> tuple[Tensor, int]:
+    """x (T, heads, D) as lines (N, D) that follow each other, and how many there are from token to token."""
+    n, heads, size = x.shape
+    if x.stride()[1:] != (size, 1) or x.stride(0) % size or not n:
+        x = x.contiguous()
+    step = x.stride(0) // size
+    return x.as_strided((max(0, (n - 1) * step + heads), size), (size, 1)), step
 
 
 @lru_cache

@@ -71,38 +71,39 @@ def _compile(dtype: torch.dtype) -> Compiled | None:
 
 
 def inverse_root(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps), fp32. Shape (T, 1)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    """1 / sqrt(mean(x^2) + eps), at least fp32. Shape (T, 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def normed(x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
-    """x (T, H) over its root mean square, times the norm's weight; `inverse` (T, 1) is fp32."""
-    return weight * (x.float() * inverse).to(x.dtype)
+    """x (T, H) over its root mean square, times the norm's weight; `inverse` (T, 1) is fp32 or more."""
+    return weight * (x * inverse).to(x.dtype)
 
 
-def norm(x: Tensor, weight: Tensor, eps: float, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """RMS norm (arXiv 1910.07467, equation 4) of x (T, H), to which `add` is added in place before.
+def norm(x: Tensor, weight: Tensor, eps: float, add: Tensor | None, out: Tensor) -> Tensor:
+    """RMS norm (arXiv 1910.07467, equation 4) of x (T, H), to which `add` is added in place before, into `out`.
 
     Returns:
-        the normed (T, H), and 1 over the root mean square (T, 1), fp32.
+        1 over the root mean square (T, 1), at least fp32.
     """
     fast = compiled(x, weight, x if add is None else add) if weight.shape == x.shape[1:] else None
-    if fast is None or (add is not None and add.shape != x.shape):
+    if fast is None or not _rows(out, x) or (add is not None and add.shape != x.shape):
         if add is not None:
             x += add
         inverse = inverse_root(x, eps)
-        return normed(x, weight, inverse), inverse
-    out, inverse = torch.empty_like(x), x.new_empty(len(x), 1, dtype=torch.float32)
-    fast.run("norm", *x.shape, x, add, weight, out, inverse, float(eps))
-    return out, inverse
+        out.copy_(normed(x, weight, inverse))
+        return inverse
+    inverse = x.new_empty(len(x), 1, dtype=torch.float32)
+    fast.run("norm", *x.shape, x, add, weight, out, inverse, float(eps), out.stride(0))
+    return inverse
 
 
 def norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, add: Tensor | None) -> tuple[Tensor, Tensor]:
     """The slope of `norm`'s x (T, H) from that of its result, which is written over, plus `add`; and the result."""
     fast = compiled(grad, x, weight, x if add is None else add) if weight.shape == x.shape[1:] else None
     if fast is None or not grad.shape == x.shape == (x if add is None else add).shape:
-        unit, grad = x * inverse, grad.mul_(weight).float()
+        unit, grad = x * inverse, grad.mul_(weight).to(inverse.dtype)
         along = (grad * unit).mean(-1, keepdim=True)
         grad = grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype)
         return grad if add is None else grad.add_(add), normed(x, weight, inverse)
@@ -111,39 +112,45 @@ def norm_slope(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, add: Te
     return grad, out
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
-    """Rotary positions (arXiv 2104.09864, equation 34) of x (T, heads, D); cos, sin: (T, D)."""
-    fast = compiled(x, cos, sin, out) if cos.shape == sin.shape == (x.shape[0], x.shape[2]) else None
-    if fast is not None:
-        fast.run("turn", *x.shape, x, cos, sin, out)
-        return out
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotary positions (arXiv 2104.09864, equation 34) of x (T, heads, D), in place; cos, sin: (T, D)."""
+    fast = compiled(cos, sin) if cos.shape == sin.shape == (x.shape[0], x.shape[2]) else None
+    if fast is not None and x.dtype == cos.dtype and x.stride()[1:] == (x.shape[2], 1):
+        fast.run("turn", *x.shape, x, cos, sin, x.stride(0))
+        return
     cos, sin, half = cos[:, None], sin[:, None], x.shape[-1] // 2
-    torch.mul(x, cos, out=out)
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+    first, last = x[..., :half].clone(), x[..., half:].clone()
+    x.mul_(cos)
+    x[..., :half].addcmul_(last, sin[..., :half], value=-1)
+    x[..., half:].addcmul_(first, sin[..., half:])
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """SwiGLU's product (arXiv 2002.05202, equation 5): silu(gate) * up, all (T, F)."""
-    fast = compiled(gate, up) if gate.shape == up.shape else None
+def gated(gate_up: Tensor, out: Tensor) -> None:
+    """SwiGLU's product (arXiv 2002.05202, equation 5): silu(gate) * up, side by side (T, 2 F), into `out` (T, F)."""
+    gate, up = gate_up.chunk(2, 1)
+    fast = compiled(gate_up) if _rows(out, gate) else None
     if fast is None:
-        return silu(gate).mul_(up)
-    out = torch.empty_like(gate)
-    fast.run("gate", *gate.shape, gate, up, out)
-    return out
+        torch.mul(silu(gate), up, out=out)
+    else:
+        fast.run("gate", *gate.shape, gate_up, out, out.stride(0))
 
 
-def gated_slopes(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`gated` again, and the slopes of gate and up from that of its result, which is written over."""
-    fast = compiled(gate, up, grad) if gate.shape == up.shape == grad.shape else None
+def gated_slopes(gate_up: Tensor, grad: Tensor, out: Tensor) -> Tensor:
+    """The slopes of gate and up, side by side into `out`, from `gated`'s, over which `gated`'s result is written."""
+    gate, up = gate_up.chunk(2, 1)
+    fast = compiled(gate_up, grad) if grad.shape == gate.shape and _rows(out, gate_up) else None
     if fast is None:
-        act = silu(gate)
-        of_up = grad * act
-        return act.mul_(up), torch.ops.aten.silu_backward(grad.mul_(up), gate), of_up
-    out, of_up = torch.empty_like(gate), torch.empty_like(gate)
-    fast.run("gate_slopes", *gate.shape, gate, up, grad, out, of_up)
-    return out, grad, of_up
+        act, (of_gate, of_up) = silu(gate), out.chunk(2, 1)
+        torch.mul(grad, act, out=of_up)
+        of_gate.copy_(torch.ops.aten.silu_backward(grad.mul_(up), gate))
+        return torch.mul(act, up, out=grad)
+    fast.run("gate_slopes", *gate.shape, gate_up, grad, out, out.stride(0))
+    return grad
+
+
+def _rows(out: Tensor, like: Tensor) -> bool:
+    """Has `out` the shape and dtype of `like`, and its rows' numbers side by side?"""
+    return out.shape == like.shape and out.dtype == like.dtype and out.stride(1) == 1
 
 
 def take(x: Tensor, lines: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -167,9 +174,9 @@ def take(x: Tensor, lines: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
 
 def put(x: Tensor, lines: Tensor, out: Tensor, scale: float = 1.0) -> None:
     """x (B, R, D) times `scale` to lines of `out` (N, D), named by their numbers (B, R); -1: nowhere."""
-    fast = compiled(x, out) if lines.stride(1) == 1 else None
+    fast = compiled(x) if lines.stride(1) == 1 and out.stride(1) == 1 and out.dtype == x.dtype else None
     if fast is not None:
-        fast.run("put", *x.shape, lines.stride(0), lines, x, out, float(scale))
+        fast.run("put", *x.shape, lines.stride(0), lines, x, out, float(scale), out.stride(0))
     else:
         there = lines >= 0
         out[lines[there]] = x[there] if scale == 1.0 else x[there] * scale
@@ -186,7 +193,15 @@ def add(x: Tensor, lines: Tensor, out: Tensor, scale: float = 1.0) -> None:
 
 
 def softmax(
-    scores: Tensor, low: Tensor, first_query: int, before: int, lengths: Tensor, n_keys: int, first_row: int
+    scores: Tensor,
+    low: Tensor,
+    first_query: int,
+    before: int,
+    lengths: Tensor,
+    n_keys: int,
+    first_row: int,
+    grad: Tensor | None = None,
+    slope: Tensor | None = None,
 ) -> bool:
     """Softmax in place of scores (B, queries, heads of a group, keys) of parts side by side, and rounded into `low`.
 
@@ -198,27 +213,20 @@ def softmax(
         lengths: (P,) how many of those, the first, a part has.
         n_keys: key heads; rows of one part follow each other.
         first_row: the number of the first row among all parts' key heads.
+        grad: the slope of the result, fp32.
+        slope: where that of the scores goes then, in `low`'s dtype.
 
     Returns:
         whether it is done: there is no form in PyTorch, which adds masks.
     """
-    fast = compiled(low)
-    if fast is None or not scores.is_contiguous():
+    fast = compiled(low, low if slope is None else slope)
+    if fast is None or not all(x is None or x.is_contiguous() for x in (scores, grad)):
         return False
     n, queries, groups, keys = scores.shape
     to = None if low.dtype == torch.float32 else low
-    fast.run("softmax", n, queries * groups, keys, groups, before, first_query, n_keys, first_row, scores, to, lengths)
+    places = (n, queries * groups, keys, groups, before, first_query, n_keys, first_row)
+    fast.run("softmax", *places, scores, to, lengths, grad, slope)
     return True
-
-
-def softmax_slope(p: Tensor, grad: Tensor, out: Tensor) -> Tensor:
-    """The slope of a softmax's scores from its result and that of its result, rounded into `out` (or elsewhere)."""
-    fast = compiled(out)
-    if fast is not None and p.is_contiguous() and grad.is_contiguous():
-        fast.run("softmax_slope", p.numel() // p.shape[-1], p.shape[-1], p, grad, out)
-        return out
-    slope = torch.ops.aten._softmax_backward_data(grad, p, -1, p.dtype, grad_input=grad)
-    return slope if slope.dtype == out.dtype else out.copy_(slope)
 
 
 def vocabulary(

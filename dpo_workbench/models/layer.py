@@ -1,14 +1,14 @@
 """A decoder layer of Llama's kind with LoRA as one function, for packs on a CPU.
 
 Much of a step was no matrix product (docs/performance.md). One function needs few temporaries, no sums of gradients by
-autograd and no copies of heads, and LoRA's products of one input are one product.
+autograd and no copies of heads, and linear layers of one input are one product, LoRA with them.
 """
 
 from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +18,14 @@ from torch import Tensor
 
 from dpo_workbench.models.attention import NAME, Layout, attend, attend_backward
 from dpo_workbench.models.kept import room
-from dpo_workbench.models.kernels import gated, gated_slopes, norm, norm_slope, normed, turned
+from dpo_workbench.models.kernels import gated, gated_slopes, norm, norm_slope, normed, turn
 
-PRODUCTS = tuple(f"self_attn.{x}_proj" for x in "qkvo") + tuple(f"mlp.{x}_proj" for x in ("gate", "up", "down"))
+# linear layers, those of one input together
+READERS = tuple(
+    tuple(f"{part}_proj" for part in parts.split())
+    for parts in ("self_attn.q self_attn.k self_attn.v", "self_attn.o", "mlp.gate mlp.up", "mlp.down")
+)
+PRODUCTS = tuple(name for names in READERS for name in names)
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -32,10 +37,90 @@ class Read:
     alone: bool = False
 
 
+def _anywhere(shape: Sequence[int], like: Tensor) -> Tensor:
+    return like.new_empty(shape)
+
+
+def _room(n: int, known: int, width: int, times: int, like: Tensor, new: Callable) -> Tensor:
+    """Room for (n, width), in rows a multiple of `times` apart; 0 behind the first `known` columns.
+
+    Products of bf16 on AMX read a few numbers past a row's end, times 0, and NaN there would stay NaN.
+    """
+    room = new((n, -(-width // times) * times), like)
+    room[:, known:] = 0.0
+    return room[:, :width]
+
+
+class _Matrix:
+    """Linear layers that read one input as one matrix M = [[W, s B], [A, 0]]; their weights become views of it.
+
+    x W^T + s (x A^T) B^T = [x, x A^T] [W, s B]^T, and the slope of x is [g, s g B] [W; A]: LoRA widens the products of
+    the weights by its rank R (of all layers together) and adds nothing to their results.
+    """
+
+    def __init__(self, layers: Sequence[Any], rank: int) -> None:
+        weights = [layer.base_layer.weight for layer in layers]
+        self.sizes = [len(weight) for weight in weights]
+        self.n_in, self.n_out, self.rank = weights[0].shape[1], sum(self.sizes), rank
+        self.times = 0  # that an adapter was taken in
+        with torch.inference_mode(False), torch.no_grad():
+            self._all = weights[0].new_zeros(self.n_out + rank * len(weights), self.n_in + rank * len(weights))
+            self._views = self._all[: self.n_out, : self.n_in].split(self.sizes)
+            for weight, view in zip(weights, self._views, strict=True):
+                weight.data = view.copy_(weight)
+
+    def is_of(self, layers: Sequence[Any], rank: int) -> bool:
+        """Do the layers still have these weights? Whoever moves or replaces them knows nothing of the matrix."""
+        weights = (layer.base_layer.weight for layer in layers)
+        return rank == self.rank and all(
+            w.data_ptr() == view.data_ptr() and w.dtype == view.dtype and w.stride() == view.stride()
+            for w, view in zip(weights, self._views, strict=True)
+        )
+
+    def take_in(self, lora: Sequence[Tensor], scale: float) -> None:
+        """A (rank, in) and B (out, rank) of the layers in turn."""
+        self.times += 1
+        row, down, across = 0, self.n_out, self.n_in
+        for a, b, size in zip(lora[::2], lora[1::2], self.sizes, strict=True):
+            self._all[down : down + self.rank, : self.n_in] = a
+            torch.mul(b, scale, out=self._all[row : row + size, across : across + self.rank])
+            row, down, across = row + size, down + self.rank, across + self.rank
+
+    def room(self, n: int, like: Tensor, lora: bool, new: Callable = _anywhere, times: int = 1) -> Tensor:
+        """For n inputs and what the As make of them, (n, in + R). The rows are a multiple of `times` apart."""
+        return _room(n, self.n_in, self._all.shape[1] if lora else self.n_in, times, like, new)
+
+    def product(self, x: Tensor, out: Tensor) -> Tensor:
+        """Of inputs (n, in), or (n, in + R) whose last columns are written here. Returns `out`, (n, all outs)."""
+        if x.shape[1] > self.n_in:
+            torch.mm(x[:, : self.n_in], self._all[self.n_out :, : self.n_in].T, out=x[:, self.n_in :])
+        return torch.mm(x, self._all[: self.n_out, : x.shape[1]].T, out=out)
+
+    def room_back(self, n: int, like: Tensor, times: int = 1) -> Tensor:
+        """For slopes of n results and what the Bs make of them, (n, all outs + R)."""
+        return _room(n, self.n_out, len(self._all), times, like, _anywhere)
+
+    def through(self, grad: Tensor) -> Tensor:
+        """Write the last R columns of slopes (n, all outs + R)."""
+        torch.mm(grad[:, : self.n_out], self._all[: self.n_out, self.n_in :], out=grad[:, self.n_out :])
+        return grad
+
+    def product_back(self, grad: Tensor) -> Tensor:
+        """The inputs' slopes (n, in) from what `through` gave."""
+        return grad @ self._all[:, : self.n_in]
+
+    def slopes(self, x: Tensor, inner: Tensor, grad: Tensor, scale: float, dtype: torch.dtype) -> list[Tensor]:
+        """Of A and B of the layers in turn, from inputs (n, in), what the As made of them (n, R), and `through`'s."""
+        of_a = (grad[:, self.n_out :].T @ x).to(dtype).split(self.rank)
+        of_b = (inner.T @ grad[:, : self.n_out]).split(self.rank)
+        parts = [part.split(self.sizes, 1)[i].T.to(dtype) * scale for i, part in enumerate(of_b)]
+        return [slope for both in zip(of_a, parts, strict=True) for slope in both]
+
+
 class _Frozen(NamedTuple):
     """What of a layer is not trained."""
 
-    weights: list[Tensor]  # of PRODUCTS, (out, in)
+    matrices: list[_Matrix]  # of READERS
     norms: list[Tensor]  # of NORMS, (H,)
     eps: list[float]
     size: int  # D, of a head
@@ -43,11 +128,21 @@ class _Frozen(NamedTuple):
     lora: float  # LoRA's scale
     new: Callable[[Sequence[int], Tensor], Tensor]  # an empty tensor of that shape, for what is kept
 
+    def take_in(self, lora: Sequence[Tensor], before: list[int] | None = None) -> list[int]:
+        """Into all matrices, but for those that no other adapter went into since `before`, which this returned."""
+        start = 0
+        for i, matrix in enumerate(self.matrices if lora else ()):
+            stop = start + 2 * len(matrix.sizes)
+            if before is None or matrix.times != before[i]:
+                matrix.take_in(lora[start:stop], self.lora)
+            start = stop
+        return [matrix.times for matrix in self.matrices]
+
 
 class _DecoderLayer(torch.autograd.Function):
     """x (T, H) -> (T, H), or (N, H) of the places to `read` where these are given.
 
-    `lora`: A (rank, in) and B (out, rank) of PRODUCTS in turn; none where the adapter is off.
+    `lora`: A (rank, in) and B (out, rank) of the linear layers in turn; none where the adapter is off.
     """
 
     @staticmethod
@@ -61,99 +156,78 @@ class _DecoderLayer(torch.autograd.Function):
         read: Tensor | None,
         *lora: Tensor,
     ) -> Tensor:
-        (wq, wk, wv, wo, wg, wu, wd), scale, new = frozen.weights, frozen.lora, frozen.new
-        low = [p.to(x.dtype) for p in lora]
-        a, b = low[0::2], low[1::2]
-        unit, inverse = norm(x, frozen.norms[0], frozen.eps[0])
-        inner = [_inner(unit, a[:3], new)]
-        rooms = (_anywhere, _anywhere, new)
-        products = _products(unit, (wq, wk, wv), inner[0], b[:3], scale, rooms)
-        q, k, v = (out.unflatten(1, (-1, frozen.size)) for out in products)
-        q, k = (turned(part, cos, sin, new(part.shape, x)) for part in (q, k))
-        seen = attend(q, k, v, frozen.scaling, layout, new(q.shape, x) if read is None else None).flatten(1)
-        here, seen = (x, seen) if read is None else (x[read], seen[read])
-        seen = seen if read is None else new(seen.shape, x).copy_(seen)
-        inner.append(_inner(seen, a[3:4], new))
-        (middle,) = _products(seen, (wo,), inner[1], b[3:4], scale, (new,))
-        unit, inverse_2 = norm(middle, frozen.norms[1], frozen.eps[1], here)
-        inner.append(_inner(unit, a[4:6], new))
-        gate, up = _products(unit, (wg, wu), inner[2], b[4:6], scale, (new, new))
-        act = gated(gate, up)
-        inner.append(_inner(act, a[6:], new))
-        (out,) = _products(act, (wd,), inner[3], b[6:], scale, (new,))
-        if low:
-            ctx.save_for_backward(x, cos, sin, q, k, v, seen, middle, gate, up, inverse, inverse_2, *inner, *low)
-            ctx.frozen, ctx.layout, ctx.read, ctx.dtype = frozen, layout, read, lora[0].dtype
+        (qkv, o, mlp, down), new, n, on = frozen.matrices, frozen.new, len(x), bool(lora)
+        ctx.times = frozen.take_in(lora)
+        unit = qkv.room(n, x, on)
+        inverse = norm(x, frozen.norms[0], frozen.eps[0], None, unit[:, : qkv.n_in])
+        heads = qkv.product(unit, new((n, qkv.n_out), x)).unflatten(1, (-1, frozen.size))
+        in_qkv = new((n, unit.shape[1] - qkv.n_in), x).copy_(unit[:, qkv.n_in :])
+        q, k, v = heads.split([size // frozen.size for size in qkv.sizes], 1)
+        turn(heads[:, : q.shape[1] + k.shape[1]], cos, sin)
+        # rows of whole heads, as attention counts them
+        seen = o.room(n, x, on, new if read is None else _anywhere, frozen.size)
+        attend(q, k, v, frozen.scaling, layout, seen[:, : o.n_in].unflatten(1, q.shape[1:]))
+        here = x
+        if read is not None:
+            here, n = x[read], len(read)
+            seen = o.room(n, x, on, new).copy_(seen[read])
+        middle = o.product(seen, new((n, o.n_out), x))
+        unit = mlp.room(n, x, on)
+        inverse_2 = norm(middle, frozen.norms[1], frozen.eps[1], here, unit[:, : mlp.n_in])
+        gate_up = mlp.product(unit, new((n, mlp.n_out), x))
+        in_mlp = new((n, unit.shape[1] - mlp.n_in), x).copy_(unit[:, mlp.n_in :])
+        act = down.room(n, x, on)
+        gated(gate_up, act[:, : down.n_in])
+        out = down.product(act, new((n, down.n_out), x))
+        in_down = new((n, act.shape[1] - down.n_in), x).copy_(act[:, down.n_in :])
+        if on:
+            kept = x, cos, sin, heads, seen, middle, gate_up, inverse, inverse_2, in_qkv, in_mlp, in_down
+            ctx.save_for_backward(*kept, *lora)
+            ctx.frozen, ctx.layout, ctx.read = frozen, layout, read
         return out.add_(middle)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        x, cos, sin, q, k, v, seen, middle, gate, up, inverse, inverse_2, *rest = ctx.saved_tensors
-        (in_qkv, in_o, in_mlp, in_down), a, b = rest[:4], rest[4::2], rest[5::2]
-        frozen, scale = ctx.frozen, ctx.frozen.lora
-        wq, wk, wv, wo, wg, wu, wd = frozen.weights
-        slopes: list[Tensor] = []  # of A and B, from the last product to the first
+        x, cos, sin, heads, seen, middle, gate_up, inverse, inverse_2, in_qkv, in_mlp, in_down, *lora = (
+            ctx.saved_tensors
+        )
+        frozen, scale, dtype = ctx.frozen, ctx.frozen.lora, lora[0].dtype
+        qkv, o, mlp, down = frozen.matrices
+        frozen.take_in(lora, ctx.times)
+        q, k, v = heads.split([size // frozen.size for size in qkv.sizes], 1)
 
-        def through(grads: list[Tensor], start: int) -> Tensor:
-            """What of the products' slopes reaches their As, side by side (T, rank x products)."""
-            return _cat([g @ up for g, up in zip(grads, b[start:], strict=False)]).mul_(scale)
-
-        def learn(source: Tensor, inner: Tensor, grads: list[Tensor], down: Tensor) -> None:
-            """The slopes of A and B of products that read `source`."""
-            of_a = (down.T @ source).to(ctx.dtype).chunk(len(grads))
-            parts = inner.chunk(len(grads), 1)
-            of_b = [(part.T @ g).T.to(ctx.dtype) * scale for part, g in zip(parts, grads, strict=True)]
-            slopes[:0] = [s for both in zip(of_a, of_b, strict=True) for s in both]
-
-        down = through([grad], 6)
-        act, of_gate, of_up = gated_slopes(gate, up, (grad @ wd).addmm_(down, a[6]))
-        learn(act, in_down, [grad], down)
-        del act
-        down = through([of_gate, of_up], 4)
-        of_unit = (of_gate @ wg).addmm_(of_up, wu).addmm_(down, _cat(a[4:6], 0))
+        of_out = down.room_back(len(grad), grad)
+        of_out[:, : down.n_out] = grad
+        of_act = down.product_back(down.through(of_out))
+        of_mlp = mlp.room_back(len(grad), grad)
+        act = gated_slopes(gate_up, of_act, of_mlp[:, : mlp.n_out])
+        slopes = down.slopes(act, in_down, of_out, scale, dtype)
+        del act, of_act, of_out
+        of_unit = mlp.product_back(mlp.through(of_mlp))
         grad, unit = norm_slope(of_unit, middle, frozen.norms[1], inverse_2, grad)
-        learn(unit, in_mlp, [of_gate, of_up], down)
-        del of_gate, of_up
-        down = through([grad], 3)
-        learn(seen, in_o, [grad], down)
-        of_seen = (grad @ wo).addmm_(down, a[3])
+        slopes[:0] = mlp.slopes(unit, in_mlp, of_mlp, scale, dtype)
+        del of_mlp
+        of_middle = o.room_back(len(grad), grad)
+        of_middle[:, : o.n_out] = grad
+        of_seen = o.product_back(o.through(of_middle))
+        slopes[:0] = o.slopes(seen[:, : o.n_in], seen[:, o.n_in :], of_middle, scale, dtype)
         if ctx.read is not None:
             of_seen = of_seen.new_zeros(len(x), of_seen.shape[1]).index_add_(0, ctx.read, of_seen)
-        slopes_qkv = attend_backward(of_seen.view(q.shape), q, k, v, frozen.scaling, ctx.layout)
-        back = -sin.roll(frozen.size // 2, -1)
-        of_q, of_k = (turned(s, cos, back, torch.empty_like(s)).flatten(1) for s in slopes_qkv[:2])
-        of_v = slopes_qkv[2].flatten(1)
-        down = through([of_q, of_k, of_v], 0)
+        of_qkv = qkv.room_back(len(x), grad, frozen.size)
+        of_heads = of_qkv[:, : qkv.n_out].unflatten(1, heads.shape[1:])
+        attend_backward(of_seen.view(q.shape), q, k, v, frozen.scaling, ctx.layout, of_heads)
+        turn(of_heads[:, : q.shape[1] + k.shape[1]], cos, -sin.roll(frozen.size // 2, -1))
+        qkv.through(of_qkv)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_unit = (of_q @ wq).addmm_(of_k, wk).addmm_(of_v, wv).addmm_(down, _cat(a[:3], 0))
+            of_unit = qkv.product_back(of_qkv)
             of_x, unit = norm_slope(of_unit, x, frozen.norms[0], inverse, grad if ctx.read is None else None)
             if ctx.read is not None:
                 of_x.index_add_(0, ctx.read, grad)
         else:
             unit = normed(x, frozen.norms[0], inverse)
-        learn(unit, in_qkv, [of_q, of_k, of_v], down)
+        slopes[:0] = qkv.slopes(unit, in_qkv, of_qkv, scale, dtype)
         return of_x, None, None, None, None, None, *slopes
-
-
-def _anywhere(shape: Sequence[int], like: Tensor) -> Tensor:
-    return like.new_empty(shape)
-
-
-def _cat(parts: list[Tensor], dim: int = 1) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def _inner(x: Tensor, a: list[Tensor], new: Callable) -> Tensor | None:
-    return torch.mm(x, _cat(a, 0).T, out=new((len(x), sum(map(len, a))), x)) if a else None
-
-
-def _products(
-    x: Tensor, weights: Sequence[Tensor], inner: Tensor | None, b: list[Tensor], scale: float, rooms: Sequence[Callable]
-) -> Iterator[Tensor]:
-    for i, (weight, new) in enumerate(zip(weights, rooms, strict=True)):
-        out = torch.mm(x, weight.T, out=new((len(x), len(weight)), x))
-        yield out if inner is None else out.addmm_(inner.chunk(len(weights), 1)[i], b[i].T, alpha=scale)
 
 
 def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, last: bool = False, **kwargs: Any) -> Tensor:
@@ -170,7 +244,7 @@ def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, last: bool = False
         return type(self).forward(self, x, *args, **kwargs)
     norms = [self.get_submodule(norm) for norm in NORMS]
     frozen = _Frozen(
-        [layer.base_layer.weight for layer in layers],
+        _matrices(self, layers[0].r[name]),
         [norm.weight for norm in norms],
         [norm.variance_epsilon for norm in norms],
         self.self_attn.head_dim,
@@ -189,6 +263,17 @@ def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, last: bool = False
         return _DecoderLayer.apply(x[0], cos, sin, frozen, layout, places, *lora)[None]
 
     return self._gradient_checkpointing_func(compute, x) if grads and again else compute(x)
+
+
+def _matrices(layer: Any, rank: int) -> list[_Matrix]:
+    """Made with the first pack, and anew where a layer has got other weights since."""
+    found = vars(layer).setdefault("_matrices", [None] * len(READERS))
+    for i, names in enumerate(READERS):
+        layers = [layer.get_submodule(name) for name in names]
+        if found[i] is None or not found[i].is_of(layers, rank):
+            found[i] = None
+            found[i] = _Matrix(layers, rank)
+    return found
 
 
 def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
@@ -220,6 +305,7 @@ def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
         return isinstance(want, Tensor) and bool((want - got).abs().max() <= 1e-4 * (want - x).abs().max())
 
     tried: dict[tuple, bool] = {}
+    taken: set[int] = set()
     for layer in layers:
         found = dict(layer.named_modules())
         linear = [found.get(name) for name in PRODUCTS]
@@ -230,10 +316,15 @@ def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
             tried[kind] = same(layer)
         if tried[kind]:
             layer.forward = types.MethodType(partial(_fast_layer, last=layer is layers[-1]), layer)
+            taken |= {id(part.base_layer.weight) for part in linear}  # type: ignore[union-attr]
+    if taken:  # those go into matrices, and with the last of the others the mapped file leaves memory
+        for p in causal.parameters():
+            if id(p) not in taken and not p.requires_grad:
+                p.data = p.data.clone()
 
 
 def kind_of(layer: Any) -> tuple:
-    """What a layer or a part of it computes with: classes, sizes, hooks and plain settings of it and of all in it, not its number."""
+    """What a layer or a part of one computes with: classes, sizes, hooks and plain settings, not its number."""
     return tuple(
         (
             name,

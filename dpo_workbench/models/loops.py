@@ -194,7 +194,7 @@ def norm(data):
     inverse, eps, added = _floats(d[6]), F(_fraction(d[7])), d[3] != 0
     first, stop = _share(d[0])
     for t in range(first, stop):
-        row, unit = x[t * n : t * n + n], out[t * n : t * n + n]
+        row, unit = x[t * n : t * n + n], out[t * d[8] : t * d[8] + n]
         total = F(0)
         if added:
             more = add[t * n : t * n + n]
@@ -238,54 +238,63 @@ def turn(data):
     d = _given(data)
     heads, size = d[1], d[2]
     half = size // 2
-    x, out = _tensor(d[3], data), _tensor(d[6], data)
-    cos, sin = _tensor(d[4], data), _tensor(d[5], data)
+    x, cos, sin = _tensor(d[3], data), _tensor(d[4], data), _tensor(d[5], data)
     first, stop = _share(d[0])
     for t in range(first, stop):
         c, s = cos[t * size : t * size + size], sin[t * size : t * size + size]
         c1, c2, s1, s2 = c[:half], c[half:], s[:half], s[half:]
-        for h in range(t * heads, t * heads + heads):
-            a, b = x[h * size : h * size + half], x[h * size + half : h * size + size]
-            e, f = out[h * size : h * size + half], out[h * size + half : h * size + size]
+        for h in range(heads):
+            start = t * d[6] + h * size
+            a, b = x[start : start + half], x[start + half : start + size]
             for i in range(half):
-                e[i] = _down(_up(a[i]) * _up(c1[i]) - _up(b[i]) * _up(s1[i]), a[i])
-                f[i] = _down(_up(b[i]) * _up(c2[i]) + _up(a[i]) * _up(s2[i]), a[i])
+                left, right = _up(a[i]), _up(b[i])
+                a[i] = _down(left * _up(c1[i]) - right * _up(s1[i]), a[i])
+                b[i] = _down(right * _up(c2[i]) + left * _up(s2[i]), b[i])
 
 
 @_loop
 def gate(data):
     d = _given(data)
-    first, stop = _share(d[0] * d[1])
-    x, y = _tensor(d[2], data)[first:stop], _tensor(d[3], data)[first:stop]
-    out = _tensor(d[4], data)[first:stop]
-    for i in range(stop - first):
-        g = _up(x[i])
-        out[i] = _down(g / (F(1) + _exp(-g)) * _up(y[i]), x[i])
+    n = d[1]
+    both, out = _tensor(d[2], data), _tensor(d[3], data)
+    first, stop = _share(d[0])
+    for t in range(first, stop):
+        start = t * 2 * n
+        x, y, z = both[start : start + n], both[start + n : start + 2 * n], out[t * d[4] : t * d[4] + n]
+        for i in range(n):
+            g = _up(x[i])
+            z[i] = _down(g / (F(1) + _exp(-g)) * _up(y[i]), x[i])
 
 
 @_loop
 def gate_slopes(data):
     d = _given(data)
-    first, stop = _share(d[0] * d[1])
-    x, y = _tensor(d[2], data)[first:stop], _tensor(d[3], data)[first:stop]
-    grad = _tensor(d[4], data)[first:stop]
-    out, of_up = _tensor(d[5], data)[first:stop], _tensor(d[6], data)[first:stop]
-    for i in range(stop - first):
-        g, u, s = _up(x[i]), _up(y[i]), _up(grad[i])
-        open_ = F(1) / (F(1) + _exp(-g))
-        act = g * open_
-        out[i] = _down(act * u, x[i])
-        of_up[i] = _down(s * act, x[i])
-        grad[i] = _down(s * u * (open_ + act * (F(1) - open_)), x[i])
+    n = d[1]
+    both, grad, out = _tensor(d[2], data), _tensor(d[3], data), _tensor(d[4], data)
+    first, stop = _share(d[0])
+    for t in range(first, stop):
+        start, to = t * 2 * n, t * d[5]
+        x, y, z = both[start : start + n], both[start + n : start + 2 * n], grad[t * n : t * n + n]
+        of_gate, of_up = out[to : to + n], out[to + n : to + 2 * n]
+        for i in range(n):
+            g, u, s = _up(x[i]), _up(y[i]), _up(z[i])
+            open_ = F(1) / (F(1) + _exp(-g))
+            act = g * open_
+            z[i] = _down(act * u, x[i])
+            of_up[i] = _down(s * act, x[i])
+            of_gate[i] = _down(s * u * (open_ + act * (F(1) - open_)), x[i])
 
 
 @_loop
 def softmax(data):
-    """Of scores (B, queries x heads of a group, keys), in place; a part's keys before its own are its first ones."""
+    """Of scores (B, queries x heads of a group, keys), in place; a part's keys before its own are its first ones.
+
+    And the scores' slope from that of the result, where there is one.
+    """
     d = _given(data)
     rows, keys, groups, before, first_query, n_keys, first_row = d[1], d[2], d[3], d[4], d[5], d[6], d[7]
     scores, low = _floats(d[8]), _tensor(d[9], data)
-    lengths = _wholes(d[10])
+    lengths, grad, out = _wholes(d[10]), _floats(d[11]), _tensor(d[12], data)
     first, stop = _share(d[0] * rows)
     for at in range(first, stop):
         b, row = at // rows, at % rows
@@ -314,22 +323,12 @@ def softmax(data):
         if d[9]:
             for i in range(keys):
                 rounded[i] = _down(whole[i], rounded[i])
-
-
-@_loop
-def softmax_slope(data):
-    d = _given(data)
-    keys = d[1]
-    p, grad = _floats(d[2]), _floats(d[3])
-    out = _tensor(d[4], data)
-    first, stop = _share(d[0])
-    for at in range(first, stop):
-        x, s, y = p[at * keys : at * keys + keys], grad[at * keys : at * keys + keys], out[at * keys : at * keys + keys]
-        along = F(0)
-        for i in range(keys):
-            along += x[i] * s[i]
-        for i in range(keys):
-            y[i] = _down(x[i] * (s[i] - along), y[i])
+        if d[11]:
+            s, z, along = grad[at * keys : at * keys + keys], out[at * keys : at * keys + keys], F(0)
+            for i in range(keys):
+                along += whole[i] * s[i]
+            for i in range(keys):
+                z[i] = _down(whole[i] * (s[i] - along), z[i])
 
 
 @_loop
@@ -352,7 +351,7 @@ def take(data):
 
 @_loop
 def put(data):
-    """x (B, R, D) times a factor to lines of `out`, whose numbers have a stride of their own; -1: nowhere."""
+    """x (B, R, D) times a factor to lines of `out`; they and their numbers have strides of their own. -1: nowhere."""
     d = _given(data)
     rows, size, stride, factor = d[1], d[2], d[3], F(_fraction(d[7]))
     lines, x = _wholes(d[4]), _tensor(d[5], data)
@@ -361,7 +360,7 @@ def put(data):
     for at in range(first, stop):
         line = lines[at // rows * stride + at % rows]
         if line >= 0:
-            a, b = x[at * size : at * size + size], out[line * size : line * size + size]
+            a, b = x[at * size : at * size + size], out[line * d[8] : line * d[8] + size]
             for i in range(size):
                 b[i] = _down(_up(a[i]) * factor, b[i])
 

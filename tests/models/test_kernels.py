@@ -51,21 +51,39 @@ def assert_like(got, want, dtype: torch.dtype) -> None:
 def test_passes_of_a_layer_equal_pytorchs(rows, dtype, monkeypatch) -> None:
     x, grad, more = (drawn(dtype, rows, 50, seed=seed) for seed in range(3))
     weight, inverse = drawn(dtype, 50, seed=3), drawn(torch.float32, rows, 1, seed=4).abs()
-    gate, up, of_act = (drawn(dtype, rows, 37, seed=seed) * 4 for seed in range(3))
+    gate_up, of_act = drawn(dtype, rows, 74) * 4, drawn(dtype, rows, 37, seed=2) * 4
     heads, cos, sin = drawn(dtype, rows, 3, 10), drawn(dtype, rows, 10, seed=5), drawn(dtype, rows, 10, seed=6)
 
-    def added():
-        here = x.clone()
-        return (*kernels.norm(here, weight, 1e-5, more), here)
+    def wide(n: int) -> torch.Tensor:
+        return torch.empty(rows, n + 3, dtype=dtype)[:, 1 : n + 1]  # rows of a wider tensor
+
+    def normed(add):
+        here, out = x.clone(), wide(50)
+        root = kernels.norm(here, weight, 1e-5, add, out)
+        return out, root, here
+
+    def turned():
+        out = torch.zeros(rows, 4, 10, dtype=dtype)[:, 1:].copy_(heads)
+        kernels.turn(out, cos, sin)
+        return out
+
+    def gated():
+        out = wide(37)
+        kernels.gated(gate_up, out)
+        return out
+
+    def slopes():
+        out = wide(74)
+        return kernels.gated_slopes(gate_up, of_act.clone(), out), out
 
     for compute in (
-        lambda: kernels.norm(x, weight, 1e-5),
-        added,
+        lambda: normed(None),
+        lambda: normed(more),
         lambda: kernels.norm_slope(grad.clone(), x, weight, inverse, more),
         lambda: kernels.norm_slope(grad.clone(), x, weight, inverse, None),
-        lambda: kernels.turned(heads, cos, sin, torch.empty_like(heads)),
-        lambda: kernels.gated(gate, up),
-        lambda: kernels.gated_slopes(gate, up, of_act.clone()),
+        turned,
+        gated,
+        slopes,
     ):
         assert_like(*both(monkeypatch, compute), dtype)
 
@@ -118,13 +136,15 @@ def test_softmax_sees_what_a_part_has_before_and_up_to_itself(dtype) -> None:
             assert torch.equal(low, got.to(dtype))
 
 
-def test_the_slope_of_a_softmax(dtype, monkeypatch) -> None:
-    p, grad = drawn(torch.float32, 5, 4, 30).softmax(-1), drawn(torch.float32, 5, 4, 30, seed=1)
-    got, want = both(
-        monkeypatch,
-        lambda: kernels.softmax_slope(p.clone(), grad.clone(), torch.empty(grad.shape, dtype=dtype)).float(),
-    )
-    assert_like(got, want, dtype)
+def test_the_slope_of_a_softmax(dtype) -> None:
+    """Three parts of two heads, all keys their own."""
+    scores, grad = drawn(torch.float32, 6, 10, 2, 10), drawn(torch.float32, 6, 10, 2, 10, seed=1)
+    future = torch.ones(10, 10, dtype=torch.bool).triu(1)[:, None]
+    want = scores.clone().requires_grad_()
+    want.masked_fill(future, float("-inf")).softmax(-1).backward(grad)
+    low, slope = (torch.zeros(scores.shape, dtype=dtype) for _ in range(2))
+    assert kernels.softmax(scores, low, 0, 0, torch.zeros(3).long(), 2, 0, grad, slope)
+    assert_like([slope], [want.grad.to(dtype)], dtype)
 
 
 def test_the_vocabulary_in_pieces_is_a_log_softmax(dtype) -> None:
@@ -150,9 +170,14 @@ def test_what_is_not_finite_is_not_lost(bad, dtype) -> None:
     x = drawn(dtype, 4, 16)
     x[2, 5] = bad
     good, weight = drawn(dtype, 4, 16, seed=1), torch.ones(16, dtype=dtype)
-    assert not kernels.norm(x, weight, 1e-5)[0][2].isfinite().all()
-    assert not kernels.gated(x, good)[2].isfinite().all() and not kernels.gated(good, x)[2].isfinite().all()
-    assert not any(part[2].isfinite().all() for part in kernels.gated_slopes(x, good, good.clone()))
+    out, two = torch.zeros(4, 16, dtype=dtype), torch.zeros(4, 32, dtype=dtype)
+    kernels.norm(x, weight, 1e-5, None, out)
+    assert not out[2].isfinite().all() and out[1].isfinite().all()
+    for gate, up in ((x, good), (good, x)):
+        kernels.gated(torch.cat([gate, up], 1), out)
+        assert not out[2].isfinite().all() and out[1].isfinite().all()
+    act = kernels.gated_slopes(torch.cat([x, good], 1), good.clone(), two)
+    assert not any(part[2].isfinite().all() for part in (act, *two.chunk(2, 1)))
     scores = x.float().view(1, 4, 1, 16).clone()
     low = torch.zeros(scores.shape, dtype=dtype)
     kernels.softmax(scores, low, 12, 0, torch.tensor([0]), 1, 0)
@@ -190,7 +215,8 @@ def test_other_dtypes_strides_and_devices_are_pytorchs() -> None:
 )
 def test_without_numba_pytorch_takes_over(stop) -> None:
     code = f"{stop}\nimport torch\nfrom dpo_workbench.models import kernels\n"
-    code += "x = torch.ones(2, 4)\nprint(kernels._compile(x.dtype), kernels.gated(x, x).sum().item())"
+    code += "x, out = torch.ones(2, 8), torch.ones(2, 4)\n"
+    code += "kernels.gated(x, out)\nprint(kernels._compile(x.dtype), out.sum().item())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert run.stdout.split() == ["None", "5.848"] or run.stdout.startswith("None 5.848"), run.stderr
 
@@ -208,7 +234,8 @@ def test_loops_that_cannot_be_made_are_named_once_and_do_without(monkeypatch) ->
         kernels._compile.cache_clear()
         monkeypatch.setattr(loops, "compile_all", fails)
         with pytest.warns(UserWarning, match="no such type.*PyTorch does their work"):
-            assert kernels.gated(torch.ones(2, 2), torch.ones(2, 2)).sum() > 0
-        kernels.gated(torch.ones(2, 2), torch.ones(2, 2))
+            kernels.gated(torch.ones(2, 4), out := torch.zeros(2, 2))
+        assert out.all()
+        kernels.gated(torch.ones(2, 4), out)
     finally:
         kernels._compile.cache_clear()
