@@ -133,6 +133,8 @@ def _fast_forward(self: LoraLinear, x: Tensor) -> Tensor:
 
 def _fast_mlp(self: Any, x: Tensor) -> Tensor:
     gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+    if not isinstance(down, LoraLinear):  # PEFT has merged its layers away
+        return down(silu(gate) * up)
     if down.disable_adapters or down.merged:
         return down.base_layer(silu(gate) * up)
     return _GatedLoraProduct.apply(gate, up, *_adapter_of(down))

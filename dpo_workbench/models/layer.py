@@ -233,6 +233,8 @@ class _DecoderLayer(torch.autograd.Function):
 def _fast_layer(self: Any, hidden_states: Tensor, *args: Any, last: bool = False, **kwargs: Any) -> Tensor:
     layout, x = kwargs.get("layout"), hidden_states
     first = self.self_attn.q_proj
+    if not hasattr(first, "lora_A"):  # PEFT has merged its layers away
+        return type(self).forward(self, x, *args, **kwargs)
     off = first.disable_adapters or first.merged
     grads = torch.is_grad_enabled()
     again = getattr(self, "gradient_checkpointing", False) and self.training  # then nothing of it is kept
@@ -316,11 +318,21 @@ def use_fast_layers(causal: Any, is_fast: Callable[[Any], bool]) -> None:
             tried[kind] = same(layer)
         if tried[kind]:
             layer.forward = types.MethodType(partial(_fast_layer, last=layer is layers[-1]), layer)
+            layer.register_state_dict_post_hook(_each_by_itself)
             taken |= {id(part.base_layer.weight) for part in linear}  # type: ignore[union-attr]
     if taken:  # those go into matrices, and with the last of the others the mapped file leaves memory
         for p in causal.parameters():
             if id(p) not in taken and not p.requires_grad:
                 p.data = p.data.clone()
+
+
+def _each_by_itself(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights beside their adapters as tensors of their own, for whoever saves them."""
+    for name in PRODUCTS:
+        key = f"{prefix}{name}.base_layer.weight"
+        key = key if key in state else f"{prefix}{name}.weight"  # PEFT's layers are gone
+        if isinstance(state.get(key), Tensor):
+            state[key] = state[key].contiguous()
 
 
 def kind_of(layer: Any) -> tuple:

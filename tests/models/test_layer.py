@@ -135,6 +135,19 @@ def test_weights_that_are_replaced_or_moved_are_seen(moved, tiny) -> None:
     assert all(torch.equal(one, other) for one, other in zip(gradients(moved), before, strict=True))
 
 
+def test_weights_beside_adapters_are_saved_as_others(moved, tmp_path) -> None:
+    gradients(moved)
+    causal = moved._causal()
+    assert not causal.model.layers[0].mlp.up_proj.base_layer.weight.is_contiguous()
+    assert all(value.is_contiguous() for value in causal.state_dict().values())
+    want = moved.network.merge_and_unload()
+    want.save_pretrained(tmp_path)
+    got = LlamaForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(got(ids).logits, want(ids).logits)
+
+
 def test_without_adapter_it_is_the_base_model(moved, tiny) -> None:
     def states(model):
         with model.active() as network, torch.no_grad():
