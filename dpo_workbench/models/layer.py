@@ -62,7 +62,7 @@ class _Matrix:
         weights = [layer.base_layer.weight for layer in layers]
         self.sizes = [len(weight) for weight in weights]
         self.n_in, self.n_out, self.rank = weights[0].shape[1], sum(self.sizes), rank
-        self.times = 0  # that an adapter was taken in
+        self.on, self.times = False, 0  # an adapter is in it; that one was taken in or out
         with torch.inference_mode(False), torch.no_grad():
             self._all = weights[0].new_zeros(self.n_out + rank * len(weights), self.n_in + rank * len(weights))
             self._views = self._all[: self.n_out, : self.n_in].split(self.sizes)
@@ -78,23 +78,31 @@ class _Matrix:
         )
 
     def take_in(self, lora: Sequence[Tensor], scale: float) -> None:
-        """A (rank, in) and B (out, rank) of the layers in turn."""
-        self.times += 1
+        """A (rank, in) and B (out, rank) of the layers in turn, or none."""
+        if not lora:
+            if self.on:
+                self._all[: self.n_out, self.n_in :] = 0.0
+                self.on, self.times = False, self.times + 1
+            return
+        self.on, self.times = True, self.times + 1
         row, down, across = 0, self.n_out, self.n_in
         for a, b, size in zip(lora[::2], lora[1::2], self.sizes, strict=True):
             self._all[down : down + self.rank, : self.n_in] = a
             torch.mul(b, scale, out=self._all[row : row + size, across : across + self.rank])
             row, down, across = row + size, down + self.rank, across + self.rank
 
-    def room(self, n: int, like: Tensor, lora: bool, new: Callable = _anywhere, times: int = 1) -> Tensor:
+    def room(self, n: int, like: Tensor, new: Callable = _anywhere, times: int = 1) -> Tensor:
         """For n inputs and what the As make of them, (n, in + R). The rows are a multiple of `times` apart."""
-        return _room(n, self.n_in, self._all.shape[1] if lora else self.n_in, times, like, new)
+        return _room(n, self.n_in, self._all.shape[1], times, like, new)
 
     def product(self, x: Tensor, out: Tensor) -> Tensor:
-        """Of inputs (n, in), or (n, in + R) whose last columns are written here. Returns `out`, (n, all outs)."""
-        if x.shape[1] > self.n_in:
+        """Of inputs (n, in + R), whose last columns are written here. Returns `out`, (n, all outs).
+
+        Without adapter they are 0 and read as well: so an adapter with B = 0 changes no bit.
+        """
+        if self.on:
             torch.mm(x[:, : self.n_in], self._all[self.n_out :, : self.n_in].T, out=x[:, self.n_in :])
-        return torch.mm(x, self._all[: self.n_out, : x.shape[1]].T, out=out)
+        return torch.mm(x, self._all[: self.n_out].T, out=out)
 
     def room_back(self, n: int, like: Tensor, times: int = 1) -> Tensor:
         """For slopes of n results and what the Bs make of them, (n, all outs + R)."""
@@ -131,7 +139,7 @@ class _Frozen(NamedTuple):
     def take_in(self, lora: Sequence[Tensor], before: list[int] | None = None) -> list[int]:
         """Into all matrices, but for those that no other adapter went into since `before`, which this returned."""
         start = 0
-        for i, matrix in enumerate(self.matrices if lora else ()):
+        for i, matrix in enumerate(self.matrices):
             stop = start + 2 * len(matrix.sizes)
             if before is None or matrix.times != before[i]:
                 matrix.take_in(lora[start:stop], self.lora)
@@ -156,31 +164,31 @@ class _DecoderLayer(torch.autograd.Function):
         read: Tensor | None,
         *lora: Tensor,
     ) -> Tensor:
-        (qkv, o, mlp, down), new, n, on = frozen.matrices, frozen.new, len(x), bool(lora)
+        (qkv, o, mlp, down), new, n = frozen.matrices, frozen.new, len(x)
         ctx.times = frozen.take_in(lora)
-        unit = qkv.room(n, x, on)
+        unit = qkv.room(n, x)
         inverse = norm(x, frozen.norms[0], frozen.eps[0], None, unit[:, : qkv.n_in])
         heads = qkv.product(unit, new((n, qkv.n_out), x)).unflatten(1, (-1, frozen.size))
         in_qkv = new((n, unit.shape[1] - qkv.n_in), x).copy_(unit[:, qkv.n_in :])
         q, k, v = heads.split([size // frozen.size for size in qkv.sizes], 1)
         turn(heads[:, : q.shape[1] + k.shape[1]], cos, sin)
         # rows of whole heads, as attention counts them
-        seen = o.room(n, x, on, new if read is None else _anywhere, frozen.size)
+        seen = o.room(n, x, new if read is None else _anywhere, frozen.size)
         attend(q, k, v, frozen.scaling, layout, seen[:, : o.n_in].unflatten(1, q.shape[1:]))
         here = x
         if read is not None:
             here, n = x[read], len(read)
-            seen = o.room(n, x, on, new).copy_(seen[read])
+            seen = o.room(n, x, new).copy_(seen[read])
         middle = o.product(seen, new((n, o.n_out), x))
-        unit = mlp.room(n, x, on)
+        unit = mlp.room(n, x)
         inverse_2 = norm(middle, frozen.norms[1], frozen.eps[1], here, unit[:, : mlp.n_in])
         gate_up = mlp.product(unit, new((n, mlp.n_out), x))
         in_mlp = new((n, unit.shape[1] - mlp.n_in), x).copy_(unit[:, mlp.n_in :])
-        act = down.room(n, x, on)
+        act = down.room(n, x)
         gated(gate_up, act[:, : down.n_in])
         out = down.product(act, new((n, down.n_out), x))
         in_down = new((n, act.shape[1] - down.n_in), x).copy_(act[:, down.n_in :])
-        if on:
+        if lora:
             kept = x, cos, sin, heads, seen, middle, gate_up, inverse, inverse_2, in_qkv, in_mlp, in_down
             ctx.save_for_backward(*kept, *lora)
             ctx.frozen, ctx.layout, ctx.read = frozen, layout, read
