@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from dpo_workbench.models.kernels import add, put, softmax, take
+from dpo_workbench.models.kernels import add, put, softmax, take, wide
 
 NAME = "dpo_workbench"
 BLOCK = 96  # queries of a part at a time on a CPU: what they cannot see is hardly computed
@@ -396,11 +396,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layout: Layout, out: T
     for group in _groups(layout):
         _, asked = take(lines_q, group.lines(heads, n_keys, step_q), scale)
         _, keys = take(lines_k, group.lines(n_keys, n_keys, step_k, keys=True))
-        values, _ = take(lines_v, group.lines(n_keys, n_keys, step_v, keys=True))
+        values = take(lines_v, group.lines(n_keys, n_keys, step_v, keys=True))[wide(v)]
         of_out = group.lines(heads, n_keys, step_out)
         with _exact_in_bf16(q):
-            for some, own, seen, p, _ in group.pieces(asked, keys, v.dtype):
-                put(torch.bmm(p, values[some, seen]), of_out[some, own], lines_out)
+            for some, own, seen, p, _ in group.pieces(asked, keys, values.dtype):
+                put(torch.bmm(p, values[some, seen]).to(v.dtype), of_out[some, own], lines_out)
     return out
 
 
@@ -427,12 +427,15 @@ def attend_backward(
         above, high_above = take(lines_grad, group.lines(heads, n_keys, step_grad))
         keys, high_k = take(lines_k, group.lines(n_keys, n_keys, step_k, keys=True))
         _, high_v = take(lines_v, group.lines(n_keys, n_keys, step_v, keys=True))
+        times = scale
+        if wide(q):
+            asked, above, keys, times = high_q, high_above, high_k, 1.0
         # scores and their slopes are fp32: rounded to bf16, large ones that nearly cancel turn gradients
         with _exact_in_bf16(q):
-            for some, own, seen, p, slope in group.pieces(high_q, high_k, q.dtype, high_above, high_v):
+            for some, own, seen, p, slope in group.pieces(high_q, high_k, keys.dtype, high_above, high_v):
                 add(torch.bmm(p.transpose(1, 2), above[some, own]), of_sums[some, seen], sums_v)
-                put(torch.bmm(slope, keys[some, seen]), of_out[some, own], lines_out, scale)
-                add(torch.bmm(slope.transpose(1, 2), asked[some, own]), of_sums[some, seen], sums_k, scale)
+                put(torch.bmm(slope, keys[some, seen]).to(q.dtype), of_out[some, own], lines_out, scale)
+                add(torch.bmm(slope.transpose(1, 2), asked[some, own]), of_sums[some, seen], sums_k, times)
     out[:, heads:] = sums.flatten(1, 2)
     return out[:, :heads], out[:, heads : heads + n_keys], out[:, heads + n_keys :]
 

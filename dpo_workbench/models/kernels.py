@@ -70,6 +70,27 @@ def _compile(dtype: torch.dtype) -> Compiled | None:
         return None
 
 
+@lru_cache
+def _multiplies_bf16() -> bool:
+    return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
+
+
+def wide(x: Tensor) -> bool:
+    """Are products of x better made in fp32: is it bf16, on a CPU that does not multiply that?
+
+    There PyTorch's own products of bf16 are several times slower than those of fp32 (docs/performance.md).
+    """
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _multiplies_bf16()
+
+
+def mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """`torch.mm`; of what is better multiplied in fp32 the result alone is rounded."""
+    if not wide(a):
+        return torch.mm(a, b, out=out)
+    high = torch.mm(*(x.float() if x.stride(1) == 1 else x.T.float().T for x in (a, b)))
+    return high.to(a.dtype) if out is None else out.copy_(high)
+
+
 def inverse_root(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps), at least fp32. Shape (T, 1)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dpo_workbench.models.attention import NAME, Layout, attend, attend_backward
 from dpo_workbench.models.kept import room
-from dpo_workbench.models.kernels import gated, gated_slopes, norm, norm_slope, normed, turn
+from dpo_workbench.models.kernels import gated, gated_slopes, mm, norm, norm_slope, normed, turn
 
 # linear layers, those of one input together
 READERS = tuple(
@@ -101,8 +101,8 @@ class _Matrix:
         Without adapter they are 0 and read as well: so an adapter with B = 0 changes no bit.
         """
         if self.on:
-            torch.mm(x[:, : self.n_in], self._all[self.n_out :, : self.n_in].T, out=x[:, self.n_in :])
-        return torch.mm(x, self._all[: self.n_out].T, out=out)
+            mm(x[:, : self.n_in], self._all[self.n_out :, : self.n_in].T, out=x[:, self.n_in :])
+        return mm(x, self._all[: self.n_out].T, out=out)
 
     def room_back(self, n: int, like: Tensor, times: int = 1) -> Tensor:
         """For slopes of n results and what the Bs make of them, (n, all outs + R)."""
@@ -110,17 +110,17 @@ class _Matrix:
 
     def through(self, grad: Tensor) -> Tensor:
         """Write the last R columns of slopes (n, all outs + R)."""
-        torch.mm(grad[:, : self.n_out], self._all[: self.n_out, self.n_in :], out=grad[:, self.n_out :])
+        mm(grad[:, : self.n_out], self._all[: self.n_out, self.n_in :], out=grad[:, self.n_out :])
         return grad
 
     def product_back(self, grad: Tensor) -> Tensor:
         """The inputs' slopes (n, in) from what `through` gave."""
-        return grad @ self._all[:, : self.n_in]
+        return mm(grad, self._all[:, : self.n_in])
 
     def slopes(self, x: Tensor, inner: Tensor, grad: Tensor, scale: float, dtype: torch.dtype) -> list[Tensor]:
         """Of A and B of the layers in turn, from inputs (n, in), what the As made of them (n, R), and `through`'s."""
-        of_a = (grad[:, self.n_out :].T @ x).to(dtype).split(self.rank)
-        of_b = (inner.T @ grad[:, : self.n_out]).split(self.rank)
+        of_a = mm(grad[:, self.n_out :].T, x).to(dtype).split(self.rank)
+        of_b = mm(inner.T, grad[:, : self.n_out]).split(self.rank)
         parts = [part.split(self.sizes, 1)[i].T.to(dtype) * scale for i, part in enumerate(of_b)]
         return [slope for both in zip(of_a, parts, strict=True) for slope in both]
 

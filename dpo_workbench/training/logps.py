@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_workbench.models.adapter import causal_lm
-from dpo_workbench.models.kernels import vocabulary
+from dpo_workbench.models.kernels import vocabulary, wide
 from dpo_workbench.models.layer import Read
 from dpo_workbench.training.packing import Batch
 
@@ -51,10 +51,11 @@ class _TokenLogps(torch.autograd.Function):
         mean = torch.zeros_like(hidden, dtype=high) if hidden.requires_grad else None  # of the rows, by exp(score)
         own = weight[target] if mean is not None else weight[:0]
         piece = max(1, min(len(weight), SCORES // max(1, n)))
-        room = hidden.new_empty(n * piece)
+        asked = hidden.to(high) if wide(hidden) else hidden
+        room = asked.new_empty(n * piece)
         for start in range(0, len(weight), piece):
-            rows = weight[start : start + piece]
-            low = torch.mm(hidden, rows.T, out=room[: n * len(rows)].view(n, -1))
+            rows = weight[start : start + piece].to(asked.dtype)
+            low = torch.mm(asked, rows.T, out=room[: n * len(rows)].view(n, -1))
             shrink = vocabulary(low, target, start, picked, most, total) if plain else None
             if shrink is not None:
                 if mean is not None:
