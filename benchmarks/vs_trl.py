@@ -2,6 +2,7 @@
 
 python benchmarks/vs_trl.py                     # the whole grid; a cell that is recorded is not run again
 python benchmarks/vs_trl.py --cells medium-bf16-1
+python benchmarks/vs_trl.py --results vs_trl_avx2 --rounds 1    # another kind of processor, a file of its own
 
 Equal on both sides: model, token ids, LoRA (r=16 on all linear layers, the same start), pairs in a forward pass and in
 an optimiser step, AdamW, learning rate, order, number of steps. The clock runs from a loaded model and pairs as text to
@@ -24,7 +25,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results" / "vs_trl.json"
+RESULTS = Path(__file__).parent / "results"
 SHAPES = {"short": (60, 30, 8), "medium": (200, 75, 4), "long": (600, 60, 2)}  # prompt, each answer, pairs in a pass
 N_PAIRS = {"short": 16, "medium": 16, "long": 8}
 BATCH, LR = 8, 1e-5
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="*", default=grid, help="SHAPE-DTYPE-EPOCHS")
     parser.add_argument("--again", action="store_true", help="measure recorded cells again")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, in turn; the medians count")
+    parser.add_argument("--results", default="vs_trl", help="name of the results file")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -227,8 +229,10 @@ def main() -> None:
         return
     from dpo_workbench.runtime.environment import describe
 
-    recorded = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"cells": {}}
-    recorded |= {"machine": describe(), "command": "python benchmarks/vs_trl.py", "seed": 0, "pairs": N_PAIRS}
+    results = RESULTS / f"{args.results}.json"
+    recorded = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"cells": {}}
+    command = "python benchmarks/vs_trl.py" + (f" --results {args.results}" if args.results != "vs_trl" else "")
+    recorded |= {"machine": describe(), "command": command, "seed": 0, "pairs": N_PAIRS}
     for cell in args.cells:
         if cell in recorded["cells"] and not args.again:
             continue
@@ -244,12 +248,12 @@ def main() -> None:
             "times_faster_of_rounds": [round(x, 2) for x in factors],
             "share_of_memory": round(mine["peak_memory_gib"] / theirs["peak_memory_gib"], 3),
             "date": date.today().isoformat(),
-            "processor": describe()["processor"],
+            "processor": "{processor} ({instructions})".format_map({"instructions": "?"} | describe()),
         }
         if epochs == "1":
             entry["first_batch"] = run_cell("check", shape, dtype, 1)
         recorded["cells"][cell] = entry
-        RESULTS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        results.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         print(cell, {k: v for k, v in entry.items() if k not in ("ours", "trl")}, flush=True)
 
 

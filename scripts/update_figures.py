@@ -77,9 +77,9 @@ def main() -> None:
     between(ROOT / "README.md", START, END, table(results))
     between(ROOT / "docs" / "sandbox.md", "<!-- figures: sandbox -->", "<!-- end -->", sandbox())
     between(ROOT / "docs" / "labelling.md", "<!-- figures: kills -->", "<!-- end -->", label_kills())
-    for epochs in (1, 3):
-        start = f"<!-- figures: trl, epochs {epochs} -->"
-        between(ROOT / "docs" / "performance.md", start, "<!-- end -->", beside_trl(epochs))
+    for name, epochs in (("vs_trl", 1), ("vs_trl", 3), ("vs_trl_avx2", 1)):
+        start = f"<!-- figures: {name}, epochs {epochs} -->"
+        between(ROOT / "docs" / "performance.md", start, "<!-- end -->", beside_trl(name, epochs))
     between(ROOT / "docs" / "evaluation.md", "<!-- figures: coverage -->", "<!-- end -->", coverage())
     between(ROOT / "docs" / "evaluation.md", "<!-- figures: data -->", "<!-- end -->", how_much_data())
 
@@ -112,9 +112,9 @@ def label_kills() -> str:
     )
 
 
-def beside_trl(epochs: int) -> str:
+def beside_trl(name: str, epochs: int) -> str:
     """This loop against TRL, a line for each shape and dtype."""
-    record = json.loads((ROOT / "benchmarks/results/vs_trl.json").read_text(encoding="utf-8"))
+    record = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
     shapes = {"short": "60 + 30 + 30", "medium": "200 + 75 + 75", "long": "600 + 60 + 60"}
     goals = {"short": (2.5, 4), "medium": (4, 6), "long": (6, 8)}
     lines = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 IN_COLAB = "google.colab" in sys.modules
+INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of a CPU, the widest first
 
 
 def data_folder() -> Path:
@@ -81,10 +82,10 @@ def peak_memory_gib() -> float:
 
 
 def describe() -> dict[str, Any]:
-    """What a results file says of the machine: system, processor, cores in use, versions."""
+    """What a results file says of the machine: system, processor, its vector instructions, cores in use, versions."""
     import importlib.metadata as metadata
 
-    versions = {}
+    versions, widest = {}, next((f for f in INSTRUCTIONS if f in _cpu_flags()), None)
     for name in ("torch", "transformers", "peft", "numba"):
         try:
             versions[name] = metadata.version(name)
@@ -93,6 +94,7 @@ def describe() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
+        **({"instructions": widest} if widest else {}),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         **versions,

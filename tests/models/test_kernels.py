@@ -203,6 +203,23 @@ def test_bf16_is_rounded_as_pytorch_rounds() -> None:
         assert out.isnan().equal(x[0].isnan())
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_processor_without_products_of_bf16_multiplies_in_fp32(monkeypatch, there: bool) -> None:
+    monkeypatch.setattr(kernels, "_multiplies_bf16", lambda: there)
+    x, w = drawn(torch.bfloat16, 9, 50), drawn(torch.bfloat16, 7, 64, seed=1)[:, :50]
+    room = torch.zeros(9, 16, dtype=torch.bfloat16)
+    honest, seen = torch.mm, []
+    monkeypatch.setattr(torch, "mm", lambda a, b, **more: seen.append(a.dtype) or honest(a, b, **more))
+    got = [kernels.mm(x, w.T), kernels.mm(x, w.T, out=room[:, 3:10]), kernels.mm(x.T, x[:, :5])]
+    assert set(seen) == {torch.bfloat16 if there else torch.float32} and len(seen) == 3
+    want = [x.double() @ w.double().T, x.double() @ w.double().T, x.double().T @ x[:, :5].double()]
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == torch.bfloat16 and one.shape == other.shape
+        assert (one.double() - other).abs().max() <= 2**-8 * other.abs().max()
+    assert torch.equal(room[:, 3:10], got[0]) and not room[:, :3].any() and not room[:, 10:].any()
+    assert not kernels.wide(torch.ones(1)) and not kernels.wide(torch.ones(1, dtype=torch.bfloat16, device="meta"))
+
+
 def test_other_dtypes_strides_and_devices_are_pytorchs() -> None:
     assert kernels.compiled(torch.ones(2, 2, dtype=torch.float64)) is None
     assert kernels.compiled(torch.ones(2, 3).T) is None

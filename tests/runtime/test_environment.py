@@ -77,6 +77,14 @@ def test_description_is_plain_and_complete() -> None:
     assert {"system", "python", "transformers", "peft"} <= set(facts)
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"), [({"fpu"}, None), ({"avx2", "fma"}, "avx2"), ({"avx2", "avx512f", "amx_bf16"}, "amx_bf16")]
+)
+def test_description_names_the_widest_instructions(monkeypatch, flags, found) -> None:
+    monkeypatch.setattr(environment, "_cpu_flags", lambda: flags)
+    assert describe().get("instructions") == found
+
+
 def test_peak_memory_is_a_plausible_number_of_gib() -> None:
     assert 0.05 < environment.peak_memory_gib() < 1000
 
