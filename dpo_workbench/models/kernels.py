@@ -23,7 +23,7 @@ OFF = "DPO_WORKBENCH_PLAIN_KERNELS"  # in the environment: leave Numba alone
 class Compiled:
     """The loops for one dtype."""
 
-    def __init__(self, loops: dict[str, Any], start: Any) -> None:
+    def __init__(self, loops: dict[str, int], start: Any) -> None:
         self._loops, self._start = loops, start
 
     def run(self, name: str, *values: Tensor | int | float | None) -> None:
@@ -33,7 +33,7 @@ class Compiled:
             for v in values
         ]
         data = (ctypes.c_int64 * len(numbers))(*numbers)
-        self._start(self._loops[name].address, ctypes.addressof(data), torch.get_num_threads(), 0)
+        self._start(self._loops[name], ctypes.addressof(data), torch.get_num_threads(), 0)
 
 
 def _bits(value: float) -> int:
@@ -61,11 +61,11 @@ def _compile(dtype: torch.dtype) -> Compiled | None:
     except (OSError, AttributeError):
         return None
     try:
-        from dpo_workbench.models import loops
+        from dpo_workbench.models import objects
 
-        return Compiled(loops.compile_all(dtype == torch.bfloat16, openmp), openmp.GOMP_parallel)
+        return Compiled(objects.load(dtype == torch.bfloat16, openmp), openmp.GOMP_parallel)
     except Exception as error:  # whatever Numba has against this machine: the run goes on
-        if not (isinstance(error, ModuleNotFoundError) and error.name in ("numba", "llvmlite")):
+        if not isinstance(error, ModuleNotFoundError):
             warnings.warn(f"Numba's loops were not made ({error}): PyTorch does their work, slower", stacklevel=2)
         return None
 

@@ -7,11 +7,9 @@ bf16 is not known to Numba and read as whole numbers of 16 bits, the upper half 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
@@ -25,10 +23,8 @@ FAST = {"contract", "reassoc", "nsz", "arcp"}
 _loops: list[Callable] = []
 
 
-def compile_all(bf16: bool, openmp: ctypes.CDLL) -> dict[str, Any]:
+def compile_all(bf16: bool) -> dict[str, Any]:
     """All loops for tensors of bf16 or fp32, from Numba's cache on the disk where it can be written."""
-    for name in ("omp_get_thread_num", "omp_get_num_threads"):
-        llvmlite.binding.add_symbol(name, ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value)
     signature = types.void(types.CPointer(types.uint16 if bf16 else types.float32))
     made = {}
     for loop in _loops:

@@ -228,7 +228,7 @@ def test_other_dtypes_strides_and_devices_are_pytorchs() -> None:
 
 
 @pytest.mark.parametrize(
-    "stop", ["import sys; sys.modules['numba'] = None", f"import os; os.environ['{kernels.OFF}'] = '1'"]
+    "stop", ["import sys; sys.modules['llvmlite'] = None", f"import os; os.environ['{kernels.OFF}'] = '1'"]
 )
 def test_without_numba_pytorch_takes_over(stop) -> None:
     code = f"{stop}\nimport torch\nfrom dpo_workbench.models import kernels\n"
@@ -239,7 +239,7 @@ def test_without_numba_pytorch_takes_over(stop) -> None:
 
 
 def test_loops_that_cannot_be_made_are_named_once_and_do_without(monkeypatch) -> None:
-    loops = pytest.importorskip("dpo_workbench.models.loops", reason="the extra cpu is not installed")
+    objects = pytest.importorskip("dpo_workbench.models.objects", reason="the extra cpu is not installed")
 
     def fails(*_):
         raise TypeError("no such type")
@@ -249,7 +249,7 @@ def test_loops_that_cannot_be_made_are_named_once_and_do_without(monkeypatch) ->
         if kernels._compile(torch.float32) is None:
             pytest.skip("PyTorch is not linked with GNU OpenMP here")
         kernels._compile.cache_clear()
-        monkeypatch.setattr(loops, "compile_all", fails)
+        monkeypatch.setattr(objects, "load", fails)
         with pytest.warns(UserWarning, match="no such type.*PyTorch does their work"):
             kernels.gated(torch.ones(2, 4), out := torch.zeros(2, 2))
         assert out.all()

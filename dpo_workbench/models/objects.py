@@ -1,0 +1,140 @@
+"""The loops of `loops` as object code on the disk, which llvmlite loads: Numba is needed once for a machine.
+
+A process that imports Numba and reads its cache takes half a second and 50 MB more.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding
+
+from dpo_workbench.runtime.environment import cache_folder
+
+OPENMP = ("omp_get_thread_num", "omp_get_num_threads")
+# what Numba would call to raise an error; the loops raise none
+PYTHON = tuple(
+    f"Py{name}"
+    for name in (
+        "Err_Clear", "Err_SetNone", "Err_SetString", "Err_WriteUnraisable", "Exc_StopIteration", "Exc_SystemError",
+        "Unicode_FromString", "_DecRef",
+    )
+)  # fmt: skip
+C = ("sqrtf",)
+NUMBA = ("NRT_MemInfo_call_dtor", "numba_gil_ensure", "numba_gil_release")
+_loaded: list[Any] = []  # engines and Numba's functions, which own the code
+
+
+def load(bf16: bool, openmp: ctypes.CDLL) -> dict[str, int]:
+    """Addresses of the loops for tensors of bf16 or fp32, by name; compiled before where nobody has kept them.
+
+    Raises:
+        Exception: whatever Numba has against this machine.
+    """
+    give(OPENMP, openmp)
+    try:
+        kept = _path(bf16)
+        try:
+            return _load(kept)
+        except (OSError, zipfile.BadZipFile):
+            _keep(kept, bf16)
+            return _load(kept)
+    except (OSError, zipfile.BadZipFile, subprocess.SubprocessError):  # no folder, no process: for this one alone
+        from dpo_workbench.models.loops import compile_all
+
+        made = compile_all(bf16)
+        _loaded.append(made)
+        return {name: loop.address for name, loop in made.items()}
+
+
+def give(names: tuple[str, ...], library: Any) -> None:
+    """Let compiled code find functions of a library."""
+    for name in names:
+        binding.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+
+
+def _path(bf16: bool) -> Path:
+    """Of the object code for this source, these versions and this processor."""
+    features = sorted(name for name, there in binding.get_host_cpu_features().items() if there)
+    parts = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("loops", "objects")]
+    parts += [" ".join([version("numba"), version("llvmlite"), binding.get_host_cpu_name(), *features]).encode()]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    return _folder() / f"loops.{key}.{'bf16' if bf16 else 'fp32'}.zip"
+
+
+@lru_cache
+def _folder() -> Path:
+    """Beside the package, or in the user's cache.
+
+    Raises:
+        OSError: neither can be written to.
+    """
+    beside = Path(__file__).parent / "__pycache__"
+    for folder in (beside, cache_folder()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return folder
+    raise OSError("no folder to keep object code in")
+
+
+def _load(path: Path) -> dict[str, int]:
+    with zipfile.ZipFile(path) as file:
+        objects = {name: file.read(name) for name in file.namelist()}  # their checksums are looked at
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    libc = ctypes.CDLL(None)
+    give(PYTHON, ctypes.pythonapi)
+    give(C, libc)
+    stop = ctypes.cast(libc.abort, ctypes.c_void_p).value
+    for name in NUMBA:
+        binding.add_symbol(name, stop)
+    target = binding.Target.from_default_triple().create_target_machine(codemodel="jitdefault")
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
+    for code in objects.values():
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _loaded.append(engine)
+    return {name: engine.get_function_address(symbol) for name, symbol in map(str.split, objects)}
+
+
+def _keep(path: Path, bf16: bool) -> None:
+    """Compile in a process of its own, so that nothing of Numba stays in this one."""
+    package = str(Path(__file__).parents[2])
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        code = f"from dpo_workbench.models.objects import _make; _make({str(made)!r}, {bf16})"
+        paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        env = {**os.environ, "NUMBA_CACHE_DIR": folder, "PYTHONPATH": paths}
+        subprocess.run([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        made.replace(path)
+
+
+def _make(path: str, bf16: bool) -> None:
+    """Write the object code of all loops, each under its name and its symbol."""
+    from dpo_workbench.models.loops import compile_all
+
+    for name in OPENMP:  # nothing is run here
+        binding.add_symbol(name, 1)
+    known = {*OPENMP, *PYTHON, *C, *NUMBA}
+    with zipfile.ZipFile(path, "w") as file:
+        for name, loop in compile_all(bf16).items():
+            library = loop._library
+            needed = {f.name for f in library._final_module.functions if f.is_declaration}
+            unknown = sorted(x for x in needed - known if not x.startswith("llvm."))
+            if unknown:  # LLVM would end a process that lacks them
+                raise SystemExit(f"{name} calls {', '.join(unknown)}")
+            _, _, (code, _) = library.serialize_using_object_code()
+            file.writestr(f"{name} {loop.native_name}", code)

@@ -1,0 +1,98 @@
+"""The loops' object code: made once, loaded without Numba, and made anew where it does not fit or is damaged."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from dpo_workbench.models import kernels
+
+objects = pytest.importorskip("dpo_workbench.models.objects", reason="the extra cpu is not installed")
+LOOPS = {"norm", "norm_slope", "turn", "gate", "gate_slopes", "softmax", "take", "put", "add", "vocabulary"}
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory) -> bytes:
+    """The object code for fp32, compiled in a process of its own."""
+    path = tmp_path_factory.mktemp("kept") / "made.zip"
+    objects._keep(path, False)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["made.zip"]  # Numba's own cache is gone
+    return path.read_bytes()
+
+
+@pytest.fixture
+def openmp():
+    if kernels._compile(torch.float32) is None:
+        pytest.skip("PyTorch is not linked with GNU OpenMP here")
+    return objects.ctypes.CDLL(torch._C.__file__)
+
+
+def test_a_process_that_finds_them_does_without_numba() -> None:
+    run = (
+        "import sys, torch\nfrom dpo_workbench.models import kernels\n"
+        "out = torch.zeros(2, 4)\nkernels.gated(torch.ones(2, 8), out)\n"
+        "print(kernels._compile(torch.float32) is not None, 'numba' in sys.modules, round(out.sum().item(), 3))"
+    )
+    for _ in range(2):  # the first may have to make them
+        said = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True).stdout.split()
+    assert said == ["True", "False", "5.848"] or said[0] == "False"
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut short", "a byte", "no zip"])
+def test_damaged_code_is_made_anew(harm: str, code: bytes, openmp, tmp_path, monkeypatch) -> None:
+    path, made = tmp_path / "kept.zip", []
+    monkeypatch.setattr(objects, "_path", lambda bf16: path)
+    monkeypatch.setattr(objects, "_keep", lambda path, bf16: made.append(bf16) or path.write_bytes(code))
+    half = len(code) // 2
+    harmed = {"cut short": code[:half], "a byte": code[:900] + bytes([code[900] ^ 1]) + code[901:], "no zip": b"x"}
+    if harm != "missing":
+        path.write_bytes(harmed[harm])
+    for _ in range(2):
+        assert set(objects.load(False, openmp)) == LOOPS
+    assert made == [False]
+
+
+@pytest.mark.parametrize("lacking", ["folder", "process"])
+def test_without_a_folder_or_a_process_this_one_compiles(lacking: str, openmp, tmp_path, monkeypatch) -> None:
+    loops, asked = pytest.importorskip("dpo_workbench.models.loops"), []
+
+    class Loop:
+        address = 7
+
+    monkeypatch.setattr(loops, "compile_all", lambda bf16: asked.append(bf16) or {"norm": Loop()})
+    if lacking == "folder":
+        (tmp_path / "__pycache__").write_text("a file where a folder should be")
+        monkeypatch.setattr(objects, "__file__", str(tmp_path / "objects.py"))
+        monkeypatch.setattr(objects, "cache_folder", lambda: tmp_path / "__pycache__" / "deeper")
+        monkeypatch.setattr(objects, "_folder", objects._folder.__wrapped__)
+    else:
+        monkeypatch.setattr(objects, "_path", lambda bf16: tmp_path / "kept.zip")
+        monkeypatch.setattr(objects.sys, "executable", sys.executable + "-that-is-not-there")
+    assert objects.load(True, openmp) == {"norm": 7} and asked == [True]
+
+
+def test_another_processor_version_or_dtype_has_code_of_its_own(monkeypatch) -> None:
+    paths = {objects._path(False), objects._path(True)}
+    honest = objects.binding.get_host_cpu_features()
+    with monkeypatch.context() as patch:
+        patch.setattr(objects.binding, "get_host_cpu_features", lambda: {**honest, "a new one": True})
+        paths.add(objects._path(False))
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "version", lambda name: "0.0" if name == "numba" else importlib.metadata.version(name))
+        paths.add(objects._path(False))
+    assert len(paths) == 4 and objects._path(False) in paths
+
+
+def test_code_that_calls_what_no_process_has_is_not_kept(tmp_path, monkeypatch) -> None:
+    """LLVM ends a process that loads such code."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(objects, "OPENMP", objects.OPENMP[:1])
+    path = tmp_path / "made.zip"
+    with pytest.raises(SystemExit, match="norm calls omp_get_num_threads"):
+        objects._make(str(path), False)
+    assert not zipfile.ZipFile(path).namelist()
