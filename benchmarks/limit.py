@@ -1,6 +1,7 @@
 """How near the loop is to the machine: its floating-point operations over its time, against plain matrix products.
 
 python benchmarks/limit.py                      # medium pairs of benchmarks/vs_trl.py, fp32 and bf16
+python benchmarks/limit.py --results limit_avx2 # another kind of processor, a file of its own
 
 Counted are the operations that the result needs: two for each multiply-add of the linear layers, LoRA, attention and
 head, forward and backward; attention only where a token may look; nothing that backward computes a second time.
@@ -23,7 +24,7 @@ from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.packing import Row, pack
 
-RESULTS = Path(__file__).parent / "results" / "limit.json"
+RESULTS = Path(__file__).parent / "results"
 PRODUCTS = [(576, 1536), (1536, 576), (576, 576), (576, 192)]  # of smol's layers: in, out
 
 
@@ -119,11 +120,13 @@ def measure(shape: str, dtype: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", default=["medium"], choices=list(SHAPES))
+    parser.add_argument("--results", default="limit", help="name of the results file")
     args = parser.parse_args()
-    recorded = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    results = RESULTS / f"{args.results}.json"
+    recorded = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     recorded |= {
         "machine": describe(),
-        "command": "python benchmarks/limit.py",
+        "command": "python benchmarks/limit.py" + (f" --results {args.results}" if args.results != "limit" else ""),
         "seed": 0,
         "date": date.today().isoformat(),
     }
@@ -131,7 +134,7 @@ def main() -> None:
         for dtype in ("fp32", "bf16"):
             recorded[f"{shape}-{dtype}"] = measure(shape, dtype)
             print(shape, dtype, recorded[f"{shape}-{dtype}"], flush=True)
-            RESULTS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            results.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

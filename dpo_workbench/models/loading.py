@@ -220,9 +220,9 @@ def load_model(
     if quiet():
         transformers_logging.disable_progress_bar()
     where = choose_device(device)
-    reason = "as asked"
-    if dtype is None:
-        dtype, reason = (torch.float32, "nano is small") if name == "nano" else choose_dtype(where)
+    fast, why = (torch.float32, "nano is small") if name == "nano" else choose_dtype(where)
+    reason = why if dtype is None else "as asked" if dtype in (fast, torch.float32) else f"as asked, but {why}"
+    dtype = dtype or fast
     source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _checked(name))()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

@@ -120,6 +120,9 @@ def test_dtype_and_device_as_asked(tiny_folder, tiny, monkeypatch) -> None:
     chosen = load_model(tiny_folder, device="cpu")
     assert (chosen.dtype, chosen.dtype_reason) == (torch.bfloat16, "as measured")
     assert "no adapter, float32 on cpu: as asked" in repr(tiny)
+    monkeypatch.setattr(loading, "choose_dtype", lambda device: (torch.float32, "no bf16 here"))
+    slow = load_model(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    assert (slow.dtype, slow.dtype_reason) == (torch.bfloat16, "as asked, but no bf16 here")
 
 
 def test_new_adapter_changes_nothing_yet_and_base_stays_apart(tiny) -> None:
