@@ -5,13 +5,14 @@ A process that imports Numba and reads its cache takes half a second and 50 MB m
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ PYTHON = tuple(
 )  # fmt: skip
 C = ("sqrtf",)
 NUMBA = ("NRT_MemInfo_call_dtor", "numba_gil_ensure", "numba_gil_release")
+DIGEST = hashlib.sha256().digest_size
 _loaded: list[Any] = []  # engines and Numba's functions, which own the code
 
 
@@ -46,10 +48,10 @@ def load(bf16: bool, openmp: ctypes.CDLL) -> dict[str, int]:
         kept = _path(bf16)
         try:
             return _load(kept)
-        except (OSError, zipfile.BadZipFile):
+        except OSError:
             _keep(kept, bf16)
             return _load(kept)
-    except (OSError, zipfile.BadZipFile, subprocess.SubprocessError):  # no folder, no process: for this one alone
+    except (OSError, subprocess.SubprocessError):  # no folder, no process: for this one alone
         from dpo_workbench.models.loops import compile_all
 
         made = compile_all(bf16)
@@ -69,7 +71,7 @@ def _path(bf16: bool) -> Path:
     parts = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("loops", "objects")]
     parts += [" ".join([version("numba"), version("llvmlite"), binding.get_host_cpu_name(), *features]).encode()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    return _folder() / f"loops.{key}.{'bf16' if bf16 else 'fp32'}.zip"
+    return _folder() / f"loops.{key}.{'bf16' if bf16 else 'fp32'}.json"
 
 
 @lru_cache
@@ -91,8 +93,10 @@ def _folder() -> Path:
 
 
 def _load(path: Path) -> dict[str, int]:
-    with zipfile.ZipFile(path) as file:
-        objects = {name: file.read(name) for name in file.namelist()}  # their checksums are looked at
+    data = path.read_bytes()
+    if data[:DIGEST] != hashlib.sha256(data[DIGEST:]).digest():
+        raise OSError(f"{path} is damaged")
+    kept = json.loads(data[DIGEST:])
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     libc = ctypes.CDLL(None)
@@ -103,11 +107,11 @@ def _load(path: Path) -> dict[str, int]:
         binding.add_symbol(name, stop)
     target = binding.Target.from_default_triple().create_target_machine(codemodel="jitdefault")
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
-    for code in objects.values():
-        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    for _, code in kept.values():
+        engine.add_object_file(binding.ObjectFileRef.from_data(base64.b64decode(code)))
     engine.finalize_object()
     _loaded.append(engine)
-    return {name: engine.get_function_address(symbol) for name, symbol in map(str.split, objects)}
+    return {name: engine.get_function_address(symbol) for name, (symbol, _) in kept.items()}
 
 
 def _keep(path: Path, bf16: bool) -> None:
@@ -115,26 +119,29 @@ def _keep(path: Path, bf16: bool) -> None:
     package = str(Path(__file__).parents[2])
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        code = f"from dpo_workbench.models.objects import _make; _make({str(made)!r}, {bf16})"
-        paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        env = {**os.environ, "NUMBA_CACHE_DIR": folder, "PYTHONPATH": paths}
+        code = (
+            f"import sys; sys.path[:0] = [p for p in [{package!r}] if p not in sys.path]; "
+            f"from dpo_workbench.models.objects import _make; _make({str(made)!r}, {bf16})"
+        )
+        env = {**os.environ, "NUMBA_CACHE_DIR": folder}
         subprocess.run([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL, capture_output=True, check=True)
         made.replace(path)
 
 
 def _make(path: str, bf16: bool) -> None:
-    """Write the object code of all loops, each under its name and its symbol."""
+    """Write a digest, and for the name of each loop its symbol and object code."""
     from dpo_workbench.models.loops import compile_all
 
     for name in OPENMP:  # nothing is run here
         binding.add_symbol(name, 1)
-    known = {*OPENMP, *PYTHON, *C, *NUMBA}
-    with zipfile.ZipFile(path, "w") as file:
-        for name, loop in compile_all(bf16).items():
-            library = loop._library
-            needed = {f.name for f in library._final_module.functions if f.is_declaration}
-            unknown = sorted(x for x in needed - known if not x.startswith("llvm."))
-            if unknown:  # LLVM would end a process that lacks them
-                raise SystemExit(f"{name} calls {', '.join(unknown)}")
-            _, _, (code, _) = library.serialize_using_object_code()
-            file.writestr(f"{name} {loop.native_name}", code)
+    known, made = {*OPENMP, *PYTHON, *C, *NUMBA}, {}
+    for name, loop in compile_all(bf16).items():
+        library = loop._library
+        needed = {f.name for f in library._final_module.functions if f.is_declaration}
+        unknown = sorted(x for x in needed - known if not x.startswith("llvm."))
+        if unknown:  # LLVM would end a process that lacks them
+            raise SystemExit(f"{name} calls {', '.join(unknown)}")
+        _, _, (code, _) = library.serialize_using_object_code()
+        made[name] = loop.native_name, base64.b64encode(code).decode()
+    data = json.dumps(made).encode()
+    Path(path).write_bytes(hashlib.sha256(data).digest() + data)
