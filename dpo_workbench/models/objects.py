@@ -51,7 +51,7 @@ def load(bf16: bool, openmp: ctypes.CDLL) -> dict[str, int]:
         except OSError:
             _keep(kept, bf16)
             return _load(kept)
-    except (OSError, subprocess.SubprocessError):  # no folder, no process: for this one alone
+    except (OSError, AttributeError, subprocess.SubprocessError):  # no folder, process, libm: for this one alone
         from dpo_workbench.models.loops import compile_all
 
         made = compile_all(bf16)
