@@ -221,8 +221,9 @@ def load_model(
         transformers_logging.disable_progress_bar()
     where = choose_device(device)
     fast, why = (torch.float32, "nano is small") if name == "nano" else choose_dtype(where)
-    reason = why if dtype is None else "as asked" if dtype in (fast, torch.float32) else f"as asked, but {why}"
-    dtype = dtype or fast
+    reason, dtype = (why, fast) if dtype is None else ("as asked", dtype)
+    if dtype != fast and dtype.itemsize < 4:
+        reason += f", but {why}"
     source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _checked(name))()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
