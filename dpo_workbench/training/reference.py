@@ -138,15 +138,9 @@ def _packs(model: Model, row: Row, plain: Tensor) -> bool:
 def _prove_head(model: Model, row: Row) -> Tensor:
     """Answer tokens must have the log-probabilities that the model's own scores give them. Gives the answers' sums."""
     batch = lay_out([row], model.tokenizer.eos_token_id, model.device)
-    states: list[Tensor] = []
     with model.active() as network, torch.no_grad():
-        causal = causal_lm(network)
-        hook = causal.get_decoder().register_forward_hook(lambda _, args, out: states.append(out.last_hidden_state))
-        try:
-            scores = causal(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[batch.source]
-        finally:
-            hook.remove()
-        ours = token_logps(network, batch, states[-1].flatten(0, 1)[batch.source] if states else None)
+        ours = token_logps(network, batch)
+        scores = causal_lm(network)(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[batch.source]
     theirs = scores.float().log_softmax(-1).gather(1, batch.target[:, None])[:, 0]
     worst = float((ours - theirs).abs().max())
     if worst > 2 * _noise(model):
