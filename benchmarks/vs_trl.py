@@ -232,7 +232,8 @@ def main() -> None:
     results = RESULTS / f"{args.results}.json"
     recorded = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"cells": {}}
     command = "python benchmarks/vs_trl.py" + (f" --results {args.results}" if args.results != "vs_trl" else "")
-    recorded |= {"machine": describe(), "command": command, "seed": 0, "pairs": N_PAIRS}
+    machine = describe()
+    recorded |= {"machine": machine, "command": command, "seed": 0, "pairs": N_PAIRS}
     for cell in args.cells:
         if cell in recorded["cells"] and not args.again:
             continue
@@ -248,7 +249,7 @@ def main() -> None:
             "times_faster_of_rounds": [round(x, 2) for x in factors],
             "share_of_memory": round(mine["peak_memory_gib"] / theirs["peak_memory_gib"], 3),
             "date": date.today().isoformat(),
-            "processor": "{processor} ({instructions})".format_map({"instructions": "?"} | describe()),
+            "processor": f"{machine['processor']} ({machine.get('instructions', '?')})",
         }
         if epochs == "1":
             entry["first_batch"] = run_cell("check", shape, dtype, 1)

@@ -91,6 +91,20 @@ def moved(tiny):
 
 
 @pytest.fixture
+def openmp():
+    """The OpenMP that PyTorch is linked with, where compiled loops have to run: Numba is there and it is GNU's."""
+    import ctypes
+
+    import torch
+
+    pytest.importorskip("numba", reason="the extra cpu is not installed")
+    library = ctypes.CDLL(torch._C.__file__)
+    if not hasattr(library, "GOMP_parallel"):
+        pytest.skip("PyTorch is not linked with GNU OpenMP here")
+    return library
+
+
+@pytest.fixture
 def toy_task():
     """Twelve train, four dev and four test prompts; an answer scores by whether it holds the reference."""
     from dpo_workbench.tasks.task import Example, Score, Task

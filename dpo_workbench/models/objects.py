@@ -24,12 +24,9 @@ from dpo_workbench.runtime.environment import cache_folder
 
 OPENMP = ("omp_get_thread_num", "omp_get_num_threads")
 # what Numba would call to raise an error; the loops raise none
-PYTHON = tuple(
-    f"Py{name}"
-    for name in (
-        "Err_Clear", "Err_SetNone", "Err_SetString", "Err_WriteUnraisable", "Exc_StopIteration", "Exc_SystemError",
-        "Unicode_FromString", "_DecRef",
-    )
+PYTHON = (
+    "PyErr_Clear", "PyErr_SetNone", "PyErr_SetString", "PyErr_WriteUnraisable", "PyExc_StopIteration",
+    "PyExc_SystemError", "PyUnicode_FromString", "Py_DecRef",
 )  # fmt: skip
 C = ("sqrtf",)
 NUMBA = ("NRT_MemInfo_call_dtor", "numba_gil_ensure", "numba_gil_release")
@@ -43,7 +40,7 @@ def load(bf16: bool, openmp: ctypes.CDLL) -> dict[str, int]:
     Raises:
         Exception: whatever Numba has against this machine.
     """
-    give(OPENMP, openmp)
+    _give(OPENMP, openmp)
     try:
         kept = _path(bf16)
         try:
@@ -59,7 +56,7 @@ def load(bf16: bool, openmp: ctypes.CDLL) -> dict[str, int]:
         return {name: loop.address for name, loop in made.items()}
 
 
-def give(names: tuple[str, ...], library: Any) -> None:
+def _give(names: tuple[str, ...], library: Any) -> None:
     """Let compiled code find functions of a library."""
     for name in names:
         binding.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
@@ -100,8 +97,8 @@ def _load(path: Path) -> dict[str, int]:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     libc = ctypes.CDLL(None)
-    give(PYTHON, ctypes.pythonapi)
-    give(C, libc)
+    _give(PYTHON, ctypes.pythonapi)
+    _give(C, libc)
     stop = ctypes.cast(libc.abort, ctypes.c_void_p).value
     for name in NUMBA:
         binding.add_symbol(name, stop)

@@ -15,10 +15,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(params=DTYPES, ids=["fp32", "bf16"])
-def dtype(request) -> torch.dtype:
-    pytest.importorskip("numba", reason="the extra cpu is not installed")
-    if kernels._compile(request.param) is None:
-        pytest.skip("PyTorch is not linked with GNU OpenMP here")
+def dtype(request, openmp) -> torch.dtype:
+    assert kernels._compile(request.param) is not None
     return request.param
 
 
@@ -189,10 +187,8 @@ def test_what_is_not_finite_is_not_lost(bad, dtype) -> None:
     assert not total[2].isfinite() and total[1].isfinite()
 
 
-def test_bf16_is_rounded_as_pytorch_rounds() -> None:
-    pytest.importorskip("numba", reason="the extra cpu is not installed")
-    if kernels._compile(torch.bfloat16) is None:
-        pytest.skip("PyTorch is not linked with GNU OpenMP here")
+def test_bf16_is_rounded_as_pytorch_rounds(openmp) -> None:
+    assert kernels._compile(torch.bfloat16) is not None
     x = torch.arange(0, 2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).view(1, -1, 16)  # every number
     finite = x.isfinite()
     lines = torch.arange(x.shape[1])[None]
@@ -238,17 +234,14 @@ def test_without_numba_pytorch_takes_over(stop) -> None:
     assert run.stdout.split() == ["None", "5.848"] or run.stdout.startswith("None 5.848"), run.stderr
 
 
-def test_loops_that_cannot_be_made_are_named_once_and_do_without(monkeypatch) -> None:
-    objects = pytest.importorskip("dpo_workbench.models.objects", reason="the extra cpu is not installed")
+def test_loops_that_cannot_be_made_are_named_once_and_do_without(openmp, monkeypatch) -> None:
+    from dpo_workbench.models import objects
 
     def fails(*_):
         raise TypeError("no such type")
 
     kernels._compile.cache_clear()
     try:
-        if kernels._compile(torch.float32) is None:
-            pytest.skip("PyTorch is not linked with GNU OpenMP here")
-        kernels._compile.cache_clear()
         monkeypatch.setattr(objects, "load", fails)
         with pytest.warns(UserWarning, match="no such type.*PyTorch does their work"):
             kernels.gated(torch.ones(2, 4), out := torch.zeros(2, 2))
