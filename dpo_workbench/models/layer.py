@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -108,9 +108,18 @@ class _Matrix:
         """For slopes of n results and what the Bs make of them, (n, all outs + R)."""
         return _room(n, self.n_out, len(self._all), times, like, _anywhere)
 
+    def _each(self) -> Iterator[tuple[slice, slice]]:
+        """Of each layer: where its results lie among all, and its rank among R. The products of all would be larger."""
+        start = 0
+        for i, size in enumerate(self.sizes):
+            yield slice(start, start + size), slice(i * self.rank, (i + 1) * self.rank)
+            start += size
+
     def through(self, grad: Tensor) -> Tensor:
         """Write the last R columns of slopes (n, all outs + R)."""
-        mm(grad[:, : self.n_out], self._all[: self.n_out, self.n_in :], out=grad[:, self.n_out :])
+        of_inner, bs = grad[:, self.n_out :], self._all[:, self.n_in :]
+        for outs, ranks in self._each():
+            mm(grad[:, outs], bs[outs, ranks], out=of_inner[:, ranks])
         return grad
 
     def product_back(self, grad: Tensor) -> Tensor:
@@ -120,9 +129,13 @@ class _Matrix:
     def slopes(self, x: Tensor, inner: Tensor, grad: Tensor, scale: float, dtype: torch.dtype) -> list[Tensor]:
         """Of A and B of the layers in turn, from inputs (n, in), what the As made of them (n, R), and `through`'s."""
         of_a = mm(grad[:, self.n_out :].T, x).to(dtype).split(self.rank)
-        of_b = mm(inner.T, grad[:, : self.n_out]).split(self.rank)
-        parts = [part.split(self.sizes, 1)[i].T.to(dtype) * scale for i, part in enumerate(of_b)]
-        return [slope for both in zip(of_a, parts, strict=True) for slope in both]
+        of_b = []
+        for outs, ranks in self._each():
+            few, many = inner[:, ranks], grad[:, outs]
+            # MKL (fp32) is faster with the many as rows, oneDNN (bf16) with the few
+            slope = mm(many.T, few) if x.dtype == torch.float32 else mm(few.T, many).T
+            of_b.append(slope.to(dtype) * scale)
+        return [slope for both in zip(of_a, of_b, strict=True) for slope in both]
 
 
 class _Frozen(NamedTuple):
