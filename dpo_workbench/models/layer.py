@@ -128,14 +128,14 @@ class _Matrix:
 
     def slopes(self, x: Tensor, inner: Tensor, grad: Tensor, scale: float, dtype: torch.dtype) -> list[Tensor]:
         """Of A and B of the layers in turn, from inputs (n, in), what the As made of them (n, R), and `through`'s."""
-        of_a = mm(grad[:, self.n_out :].T, x).to(dtype).split(self.rank)
-        of_b = []
-        for outs, ranks in self._each():
-            few, many = inner[:, ranks], grad[:, outs]
-            # MKL (fp32) is faster with the many as rows, oneDNN (bf16) with the few
-            slope = mm(many.T, few) if x.dtype == torch.float32 else mm(few.T, many).T
-            of_b.append(slope.to(dtype) * scale)
+        of_a = _few_by_many(grad[:, self.n_out :], x).to(dtype).split(self.rank)
+        of_b = [_few_by_many(inner[:, ranks], grad[:, outs]).T.to(dtype) * scale for outs, ranks in self._each()]
         return [slope for both in zip(of_a, of_b, strict=True) for slope in both]
+
+
+def _few_by_many(few: Tensor, many: Tensor) -> Tensor:
+    """(n, a), (n, b) -> (a, b). In fp32 (MKL) faster with the many as rows of the result, in bf16 (oneDNN) the few."""
+    return mm(many.T, few).T if many.dtype == torch.float32 else mm(few.T, many)
 
 
 class _Frozen(NamedTuple):
