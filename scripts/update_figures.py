@@ -77,7 +77,8 @@ def main() -> None:
     between(ROOT / "README.md", START, END, table(results))
     between(ROOT / "docs" / "sandbox.md", "<!-- figures: sandbox -->", "<!-- end -->", sandbox())
     between(ROOT / "docs" / "labelling.md", "<!-- figures: kills -->", "<!-- end -->", label_kills())
-    for name, epochs in (("vs_trl", 1), ("vs_trl", 3), ("vs_trl_avx2", 1), ("vs_trl_avx2", 3)):
+    tables = (("vs_trl", 1), ("vs_trl", 3), ("vs_trl_avx512", 1), ("vs_trl_avx2", 1), ("vs_trl_avx2", 3))
+    for name, epochs in tables:
         start = f"<!-- figures: {name}, epochs {epochs} -->"
         between(ROOT / "docs" / "performance.md", start, "<!-- end -->", beside_trl(name, epochs))
     between(ROOT / "docs" / "evaluation.md", "<!-- figures: coverage -->", "<!-- end -->", coverage())
