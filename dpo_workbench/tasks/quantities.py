@@ -20,8 +20,15 @@ _POWER = (
 _UNIT = r"(?P<unit>\s?(?:%|[°º]\s?[CF]|(?:1\s?/\s?)?[A-Za-zµμΩ°][A-Za-zµμΩ°^*·⋅/().\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻ ]{0,40})?)"
 _QUANTITY = re.compile(rf"(?P<number>{_NUMBER}){_POWER}{_UNIT}")
 _PLAIN_NUMBER = re.compile(rf"(?<![\w.])(?P<number>{_NUMBER}){_POWER}(?![\w])")
+_PLACE = re.compile(  # of a number, with the word that stands right behind it: 5km, not 1990s
+    rf"(?<![\w.])(?![12]\d\d0s\b)(?P<number>{_NUMBER}){_POWER}"
+    r"(?:(?P<unit>[A-Za-zµμΩ][A-Za-zµμΩ^*·⋅/\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻]*)|(?!\w))"
+)
+_NO_UNITS = {*"abcfijkpquvwxyzBDEGIOPQRSUXYZ", *"st nd rd th am pm".split()}  # 2nd, 10k, 3D, 5pm: pint knows some
+_ALONE = re.compile(r"\W*\d[\d ,.'\u202f\u00a0]*(?:[^\d\s]\D*(?:\^?[-−]?\d)?)?\W{0,4}")  # a number and perhaps a unit
 _ANSWER = re.compile(r"(?:answer\s*(?:is|=|:)+|^####(?=\s*[-+−$]?[\d.]))\s*(.{1,200})", re.IGNORECASE | re.MULTILINE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\}){1,200})\}")
+_TEN = re.compile(r"(?<![\w.^×*·⋅])(?<![x×*·⋅] )10(?=\s?\^)")  # 10^3, with nothing that it multiplies
 _RATIO = re.compile(r"(?<![\w./^])(?:(\d{1,9})\s+)?\(?(\d{1,9})\s*/\s*(\d{1,9})\)?(?![\w./(])")
 _POWERS = re.compile(  # ^2, **-1, ^(1/2)
     r"(?:\^|\*\*)\s*(?:[-+]?\d{1,2}(?![\d.])|\(\s*[-+]?\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))"
@@ -146,20 +153,32 @@ def final_answer(text: str) -> Quantity | None:
     """The quantity that an answer ends on.
 
     It stands behind the last `Answer:` or `####`, else in the last `\\boxed{}`, else it is the last number of the text.
-    LaTeX is read as plain text, `1/3` as a number; where one of the marks stands, `6 300` and `0,5` too.
+    LaTeX is read as plain text, `1/3` as a number; behind such a mark, or alone in their line, `6 300` and `0,5` too.
     """
-    plain = plain_math(text)
-    marked = _ANSWER.findall(plain) or [plain_math(inside) for inside in _BOXED.findall(text)]
+    plain = _TEN.sub("1×10", plain_math(text))
+    marked = _ANSWER.findall(plain) or [_TEN.sub("1×10", plain_math(inside)) for inside in _BOXED.findall(text)]
     if marked:
-        tail = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", ""), marked[-1].split("=")[-1])
-        tail = re.sub(r"(?<![\d.,])(\d+),(?=\d{1,2}(?![\d,]))|(?<![\d.,])(0),(?=\d)", r"\1\2.", tail)
-        return read_quantity(_RATIO.sub(_ratio, tail))
+        return read_quantity(_RATIO.sub(_ratio, _alone(marked[-1].split("=")[-1])))
     for line in reversed(plain[-2000:].splitlines()):
-        line = _RATIO.sub(_ratio, line)
-        places = [m for m in _PLAIN_NUMBER.finditer(line) if m["number"] and line[m.start() - 1 : m.start()] != "^"]
+        line = _RATIO.sub(_ratio, _alone(line) if _ALONE.fullmatch(line) else line)
+        places = [
+            m.start()
+            for m in _PLACE.finditer(line)
+            if m["number"] and line[m.start() - 1 : m.start()] != "^" and (not m["unit"] or _is_unit(m["unit"]))
+        ]
         if places:
-            return read_quantity(line[places[-1].start() :])
+            return read_quantity(line[places[-1] :])
     return None
+
+
+def _alone(text: str) -> str:
+    """A text that is a quantity and no more: in it `6 300` is one number, and `0,5` a half."""
+    text = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", ""), text)
+    return re.sub(r"(?<![\d.,])(\d+),(?=\d{1,2}(?![\d,]))|(?<![\d.,])(0),(?=\d)", r"\1\2.", text)
+
+
+def _is_unit(text: str) -> bool:
+    return _bare(text) not in _NO_UNITS and read_unit(text) is not None
 
 
 def _ratio(match: re.Match[str]) -> str:
