@@ -26,7 +26,9 @@ _PLACE = re.compile(  # of a number, with the word that stands right behind it: 
 )
 _NO_UNITS = {*"abcfijkpquvwxyzBDEGIOPQRSUXYZ", *"st nd rd th am pm".split()}  # 2nd, 10k, 3D, 5pm: pint knows some
 _ALONE = re.compile(r"\W*\d[\d ,.'\u202f\u00a0]*(?:[^\d\s]\D*(?:\^?[-−]?\d)?)?\W{0,4}")  # a number and perhaps a unit
-_ANSWER = re.compile(r"(?:answer\s*(?:is|=|:)+|^####(?=\s*[-+−$]?[\d.]))\s*(.{1,200})", re.IGNORECASE | re.MULTILINE)
+_ANSWER = re.compile(
+    r"(?:(?<!/)answer\s*(?:is|=|:|>)+|^####(?=\s*[-+−$]?[\d.]))\s*(.{1,200})", re.IGNORECASE | re.MULTILINE
+)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\}){1,200})\}")
 _TEN = re.compile(r"(?<![\w.^×*·⋅])(?<![x×*·⋅] )10(?=\s?\^)")  # 10^3, with nothing that it multiplies
 _RATIO = re.compile(r"(?<![\w./^])(?:(\d{1,9})\s+)?\(?(\d{1,9})\s*/\s*(\d{1,9})\)?(?![\w./(])")

@@ -22,6 +22,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import regex as timed
 from snowballstemmer import stemmer
 
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -52,14 +53,14 @@ def exact_match(*, case: bool = False) -> ScoreFunction:
 def multiple_choice(choices: str | Sequence[str] = "ABCDE") -> ScoreFunction:
     """1 where the choice that the answer makes is the reference's; failures `no_choice`, `wrong_choice`.
 
-    Read in this order: "answer: B" or "answer is (B)" or `\\boxed{B}` (the last one), an answer that is a choice alone
-    or begins with one ("B", "(B) because", "B. text"), a single choice in brackets or behind "option", "choose" or
-    "so", the last line if it is a choice.
+    Read in this order: "answer: B" or "answer is (B)" or `<answer>B` or `\\boxed{B}` (the last one), an answer that is
+    a choice alone or begins with one ("B", "(B) because", "B. text"), a single choice in brackets or behind "option",
+    "choose" or "so", the last line if it is a choice.
     """
     names = list(choices)
     one = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     patterns = [
-        rf"(?:answer\s*(?:is|:|=)*\s*|\\boxed\s*\{{\s*(?:\\\w+\s*\{{)?)[(\[*\s]*({one})\b",
+        rf"(?:(?<!/)answer\s*(?:is|:|=|>)*\s*|\\boxed\s*\{{\s*(?:\\\w+\s*\{{)?)[(\[*\s]*({one})\b",
         rf"\A\s*[(\[*]*({one})(?:[)\].:*,](?!\s*(?:or|and)\b)|\s*\Z|\s+(?:because|since|as)\b|\n)",
         rf"(?:[(\[]|\b(?:option|choice|choose|pick|select|so|thus|hence|therefore,?)\s+\**)({one})\b(?:[)\]]|(?!\s+(?!or\b)\w))",
         rf"\n\s*\**({one})\**[.)]?\s*\Z",
@@ -88,12 +89,25 @@ def regex(pattern: str, *, flags: int = re.IGNORECASE) -> ScoreFunction:
     """1 where the pattern's first group (or the whole match) is the same in answer and reference, the last one counts.
 
     Failures: `no_match`, `wrong_answer`. A reference that the pattern does not match counts as the wanted text itself.
-    The answer's last 100,000 characters are searched. The pattern is yours: one that backtracks without end hangs.
+    The answer's last 100,000 characters are searched. Where that takes more than a second, since the pattern tries too
+    many ways to match, the answer counts as unscored.
+
+    Raises:
+        WorkbenchError: the pattern is none, or a search took longer.
     """
-    compiled = re.compile(pattern, flags)
+    try:
+        compiled = timed.compile(pattern, flags)
+    except timed.error as error:
+        raise WorkbenchError(f"A pattern must be a regular expression. Got {pattern!r}: {error}.") from None
 
     def read(text: str) -> str | None:
-        found = [m[1] if compiled.groups else m[0] for m in compiled.finditer(text[-100_000:])]
+        try:
+            found = [m[1] if compiled.groups else m[0] for m in compiled.finditer(text[-100_000:], timeout=1.0)]
+        except TimeoutError:
+            raise WorkbenchError(
+                f"A search must end within a second. Got {pattern[:60]!r}, which tries too many ways to match "
+                f"{text[:40]!r}. Take repetitions out of repetitions, as in (a|aa)+."
+            ) from None
         return plain_text(found[-1] or "") if found else None
 
     def score(example: Example, answer: str) -> Score:

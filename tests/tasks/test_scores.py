@@ -54,6 +54,7 @@ NUMBERS = [
     ("2.5", "#### 2.5\n\n#### Step 3: check", None),
     ("2.5", "Answer: 2.5 (on 3/4/2024)", None),
     ("2.5", "**Answer**: 2.5, and 3 others", None),
+    ("5 km", "<answer>\n5 km\n</answer> It took 2 s.", None),
     ("5 km", "It is 5km away.", None),
     ("20 m", "In 4 s it goes 20m.", None),
     ("9.8 m/s^2", "a = 9.8m/s^2", None),
@@ -106,7 +107,7 @@ def test_steps_that_do_not_compute_are_found(text: str, step: str | None) -> Non
 
 CHOICES = [
     ("B", "B", None), ("B", "(B)", None), ("B", "b", None), ("B", "B. Mitochondria", None), ("B", "The answer is B.", None),
-    ("B", "Answer: (B) because A is wrong", None), ("B", "**B**", None), ("B", "It cannot be A, C or D.\nAnswer: B", None),
+    ("B", "Answer: (B) because A is wrong", None), ("B", "**B**", None), ("B", "<answer>B</answer>\nA is wrong.", None), ("B", "It cannot be A, C or D.\nAnswer: B", None),
     ("B", "After thought I choose (B)", None), ("B", "Reasons.\n\nB", None), ("(B)", "B", None), ("B", "A", "wrong_choice"),
     ("B", "Answer: C", "wrong_choice"), ("B", "A because B is wrong", "wrong_choice"), ("B", "A or B", "no_choice"),
     ("B", "\\boxed{\\text{B}}", None), ("B", "Option B", None), ("B", "A is wrong, so B", None), ("B", "I choose B.", None),
@@ -128,6 +129,11 @@ def test_exact_match_and_regex() -> None:
     assert judged(label, "spam", "label: ham\nNo, label: Spam") is None
     assert judged(label, "label: spam", "label: ham") == "wrong_answer"
     assert judged(label, "spam", "spam") == "no_match"
+    with pytest.raises(WorkbenchError, match="missing"):
+        scores.regex("(label")
+    endless = scores.regex("(a|aa)+$")
+    with pytest.raises(WorkbenchError, match="within a second"):  # evaluation counts it as unscored
+        endless(example("aa"), "a" * 60 + "!")
 
 
 JSONS = [
