@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -36,6 +38,26 @@ class Answer:
     text: str
     n_tokens: int
     finished: bool  # False: cut off at the token limit
+
+
+def check_decoding(samples: int, temperature: float, max_new_tokens: int, repetition_penalty: float = 1.0) -> None:
+    """Refuse settings that no answer can be drawn with.
+
+    Raises:
+        WorkbenchError: a number out of its range, or several samples at temperature 0.
+    """
+    for name, value in (("samples", samples), ("max_new_tokens", max_new_tokens)):
+        if not isinstance(value, Integral) or value < 1:
+            raise WorkbenchError(f"`{name}` must be a whole number from 1 on. Got {value!r}.")
+    if not 0 <= temperature < math.inf:
+        raise WorkbenchError(f"`temperature` must be 0 (greedy) or more. Got {temperature!r}.")
+    if not 0 < repetition_penalty < math.inf:
+        raise WorkbenchError(f"`repetition_penalty` must be above 0 (1: none). Got {repetition_penalty!r}.")
+    if samples > 1 and temperature == 0:
+        raise WorkbenchError(
+            f"Several samples need a temperature above 0, or all are the same. Got samples={samples}, "
+            f"temperature={temperature}. Set temperature=1.0."
+        )
 
 
 def generate(
@@ -83,15 +105,11 @@ def generate(
         on_answers: called with the number of answers that just finished.
 
     Raises:
-        WorkbenchError: no prompts, or several samples at temperature 0.
+        WorkbenchError: no prompts, or what `check_decoding` raises.
     """
     if not prompts:
         raise WorkbenchError("`prompts` must have at least one prompt. Got none. Choose a split with examples.")
-    if samples > 1 and temperature <= 0:
-        raise WorkbenchError(
-            f"Several samples need a temperature above 0, or all are the same. Got samples={samples}, "
-            f"temperature={temperature}. Set temperature=1.0."
-        )
+    check_decoding(samples, temperature, max_new_tokens, repetition_penalty)
     given = [list(b) for b in begun] if begun is not None else [[] for _ in prompts]
     ids = [model.prompt_ids(p) + b for p, b in zip(prompts, given, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))

@@ -146,14 +146,10 @@ def ask(
         prompts, samples, temperature, max_new_tokens, seed, on_answers: as in `generate`.
 
     Raises:
-        WorkbenchError: several samples at temperature 0; answers cannot be written down; and what `chat` raises.
+        WorkbenchError: what `check_decoding` raises; answers cannot be written down; and what `chat` raises.
     """
-    if samples > 1 and temperature <= 0:
-        raise WorkbenchError(
-            f"Several samples need a temperature above 0, or all are the same. Got samples={samples}, "
-            f"temperature={temperature}. Set temperature=1.0."
-        )
-    request = {"model": server.model, "temperature": max(temperature, 0.0), "max_tokens": max_new_tokens}
+    generation.check_decoding(samples, temperature, max_new_tokens)
+    request = {"model": server.model, "temperature": temperature, "max_tokens": max_new_tokens}
     key = json.dumps([server.url, request, samples, seed, list(prompts)])
     path = cache_folder() / "unfinished" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl"
     answers = _kept(path, len(prompts), samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from dpo_workbench.runtime.errors import WorkbenchError
@@ -36,9 +37,20 @@ class TrainConfig:
     seed: int = 0  # order of rows, adapter's start, probe's draws
 
     def __post_init__(self) -> None:
-        for name in ("beta", "lr", "epochs", "batch_size", "micro_tokens", "max_grad_norm", "rank", "max_tokens"):
+        for field in fields(self):
+            value, kind = getattr(self, field.name), {"int": Integral, "float": Real}.get(str(field.type))
+            if kind and (not isinstance(value, kind) or isinstance(value, bool)):
+                what = "a whole number" if kind is Integral else "a number"
+                raise WorkbenchError(f"`{field.name}` must be {what}. Got {value!r}.")
+        for name in "beta lr epochs batch_size micro_tokens max_grad_norm rank alpha max_tokens".split():
             if not getattr(self, name) > 0:
                 raise WorkbenchError(f"`{name}` must be above 0. Got {getattr(self, name)!r}. Choose a positive value.")
+        for name in "nll_weight dpop_lambda probes checkpoint_seconds".split():
+            if not getattr(self, name) >= 0:
+                raise WorkbenchError(f"`{name}` must be 0 or more. Got {getattr(self, name)!r}.")
+        for name, fits in (("warmup", 0 <= self.warmup <= 1), ("held_out", 0 <= self.held_out < 1)):
+            if not fits:
+                raise WorkbenchError(f"`{name}` must be a share from 0 to 1. Got {getattr(self, name)!r}.")
         if not 0 <= self.label_smoothing < 0.5:
             raise WorkbenchError(
                 f"`label_smoothing` must lie in [0, 0.5): at 0.5 labels say nothing. Got {self.label_smoothing!r}."

@@ -198,7 +198,7 @@ def unlikelihood(
 
 
 def hold_out(pairs: list[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
-    """Split pairs by group into (watched, trained): about `held_out` of the pairs are only watched."""
+    """Split pairs by group into (watched, trained): about `held_out` of the pairs, never all, are only watched."""
     groups = sorted({p.group or p.id for p in pairs})
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(config.seed)).tolist()
     held: list[Pair] = []
@@ -206,7 +206,7 @@ def hold_out(pairs: list[Pair], config: TrainConfig) -> tuple[list[Pair], list[P
         part = [p for p in pairs if (p.group or p.id) == groups[i]]
         if held and len(held) + len(part) > config.held_out * len(pairs) or config.held_out * len(pairs) < 1:
             break
-        if len(part) <= 2 * config.held_out * len(pairs):
+        if len(part) <= 2 * config.held_out * len(pairs) and len(held) + len(part) < len(pairs):
             held += part
     ids = {p.id for p in held}
     return held, [p for p in pairs if p.id not in ids]

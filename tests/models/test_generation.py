@@ -262,11 +262,24 @@ def test_no_prompts_raise(tiny) -> None:
         generate(tiny, [])
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_several_samples_at_temperature_zero_raise(tiny, temperature: float) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"max_new_tokens": n} for n in (0, -1, 2.5)),
+        *({"samples": n, "temperature": 1.0} for n in (0, -1, 1.5)),
+        *({"temperature": t} for t in (-1.0, float("nan"), float("inf"))),
+        *({"repetition_penalty": p} for p in (0.0, -1.0, float("nan"))),
+    ],
+)
+def test_settings_that_no_answer_can_be_drawn_with_are_refused(tiny, settings: dict) -> None:
+    with pytest.raises(WorkbenchError, match=f"`{next(iter(settings))}` must be"):
+        generate(tiny, ["a"], **settings)
+
+
+def test_several_samples_at_temperature_zero_raise(tiny) -> None:
     with pytest.raises(WorkbenchError, match="temperature above 0.*samples=2"):
-        generate(tiny, ["ab"], samples=2, temperature=temperature)
-    assert len(generate(tiny, ["ab"], samples=1, temperature=temperature, max_new_tokens=2)[0]) == 1
+        generate(tiny, ["ab"], samples=2, temperature=0.0)
+    assert len(generate(tiny, ["ab"], samples=1, temperature=0.0, max_new_tokens=2)[0]) == 1
 
 
 def test_every_answer_is_counted_once(tiny) -> None:

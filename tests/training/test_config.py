@@ -20,8 +20,19 @@ def test_plain_values_there_and_back() -> None:
     assert TrainConfig.from_dict(config.to_dict()) == config != SFT_CONFIG
 
 
-@pytest.mark.parametrize("name", ["beta", "lr", "epochs", "batch_size", "micro_tokens", "rank", "max_tokens"])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
-def test_values_that_must_be_positive(name: str, value: float) -> None:
-    with pytest.raises(WorkbenchError, match=f"`{name}` must be above 0"):
+ABOVE = ["beta", "lr", "epochs", "batch_size", "micro_tokens", "rank", "alpha", "max_tokens"]
+OUTSIDE = [
+    *((name, value, "must be (above 0|a whole number)") for name in ABOVE for value in (0, -1, float("nan"))),
+    *((name, -0.1, "must be 0 or more") for name in ("nll_weight", "dpop_lambda", "checkpoint_seconds")),
+    *((name, value, "must be a share") for name in ("warmup", "held_out") for value in (-0.1, 1.5, float("nan"))),
+    *((name, value, "must be a whole number") for name in ("epochs", "rank", "seed") for value in (0.5, "1", True)),
+    *(("lr", value, "must be a number") for value in ("1e-4", None, True)),
+    ("probes", -1, "must be 0 or more"),
+    ("held_out", 1.0, "must be a share"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), OUTSIDE)
+def test_values_out_of_range(name: str, value: object, message: str) -> None:
+    with pytest.raises(WorkbenchError, match=f"`{name}` {message}"):
         TrainConfig(**{name: value})

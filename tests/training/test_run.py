@@ -371,6 +371,7 @@ def test_hold_out_keeps_groups_whole(n_groups: int) -> None:
     assert not {p.group for p in held} & {p.group for p in kept}
     assert len(held) == {1: 0, 4: 0, 40: 4}[n_groups]
     assert hold_out(pairs, replace(CONFIG, held_out=0.0))[0] == []
+    assert hold_out(pairs, replace(CONFIG, held_out=0.99))[1]
     assert hold_out(pairs, replace(CONFIG, held_out=0.1)) == (held, kept)
 
 
