@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from dpo_workbench.evaluation.statistics import (
     smallest_detectable,
 )
 from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.failures import check_classes
 
 OUTCOMES = ("worth it", "not worth it", "harmful", "cannot tell")
 
@@ -90,8 +92,11 @@ def verdict(
         pairs: that were trained on; their number and shortcuts decide what to do next.
 
     Raises:
-        WorkbenchError: the arms did not answer the same prompts of one split, or no prompt was scored in both.
+        WorkbenchError: the arms did not answer the same prompts of one split, no prompt was scored in both, or a mined
+            class is misspelt.
     """
+    check_classes(mined)
+    _spelt(mined or (), {*before.failures, *after.failures})
     numbers = {"before": before.name, "after": after.name, **_compare(before, after, mined)}
     if control is not None:
         numbers["control"] = {"name": control.name, **_compare(control, after, mined)}
@@ -119,6 +124,13 @@ def verdict(
 
 FEW_PAIRS = 100  # fewer pairs than this, and more of them are the first thing to try
 SHORTCUT = 0.9  # a rule that picks the chosen answer so often is easier to learn than the task
+
+
+def _spelt(classes: Sequence[str], seen: set[str]) -> None:
+    """A class that no answer has is one that is mended, unless it is nearly the name of one that answers have."""
+    for name in set(classes) - seen:
+        if near := difflib.get_close_matches(name, seen, 1, 0.85):
+            raise WorkbenchError(f"No answer failed as {name!r}, a mined class. Did you mean {near[0]!r}?")
 
 
 def _next(numbers: dict[str, Any], outcome: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dpo_workbench.mining.build_pairs import GAP, check_classes
+from dpo_workbench.mining.build_pairs import GAP
 from dpo_workbench.mining.sample import Found, Sample
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.runtime.progress import progress
+from dpo_workbench.tasks.failures import check_classes
 
 BACK = (8, 16, 32, 64)  # tokens taken off the end, round by round
 
@@ -50,11 +51,12 @@ def branch(
     Returns:
         The same samples; where a better ending was found, `Sample.better` holds it.
     Raises:
-        WorkbenchError: no classes are named, or not in a list.
+        WorkbenchError: no classes are named, not in a list, or none that was found.
     """
     check_classes(classes)
     if not classes:
         raise WorkbenchError("`branch` must know what to mend. Got no classes. Name some of `found.failures`.")
+    check_classes(classes, found.failures)
     todo = []
     for i, (_, drawn) in enumerate(found.rows):
         texts = {s.text: k for k, s in reversed(list(enumerate(drawn))) if s.failure in classes and s.text.strip()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.tasks.failures import check_classes
 from dpo_workbench.tasks.task import Example, Task
 
 if TYPE_CHECKING:
@@ -69,24 +71,19 @@ def build_pairs(
                 )
             )
     if not pairs:
-        failed = sum(s.failure is not None for _, samples in rows for s in samples)
+        failed = Counter(s.failure for _, samples in rows for s in samples if s.failure is not None)
         total = sum(len(samples) for _, samples in rows)
+        check_classes(classes, failed)
         why = (
-            "every sample passed, so there is nothing to mend: take harder prompts, or check that `score` can fail"
-            if failed == 0
-            else f"none of the {failed} failed samples could be paired: check that `score` can pass "
+            f"none of the {failed.total()} failed samples could be paired: check that `score` can pass "
             "(the reference answers should), allow other classes, or allow reference answers as chosen"
+            if failed
+            else "every sample passed, so there is nothing to mend: take harder prompts, or check that `score` can fail"
         )
         raise WorkbenchError(f"Pairs need a better and a worse answer to one prompt. Of {total} samples, {why}.")
     if most is not None:
         pairs = sorted(pairs, key=lambda pair: ranks[pair.id])[:most]
     return Pairs(pairs, task)
-
-
-def check_classes(classes: Sequence[str] | None) -> None:
-    """Raise where one name stands in place of a list: each of its letters would be taken for a class."""
-    if isinstance(classes, str):
-        raise WorkbenchError(f"Failure classes must be a list. Got the text {classes!r}. Write [{classes!r}].")
 
 
 def _better(samples: Sequence[Sample], bad: Sample, classes: Sequence[str] | None) -> Sample | None:

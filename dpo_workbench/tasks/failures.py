@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable, Sequence
+
+from dpo_workbench.runtime.errors import WorkbenchError
 
 GENERIC = ("empty", "loop", "truncated", "echo")
 _TAIL = 15  # characters; the rule of the founding paper's benchmark
 _REPEATS = 4
+
+
+def check_classes(classes: Sequence[str] | None, found: Iterable[str] = ()) -> None:
+    """Raise where one name stands in place of a list (each of its letters would be taken for a class), or where no
+    class is among those that were found."""
+    if isinstance(classes, str):
+        raise WorkbenchError(f"Failure classes must be a list. Got the text {classes!r}. Write [{classes!r}].")
+    there = sorted(found)
+    if classes and there and not set(classes) & set(there):
+        raise WorkbenchError(
+            f"Failure classes must be among those that were found: {', '.join(there)}. Got {', '.join(classes)}."
+        )
 
 
 def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str, str] | None:

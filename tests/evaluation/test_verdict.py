@@ -118,6 +118,14 @@ def test_mined_classes_are_reported_and_decide_nothing(arm):
     assert got.outcome == "cannot tell" and got.numbers["mined"]["after"] == 0
 
 
+def test_a_mined_class_in_other_letters_is_refused(arm):
+    before, after = arm("sft", BEFORE), arm("dpo", GOOD)
+    assert verdict(before, after, mined=["echo"]).numbers["mined"]["before"] == 0  # a class that was mended before
+    for mined, message in ((["lop"], "Did you mean 'loop'"), ("loop", "must be a list. Got the text 'loop'")):
+        with pytest.raises(WorkbenchError, match=message):
+            verdict(before, after, mined=mined)
+
+
 def test_a_clear_rise_of_the_score_counts_where_failures_stay(arm):
     """A field mended in 30 of 90 answers that fail for another reason, too."""
     was = [0.4 if f else 1.0 for f in BEFORE]

@@ -59,7 +59,9 @@ def test_pairs_take_better_endings_first_and_survive_the_disk(branched, tmp_path
 
 
 def test_nothing_to_branch_and_no_class(tiny, found) -> None:
-    assert branch(tiny, found, ("no such class",), show=False).rows == found.rows
+    for mend in (lambda c: branch(tiny, found, c, show=False), lambda c: found.pairs(classes=c)):
+        with pytest.raises(WorkbenchError, match="must be among those that were found: .*odd.* Got no such class"):
+            mend(("no such class",))
     with pytest.raises(WorkbenchError, match="must know what to mend"):
         branch(tiny, found, (), show=False)
     with pytest.raises(WorkbenchError, match="must be a list. Got the text 'odd'"):

@@ -95,7 +95,7 @@ def test_empty_answers_are_left_out_and_classes_can_be_named() -> None:
     assert [p.rejected for p in build(samples, classes=("invalid",))] == ["j"]
     with pytest.raises(WorkbenchError, match="could be paired"):
         build(samples, classes=("empty",))
-    with pytest.raises(WorkbenchError, match="allow other classes"):
+    with pytest.raises(WorkbenchError, match="among those that were found: empty, invalid, wrong. Got loop"):
         build(samples, classes=("loop",))
 
 
