@@ -36,7 +36,7 @@ docs: setup ## build the documentation as a site (no network); prints the page t
 	@$(BIN)/python scripts/build_docs.py $(ARGS)
 
 data: setup ## write data/ again from the generators (same seeds, same bytes)
-	@for script in scripts/make_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in research/make_*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 benchmarks: setup ## install TRL and run every benchmark; results go to benchmarks/results
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[benchmarks]"

@@ -10,8 +10,8 @@ from datetime import date
 from pathlib import Path
 
 import dpo_workbench as dw
-from dpo_workbench.runtime.environment import data_folder
-from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.common.environment import data_folder
+from dpo_workbench.common.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "adapters.json"
 GOAL = [0.3, 0.8]  # share of dev prompts that a fine-tuned `nano` should pass

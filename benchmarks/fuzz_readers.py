@@ -20,11 +20,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_json
 from dpo_workbench.pairs.readers import read_pairs
 from dpo_workbench.pairs.result import fix_file
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.run_folder import write_json
 
 RESULTS = Path(__file__).parent / "results" / "fuzz_readers.json"
 CASES = 120_000

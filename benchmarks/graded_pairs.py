@@ -15,8 +15,8 @@ from datetime import date
 from pathlib import Path
 
 import dpo_workbench as dw
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "graded_pairs.json"
 

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from dpo_workbench.evaluation.scaling import FAMILIES, Curve, advise, forecast
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 from dpo_workbench.evaluation.statistics import wilson
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.studies.learning_curve import FAMILIES, Curve, advise, forecast
 
 RESULTS = Path(__file__).parent / "results" / "how_much_data.json"
 OWN = RESULTS.with_name("data_curves.json")

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 from dpo_workbench.evaluation import statistics as s
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 SIZES, PASSING = (20, 50, 100, 400), (0.5, 0.7, 0.9, 0.98)

@@ -36,12 +36,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime import checkpoints
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.task import Example, Score, Task
+from dpo_workbench.training import checkpoint as checkpoints
 from dpo_workbench.training import loop, trainer
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train

@@ -18,12 +18,12 @@ from datetime import date
 from pathlib import Path
 
 import dpo_workbench as dw
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import Session
 from dpo_workbench.labelling.study import all_items
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
 
 RESULTS = Path(__file__).parent / "results" / "label_kill.json"
 KILLS, PAIRS = 50, [dw.Pair(f"p{k}", f"question {k}", f"right {k}", f"wrong {k}") for k in range(2000)]

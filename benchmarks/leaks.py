@@ -18,10 +18,10 @@ from datetime import date
 from pathlib import Path
 
 import dpo_workbench as dw
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 from dpo_workbench.pairs.checks import normal
 from dpo_workbench.pairs.splits import NEAR, find_leaks
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
 
 RESULTS = Path(__file__).parent / "results" / "leaks.json"
 FIELDS = ("question", "text", "utterance", "intent", "source", "abstract", "prompt")

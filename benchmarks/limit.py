@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from vs_trl import BATCH, SHAPES, load
 
+from dpo_workbench.common.environment import describe
 from dpo_workbench.models.kept import Kept
-from dpo_workbench.runtime.environment import describe
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.packing import Row, pack

@@ -14,8 +14,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "read_pairs.json"
 GOAL = {"rows": 100_000, "seconds": 10, "peak_mib": 300}

@@ -20,9 +20,9 @@ import torch
 import vs_trl
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dpo_workbench.common.environment import describe
 from dpo_workbench.models import attention, kernels, layer
 from dpo_workbench.models.loading import Model
-from dpo_workbench.runtime.environment import describe
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import answer_logps

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 from dpo_workbench.sandbox.process import sandbox_line
 from dpo_workbench.sandbox.python_runner import Call, run_python
 

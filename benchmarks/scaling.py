@@ -70,7 +70,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(measure(*args.child)))
         return
-    from dpo_workbench.runtime.environment import describe
+    from dpo_workbench.common.environment import describe
 
     recorded = (
         json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() and not args.again else {"points": {}}

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import dpo_workbench as dw
-from dpo_workbench.evaluation.demo import RECIPES, Recipe
+from dpo_workbench.common.files import write_json
 from dpo_workbench.mining.sample import Found
-from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.studies.demo import RECIPES, Recipe
 
 RESULTS = Path(__file__).parent / "results"
 FACTORS = {"nano": (2 / 3, 5 / 3), "smol": (2, 4)}  # of the recipe's learning rate

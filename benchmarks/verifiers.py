@@ -10,8 +10,8 @@ import time
 from datetime import date
 from pathlib import Path
 
-from dpo_workbench.runtime.environment import describe
-from dpo_workbench.runtime.run_folder import write_json
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
 from dpo_workbench.tasks.builtin import load_task, task_names
 
 RESULTS = Path(__file__).parent / "results" / "verifiers.json"

@@ -227,7 +227,7 @@ def main() -> None:
         side, shape, dtype, epochs = args.child
         print(json.dumps({"ours": ours, "trl": trl, "check": check}[side](shape, dtype, int(epochs))))
         return
-    from dpo_workbench.runtime.environment import describe
+    from dpo_workbench.common.environment import describe
 
     results = RESULTS / f"{args.results}.json"
     recorded = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"cells": {}}

@@ -26,8 +26,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 __version__ = "0.1.0"
 
 _HOMES = {
-    "runtime.errors": ("WorkbenchError",),
-    "runtime.environment": ("describe",),
+    "common.errors": ("WorkbenchError",),
+    "common.environment": ("describe",),
     "tasks.task": ("Task", "Example", "Score", "Split"),
     "tasks.builtin": ("load_task", "task_names"),
     "models.loading": ("load_model", "load_adapter", "Model"),
@@ -52,13 +52,13 @@ _HOMES = {
     "evaluation.run": ("evaluate", "Evaluation"),
     "evaluation.verdict": ("verdict",),
     "evaluation.report": ("write_report",),
-    "evaluation.microscope": ("microscope",),
-    "evaluation.advice": ("try_advice",),
-    "evaluation.data_report": ("data_report",),
-    "evaluation.demo": ("demo",),
-    "evaluation.arms": ("compare", "Comparison", "ARMS"),
-    "evaluation.scaling": ("LearningCurve", "learning_curve", "Curve", "forecast", "advise"),
-    "evaluation.side_effects": ("side_effects",),
+    "studies.microscope": ("microscope",),
+    "studies.advice": ("try_advice",),
+    "studies.data_report": ("data_report",),
+    "studies.demo": ("demo",),
+    "studies.arms": ("compare", "Comparison", "ARMS"),
+    "studies.learning_curve": ("LearningCurve", "learning_curve", "Curve", "forecast", "advise"),
+    "studies.side_effects": ("side_effects",),
     "evaluation.statistics": ("prompts_needed", "smallest_detectable", "over_seeds", "win_rate"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,7 +85,7 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """The main job: fine-tuned start, mine failures, DPO beside its control, held-out test, verdict, report."""
-    from dpo_workbench.evaluation.demo import demo as run_demo
+    from dpo_workbench.studies.demo import demo as run_demo
 
     folder = out or Path("runs") / f"demo-{Path(model).name}"
     if not again:
@@ -147,8 +147,8 @@ def check(
         mended = fix_file(file, read, fix)
         errors.print(f"{fix}: {', '.join(mended) or 'nothing to mend'}", markup=False)
     if report:
-        from dpo_workbench.evaluation.data_report import data_report
         from dpo_workbench.models.loading import load_model
+        from dpo_workbench.studies.data_report import data_report
 
         errors.print(f"report: {data_report(read, report, load_model(model) if model else None)}", markup=False)
     if read.refused or (found and found.leaks):
@@ -248,9 +248,9 @@ def train(
 
     Several GPUs or processes: accelerate launch -m dpo_workbench train ...
     """
+    from dpo_workbench.common import parallel
     from dpo_workbench.export.runs import record_run
     from dpo_workbench.pairs.pair import Pairs
-    from dpo_workbench.runtime import parallel
     from dpo_workbench.tasks.builtin import shipped_adapter
     from dpo_workbench.training.config import TrainConfig
     from dpo_workbench.training.run import train as run_train
@@ -351,10 +351,10 @@ def report(
     control: Annotated[Path | None, typer.Option(help="... and for a control arm with the same budget.")] = None,
 ) -> None:
     """Compare evaluations of the same prompts: verdict in words, report.html and results.json."""
+    from dpo_workbench.common.environment import describe
     from dpo_workbench.evaluation.report import write_report
     from dpo_workbench.evaluation.run import Evaluation
     from dpo_workbench.evaluation.verdict import verdict
-    from dpo_workbench.runtime.environment import describe
 
     _log_to(out)
     arms = [Evaluation.load(path) for path in (before, after, control) if path]
@@ -382,7 +382,7 @@ def arms(
     seed: Seed = 0,
 ) -> None:
     """DPO beside every other way to spend the budget: more SFT, unlikelihood, reward model, best of n, decoding."""
-    from dpo_workbench.evaluation.arms import ARMS, compare
+    from dpo_workbench.studies.arms import ARMS, compare
 
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     _log_to(folder)

@@ -25,9 +25,10 @@ AREAS = {  # heading of a reference page -> the modules whose public names it sh
     "Mining": "mining",
     "Training": "training",
     "Evaluation": "evaluation",
+    "Studies": "studies",
     "Labelling": "labelling",
     "Export": "export",
-    "Errors and environment": "runtime",
+    "Errors and environment": "common",
 }
 CONF = '''
 project, author, copyright = "dpo_workbench", "the authors of dpo_workbench", "the authors, Apache-2.0"

@@ -25,7 +25,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 FULL_RUNS = FOLDER.parent / "benchmarks" / "results" / "full_notebooks.json"
 ASK = """
 import json, sys
-from dpo_workbench.runtime.environment import describe, peak_memory_gib
+from dpo_workbench.common.environment import describe, peak_memory_gib
 print(json.dumps(describe() | {"peak": peak_memory_gib(), "prefix": sys.prefix}))
 """
 

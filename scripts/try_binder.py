@@ -104,8 +104,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="notebooks; all by default")
     parser.add_argument("--fresh", action="store_true", help="make the environment anew")
     args = parser.parse_args()
-    from dpo_workbench.runtime.environment import describe
-    from dpo_workbench.runtime.run_folder import write_json
+    from dpo_workbench.common.environment import describe
+    from dpo_workbench.common.files import write_json
 
     variables = environment(args.fresh)
     kernelspec()

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from dpo_workbench import cli
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.builtin import load_task
 
 COMMANDS = ("demo", "models", "tasks", "check", "mine", "train", "evaluate", "report", "arms", "compare")

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_text
+from dpo_workbench.common.html import escape
 from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line
 from dpo_workbench.evaluation.statistics import holm, wilson
 from dpo_workbench.evaluation.verdict import Verdict, compare_failures
 from dpo_workbench.evaluation.wording import HEADER, table_rows
 from dpo_workbench.plots.evaluation import ArmsDisplay, FailureClassesDisplay
-from dpo_workbench.plots.html import escape
 from dpo_workbench.plots.training import TrainingDisplay
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.run_folder import write_text
 
 EXAMPLES = 4  # prompts shown of each kind: mended, broken, failed in both
 _TIME = re.compile(r"(^|[_/.])(seconds|minutes|time|date|memory|gib)($|[_/.])")

@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_text
+from dpo_workbench.common.progress import progress
 from dpo_workbench.evaluation.statistics import Interval, smallest_detectable, wilson
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.progress import progress
-from dpo_workbench.runtime.run_folder import write_text
 from dpo_workbench.tasks.task import Example, Split, Task
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Evaluation:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import paragraph, table
+        from dpo_workbench.common.html import paragraph, table
 
         title, sees = self._lines()
         body = table(("failure", f"of {self.n}", "share", "95 % interval (Wilson)"), self._table())

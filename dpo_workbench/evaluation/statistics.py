@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 
 FEW_GROUPS = 10  # fewer groups that differ than this: the bootstrap is too sure of itself, and exact rules take over
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation import wording
 from dpo_workbench.evaluation.run import Evaluation, Judged
 from dpo_workbench.evaluation.statistics import (
@@ -21,7 +22,6 @@ from dpo_workbench.evaluation.statistics import (
     sign_flip,
     smallest_detectable,
 )
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.failures import check_classes
 
 OUTCOMES = ("worth it", "not worth it", "harmful", "cannot tell")
@@ -46,7 +46,7 @@ class Verdict:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import paragraph, table
+        from dpo_workbench.common.html import paragraph, table
 
         title = paragraph(f"{self.outcome.capitalize()}: {self.reason}.", bold=True)
         return title + table(wording.HEADER, wording.table_rows(self)) + paragraph(self.text)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 
 Table = Mapping[str, Mapping[Hashable, float]]
 LEVELS = ("nominal", "ordinal", "interval")

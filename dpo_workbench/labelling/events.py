@@ -18,8 +18,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair
-from dpo_workbench.runtime.errors import WorkbenchError
 
 CHOICES = {"a": "A is better", "b": "B is better", "tie": "equally good", "bad": "both bad", "skip": "skipped"}
 ACTIONS = ("label", "undo", "redo")

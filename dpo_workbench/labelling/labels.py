@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.labelling import agreement as stats
 from dpo_workbench.labelling.agreement import Estimate
 from dpo_workbench.labelling.events import Event, Store, answer_key, item_key
 from dpo_workbench.labelling.study import AGAIN, Plan
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 
 WAYS = ("majority", "weighted", "bradley-terry")
@@ -245,7 +245,7 @@ class Labels:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.labelling import agreement as stats
 from dpo_workbench.labelling.agreement import Estimate
 from dpo_workbench.labelling.labels import Labels, Vote, orientation
-from dpo_workbench.runtime.errors import WorkbenchError
 
 UNCLEAR = 0.4  # an alpha below this is too low to train on without a talk
 BIASED = 0.01  # p value below which a lean to one side, or to length, is named
@@ -78,7 +78,7 @@ class Agreement:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

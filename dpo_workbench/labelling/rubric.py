@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.runtime.environment import data_folder
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.environment import data_folder
+from dpo_workbench.common.errors import WorkbenchError
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Rubric:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.labelling.events import CHOICES, Event, Store, answer_key
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.study import Item
 from dpo_workbench.pairs.pair import Pair
-from dpo_workbench.runtime.errors import WorkbenchError
 
 QUICK = 0.3  # seconds after an item appears in which a vote is taken for the second half of a double click
 VOTES = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip"}

@@ -12,10 +12,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_json
 from dpo_workbench.labelling.events import answer_key, item_key
 from dpo_workbench.pairs.pair import Pair
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.run_folder import write_json
 
 AGAIN = ":again"  # marks the second showing of an item to the same rater
 KINDS = ("single", "shared", "gold", "again")
@@ -113,7 +113,7 @@ class Plan:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_workbench.common.environment import data_folder
+from dpo_workbench.common.html import NO_MATH, escape, pre, table, visible
 from dpo_workbench.labelling.events import CHOICES
 from dpo_workbench.labelling.session import Session
-from dpo_workbench.plots.html import NO_MATH, escape, pre, table, visible
-from dpo_workbench.runtime.environment import data_folder
 from dpo_workbench.sandbox.python_runner import extract_code
 from dpo_workbench.sandbox.sql_runner import run_sql
 from dpo_workbench.tasks.scores import parse_json

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.html import visible
 from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.labels import Labels, read_labels
 from dpo_workbench.labelling.rubric import Rubric
@@ -14,8 +16,6 @@ from dpo_workbench.labelling.session import HELP, Session
 from dpo_workbench.labelling.study import Plan, all_items
 from dpo_workbench.labelling.view import Result, card, text_card
 from dpo_workbench.pairs.pair import Pair
-from dpo_workbench.plots.html import visible
-from dpo_workbench.runtime.errors import WorkbenchError
 
 BUTTONS = {"a": "A is better", "b": "B is better", "t": "Equally good", "x": "Both bad", "s": "Skip"}
 MOVES = {"u": "Undo", "r": "Redo", "<": "Back", ">": "Forward"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.progress import progress
 from dpo_workbench.mining.build_pairs import GAP
 from dpo_workbench.mining.sample import Found, Sample
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.progress import progress
 from dpo_workbench.tasks.failures import check_classes
 
 BACK = (8, 16, 32, 64)  # tokens taken off the end, round by round

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.failures import check_classes
 from dpo_workbench.tasks.task import Example, Task
 

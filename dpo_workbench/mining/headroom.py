@@ -101,6 +101,6 @@ class Headroom:
         return f"Headroom: {self.text}"
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(self.text)

@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_json
+from dpo_workbench.common.progress import progress
 from dpo_workbench.mining.build_pairs import build_pairs
 from dpo_workbench.mining.headroom import Headroom
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.models.server import draw
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.progress import progress
-from dpo_workbench.runtime.run_folder import write_json
 from dpo_workbench.tasks.task import Example, Split, Task
 
 
@@ -126,7 +126,7 @@ class Found:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

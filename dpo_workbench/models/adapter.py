@@ -22,10 +22,10 @@ from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.memory import no_collection
 from dpo_workbench.models.kernels import normed
 from dpo_workbench.models.layer import kind_of, use_fast_layers
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.memory import no_collection
 
 # a norm's output, its input, weight and inverse root: the products that read the output keep these, not the output
 _Source = tuple[list[Tensor], Tensor, Tensor, Tensor]  # the list holds the output made again, in backward

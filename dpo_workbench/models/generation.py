@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from dpo_workbench.common.environment import release_freed_memory
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.attention import Front
 from dpo_workbench.models.cache import Buffer
 from dpo_workbench.models.guesses import MATCH, guesses, look_ahead
 from dpo_workbench.models.loading import Model
 from dpo_workbench.models.plain_generation import Sampler, answers_of_generate, pads, same_scores
-from dpo_workbench.runtime.environment import release_freed_memory
-from dpo_workbench.runtime.errors import WorkbenchError
 
 ROWS = 96  # answers in one batch, where their keys and values fit into
 KEYS = 2**30  # about so many bytes on a CPU; on a GPU a quarter of its memory

@@ -16,13 +16,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from dpo_workbench.common.environment import choose_device, choose_dtype, data_folder, keep_freed_memory
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import replace_folder
+from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.attention import use_attention
 from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
-from dpo_workbench.runtime.environment import choose_device, choose_dtype, data_folder, keep_freed_memory
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.progress import quiet
-from dpo_workbench.runtime.run_folder import replace_folder
 
 # ChatML without the default system message that SmolLM2's own template puts in front (20 tokens a short task can spare)
 CHATML = (

@@ -20,7 +20,7 @@ from typing import Any
 
 from llvmlite import binding
 
-from dpo_workbench.runtime.environment import cache_folder
+from dpo_workbench.common.environment import cache_folder
 
 OPENMP = ("omp_get_thread_num", "omp_get_num_threads")
 # what Numba would call to raise an error; the loops raise none

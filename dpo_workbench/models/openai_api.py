@@ -6,7 +6,7 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 
 TIMEOUT = 600.0  # seconds that one request may take, its wait in the server's queue included
 RETRIES = 3  # of a request that got no connection, no answer in time, 408, 409, 429 or 5xx; the pauses grow

@@ -13,13 +13,13 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
+from dpo_workbench.common.environment import cache_folder
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import generation
 from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.models.openai_api import Refused, chat, checked_address, open_client, served_names
-from dpo_workbench.runtime.environment import cache_folder
-from dpo_workbench.runtime.errors import WorkbenchError
 
 CONCURRENT = 16  # prompts that the server has at one time
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair
-from dpo_workbench.runtime.errors import WorkbenchError
 
 LAYOUTS = ("trl", "openai", "together")
 OPENAI_MINIMUM = 10  # rows that a fine-tuning file must have

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.run_folder import write_text
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_text
 
 if TYPE_CHECKING:
     from dpo_workbench.tasks.task import Task
@@ -195,7 +195,7 @@ class Pairs(Sequence[Pair]):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import (
     CODES,
     Annotator,
@@ -25,7 +26,6 @@ from dpo_workbench.pairs.pair import Pair
 from dpo_workbench.pairs.presets import preset_of
 from dpo_workbench.pairs.result import Read
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
-from dpo_workbench.runtime.errors import WorkbenchError
 
 _LOOK = 100  # rows that decide the layout
 _ALL_AGAINST_ALL = 8  # answers of one prompt; of more, each is paired once

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_bytes
 from dpo_workbench.pairs.checks import CODES, Annotator, Finding
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.pairs.sources import Row, open_source
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.run_folder import write_bytes
 
 if TYPE_CHECKING:
     import pandas
@@ -109,7 +109,7 @@ class Read:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

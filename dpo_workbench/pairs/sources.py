@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import CODES, Findings, Refusal, excerpt
-from dpo_workbench.runtime.errors import WorkbenchError
 
 _HEAD = 1 << 16  # bytes looked at to tell what a file is
 _BLANK = re.compile(r"[\s,]*")

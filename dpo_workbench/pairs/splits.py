@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import normal
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +152,7 @@ class Leaks:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_workbench.common.html import NO_MATH, escape
 from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, plain
-from dpo_workbench.plots.html import NO_MATH, escape
 
 _MARKS = {"kept": (GREY, "o"), "learned": (GREEN, "^"), "unlearned": (ORANGE, "v"), "never learned": (BLUE, "s")}
 

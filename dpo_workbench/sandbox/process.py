@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.runtime.environment import data_folder
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.environment import data_folder
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox import kernel_guard
 from dpo_workbench.sandbox.values import NotPlain, decode, encode
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.process import Child, Limits, guard_level, require_guard
 from dpo_workbench.sandbox.python_runner import Problem
 

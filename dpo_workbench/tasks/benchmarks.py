@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.python_runner import extract_code
 from dpo_workbench.tasks import scores
 from dpo_workbench.tasks.from_files import task_from

@@ -7,8 +7,8 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from dpo_workbench.runtime.environment import data_folder
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.environment import data_folder
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import benchmarks, briefs, python, receipts, science, sql
 from dpo_workbench.tasks.task import Task
 

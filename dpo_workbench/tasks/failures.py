@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 
 GENERIC = ("empty", "loop", "truncated", "echo")
 _TAIL = 15  # characters; the rule of the founding paper's benchmark

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import normal
 from dpo_workbench.pairs.sources import open_source, stop
 from dpo_workbench.pairs.splits import deal, drawn
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks import scores
 from dpo_workbench.tasks.task import Example, Score, Task
 

@@ -25,7 +25,7 @@ from typing import Any
 import regex as timed
 from snowballstemmer import stemmer
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.python_runner import PACKAGES, Limits, Problem, extract_code, run_tests
 from dpo_workbench.sandbox.sql_runner import Table, run_sql, same_rows
 from dpo_workbench.tasks import quantities

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpo_workbench.runtime.environment import data_folder
+from dpo_workbench.common.environment import data_folder
 from dpo_workbench.tasks import scores
 from dpo_workbench.tasks.task import Task, load_splits
 

@@ -10,8 +10,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
-from dpo_workbench.runtime.environment import data_folder
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.environment import data_folder
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import failures
 
 

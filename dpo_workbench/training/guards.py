@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.memory import within_memory
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.memory import within_memory
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.packing import Row
 

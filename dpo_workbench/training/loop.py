@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpo_workbench.common import parallel
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.kept import Kept
 from dpo_workbench.models.loading import Model
-from dpo_workbench.runtime import parallel
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
 from dpo_workbench.training.logps import answer_logps, token_logps

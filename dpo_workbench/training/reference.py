@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dpo_workbench.common import parallel
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import replace_folder
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.loading import Model
-from dpo_workbench.runtime import parallel
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.run_folder import replace_folder
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import check_finite
 from dpo_workbench.training.logps import answer_logps, answer_sums, token_logps

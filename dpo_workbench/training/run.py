@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from dpo_workbench.common import parallel
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.progress import progress
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime import parallel
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.progress import progress
 from dpo_workbench.tasks.task import Split
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.loading import Model
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.packing import Row
 
 

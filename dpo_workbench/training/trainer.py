@@ -14,11 +14,18 @@ from typing import Any
 
 import torch
 
+from dpo_workbench.common import parallel
+from dpo_workbench.common.environment import describe, release_freed_memory
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.interrupts import Interrupts, Stopped, how_to_go_on
+from dpo_workbench.common.memory import within_memory
+from dpo_workbench.common.progress import progress
 from dpo_workbench.models.generation import ROWS, generate
 from dpo_workbench.models.kept import Kept
 from dpo_workbench.models.loading import Model
-from dpo_workbench.runtime import parallel
-from dpo_workbench.runtime.checkpoints import (
+from dpo_workbench.tasks.task import Score, Split
+from dpo_workbench.training import loop
+from dpo_workbench.training.checkpoint import (
     State,
     differences,
     load_checkpoint,
@@ -28,13 +35,6 @@ from dpo_workbench.runtime.checkpoints import (
     set_rng_state,
     unpack_optimizer,
 )
-from dpo_workbench.runtime.environment import describe, release_freed_memory
-from dpo_workbench.runtime.errors import WorkbenchError
-from dpo_workbench.runtime.interrupts import Interrupts, Stopped, how_to_go_on
-from dpo_workbench.runtime.memory import within_memory
-from dpo_workbench.runtime.progress import progress
-from dpo_workbench.tasks.task import Score, Split
-from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import displacement, rows_within_memory
 from dpo_workbench.training.packing import Row
@@ -90,7 +90,7 @@ class Run:
         return f"Run: {self.text}"
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.plots.html import pre
+        from dpo_workbench.common.html import pre
 
         return pre(repr(self))
 

@@ -241,9 +241,9 @@ def test_model_text_creates_nothing_in_a_real_browser(browser, tmp_path):
     payloads = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(payloads)
     import dpo_workbench as dw
+    from dpo_workbench.common import html
     from dpo_workbench.labelling import view
     from dpo_workbench.labelling.widget import open_session
-    from dpo_workbench.plots import html
 
     makers = {"pre": html.pre, "paragraph": html.paragraph, "table": lambda t: html.table([t], [[t]])}
     for kind in ("text", "code", "json", "sql"):

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpo_workbench.evaluation.side_effects import Effect, SideEffects
 from dpo_workbench.evaluation.statistics import Interval
 from dpo_workbench.evaluation.verdict import verdict
 from dpo_workbench.evaluation.wording import NEXT
 from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.studies.side_effects import Effect, SideEffects
 
 
 @dataclass
@@ -174,8 +174,8 @@ def test_one_prompt_and_equal_arms_cannot_tell(judged):
 
 @pytest.mark.parametrize("value", [float("nan"), 2.0, -0.1, float("inf")])
 def test_a_score_that_is_none_is_refused_with_its_prompt(judged, value):
+    from dpo_workbench.common.errors import WorkbenchError
     from dpo_workbench.evaluation.run import Evaluation
-    from dpo_workbench.runtime.errors import WorkbenchError
 
     with pytest.raises(WorkbenchError, match="t-0001"):
         Evaluation("a", "t", "dev", "m", {}, (judged(0, None), judged(1, None, value)))

@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.report import arm_table, examples, results_json, write_report
 from dpo_workbench.evaluation.verdict import verdict
-from dpo_workbench.runtime.errors import WorkbenchError
 
 HOSTILE = (
     "<script>alert(1)</script><img src=http://x/y onerror=alert(1)>\u202e$\\href{javascript:}{}$ {{ 7*7 }} {% raw %}"

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.run import Evaluation, Judged, evaluate, judge
 from dpo_workbench.models import generation
 from dpo_workbench.models.generation import Answer
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.task import Example, Score, Task
 
 

@@ -9,8 +9,8 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation import statistics as s
-from dpo_workbench.runtime.errors import WorkbenchError
 
 
 def arms(mended: int, broken: int, both: int = 0, n: int = 300) -> tuple[list[int], list[int], list[str]]:

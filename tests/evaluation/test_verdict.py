@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation import wording
 from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.verdict import OUTCOMES, verdict
-from dpo_workbench.runtime.errors import WorkbenchError
 
 
 def fails(*places: range, n: int = 300, failure: str = "loop") -> list[str | None]:

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from dpo_workbench import cli
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.export import runs as export_module
 from dpo_workbench.export.runs import export_merged, export_pairs, export_trl, record_run
 from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.mining.branch import branch
 from dpo_workbench.mining.sample import Found, mine
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.task import Score, Task
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.mining.build_pairs import build_pairs
 from dpo_workbench.mining.sample import Sample
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.task import Example, Score, Task
 
 ROW = Example("e", "prompt", "the reference", "g")

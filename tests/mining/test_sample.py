@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from dpo_workbench.evaluation.demo import common_failures, right_and_wrong
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.mining.sample import Found, Sample, mine
 from dpo_workbench.models.generation import generate
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.studies.demo import common_failures, right_and_wrong
 from dpo_workbench.tasks.task import Score, Task
 
 

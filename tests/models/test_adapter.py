@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.adapter import (
     _use_fast_products,
     adapter_tensors,
@@ -16,7 +17,6 @@ from dpo_workbench.models.adapter import (
     set_adapter_tensors,
 )
 from dpo_workbench.models.loading import load_adapter
-from dpo_workbench.runtime.errors import WorkbenchError
 
 
 class RMSNorm(nn.Module):

@@ -7,8 +7,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import embedded
-from dpo_workbench.runtime.errors import WorkbenchError
 
 
 @pytest.fixture(autouse=True)

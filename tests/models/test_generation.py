@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import torch
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import generation
 from dpo_workbench.models.adapter import merged_weights
 from dpo_workbench.models.attention import Front
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.guesses import guesses
-from dpo_workbench.runtime.errors import WorkbenchError
 
 PROMPTS = ["ab", "the answer to the question is yes: 12", *(f"question {k} {'and more ' * (k % 4)}" for k in range(9))]
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import loading
 from dpo_workbench.models.loading import Model, load_adapter, load_model
-from dpo_workbench.runtime.errors import WorkbenchError
 
 PROMPT = "the answer to the question"
 

@@ -18,10 +18,10 @@ import torch
 
 import dpo_workbench as dw
 from dpo_workbench import cli
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import openai_api, server
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.server import ask, connect
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.task import Example, Score, Task
 
 PROMPTS = [f"question {k}" for k in range(12)]

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import CODES
 from dpo_workbench.pairs.readers import read_pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 
 
 def row(k: int = 0, **changes) -> dict:

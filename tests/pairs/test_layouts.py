@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.layouts import LAYOUTS, read_line, to_lines
 from dpo_workbench.pairs.pair import Pair
-from dpo_workbench.runtime.errors import WorkbenchError
 
 ODD = [
     'quotes " \' `` \\" \\',

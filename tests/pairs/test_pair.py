@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 
 ONE = Pair("a", "prompt", "better", "worse", "own", "own", 1.0, 0.2, "wrong", "g1")
 TWO = Pair(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs import readers
 from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
 from dpo_workbench.pairs.conversations import split_texts
@@ -21,7 +22,6 @@ from dpo_workbench.pairs.layouts import LAYOUTS, to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.pairs.readers import read_pairs
 from dpo_workbench.pairs.result import fix_file
-from dpo_workbench.runtime.errors import WorkbenchError
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "benchmarks" / "fuzz_readers.py")

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dpo_workbench as dw
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs import splits as module
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.pairs.splits import find_leaks, split_pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.task import Example
 
 WORDS = [a + b for a in "bcdfghklmnprstvwz" for b in ("aran", "elto", "imus", "ogra", "urel", "yndo")]

@@ -4,8 +4,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from dpo_workbench.evaluation.microscope import microscope
 from dpo_workbench.plots.pairs import DifficultyDisplay, LengthsDisplay, LikenessDisplay, TokenHeatmapDisplay
+from dpo_workbench.studies.microscope import microscope
 
 
 @pytest.fixture(autouse=True)

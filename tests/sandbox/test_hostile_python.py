@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dpo_workbench.runtime.environment import data_folder
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.environment import data_folder
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox import process
 from dpo_workbench.sandbox.process import Limits
 from dpo_workbench.sandbox.python_runner import Call, run_python

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.sql_runner import Table, run_sql, same_rows
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.run import judge
 from dpo_workbench.models.generation import Answer
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.from_files import with_all_splits
 from dpo_workbench.tasks.task import Score, Task
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import quantities, scores
 from dpo_workbench.tasks.builtin import load_task
 from dpo_workbench.tasks.task import Example

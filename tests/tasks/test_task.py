@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.tasks.task import Example, Score, Split, Task, read_examples, write_examples
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import generation
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training import logps as logps_module
 from dpo_workbench.training import loop, reference, trainer
 from dpo_workbench.training import run as run_module

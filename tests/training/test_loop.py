@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.losses import LOSSES, PairLogps

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.losses import LOSSES, PairLogps, aot, aot_unpaired, dpop, ipo, loss_terms, nll, sft, sigmoid

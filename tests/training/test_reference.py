@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.training import loop, reference
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import answer_logps

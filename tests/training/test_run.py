@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.runtime.errors import WorkbenchError
 from dpo_workbench.tasks.task import Example, Score, Task
 from dpo_workbench.training import loop
 from dpo_workbench.training import run as run_module

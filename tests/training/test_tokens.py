@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_workbench.runtime.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.training.packing import pack
 from dpo_workbench.training.tokens import Unfinished, show, tokenise
 

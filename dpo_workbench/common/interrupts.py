@@ -1,0 +1,71 @@
+"""Ctrl-C, the notebook's ■ and SIGTERM, raised only where a run is whole, so that it can be saved and go on later."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from dpo_workbench.common.progress import in_notebook
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or the system asked for an end, and nothing is half done."""
+
+
+class Interrupts:
+    """Inside the `with` block signals are noted; `check()` raises `Stopped` once there was one.
+
+    A second Ctrl-C raises KeyboardInterrupt at once, wherever the run is. The handlers of before are put back at the
+    end, and a SIGTERM, or a Ctrl-C that no `check` saw, is handed to them. Outside the main thread, where Python
+    delivers no signals, and for signals that the process ignores (nohup), nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.seen: int | None = None  # number of the signal
+        self.since = 0.0  # when it came first, by the monotonic clock
+        self.raised = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        # launchers of several processes pass one Ctrl-C on, so that it arrives twice in an instant
+        if number == self.seen == signal.SIGINT and time.monotonic() - self.since > 1:
+            self.raised = True
+            raise KeyboardInterrupt
+        if self.seen is None or number == signal.SIGTERM:
+            self.seen, self.since = number, time.monotonic()
+
+    def check(self, *_: Any) -> None:
+        """Raise `Stopped` if a signal came; call it where nothing is half done."""
+        if self.seen is not None:
+            self.raised = True
+            raise Stopped
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if self.seen is not None and (self.seen == signal.SIGTERM or not self.raised):
+            signal.raise_signal(self.seen)
+
+
+def how_to_go_on() -> str:
+    """What starts the same run again: a cell, or the line to type."""
+    if in_notebook():
+        return "run the cell again"
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return "give the same launch command again"
+    program = Path(sys.argv[0]).name
+    command = ["dpo-workbench"] if program in ("dpo-workbench", "__main__.py") else ["python", sys.argv[0]]
+    return f"type: {shlex.join([*command, *sys.argv[1:]])}"

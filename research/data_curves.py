@@ -1,0 +1,63 @@
+"""Real learning curves for `benchmarks/how_much_data.py`: benchmarks/results/data_curves.json, with `nano`.
+
+    python research/data_curves.py                   # four tasks, five sizes, three seeds: about half an hour
+    python research/data_curves.py --task python
+
+The pairs are those that the demo's recipe mines; the prompts that are answered are dev prompts. Each run is kept in
+`work/curves`, so a stopped script goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dpo_workbench as dw
+from dpo_workbench.common.environment import describe
+from dpo_workbench.common.files import write_json
+from dpo_workbench.mining.sample import Found
+from dpo_workbench.studies.demo import recipe_for
+from dpo_workbench.studies.learning_curve import learning_curve
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, WORK = ROOT / "benchmarks" / "results" / "data_curves.json", ROOT / "work" / "curves"
+TASKS, SIZES, SEEDS, PROMPTS = ("python", "science", "briefs", "receipts"), (4, 8, 16, 32, 64), (0, 1, 2), 120
+
+
+def curve_of(name: str) -> dict[str, Any]:
+    """One task's curve, small enough to commit."""
+    task, recipe = dw.load_task(name), recipe_for("nano", name)
+    start = dw.load_model("nano", adapter=name)
+    file = WORK / name / "mined.json"
+    if not file.is_file():
+        prompts = task.train[recipe.mine_from :][:200]
+        found = dw.mine(start, prompts, recipe.samples, temperature=recipe.temperature)
+        dw.branch(start, found, recipe.target, per_prompt=recipe.per_prompt).save(file)
+    found = Found.load(file, task)
+    pairs = found.pairs(per_prompt=recipe.per_prompt, classes=recipe.target, use_reference=False, most=SIZES[-1])
+    config = replace(recipe.dpo, probes=0)
+    sizes = [n for n in SIZES if n <= len(pairs)]
+    done = learning_curve(
+        start, pairs, task.dev[:PROMPTS], config, sizes=sizes, seeds=SEEDS, folder=WORK / name, target=recipe.target
+    )
+    advice = {metric: str(done.advice(100, metric)) for metric in ("score", "failed", "mined")}
+    return {"task": name, "model": "nano", "pairs": len(pairs), "points": list(done.points), "advice": advice}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS)
+    args = parser.parse_args()
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))["curves"] if RESULTS.is_file() else []
+    facts = {"command": "python research/data_curves.py", "date": date.today().isoformat(), "machine": describe()}
+    for name in [args.task] if args.task else TASKS:
+        known = [c for c in known if c["task"] != name] + [curve_of(name)]
+        write_json(RESULTS, {**facts, "seeds": SEEDS, "prompts": PROMPTS, "curves": known})
+
+
+if __name__ == "__main__":
+    main()

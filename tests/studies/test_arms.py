@@ -1,0 +1,125 @@
+"""Every arm on nano, small; resumed without running again; a hole where an arm fails."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import dpo_workbench as dw
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.models.generation import Answer
+from dpo_workbench.studies import arms as module
+from dpo_workbench.studies.arms import ARMS, compare, stop_loop
+from dpo_workbench.studies.demo import recipe_for
+
+SMALL = replace(recipe_for("nano", "science"), test_prompts=12, mine_prompts=16, max_pairs=8, probe_prompts=4)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "one"
+    return compare("science", recipe=SMALL, split="dev", folder=folder, show=False)
+
+
+def test_every_arm_answers_the_same_prompts_and_costs_something(finished):
+    assert tuple(finished.arms) == tuple(ARMS) and not finished.holes
+    assert len({tuple(row.id for row in arm.rows) for arm in finished.arms.values()}) == 1
+    trained = [finished.costs[n] for n in ("sft+dpo", "sft+sft on chosen", "sft+unlikelihood", "sft+policy gradient")]
+    assert len({cost.steps for cost in trained}) == 1 and all(cost.trained_tokens > 0 for cost in trained)
+    assert finished.costs["sft"].steps == 0
+    # the gradient's reward model came from the arm before: its training counts, and its answers took time all the same
+    seconds = {name: cost.train_seconds for name, cost in finished.costs.items()}
+    assert seconds["sft+policy gradient"] > seconds["sft, reward best of 4"] > 0
+    assert all(cost.answer_seconds >= 0 for cost in finished.costs.values())
+    assert (
+        finished.costs["sft, reward best of 4"].sampled_tokens == finished.costs["sft, likeliest of 4"].sampled_tokens
+    )
+    text = str(finished)
+    assert all(name in text for name in ARMS) and "see differences of about" in text
+    assert "tokens trained" in finished._repr_html_()
+
+
+def test_the_results_trace_to_the_file(finished):
+    results = json.loads((finished.folder / "results.json").read_text(encoding="utf-8"))
+    for row, (name, arm) in zip(results["comparison"], finished.arms.items(), strict=True):
+        assert row["arm"] == name and row["failed"] == arm.n_failed
+    assert (finished.folder / "report.html").stat().st_size < 3_000_000
+    assert finished.verdict().outcome == results["verdict"]["outcome"]
+    display = finished.plot()
+    assert len(display.names) == len(ARMS) - 1 and "Against sft" in str(display)
+
+
+def test_a_finished_arm_is_not_run_again(finished, monkeypatch):
+    for name in ARMS:
+        monkeypatch.setitem(module.ARMS, name, lambda s, name: pytest.fail(f"{name} ran again"))
+    again = compare("science", recipe=SMALL, split="dev", folder=finished.folder, show=False)
+    assert again.rows() == finished.rows() and again.costs == finished.costs
+
+
+def test_an_arm_that_fails_leaves_a_hole(finished, tmp_path, monkeypatch):
+    def broken(setting, name):
+        raise RuntimeError("out of luck\nand more")
+
+    monkeypatch.setitem(module.ARMS, "sft+unlikelihood", broken)
+    some = ("sft", "sft+unlikelihood", "sft, loop stop")
+    done = compare("science", some, recipe=SMALL, split="dev", folder=tmp_path / "holes", show=False)
+    assert done.holes == {"sft+unlikelihood": "out of luck"} and set(done.arms) == {"sft", "sft, loop stop"}
+    assert "sft+unlikelihood: no result (out of luck)" in str(done)
+    with pytest.raises(WorkbenchError, match="no answers"):
+        done.verdict("sft+unlikelihood")
+
+
+def test_unknown_arms_are_named(tmp_path):
+    with pytest.raises(WorkbenchError, match="sft\\+magic"):
+        compare("science", ["sft", "sft+magic"], folder=tmp_path)
+    with pytest.raises(WorkbenchError, match="Got none"):
+        compare("science", [], folder=tmp_path)
+
+
+def test_other_pairs_are_another_run(finished, tmp_path):
+    pairs = dw.Pairs.load(finished.folder / "pairs.jsonl")
+    given = {"recipe": SMALL, "split": "dev", "folder": tmp_path / "own", "show": False}
+    compare("science", ["sft"], pairs=pairs[:4], **given)
+    with pytest.raises(WorkbenchError, match="other settings"):
+        compare("science", ["sft"], pairs=pairs[1:5], **given)
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert "What each arm cost" in page and "Change of the score against sft" in page
+
+
+def test_without_the_baseline_nothing_is_compared(finished):
+    alone = dw.Comparison({"base": finished.arms["base"]}, {}, {"sft": "broke"})
+    with pytest.raises(WorkbenchError, match="broke"):
+        alone.rows()
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "wanted"),
+    [
+        ("total: 12.00\n" * 20, False, "total: 12.00"),
+        ('{"a": 1, "b": [' + '{"name": "tea", "price": 1.20}, ' * 12, False, '{"a": 1, "b": [{"name": "tea"'),
+        ("a sentence that ends as it should.", True, "a sentence that ends as it should."),
+        ("a sentence that was cut in the mid", False, "a sentence that was cut in the mid"),
+    ],
+)
+def test_a_loop_ends_after_its_first_round(text, finished, wanted):
+    stopped = stop_loop(Answer(text, 100, finished))
+    assert stopped.text.startswith(wanted)
+    if stopped.text != text:
+        assert stopped.finished and len(stopped.text) < 0.4 * len(text) and stopped.n_tokens < 40
+
+
+def test_the_same_arms_from_the_shell(finished, run, tmp_path):
+    code, out, err = run("compare", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
+    assert code == 0 and "cannot tell" in out and (tmp_path / "page" / "report.html").is_file(), err
+    file = finished.folder / "evaluations" / "base.json"
+    code, out, err = run("compare", str(finished.folder), str(file))
+    assert code == 0 and "Failed answers" in out
+    code, out, err = run("compare", str(finished.folder), str(tmp_path))
+    assert code == 1 and "evaluation must be a whole file" in err
+
+
+def test_runs_with_other_prompts_are_not_compared(finished, run, tmp_path):
+    other = replace(finished.arms["sft"], rows=finished.arms["sft"].rows[:6])
+    other.save(tmp_path / "other.json")
+    code, _, err = run("compare", str(finished.folder), str(tmp_path / "other.json"))
+    assert code == 1 and "same prompts" in err

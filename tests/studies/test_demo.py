@@ -1,0 +1,149 @@
+"""The whole chain on nano, small: repeatable, resumable, and honest about what is in its folder."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+import dpo_workbench as dw
+from dpo_workbench.common.environment import data_folder
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.studies import demo as module
+from dpo_workbench.studies.demo import ARMS, RECIPES, demo, recipe_for
+from dpo_workbench.tasks.builtin import shipped_adapter
+from dpo_workbench.training.config import TrainConfig
+
+SMALL = replace(
+    RECIPES["nano"],
+    test_prompts=16,
+    mine_prompts=24,
+    max_pairs=12,
+    probe_prompts=6,
+    dpo=TrainConfig(epochs=1, batch_size=6, probes=1, held_out=0.0),
+)
+
+SCIENCE = replace(SMALL, target=("wrong_unit",), sft_prompts=800, mine_from=800)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "one"
+    return demo("nano", folder, recipe=SMALL, show=False)
+
+
+def without_times(folder):
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert results.pop("times")
+    return results
+
+
+def test_every_arm_and_result_is_there(finished):
+    assert tuple(finished.evaluations) == ARMS
+    assert all(e.n == 16 for e in finished.evaluations.values())
+    for name in ("results.json", "report.html", "pairs.jsonl", "mined.json", "settings.json"):
+        assert (finished.folder / name).stat().st_size > 0
+    assert (finished.folder / "dpo" / "adapter" / "adapter_model.safetensors").is_file()
+    results = without_times(finished.folder)
+    assert results["verdict"]["outcome"] == finished.verdict.outcome
+    assert results["arms"]["sft"]["n_failed"] == finished.evaluations["sft"].n_failed
+
+
+def test_same_command_twice_gives_the_same_results(finished, tmp_path):
+    again = demo("nano", tmp_path / "two", recipe=SMALL, show=False)
+    assert without_times(again.folder) == without_times(finished.folder)
+
+
+def test_another_seed_gives_other_results(finished, tmp_path):
+    other = demo("nano", tmp_path / "three", recipe=SMALL, seed=1, show=False)
+    assert without_times(other.folder)["mined"] != without_times(finished.folder)["mined"]
+
+
+def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
+    folder, calls = tmp_path / "stopped", []
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            demo("nano", folder, recipe=SMALL, show=False)
+    assert (folder / "mined.json").is_file() and not (folder / "results.json").exists()
+    monkeypatch.setattr(module, "mine", lambda *a, **k: calls.append(a))
+    demo("nano", folder, recipe=SMALL, show=False)
+    assert not calls, "a finished stage ran again"
+    assert without_times(folder) == without_times(finished.folder)
+
+
+def test_a_folder_holds_one_run(finished):
+    with pytest.raises(WorkbenchError, match="other settings"):
+        demo("nano", finished.folder, recipe=SMALL, seed=5, show=False)
+
+
+def test_a_demo_can_begin_with_an_adapter_of_ones_own(tmp_path):
+    adapter = data_folder() / "adapters" / "nano-science"
+    with pytest.raises(dw.WorkbenchError, match="Leave one of them out"):
+        demo("nano", tmp_path / "both", from_scratch=True, adapter=adapter)
+    given = demo("nano", tmp_path / "given", task_name="science", adapter=adapter, recipe=SCIENCE, show=False)
+    shipped = demo("nano", tmp_path / "shipped", task_name="science", recipe=SCIENCE, show=False)
+    assert [r.answer for r in given.evaluations["sft"].rows] == [r.answer for r in shipped.evaluations["sft"].rows]
+    assert f"--adapter {adapter}" in json.loads((given.folder / "results.json").read_text())["command"]
+
+
+@pytest.mark.parametrize("model", ("nano", "smol", "another/model"))
+def test_each_built_in_task_has_a_recipe_that_mines_after_what_sft_has_seen(model):
+    for name in dw.task_names():
+        recipe, task = recipe_for(model, name), dw.load_task(name)
+        assert recipe.mine_from >= recipe.sft_prompts
+        assert len(task.train) >= recipe.mine_from + recipe.mine_prompts and len(task.test) >= recipe.test_prompts
+        assert recipe.target and all(e.label is None for e in task.train[recipe.mine_from :])
+
+
+def own_task(n):
+    """Dates typed in two ways, as in notebook 11."""
+    days = [f"2024-{k % 12 + 1:02}-{k % 28 + 1:02}" for k in range(n)]
+    rows = [{"day": day, "n": k, "typed": day if k % 2 else day.replace("-", "/")} for k, day in enumerate(days)]
+    given = {"prompt": "When? {n}: {day}", "reference": "day", "label": "typed", "score": "exact_match"}
+    return dw.Task.from_jsonl(rows, **given, name="days", max_new_tokens=12)
+
+
+@pytest.mark.parametrize("model", ("nano", "smol", "another/model"))
+@pytest.mark.parametrize("n", (60, 300, 4000))
+def test_a_recipe_fits_a_task_of_ones_own(model, n):
+    task = own_task(n)
+    recipe, train = recipe_for(model, task), len(task.train)
+    assert recipe.target == () and recipe.mine_from >= recipe.sft_prompts
+    assert 0 < recipe.mine_prompts <= train - recipe.mine_from and recipe.mine_prompts == min(300, train // 3)
+    seen = recipe.sft.epochs * recipe.sft_prompts
+    assert seen >= 1200 or recipe.sft.epochs == 8
+    assert recipe.sft.probes == 0, "dev would choose against the habit that the labels teach"
+
+
+@pytest.mark.parametrize(
+    ("scores", "rising"), [((0.1, 0.4, 0.5), True), ((0.1, 0.5, 0.51), False), ((0.1, 0.5), False), ((), False)]
+)
+def test_fine_tuning_that_has_not_levelled_off_says_so(scores, rising):
+    run = SimpleNamespace(probes=[{"step": k, "score": score} for k, score in enumerate(scores)])
+    assert ("not levelled off" in module.still_learning(run)) == rising
+
+
+@pytest.mark.parametrize("name", ("receipts", "sql"))
+def test_a_task_of_ones_own_may_have_the_name_of_a_built_in_one(name):
+    own, built_in = own_task(300), dw.load_task(name)
+    own.name = name
+    assert recipe_for("nano", own) == recipe_for("nano", own_task(300))
+    assert recipe_for("nano", built_in) == recipe_for("nano", name)
+    assert shipped_adapter("nano", built_in) == name and shipped_adapter("nano", own) is None
+    assert shipped_adapter("another/model", built_in) is None and shipped_adapter("nano", None) is None
+
+
+def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
+    with pytest.raises(WorkbenchError, match="at least 30 training prompts"):
+        demo("nano", tmp_path / "few", task_name=own_task(40), show=False)
+
+
+def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
+    done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
+    assert done.found.n_samples == 12 * 5 and done.pairs and (done.folder / "sft" / "adapter").is_dir()
+    assert done.evaluations["sft+dpo"].failed_share < done.evaluations["sft"].failed_share
