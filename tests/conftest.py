@@ -72,9 +72,9 @@ def tiny(tiny_folder):
     """A fresh handle on the tiny model, in fp32 on the CPU."""
     import torch
 
-    from dpo_workbench.models.loading import load_model
+    import dpo_workbench as dw
 
-    return load_model(tiny_folder, device="cpu", dtype=torch.float32)
+    return dw.load_model(tiny_folder, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture
@@ -107,25 +107,25 @@ def openmp():
 @pytest.fixture
 def toy_task():
     """Twelve train, four dev and four test prompts; an answer scores by whether it holds the reference."""
-    from dpo_workbench.tasks.task import Example, Score, Task
+    import dpo_workbench as dw
 
-    def score(example: Example, answer: str) -> Score:
-        return Score(1.0) if example.reference in answer else Score(0.0, "wrong")
+    def score(example: dw.Example, answer: str) -> dw.Score:
+        return dw.Score(1.0) if example.reference in answer else dw.Score(0.0, "wrong")
 
-    def rows(split: str, n: int) -> list[Example]:
-        return [Example(f"{split}-{k}", f"question {split} {k}", f"yes: {k}", f"{split}-g{k}") for k in range(n)]
+    def rows(split: str, n: int) -> list[dw.Example]:
+        return [dw.Example(f"{split}-{k}", f"question {split} {k}", f"yes: {k}", f"{split}-g{k}") for k in range(n)]
 
     splits = {"train": rows("train", 12), "dev": rows("dev", 4), "test": rows("test", 4)}
-    return Task("toy", splits, score, max_new_tokens=12)
+    return dw.Task("toy", splits, score, max_new_tokens=12)
 
 
 @pytest.fixture
 def toy_pairs(toy_task):
     """One pair for each train prompt of the toy task."""
-    from dpo_workbench.pairs.pair import Pair, Pairs
+    import dpo_workbench as dw
 
     rows = [
-        Pair(
+        dw.Pair(
             f"p{k}",
             e.prompt,
             f"yes: {k}",
@@ -139,7 +139,7 @@ def toy_pairs(toy_task):
         )
         for k, e in enumerate(toy_task.train)
     ]
-    return Pairs(rows, toy_task)
+    return dw.Pairs(rows, toy_task)
 
 
 @pytest.fixture(name="make_tiny_folder", scope="session")
