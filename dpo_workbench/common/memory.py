@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import torch
 
-from dpo_workbench.common.environment import release_freed_memory
 from dpo_workbench.common.errors import WorkbenchError
 
 T = TypeVar("T")
@@ -62,7 +61,6 @@ def within_memory(work: Callable[[int], T], size: int, smallest: int, name: str,
             words = str(error).strip().split("\n")[0][:200] or "MemoryError"
         # here the exception is gone, whose traceback held the tensors of the failed try
         gc.collect()
-        release_freed_memory()
         torch.cuda.empty_cache()
         if size <= smallest:
             raise WorkbenchError(

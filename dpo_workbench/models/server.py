@@ -15,9 +15,9 @@ from typing import Any
 
 from dpo_workbench.common.environment import cache_folder
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models import generation
+from dpo_workbench.models.answers import Answer, check_decoding
 from dpo_workbench.models.embedded import SMOL_HUB_ID
-from dpo_workbench.models.generation import Answer
+from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.models.openai_api import Refused, chat, checked_address, open_client, served_names
 
@@ -43,7 +43,6 @@ def draw(
     max_new_tokens: int = 256,
     seed: int = 0,
     repetition_penalty: float = 1.0,
-    drafts: Sequence[str] | None = None,
     on_answers: Callable[[int], None] | None = None,
 ) -> tuple[list[list[Answer]], dict[str, str]]:
     """Answers from the model in memory, or from a server: `generate` with one argument more.
@@ -52,7 +51,6 @@ def draw(
         model: a handle; with an engine it may also be the name of the served model, or None where it serves one.
         engine: None, or the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
         prompts, samples, temperature, max_new_tokens, seed, repetition_penalty, on_answers: as in `generate`.
-        drafts: as in `generate`; a server has no use for them.
 
     Returns:
         `samples` answers for each prompt, in the order of the prompts; and what a result must say of the server
@@ -69,8 +67,7 @@ def draw(
                 f"Without an engine `model` must be a loaded model. Got {model!r}. Load it with `dw.load_model`, or "
                 "name the server with engine='http://...'."
             )
-        settings |= {"repetition_penalty": repetition_penalty, "drafts": drafts}
-        return generation.generate(model, prompts, **settings), {}
+        return generate(model, prompts, repetition_penalty=repetition_penalty, **settings), {}
     if repetition_penalty != 1.0:
         raise WorkbenchError(
             f"With an engine `repetition_penalty` must be 1, as the API has none. Got {repetition_penalty}. Run this "
@@ -148,7 +145,7 @@ def ask(
     Raises:
         WorkbenchError: what `check_decoding` raises; answers cannot be written down; and what `chat` raises.
     """
-    generation.check_decoding(samples, temperature, max_new_tokens)
+    check_decoding(samples, temperature, max_new_tokens)
     request = {"model": server.model, "temperature": temperature, "max_tokens": max_new_tokens}
     key = json.dumps([server.url, request, samples, seed, list(prompts)])
     path = cache_folder() / "unfinished" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 import shutil
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,7 +23,7 @@ FILES = (*(f"{name}.safetensors" for name in TENSORS), "state.json")
 
 
 @dataclass
-class State:
+class Checkpoint:
     """All that a run needs to go on in the same bits; the order of rows and the learning rate follow from the step."""
 
     step: int
@@ -33,7 +31,6 @@ class State:
     best_adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     facts: dict[str, Any]  # history, probes, best step: plain values
-    rng: dict[str, Any] = field(default_factory=dict)  # from `rng_state`
     machine: dict[str, Any] = field(default_factory=dict)  # versions, threads: another one gives other last bits
 
 
@@ -42,7 +39,7 @@ def run_folder(folder: Path, settings: dict[str, Any]) -> Path:
     return folder / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def save_checkpoint(folder: Path, state: State, settings: dict[str, Any]) -> None:
+def save_checkpoint(folder: Path, state: Checkpoint, settings: dict[str, Any]) -> None:
     """Write `folder/HASH/step-N` in one step, then drop all but the last two of this run.
 
     Args:
@@ -64,7 +61,7 @@ def save_checkpoint(folder: Path, state: State, settings: dict[str, Any]) -> Non
 
 def load_checkpoint(
     folder: Path, settings: dict[str, Any], adapter: dict[str, torch.Tensor], parameters: Sequence[torch.Tensor]
-) -> State | None:
+) -> Checkpoint | None:
     """The newest whole checkpoint of this very run, or None. A damaged one is passed over with one line.
 
     Args:
@@ -92,7 +89,7 @@ def _checkpoints(own: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _read(path: Path, adapter: dict[str, torch.Tensor], parameters: Sequence[torch.Tensor]) -> State:
+def _read(path: Path, adapter: dict[str, torch.Tensor], parameters: Sequence[torch.Tensor]) -> Checkpoint:
     sums = json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))
     for name in FILES:
         if _sha256(path / name) != sums[name]:
@@ -100,7 +97,7 @@ def _read(path: Path, adapter: dict[str, torch.Tensor], parameters: Sequence[tor
     saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
     del saved["settings"]
     saved |= {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
-    state = State(**saved)
+    state = Checkpoint(**saved)
     weights = {key: value.shape for key, value in adapter.items()}
     moments = {f"{i}.{key}": p.shape for i, p in enumerate(parameters) for key in ("exp_avg", "exp_avg_sq")}
     steps = {f"{i}.step": torch.Size() for i in range(len(parameters))}
@@ -125,34 +122,6 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     said = ", ".join(f"{key}: {there.get(key)} there, {here.get(key)} here" for key in keys)
     return f" ({said})" if said else ""
-
-
-def rng_state() -> dict[str, Any]:
-    """Where the global random generators stand (torch on CPU and GPU, NumPy, Python), as plain values.
-
-    The loop draws from generators of its own; a model with dropout or a task's `score` may draw from these.
-    """
-    version, keys, gauss = random.getstate()
-    legacy: Any = np.random.get_state()
-    name, numbers, *rest = legacy
-    cuda = torch.cuda.get_rng_state().numpy().tobytes().hex() if torch.cuda.is_initialized() else ""
-    return {
-        "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "cuda": cuda,
-        "numpy": [name, numbers.tolist(), *rest],
-        "python": [version, list(keys), gauss],
-    }
-
-
-def set_rng_state(saved: dict[str, Any]) -> None:
-    """Put back what `rng_state` gave."""
-    torch.set_rng_state(torch.tensor(list(bytes.fromhex(saved["torch"])), dtype=torch.uint8))
-    if saved["cuda"] and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(saved["cuda"])), dtype=torch.uint8))
-    name, numbers, *rest = saved["numpy"]
-    np.random.set_state((name, np.array(numbers, dtype=np.uint32), *rest))
-    version, keys, gauss = saved["python"]
-    random.setstate((version, tuple(keys), gauss))
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from dpo_workbench.models import generation
 from dpo_workbench.models.generation import generate
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.reference import prove_packing, reference_logps
-from dpo_workbench.training.tokens import tokenise
+from dpo_workbench.training.tokens import tokenize
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0,
@@ -88,7 +88,7 @@ def test_answers_are_those_of_transformers(pair) -> None:
 def test_log_probabilities_are_the_models_own(pair, capsys) -> None:
     _, model, theirs = pair
     texts = [(f"q{k}", p, ("yes: 12 and more", "no, the question " * (k + 1))) for k, p in enumerate(PROMPTS)]
-    rows = tokenise(model, texts, 1024)
+    rows = tokenize(model, texts, 1024)
     config = prove_packing(model, rows, TrainConfig(batch_size=2))
     found = reference_logps(model, rows, config, None)
     for row in rows:

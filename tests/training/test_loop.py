@@ -13,7 +13,7 @@ from dpo_workbench.training.losses import LOSSES, PairLogps
 from dpo_workbench.training.packing import Row
 from dpo_workbench.training.reference import reference_logps
 from dpo_workbench.training.run import _row
-from dpo_workbench.training.tokens import tokenise
+from dpo_workbench.training.tokens import tokenize
 
 CONFIG = TrainConfig(lr=1e-2, batch_size=5, rank=4, alpha=8, nll_weight=0.2)
 ROWS = [Row(f"r{k}", (1,), ((2,),)) for k in range(13)]
@@ -22,7 +22,7 @@ ROWS = [Row(f"r{k}", (1,), ((2,),)) for k in range(13)]
 def one_step(model, pairs, config: TrainConfig, reference=None, objective=None, weights=None):
     """One step from a fresh adapter on the first batch: the adapter's weights after it, and the metrics."""
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=3)
-    rows = tokenise(policy, map(_row, pairs), config.max_tokens)[: config.batch_size]
+    rows = tokenize(policy, map(_row, pairs), config.max_tokens)[: config.batch_size]
     if reference is None:
         reference = reference_logps(model, rows, config, None)
     batches = list(loop.micro_batches(rows, policy, config))
@@ -37,7 +37,7 @@ def one_step(model, pairs, config: TrainConfig, reference=None, objective=None, 
 
 def shifted(model, pairs, config: TrainConfig) -> loop.Reference:
     """A reference from which the policy has moved, by another amount for each answer."""
-    honest = reference_logps(model, tokenise(model, map(_row, pairs), config.max_tokens), config, None)
+    honest = reference_logps(model, tokenize(model, map(_row, pairs), config.max_tokens), config, None)
     draw = torch.Generator().manual_seed(5)
     return {i: tuple(x + 3 * torch.randn((), generator=draw).item() for x in honest[i]) for i in sorted(honest)}
 
@@ -87,7 +87,7 @@ def test_weights_scale_the_gradients_of_their_pairs(tiny, toy_pairs) -> None:
 
 
 def test_accumulated_sft_weighs_tokens_not_rows(tiny, toy_task) -> None:
-    rows = tokenise(tiny, [("a", "ab", ("yes",)), ("b", "cd", ("no: cd cd cd 12 34 56",))], 100)
+    rows = tokenize(tiny, [("a", "ab", ("yes",)), ("b", "cd", ("no: cd cd cd 12 34 56",))], 100)
     n_tokens = sum(len(r.answer_ids[0]) for r in rows)
     totals = []
     for micro_tokens in (1, 1000):
@@ -161,7 +161,7 @@ def test_rows_of_a_step_are_a_pure_function_of_seed_and_step() -> None:
 
 
 def test_micro_batches_hold_each_row_once_and_stay_small(tiny, toy_pairs) -> None:
-    rows = tokenise(tiny, map(_row, toy_pairs), 1000)
+    rows = tokenize(tiny, map(_row, toy_pairs), 1000)
     for micro_tokens in (1, 60, 130, 10_000):
         batches = list(loop.micro_batches(rows, tiny, replace(CONFIG, micro_tokens=micro_tokens)))
         assert sorted(i for b in batches for i in b.ids) == sorted(r.id for r in rows)
@@ -199,7 +199,7 @@ def test_loss_scaling_saves_small_gradients_of_fp16(tiny, half, toy_pairs) -> No
     def gradient(model, scale: float) -> torch.Tensor:
         policy = model.with_new_adapter(rank=4, alpha=8, seed=3)
         assert all(p.dtype == torch.float32 for p in policy.adapter_parameters())
-        rows = tokenise(policy, map(_row, toy_pairs), small.max_tokens)[: small.batch_size]
+        rows = tokenize(policy, map(_row, toy_pairs), small.max_tokens)[: small.batch_size]
         batches = list(loop.micro_batches(rows, policy, small))
         parameters = policy.adapter_parameters()
         objective = loop.preference_objective(reference, small, rows, policy)
@@ -214,7 +214,7 @@ def test_loss_scaling_saves_small_gradients_of_fp16(tiny, half, toy_pairs) -> No
 
 
 def test_fp16_that_overflows_updates_nothing(half, toy_pairs) -> None:
-    rows = tokenise(half, map(_row, toy_pairs), CONFIG.max_tokens)[: CONFIG.batch_size]
+    rows = tokenize(half, map(_row, toy_pairs), CONFIG.max_tokens)[: CONFIG.batch_size]
     policy = half.with_new_adapter(rank=4, alpha=8, seed=3)
     parameters, before = policy.adapter_parameters(), policy.adapter_tensors()
     objective = loop.preference_objective(reference_logps(half, rows, CONFIG, None), CONFIG, rows, policy)

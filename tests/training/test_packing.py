@@ -5,7 +5,7 @@ import torch
 
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import Row, lay_out, pack
-from dpo_workbench.training.tokens import Unfinished, tokenise
+from dpo_workbench.training.tokens import Unfinished, tokenize
 
 TEXTS = [
     ("a", "the question", ("yes: 12", "no: cd cd cd 34")),
@@ -19,7 +19,7 @@ TEXTS = [
 
 @pytest.fixture
 def rows(moved) -> list[Row]:
-    return tokenise(moved, TEXTS, 200)
+    return tokenize(moved, TEXTS, 200)
 
 
 def plain_logps(network, row: Row) -> torch.Tensor:
