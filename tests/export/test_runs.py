@@ -228,7 +228,7 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path, export) -> None:
     export(run, out, force=True)
     assert not (out / "mine.txt").exists()
     for place in (run, run.parent):
-        with pytest.raises(WorkbenchError, match="must not take the run's place"):
+        with pytest.raises(WorkbenchError, match="must not replace the run"):
             export(run, place, force=True)
     assert (run / "run.json").is_file()
 
@@ -236,13 +236,13 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path, export) -> None:
 def test_changed_weights_and_missing_parts_are_refused(make_tiny_folder, tmp_path) -> None:
     source = make_tiny_folder(tmp_path / "model")
     run = recorded(tmp_path / "run", load_model(source, device="cpu", dtype=torch.float32))
-    with pytest.raises(WorkbenchError, match="must hold the trained adapter"):
+    with pytest.raises(WorkbenchError, match="must contain the trained adapter"):
         export_merged(run, tmp_path / "out")
     export_trl(run, tmp_path / "out")  # negative control: the same weights
     make_tiny_folder(source, seed=1)
-    with pytest.raises(WorkbenchError, match="must be the one that the run began with"):
+    with pytest.raises(WorkbenchError, match="must be the one that the run started with"):
         export_trl(run, tmp_path / "out", force=True)
-    with pytest.raises(WorkbenchError, match="A run folder must hold run.json"):
+    with pytest.raises(WorkbenchError, match="A run folder must contain run.json"):
         export_trl(tmp_path, tmp_path / "out2")
     (run / "run.json").write_text("{")
     with pytest.raises(WorkbenchError, match="must be JSON"):
@@ -251,7 +251,7 @@ def test_changed_weights_and_missing_parts_are_refused(make_tiny_folder, tmp_pat
 
 def test_a_demos_folder_stands_for_its_dpo_run(tiny, tmp_path) -> None:
     recorded(tmp_path / "demo" / "dpo", tiny)
-    assert export_pairs(tmp_path / "demo", tmp_path / "out").notes[0] == "10 of 10 pairs in trl's format"
+    assert export_pairs(tmp_path / "demo", tmp_path / "out").notes[0] == "10 of 10 pairs in the format of trl"
 
 
 def logits(network, model) -> torch.Tensor:
@@ -298,8 +298,7 @@ def test_weights_that_are_not_finite_are_refused(tiny, tmp_path) -> None:
         export_merged(run, tmp_path / "out")
 
 
-def test_from_the_command_line(tiny_folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "_log", cli._log)
+def test_from_the_command_line(tiny_folder, tmp_path) -> None:
     Pairs(ROWS).save(tmp_path / "pairs.jsonl")
     run, go = str(tmp_path / "run"), CliRunner().invoke
     trains = ["train", str(tmp_path / "pairs.jsonl"), "--out", run, "--model", str(tiny_folder), "-a", "none"]
