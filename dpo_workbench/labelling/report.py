@@ -17,7 +17,7 @@ from dpo_workbench.labelling.labels import Labels, orientation
 
 LOW_ALPHA = 0.4  # below this, discuss the rubric before training on the labels
 BIAS_P = 0.01  # p value below which a preference for one side, or for length, is reported
-QUICK_SECONDS = 2.0  # votes faster than this were hardly read
+HASTY_SECONDS = 2.0  # votes faster than this were hardly read
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Rater:
     longer: Estimate  # share of votes for the longer answer
     longer_p: float
     seconds: float | None  # median time of a vote
-    quick: int  # votes faster than QUICK_SECONDS
+    hasty: int  # votes faster than HASTY_SECONDS
     repeats: Estimate  # share of items with the same vote at the second showing
     gold: Estimate  # share of gold items judged correctly
 
@@ -119,7 +119,7 @@ def _rater(labels: Labels, name: str) -> Rater:
         longer=share(n_longer, n_unequal),
         longer_p=_coin_p(n_longer, n_unequal),
         seconds=statistics.median(seconds) if seconds else None,
-        quick=sum(s < QUICK_SECONDS for s in seconds),
+        hasty=sum(s < HASTY_SECONDS for s in seconds),
         repeats=share(sum(repeats), len(repeats)),
         gold=share(sum(gold), len(gold)),
     )
@@ -197,6 +197,6 @@ def _advice_on(rater: Rater) -> list[str]:
         lines.append(f"{name} misjudges gold items ({rater.gold} correct). Discuss them before you use the labels.")
     if rater.repeats.n and rater.repeats.high < 0.8:
         lines.append(f"{name} often votes differently when asked again ({rater.repeats} the same).")
-    if rater.quick > max(1, 0.05 * rater.choices.total()):
-        lines.append(f"{name} cast {rater.quick} votes in under {QUICK_SECONDS:.0f} s. Check that they were read.")
+    if rater.hasty > max(1, 0.05 * rater.choices.total()):
+        lines.append(f"{name} cast {rater.hasty} votes in under {HASTY_SECONDS:.0f} s. Check that they were read.")
     return lines
