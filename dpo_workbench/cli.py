@@ -133,7 +133,7 @@ def mine(
     greedy: Annotated[bool, typer.Option("--greedy", help="Also mine the greedy answer to each prompt.")] = False,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Failure class to train against (repeatable): such answers, paired with better endings."),
+        typer.Option(help="Pair answers of this failure class with better endings; may be repeated. Default: all."),
     ] = None,
     skip: Annotated[int, typer.Option(min=0, help="Skip the first N prompts, for example those of fine-tuning.")] = 0,
     limit: shared.Limit = None,
@@ -173,35 +173,24 @@ def train(
     out: shared.Out,
     model: shared.ModelName = "nano",
     adapter: shared.AdapterName = None,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", "-t", help="Task whose dev prompts choose the adapter. Default: built-in."),
-    ] = None,
-    loss: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="sigmoid (DPO), cdpo, robust, hinge, ipo, exo_pair, nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, "
-            "apo_zero, apo_down, discopop, sigmoid_norm, dpop, simpo, sft or nll; see docs/losses.md. For a weighted "
-            "sum give it several times as NAME=WEIGHT."
-        ),
-    ] = None,
+    task: shared.DevTask = None,
+    loss: shared.LossNames = None,
     beta: Annotated[float | None, typer.Option(help="Lower lets the model move further from the reference.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the LoRA weights.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs in one optimizer step.")] = None,
     rank: Annotated[int | None, typer.Option(help="LoRA rank. Higher: more capacity, more memory.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest pair; a longer one is an error.")] = None,
-    nll_weight: Annotated[float | None, typer.Option(help="Weight of the NLL of chosen answers; stabilizes.")] = None,
+    nll_weight: Annotated[float | None, typer.Option(help="Weight of the chosen answers' NLL in the loss.")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other field of TrainConfig, such as warmup=0.2."),
     ] = None,
     seed: shared.Seed = 0,
 ) -> None:
-    """Train a LoRA adapter with DPO on a pair file, and keep the adapter with the best dev score.
+    """Train a LoRA adapter with DPO on a pair file. The same command continues a stopped run.
 
-    The defaults are those of TrainConfig. The same command continues a stopped run. For several GPUs, see
-    `dpo-workbench export trl`.
+    Settings that you leave out have the defaults of TrainConfig. For several GPUs: `dpo-workbench export trl`.
     """
     from dpo_workbench.export.runs import record_run
     from dpo_workbench.pairs.pair import Pairs

@@ -27,14 +27,26 @@ ServedName = Annotated[
 ]
 AdapterName = Annotated[
     str | None,
-    typer.Option("--adapter", "-a", help="LoRA adapter: a folder, a built-in name, or none. Default: built-in."),
-]
+    typer.Option("--adapter", "-a", help="LoRA adapter: a folder, a built-in one by name, or none.",
+                 show_default="the built-in one for model and task"),
+]  # fmt: skip
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder for the results. A stopped run continues in it.")]
-OptionalOut = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder for the results. A stopped run continues in it.")
+DevTask = Annotated[
+    str | None,
+    typer.Option("--task", "-t", help="The adapter with the best score on this task's dev prompts is kept.",
+                 show_default="the built-in task that the prompts come from"),
+]  # fmt: skip
+LossNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="sigmoid (DPO), cdpo, robust, hinge, ipo, exo_pair, nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, "
+        "apo_zero, apo_down, discopop, sigmoid_norm, dpop, simpo, sft or nll; see docs/losses.md. For a weighted sum "
+        "give it several times as NAME=WEIGHT."
+    ),
 ]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder for the results. A stopped run continues in it.")]
+OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 SplitName = Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]

@@ -100,7 +100,7 @@ def cohen_kappa(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) 
     with np.errstate(all="ignore"):  # for full agreement it divides by zero, and rounding makes the variance negative
         found = cohens_kappa(table)
     kappa, half_width = float(found.kappa), 1.96 * math.sqrt(max(0.0, found.var_kappa))
-    return Estimate(kappa, kappa - half_width, min(1.0, kappa + half_width), len(both))
+    return Estimate(kappa, max(-1.0, kappa - half_width), min(1.0, kappa + half_width), len(both))
 
 
 def share(hits: int, n: int) -> Estimate:
