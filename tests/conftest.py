@@ -154,7 +154,6 @@ def run(monkeypatch, tmp_path, capsys):
     from dpo_workbench import cli
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_log", cli.Path("dpo-workbench-error.log"))
     for console in (cli.console, cli.errors):
         monkeypatch.setattr(console, "_width", 2000)  # no line breaks but the program's own
 

@@ -449,7 +449,7 @@ def test_the_command_line(faulty, monkeypatch, tmp_path, capsys) -> None:
     assert {b["model"] for b in one.bodies} == {"toy", "named"}
     for more, words in (
         (("-a", "receipts"), "--adapter receipts"),
-        (("--target", "loop"), "--target takes answers up"),
+        (("--target", "loop"), "--target continues answers"),
     ):
         code, out = run("mine", "--out", "m", *more)
         assert code == 1 and words in out, out

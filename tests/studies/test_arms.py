@@ -109,17 +109,17 @@ def test_a_loop_ends_after_its_first_round(text, finished, wanted):
 
 
 def test_the_same_arms_from_the_shell(finished, run, tmp_path):
-    code, out, err = run("compare", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
+    code, out, err = run("report", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
     assert code == 0 and "cannot tell" in out and (tmp_path / "page" / "report.html").is_file(), err
     file = finished.folder / "evaluations" / "base.json"
-    code, out, err = run("compare", str(finished.folder), str(file))
+    code, out, err = run("report", str(finished.folder), str(file))
     assert code == 0 and "Failed answers" in out
-    code, out, err = run("compare", str(finished.folder), str(tmp_path))
+    code, out, err = run("report", str(finished.folder), str(tmp_path))
     assert code == 1 and "evaluation must be a whole file" in err
 
 
 def test_runs_with_other_prompts_are_not_compared(finished, run, tmp_path):
     other = replace(finished.arms["sft"], rows=finished.arms["sft"].rows[:6])
     other.save(tmp_path / "other.json")
-    code, _, err = run("compare", str(finished.folder), str(tmp_path / "other.json"))
+    code, _, err = run("report", str(finished.folder), str(tmp_path / "other.json"))
     assert code == 1 and "same prompts" in err

@@ -373,13 +373,13 @@ def test_help_of_the_command_line_names_every_loss() -> None:
     ],
 )
 def test_losses_on_the_command_line(given: list[str], want: object) -> None:
-    from dpo_workbench import cli
+    from dpo_workbench.cli_shared import loss_from
 
     if given == ["ipo=x"]:
         with pytest.raises(WorkbenchError, match="takes NAME or NAME=WEIGHT. Got ipo=x"):
-            cli._loss(given)
+            loss_from(given)
     else:
-        assert cli._loss(given) == want
+        assert loss_from(given) == want
 
 
 def test_page_of_losses_is_the_one_that_its_script_writes() -> None:
