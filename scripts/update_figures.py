@@ -1,4 +1,4 @@
-"""Write benchmarks/results into README, pictures and docs: `python scripts/update_figures.py`."""
+"""Write benchmarks/results and the list of codes into README, pictures and docs: `python scripts/update_figures.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dpo_workbench.pairs.checks import CODES
 from dpo_workbench.plots.evaluation import ArmsDisplay
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +25,7 @@ def main() -> None:
     for model, run in demo.items():
         picture(model, run)
     between(ROOT / "README.md", "<!-- results: written by scripts/update_figures.py -->", demo_table(demo))
+    between(DOCS / "data.md", "<!-- results: codes -->", codes())
     between(DOCS / "performance.md", "<!-- results: vs_trl -->", vs_trl_table(read("vs_trl")))
     between(DOCS / "sandbox.md", "<!-- results: sandbox -->", sandbox(read("sandbox")))
     between(DOCS / "labelling.md", "<!-- results: label_kill -->", label_kills(read("label_kill")))
@@ -151,6 +153,12 @@ def checkpointed(cell: dict[str, Any]) -> str:
         return "–"
     time, memory = ours["seconds"] / cell["ours"]["seconds"], ours["peak_memory_gib"] / cell["trl"]["peak_memory_gib"]
     return f"{time:.2f} ×, {memory:.2f}"
+
+
+def codes() -> str:
+    """The codes that `dpo-workbench check` reports, one per row."""
+    lines = ["| code | severity | what must hold | what to do |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {code} | {' | '.join(facts)} |" for code, facts in CODES.items())])
 
 
 def sandbox(record: dict[str, Any]) -> str:
