@@ -15,12 +15,13 @@ from dpo_workbench.common.files import replace_folder, write_json, write_text
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.layouts import to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.training.batches import rows_of_step, steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.loop import batch_rows, learning_rate, steps_per_epoch
+from dpo_workbench.training.held_out import hold_out
+from dpo_workbench.training.loop import learning_rate
 from dpo_workbench.training.losses import loss_terms
 from dpo_workbench.training.packing import Row
-from dpo_workbench.training.run import _row, hold_out
-from dpo_workbench.training.tokens import tokenise
+from dpo_workbench.training.tokens import pair_texts, tokenize
 
 RECORD = "run.json"
 SAME_IN_TRL = (  # losses with the same name and the same value for a pair in TRL's DPOTrainer
@@ -91,7 +92,7 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
     _check_free(out, folder, force)
     start = _start(folder, record)
     _, pairs = hold_out(list(Pairs.load(folder / "pairs.jsonl")), config)
-    rows = tokenise(start, map(_row, pairs), config.max_tokens)
+    rows = tokenize(start, map(pair_texts, pairs), config.max_tokens)
     steps = _steps(rows, config)
     policy = start.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
     with replace_folder(Path(out)) as fresh:
@@ -136,7 +137,7 @@ def _steps(rows: Sequence[Row], config: TrainConfig) -> list[dict[str, Any]]:
     return [
         {
             "lr_share": learning_rate(step, n_steps, config) / config.lr,
-            "pairs": [row.id for row in batch_rows(rows, config, step)],
+            "pairs": [row.id for row in rows_of_step(rows, config, step)],
         }
         for step in range(n_steps)
     ]
