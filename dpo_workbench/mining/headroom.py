@@ -64,7 +64,7 @@ class Headroom:
     def advice(self) -> str:
         """`go`, `train more first`, or `nothing to mend`."""
         if self.failed_share < 0.01:
-            return "nothing to mend"
+            return "nothing to fix"
         return "go" if self.mixed_share >= 0.2 else "train more first"
 
     @property
@@ -86,7 +86,7 @@ class Headroom:
                 "The model seldom has both a good and a bad answer to one prompt: it lacks the skill (capability). "
                 "Fine-tune more, or take a bigger model, before DPO."
             ),
-            "nothing to mend": "There are too few failures to learn from. Take harder prompts, or stop here.",
+            "nothing to fix": "There are too few failures to learn from. Take harder prompts, or stop here.",
         }
         return f"{facts} {meaning[self.advice]}"
 

@@ -322,7 +322,6 @@ def learning_curve(
     folder: str | Path,
     target: Sequence[str] = (),
     probe: Split | None = None,
-    drafts: Evaluation | None = None,
     show: bool = True,
 ) -> LearningCurve:
     """Train on nested subsets of the pairs, each size for each seed, and answer the same prompts each time.
@@ -341,7 +340,6 @@ def learning_curve(
         folder: takes the results of each run.
         target: failure classes that count as `mined`.
         probe: as in `train`.
-        drafts: an evaluation of the same prompts, to look guesses up in.
         show: progress and a line a run.
 
     Raises:
@@ -355,7 +353,7 @@ def learning_curve(
             f"{list(sizes)} and {list(seeds)}. Choose smaller sizes, or mine more pairs."
         )
     folder, reference = Path(folder), dict[str, tuple[float, float]]()
-    first = _kept(folder / "start.json", lambda: evaluate(start, test, name="sft", drafts=drafts, show=show))
+    first = _kept(folder / "start.json", lambda: evaluate(start, test, name="sft", show=show))
     points = [_point(first, 0, 0, target)]
     last = None
     for seed, size in product(seeds, reversed(sizes)):  # the largest first: its reference serves the smaller ones
@@ -364,7 +362,7 @@ def learning_curve(
             settings = replace(config, seed=seed, held_out=0.0)
             done = train(start, nested(pairs, size, seed), settings, probe=probe, reference=reference, show=False)
             reference.update(done.reference)
-            return evaluate(done.model, test, name=f"{size} pairs, seed {seed}", drafts=first, show=False)
+            return evaluate(done.model, test, name=f"{size} pairs, seed {seed}", show=False)
 
         found = _kept(folder / f"{size}-{seed}.json", run)
         last = last or found
