@@ -72,6 +72,10 @@ class Curve:
         squares = sum(float(((np.array(row) - np.mean(row)) ** 2).sum()) for row in self.values)
         return float(np.sqrt(squares / free)) if free else None
 
+    def forecast(self, size: int) -> Forecast:
+        """`forecast` of this curve at `size` pairs."""
+        return forecast(self, size)
+
     def flags(self) -> list[str]:
         """Why this curve is none that the families know; empty for a well-behaved one."""
         found, means = [], self.means if self.higher_is_better else -self.means
