@@ -60,12 +60,7 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def mcnemar_exact(only_before: int, only_after: int) -> float:
-    """p-value of the exact McNemar test: did failures disappear as often as new ones appeared?
-
-    Args:
-        only_before: number of prompts that failed before and not after.
-        only_after: number of prompts that failed after and not before.
-    """
+    """p-value of the exact McNemar test, from the numbers of prompts that failed only before and only after."""
     changed = only_before + only_after
     return float(stats.binomtest(only_before, changed, 0.5).pvalue) if changed else 1.0
 
@@ -126,15 +121,10 @@ def mean_change(before: Sequence[float], after: Sequence[float], seed: int = 0, 
 
 
 def paired_p(before: Sequence[float], after: Sequence[float], groups: Sequence[str], seed: int = 0) -> float:
-    """p-value of a paired comparison.
+    """p-value of a paired comparison; arguments as in `paired_difference`.
 
     For yes/no values in groups of one it is the exact McNemar test. Otherwise it is the paired permutation test, which
     flips the signs of whole groups' differences: exact up to 13 groups that change, from 9,999 draws for more.
-
-    Args:
-        before, after: values in the same order of prompts.
-        groups: the group of each prompt.
-        seed: of the draws.
     """
     change = _changes(before, after, groups)
     if len(set(groups)) == len(groups) and np.isin(change, (-1.0, 0.0, 1.0)).all():
@@ -148,30 +138,26 @@ def paired_p(before: Sequence[float], after: Sequence[float], groups: Sequence[s
 
 
 def relative_cut(
-    before_failed: Sequence[bool],
-    after_failed: Sequence[bool],
-    groups: Sequence[str],
-    seed: int = 0,
-    resamples: int = 5000,
+    before: Sequence[float], after: Sequence[float], groups: Sequence[str], seed: int = 0, resamples: int = 5000
 ) -> Interval | None:
     """1 - after/before in numbers of failures: 0.6 means 60 % fewer. None where nothing failed before.
 
-    BCa bootstrap over groups, if at least 10 groups failed before and at least 10 changed. If no failure is left, the
-    exact conditional interval of a ratio of counts. Otherwise the interval of `paired_difference`, divided by the
-    share that failed before.
+    Values are 1 where a prompt failed, else 0. BCa bootstrap over groups, if at least 10 groups failed before and at
+    least 10 changed. If no failure is left, the exact conditional interval of a ratio of counts. Otherwise the
+    interval of `paired_difference`, divided by the share that failed before.
     """
-    change = _changes(before_failed, after_failed, groups)
-    before = np.asarray(before_failed, dtype=float)
-    n, n_before, n_after = len(before), before.sum(), (before + change).sum()
+    change = _changes(before, after, groups)
+    n, n_before, n_after = len(change), sum(before), sum(after)
     if n_before == 0:
         return None
-    was, now = _by_group(before, groups), _by_group(before + change, groups)
+    was = _by_group(np.asarray(before, dtype=float), groups)
+    now = was + _by_group(change, groups)
     changed, failing = int((np.abs(was - now) > _ZERO).sum()), int((was > 0).sum())
     if n_after == 0:
         share = _clopper_pearson(0, failing)[1]
         low, high, method = 1 - share / (1 - share), 1.0, "exact (no failure left)"
     elif failing < FEW_GROUPS or changed < FEW_GROUPS or np.ptp(now[was > 0] / was[was > 0]) < _ZERO:
-        difference = paired_difference(before.tolist(), (before + change).tolist(), groups, seed, resamples)
+        difference = paired_difference(before, after, groups, seed, resamples)
         low, high = -difference.high * n / n_before, min(1.0, -difference.low * n / n_before)
         method = f"from the paired difference ({difference.method})"
     else:

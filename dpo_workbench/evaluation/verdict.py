@@ -170,10 +170,10 @@ def _next(numbers: dict[str, Any], outcome: str) -> str:
     if outcome == "not worth it":
         return "take the control"
     if numbers["failures"]["before"] == 0:
-        return "harder prompts"
+        return "stop"
     advice = numbers["forecast"]["advice"] if "forecast" in numbers else "go"
     if advice != "go":
-        return "fine-tune first" if advice == "train more first" else "few failures"
+        return "fine-tune first" if advice == "train more first" else "stop"
     if shortcut:
         return "clean pairs"
     needed, better = numbers["prompts_needed"], numbers["failures"]["difference"]["estimate"] < 0
@@ -215,10 +215,6 @@ def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None)
             "after": float(np.mean(new)),
             "difference": paired_difference(old, new, groups).to_dict(),
             "sign_flip_p": paired_p(old, new, groups),
-        },
-        "tokens": {
-            "before": float(np.mean([b.n_tokens for b, _ in pairs])),
-            "after": float(np.mean([a.n_tokens for _, a in pairs])),
         },
         "changed_share": share,
         "smallest_detectable": detectable,

@@ -28,11 +28,7 @@ NEXT = {
         "Next: test on more prompts: if a difference of {points:.1f} points matters to you, about {needed} prompts "
         "would show it."
     ),
-    "harder prompts": "Next: test on harder prompts. If these are your real prompts, there is nothing to fix.",
-    "few failures": "Next: stop here: there are too few failures to learn from.",
-    "stop": (
-        "Next: stop here: this test set can detect {sees} points and shows no change, so there is little to gain."
-    ),
+    "stop": "Next: stop here, or test on harder prompts: there is little to gain on these.",
     "look again": "Next: look for more headroom (more pairs, another failure class), or test on more prompts.",
 }
 
@@ -110,14 +106,11 @@ def _failure_cells(failures: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _control(control: Mapping[str, Any]) -> str:
     failures, score, n = control["failures"], control["score"], control["n"]
-    text = (
+    return (
         f"The control arm {control['name']!r} failed on {failures['before']} of {n} "
         f"({100 * failures['before'] / n:.1f} %), this arm on {failures['after']}: {_points(failures)}. "
         f"Mean score: {score['before']:.3f} for the control, {score['after']:.3f} here ({_score_change(score)})."
     )
-    if "mined" in control:
-        text += f" Mined classes: {control['mined']['before']} for the control, {control['mined']['after']} here."
-    return text
 
 
 def _forecast(numbers: Mapping[str, Any]) -> str:
@@ -139,7 +132,6 @@ def _next(numbers: Mapping[str, Any], following: str) -> str:
         n_pairs=pairs["n"],
         points=abs(100 * numbers["failures"]["difference"]["estimate"]),
         needed=numbers["prompts_needed"],
-        sees=numbers["sees_points"],
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dpo_workbench.common.html import NO_MATH, escape
 from dpo_workbench.pairs.checks import length_auc
-from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, label, plain
+from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, label
 
 _LOOKS = ((GREY, "o"), (GREEN, "^"), (BLUE, "s"), (ORANGE, "v"))  # colour and marker of each state
 
@@ -106,14 +106,12 @@ class DifficultyDisplay:
 
 @dataclass
 class TokenHeatmapDisplay:
-    """A number for each answer token: its log-ratio after training, or its log-probability before."""
+    """A number for each answer token, shown as HTML or text: its log-ratio after training, or its log-probability."""
 
     tokens: tuple[Sequence[str], Sequence[str]]  # of the chosen and of the rejected answer
     values: tuple[Sequence[float], Sequence[float]]  # nats
     divergence: int  # number of tokens before the first one that differs
     trained: bool  # the values are log-ratios
-    figure_: Any = field(default=None, init=False, repr=False)
-    axes_: Any = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_view(cls, view: Any) -> TokenHeatmapDisplay:
@@ -135,30 +133,10 @@ class TokenHeatmapDisplay:
         """The value with the strongest colour."""
         return max(1e-6, *(abs(v) for part in self.values for v in part))
 
-    def plot(self, axes: Any = None) -> TokenHeatmapDisplay:
-        """Draw one bar per token, chosen above rejected, in two `axes` or in a new figure."""
-        if axes is None:
-            import matplotlib.pyplot as plt
-
-            width = min(16.0, 2 + 0.22 * max(map(len, self.tokens)))
-            _, axes = plt.subplots(2, 1, figsize=(width, 4.6), layout="constrained", sharey=True)
-        self.axes_ = list(axes)
-        self.figure_ = self.axes_[0].figure
-        for ax, (name, tokens, values) in zip(self.axes_, self._answers(), strict=True):
-            ax.bar(range(len(values)), values, color=[BLUE if v >= 0 else ORANGE for v in values])
-            ax.axvline(self.divergence - 0.5, color=GREY, linestyle=":")
-            ax.set_xticks(range(len(tokens)), [plain(repr(t)[1:-1])[:8] for t in tokens], rotation=90, fontsize=7)
-            ax.set_ylabel(f"{name} (nats)")
-        self.figure_.suptitle(self.title, fontsize=11)
-        return self
-
-    def _answers(self) -> Iterable[tuple[str, Sequence[str], Sequence[float]]]:
-        return zip(("chosen", "rejected"), self.tokens, self.values, strict=True)
-
     def _repr_html_(self) -> str:
         lines = [
             f'<p class="{NO_MATH}"><strong>{name}</strong> {"".join(self._spans(tokens, values))}</p>'
-            for name, tokens, values in self._answers()
+            for name, tokens, values in zip(("chosen", "rejected"), self.tokens, self.values, strict=True)
         ]
         what = "log-ratio: blue rose, orange fell" if self.trained else "log-probability: darker is less likely"
         note = f"{what}; hover over a token for its number; a vertical line marks where the answers diverge"
@@ -174,6 +152,6 @@ class TokenHeatmapDisplay:
 
     def __str__(self) -> str:
         lines = [self.title]
-        for name, tokens, values in self._answers():
+        for name, tokens, values in zip(("chosen", "rejected"), self.tokens, self.values, strict=True):
             lines += [f"  {name}", *(f"    {v:+8.3f}  {t!r}" for t, v in zip(tokens, values, strict=True))]
         return "\n".join(lines)

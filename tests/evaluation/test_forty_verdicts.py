@@ -96,7 +96,7 @@ CASES = {
     "a control does not save it": Case("harmful", "change loss", Arm(30), Arm(90), control=Arm(30)),
     "harm and a price": Case("harmful", "change loss", Arm(30), Arm(90), facts={"effects": HURT}),
     # cannot tell
-    "nothing failed": Case("cannot tell", "harder prompts", Arm(0), Arm(0)),
+    "nothing failed": Case("cannot tell", "stop", Arm(0), Arm(0)),
     "three fixed of three": Case("cannot tell", "more prompts", Arm(3), Arm(0), n=30),
     "a little better": Case("cannot tell", "more prompts", Arm(90), Arm(80, broken=5)),
     "few prompts, some change": Case("cannot tell", "more prompts", Arm(10), Arm(6), n=20),
@@ -106,7 +106,7 @@ CASES = {
         "cannot tell", "fine-tune first", Arm(90), Arm(90), facts={"headroom": headroom("train more first")}
     ),
     "no failures to learn from": Case(
-        "cannot tell", "few failures", Arm(2), Arm(2), facts={"headroom": headroom("nothing to fix")}
+        "cannot tell", "stop", Arm(2), Arm(2), facts={"headroom": headroom("nothing to fix")}
     ),
     "few pairs, no change": Case("cannot tell", "label more", Arm(60), Arm(60, shift=60), facts={"pairs": CLEAN}),
     "few pairs, the start was kept": Case(

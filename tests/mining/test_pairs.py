@@ -49,9 +49,7 @@ def test_own_better_answer_outside_the_named_classes() -> None:
     pair, other = build(samples, classes=("missing",))
     assert (other.rejected, other.chosen_from) == ("one lost", "reference")  # too close
     assert (pair.chosen, pair.rejected, pair.chosen_from, pair.chosen_score) == ("slip", "lost", "own", 0.8)
-    assert {p.chosen_from for p in build(samples)} == {
-        "reference"
-    }  # all classes are rejected
+    assert {p.chosen_from for p in build(samples)} == {"reference"}  # all classes are rejected
     assert build([*samples, GOOD], classes=("missing",))[0].chosen == "good"
     cut = bad("on and on", "truncated", 0.9)
     assert {p.chosen_from for p in build([cut, *samples[1:]], classes=("missing",))} == {"reference"}

@@ -53,7 +53,6 @@ def drawn() -> dict[str, object]:
         "differences": evaluation.DifferencesDisplay(["a", "b"], [0.1, 0], [0, -0.1], [0.2, 0.1], [0.01, 1], 50, "c"),
         "lengths": pairs.LengthsDisplay([3, 4], [5, 6], 0.5),
         "difficulty": pairs.DifficultyDisplay([-1, 1, 2, -2], [1, 2, -1, -2], states),
-        "tokens": pairs.TokenHeatmapDisplay((["a", "b"], ["a", "c"]), ([0.1, 0.5], [0.1, -0.5]), 1, True),
         "curve": learning_curve.CurveDisplay((8, 16), ((0.1, 0.2), (0.2, 0.3)), "score", ahead),
         "training": training.TrainingDisplay(history, [{"step": 0, "score": 0.5, "failed": 0.4}], 0),
     }
