@@ -31,18 +31,14 @@ def branch(
     Cuts the last 8 tokens off the answer and samples new endings. If none is better, it cuts off 16, then 32, then 64.
     Better means finished, free of `classes`, and a clearly higher score. Both answers of such a pair begin alike, so
     the loss sees little besides the decision that went wrong. A model that seldom answers correctly from start to end
-    can still learn from such pairs.
-
-    Source: pivotal tokens in Phi-4 (arXiv 2412.08905, section 4.3), which are found there by success rates.
+    can still learn from such pairs. Source: the pivotal tokens of Phi-4 (arXiv 2412.08905, section 4.3).
 
     Args:
         model: the model that was mined.
         found: its samples.
         classes: failure classes to fix.
-        samples: endings sampled per cut.
+        samples, temperature, seed: how many endings are sampled per cut, and how.
         per_prompt: at most this many failed samples per prompt, each text once.
-        temperature: of the endings.
-        seed: of the sampling.
         show: show a progress bar.
 
     Returns:
@@ -55,43 +51,42 @@ def branch(
     if not classes:
         raise WorkbenchError("`branch` must know what to fix. Got no classes. Name some of `found.failures`.")
     check_classes(classes, found.failures)
-    todo = [(i, k) for i, (_, drawn) in enumerate(found.rows) for k in _failed(drawn, classes)[:per_prompt]]
     limit = found.settings["max_new_tokens"]
-    tokens = {(i, k): model.answer_ids(found.rows[i][1][k].text)[:-1][: limit - 1] for i, k in todo}
+    tokens = _failed_answers(model, found, classes, per_prompt)
     better: dict[tuple[int, int], Sample] = {}
-    with progress(len(todo), "branching", show) as advance:
+    with progress(len(tokens), "branching", show) as advance:
         for number, back in enumerate(BACK):
-            places = [place for place in todo if place not in better and back < len(tokens[place])]
-            if not places:
+            cut = {place: ids[:-back] for place, ids in tokens.items() if place not in better and back < len(ids)}
+            if not cut:
                 break
-            answers = generate(
-                model,
-                [found.rows[i][0].prompt for i, _ in places],
-                begun=[tokens[place][:-back] for place in places],
-                samples=samples,
-                temperature=temperature,
-                max_new_tokens=limit,
-                seed=seed + 1 + number,
-            )
-            for (i, k), drawn in zip(places, answers, strict=True):
-                example, failed = found.rows[i][0], found.rows[i][1][k]
-                endings = [judge(found.task, example, answer)[0] for answer in drawn]
-                if best := better_than(failed, endings, classes):
+            prompts = [found.rows[i][0].prompt for i, _ in cut]
+            decoding = {"samples": samples, "temperature": temperature, "max_new_tokens": limit}
+            endings = generate(model, prompts, begun=list(cut.values()), seed=seed + 1 + number, **decoding)
+            for (i, k), answers in zip(cut, endings, strict=True):
+                example, drawn = found.rows[i]
+                judged = [judge(found.task, example, answer)[0] for answer in answers]
+                if best := better_than(drawn[k], judged, classes):
                     better[i, k] = best
-            advance(sum(place in better for place in places))
-        advance(len(todo) - len(better))
+                    advance()
+        advance(len(tokens) - len(better))
     rows = tuple(
         (example, tuple(replace(s, better=better.get((i, k))) for k, s in enumerate(drawn)))
         for i, (example, drawn) in enumerate(found.rows)
     )
-    facts = {"classes": list(classes), "samples": samples, "temperature": temperature, "seed": seed}
-    return replace(found, rows=rows, settings=found.settings | {"branch": facts})
+    settings = {"classes": list(classes), "samples": samples, "temperature": temperature, "seed": seed}
+    return replace(found, rows=rows, settings=found.settings | {"branch": settings})
 
 
-def _failed(drawn: Sequence[Sample], classes: Sequence[str]) -> list[int]:
-    """Places of the samples that failed as one of `classes`; of equal texts the first."""
-    first: dict[str, int] = {}
-    for place, sample in enumerate(drawn):
-        if sample.failure in classes and sample.text.strip():
-            first.setdefault(sample.text, place)
-    return list(first.values())
+def _failed_answers(
+    model: Model, found: Found, classes: Sequence[str], per_prompt: int
+) -> dict[tuple[int, int], list[int]]:
+    """Token ids, without the end token, of the samples to fix, by their place in `found.rows`."""
+    limit, tokens = found.settings["max_new_tokens"] - 1, {}
+    for i, (_, drawn) in enumerate(found.rows):
+        first: dict[str, int] = {}  # text -> place; of equal texts the first
+        for k, sample in enumerate(drawn):
+            if sample.failure in classes and sample.text.strip():
+                first.setdefault(sample.text, k)
+        for text, k in list(first.items())[:per_prompt]:
+            tokens[i, k] = model.answer_ids(text)[:-1][:limit]
+    return tokens

@@ -219,9 +219,12 @@ def mine(
             first, _ = draw(model, prompts, **decoding)
             answers = [one + others for one, others in zip(first, answers, strict=True)]
     rows, unscored = _scored(split, answers, greedy)
-    settings = {"samples": samples, "temperature": temperature, "max_new_tokens": limit, "seed": seed}
+    settings: dict[str, Any] = {"samples": samples, "temperature": temperature, "max_new_tokens": limit, "seed": seed}
     settings |= {"split": split.name, **served}
-    settings |= ({"greedy": True} if greedy else {}) | ({"unscored": unscored} if unscored else {})
+    if greedy:
+        settings["greedy"] = True
+    if unscored:
+        settings["unscored"] = unscored
     return Found(task, rows, settings)
 
 

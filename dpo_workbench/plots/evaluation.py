@@ -136,10 +136,16 @@ class DifferencesDisplay:
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], baseline: str) -> DifferencesDisplay:
         """From the rows of a `Comparison`."""
         found = [row for row in rows if "difference" in row]
-        names, pvalues = [row["arm"] for row in found], [row["holm_p"] for row in found]
         changes = [row["difference"] for row in found]
-        columns = ([change[key] for change in changes] for key in ("estimate", "low", "high"))
-        return cls(names, *columns, pvalues, min((change["n"] for change in changes), default=0), baseline)
+        return cls(
+            [row["arm"] for row in found],
+            [change["estimate"] for change in changes],
+            [change["low"] for change in changes],
+            [change["high"] for change in changes],
+            [row["holm_p"] for row in found],
+            min((change["n"] for change in changes), default=0),
+            baseline,
+        )
 
     @property
     def title(self) -> str:

@@ -125,7 +125,7 @@ class TokenHeatmapDisplay:
         """The finding."""
         chosen, rejected = map(sum, self.values)
         if self.trained:
-            return f"Training changed log p by {chosen:+.1f} nats (chosen answer) and {rejected:+.1f} nats (rejected)"
+            return f"Training moved the chosen answer by {chosen:+.1f} nats, the rejected one by {rejected:+.1f}"
         return f"Before training: log p is {chosen:.1f} for the chosen answer, {rejected:.1f} for the rejected one"
 
     @property
