@@ -24,8 +24,9 @@ from typing import Any
 from dpo_workbench.common.environment import data_folder, describe
 from dpo_workbench.common.files import write_json, write_text
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.plots.evaluation import ForecastDisplay
-from dpo_workbench.studies.demo import ARMS, demo, recipe_for
+from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, label, plain
+from dpo_workbench.studies.demo import ARMS, demo
+from dpo_workbench.studies.recipe import recipe_for
 from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.training.run import sft
 
@@ -117,7 +118,7 @@ def run_cell(model: str, task: str, seed: int) -> dict[str, Any]:
         "model": model, "task": task, "seed": seed, "date": date.today().isoformat(), "machine": describe(),
         "command": f"python research/domain_table.py --model {model} --task {task} --seed {seed}",
         "settings": results["settings"], "arms": results["arms"], "pairs": results["pairs"],
-        "outcome": done.verdict.outcome, "numbers": results["verdict"]["numbers"],
+        "outcome": done.verdict().outcome, "numbers": results["verdict"]["numbers"],
         "minutes": round(results["times"]["total_seconds"] / 60, 1),
     }  # fmt: skip
 
@@ -233,15 +234,32 @@ def every_run(cells: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def draw_forecasts(title: str, expected: list[float], seen: list[float], kinds: list[str]) -> None:
+    """Draw one point per run: the headroom, and the relative cut after training."""
+    figure, ax = axes(None, (5.5, 5.0))
+    ax.plot([0, 100], [0, 100], color=GREY, linestyle=":", label="as forecast")
+    for kind, marker, colour in zip(sorted(set(kinds)), "osD^vP*X", (BLUE, ORANGE, GREEN) * 3, strict=False):
+        rows = [(100 * a, 100 * b) for a, b, k in zip(expected, seen, kinds, strict=True) if k == kind]
+        ax.plot(*zip(*rows, strict=True), marker, color=colour, markeredgecolor="black", label=plain(kind))
+    label(ax, title, "headroom: cut of the mined failures expected from samples (%)", "cut on held-out prompts (%)")
+    ax.legend(loc="best", frameon=False)
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=110, facecolor="white")
+
+
 def forecasts(cells: list[dict[str, Any]]) -> list[str]:
     """The headroom before training compared with the cut, over all cells, and the picture."""
     known = [
         (c, c["numbers"]["forecast"]) for c in cells if c["numbers"].get("forecast", {}).get("seen_cut") is not None
     ]
     expected, seen = [f["expected_cut"] for _, f in known], [f["seen_cut"] for _, f in known]
-    display = ForecastDisplay(expected, seen, [c["task"] for c, _ in known])
-    PICTURE.parent.mkdir(exist_ok=True)
-    display.plot().figure_.savefig(PICTURE, dpi=110, facecolor="white")
+    past = sum(b > a for a, b in zip(expected, seen, strict=True))
+    error = statistics.mean(abs(a - b) for a, b in zip(expected, seen, strict=True))
+    title = (
+        f"The headroom differs from the cut by {100 * error:.0f} points on average;\n"
+        f"in {past} of {len(seen)} runs the cut was larger"
+    )
+    draw_forecasts(title, expected, seen, [c["task"] for c, _ in known])
     ratios = {c["task"]: [] for c, _ in known}
     for c, f in known:
         ratios[c["task"]].append(f["seen_cut"] / f["expected_cut"])
@@ -252,17 +270,16 @@ def forecasts(cells: list[dict[str, Any]]) -> list[str]:
         f"`{t}` {100 * statistics.mean(abs(f['expected_cut'] - f['seen_cut']) for c, f in known if c['task'] == t):.0f}"
         for t in ratios
     )
-    past = sum(f["seen_cut"] > f["expected_cut"] for _, f in known)
-    better = ", so the uncorrected headroom is the better forecast" if corrected >= display.mean_error else ""
+    better = ", so the uncorrected headroom is the better forecast" if corrected >= error else ""
     return [
         "",
         "## Headroom compared with the cut",
         "",
-        f"![{display.title.replace(chr(10), ' ')}](figures/headroom.png)",
+        f"![{title.replace(chr(10), ' ')}](figures/headroom.png)",
         "",
         "The headroom is the share of mined failures on prompts for which the model also gives an answer without that "
         f"failure. It is measured on samples before training. Over {len(known)} runs it differs from the cut by "
-        f"{100 * display.mean_error:.0f} points (mean absolute error; by task: {by_task}). In {past} runs the cut was "
+        f"{100 * error:.0f} points (mean absolute error; by task: {by_task}). In {past} runs the cut was "
         "larger than the headroom: training can also bring answers that the samples never showed. If the headroom is "
         f"multiplied by the ratio of cut to headroom on the *other* tasks, the error is {100 * corrected:.0f} "
         f"points{better}.",

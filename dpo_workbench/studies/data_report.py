@@ -13,7 +13,7 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.checks import Annotator, length_auc
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.pairs.result import Read
-from dpo_workbench.plots.pairs import DifficultyDisplay, LengthsDisplay, LikenessDisplay
+from dpo_workbench.plots.pairs import DifficultyDisplay, LengthsDisplay
 from dpo_workbench.studies.microscope import microscope
 from dpo_workbench.training.run import Run
 
@@ -75,7 +75,6 @@ def data_report(
         displays = {
             "Lengths": LengthsDisplay.from_microscope(seen),
             "Difficulty": DifficultyDisplay.from_microscope(seen),
-            "Likeness": LikenessDisplay.from_microscope(seen),
         }
         figures = [Figure.of(name, display) for name, display in displays.items()]
         parts += [_figure(figure) for figure in figures]

@@ -35,7 +35,7 @@ def test_every_arm_answers_the_same_prompts_and_costs_something(finished):
         finished.costs["sft, reward best of 4"].sampled_tokens == finished.costs["sft, likeliest of 4"].sampled_tokens
     )
     text = str(finished)
-    assert all(name in text for name in ARMS) and "see differences of about" in text
+    assert all(name in text for name in ARMS) and "can detect differences of about" in text
     assert "tokens trained" in finished._repr_html_()
 
 
@@ -46,7 +46,7 @@ def test_the_results_trace_to_the_file(finished):
     assert (finished.folder / "report.html").stat().st_size < 3_000_000
     assert finished.verdict().outcome == results["verdict"]["outcome"]
     display = finished.plot()
-    assert len(display.names) == len(ARMS) - 1 and "Against sft" in str(display)
+    assert len(display.names) == len(ARMS) - 1 and "Compared with sft" in str(display)
 
 
 def test_a_finished_arm_is_not_run_again(finished, monkeypatch):

@@ -27,7 +27,7 @@ def checked(page: str) -> str:
 def test_with_a_model(tiny, moved, odd, tmp_path) -> None:
     path = data_report(odd, tmp_path / "page.html", tiny, moved, show=False)
     page = checked(path.read_text(encoding="utf-8"))
-    assert "6 preference pairs" in page and "AUC of length" in page and page.count("<figure>") == 3
+    assert "6 preference pairs" in page and "AUC of length" in page and page.count("<figure>") == 2
     assert page.count("Training moved the chosen answer") == 5 and "Advice" in page
     again = data_report(odd, tmp_path / "again.html", tiny, moved, show=False)
     assert again.read_bytes() == path.read_bytes()
