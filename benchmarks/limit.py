@@ -16,10 +16,10 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from dpo_workbench.models.kept import Kept
 from vs_trl import BATCH, SHAPES, load
 
 from dpo_workbench.common.environment import describe
-from dpo_workbench.models.kept import Kept
 from dpo_workbench.training import loop
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.packing import Row, pack

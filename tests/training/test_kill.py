@@ -15,4 +15,4 @@ def test_five_kills(tmp_path) -> None:
     seen = json.loads(done.stdout[done.stdout.index("\n{") :])
     assert seen["two_runs_left_alone_equal"] and seen["kills"] == seen["equal_to_the_last_bit"] == 5
     assert seen["inside_a_save"] >= 3 and seen["went_on_from_a_checkpoint"] >= 1
-    assert "saved optimizer" in seen["controls_differ_in"]["optimiser"]  # negative control
+    assert "saved optimizer" in seen["controls_differ_in"]["optimizer"]  # negative control
