@@ -1,6 +1,6 @@
 """Kill, damage and interrupt training runs, resume them, and compare with a run that was left alone: results/kill.json.
 
-    python benchmarks/kill.py                 # 50 kills, 5 controls, 40 damages, 3 interrupts; continues where it stopped
+    python benchmarks/kill.py                 # 50 kills, 5 controls, 40 damages, 3 interrupts; resumable
     python benchmarks/kill.py --minutes 3     # only as many as fit
 
 Each run trains `nano` in its own process, forked from one that has only imported the package. A resumed run passes if
@@ -383,7 +383,7 @@ def trials(bench: Bench, kills: int, short: bool) -> list[tuple[str, Callable[[]
     every: list[tuple[str, Callable[[], None]]] = [("alone", bench.baseline)]
     every += [(f"kill {k}", lambda k=k: bench.kill(k, k % 10 < 3)) for k in range(kills)]
     if short:
-        return [*every, ("control optimiser", lambda: bench.control("optimizer"))]
+        return [*every, ("control optimizer", lambda: bench.control("optimizer"))]
     every += [(f"control {drop}", lambda drop=drop: bench.control(drop)) for drop in (*DROPPED, None)]
     plans = [(what, name, both) for both in (False, True) for what in DAMAGES for name in FILES]
     plans += [("empty folder", "all files", both) for both in (False, True)]
