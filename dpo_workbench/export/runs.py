@@ -13,7 +13,7 @@ import torch
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder, write_json, write_text
 from dpo_workbench.models.loading import Model, load_adapter, load_model
-from dpo_workbench.pairs.layouts import to_lines
+from dpo_workbench.pairs.layouts_out import to_lines
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.loop import batch_rows, learning_rate, steps_per_epoch

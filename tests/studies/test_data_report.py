@@ -5,8 +5,7 @@ import re
 import matplotlib
 import pytest
 
-from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.pairs.readers import read_pairs
+from dpo_workbench.pairs.pair import Pair, Pairs, read_pairs
 from dpo_workbench.studies.data_report import data_report
 
 matplotlib.use("Agg")
