@@ -98,9 +98,7 @@ def ours(shape: str, dtype: str, epochs: int) -> dict:
 
 
 def trl(shape: str, dtype: str, epochs: int) -> dict:
-    from dpo_workbench.models import loading
 
-    loading.keep_freed_memory = lambda: None
     import datasets  # noqa: F401
     from trl import DPOConfig, DPOTrainer  # noqa: F401
 

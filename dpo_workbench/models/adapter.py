@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.memory import no_collection
 from dpo_workbench.models.kernels import normed
 from dpo_workbench.models.layer import kind_of, use_fast_layers
 
@@ -193,7 +192,7 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM",
         exclude_modules=["out_proj", "conv1d"] if mamba else None,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), no_collection():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT 0.21 asks a property that transformers 5.23 has renamed
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)

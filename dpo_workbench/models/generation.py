@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from dpo_workbench.common.environment import release_freed_memory
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.attention import Front
@@ -140,7 +139,6 @@ def generate(
             done = _answers(model, tokens, finished)
             for place, i in enumerate(chosen):
                 answers[i] = done[place * samples : (place + 1) * samples]
-    release_freed_memory()
     return answers
 
 

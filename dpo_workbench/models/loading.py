@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from dpo_workbench.common.environment import choose_device, choose_dtype, data_folder, keep_freed_memory
+from dpo_workbench.common.environment import choose_device, choose_dtype, data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder
 from dpo_workbench.common.progress import quiet
@@ -216,7 +216,6 @@ def load_model(
         WorkbenchError: the model cannot be had or read; the text names the ways out.
     """
     name = str(name)
-    keep_freed_memory()
     if quiet():
         transformers_logging.disable_progress_bar()
     where = choose_device(device)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dpo_workbench.common import parallel
-from dpo_workbench.common.environment import describe, release_freed_memory
+from dpo_workbench.common.environment import describe
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.interrupts import Interrupts, Stopped, how_to_go_on
 from dpo_workbench.common.memory import within_memory
@@ -122,7 +122,6 @@ class Trainer:
         self.scale = SCALE if policy.dtype == torch.float16 else 1.0
         self.result, self.best = Run(policy, config), policy.adapter_tensors() if n_probes or self.folder else {}
         self.kept, begun = Kept(policy.network), time.monotonic()
-        release_freed_memory()
         with Interrupts() as self.interrupts:
             try:
                 start = self._resume()

@@ -89,7 +89,9 @@ def errors(result) -> list:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[2]}")
 def test_a_row_changed_as_the_advice_says_is_clean(tmp_path, case) -> None:
     code, bad, advice, good = case
-    neighbours = [OTHER, OTHER | {"chosen": "It is mercury."}] if "prompt" in str(bad) or not isinstance(bad, dict) else []
+    neighbours = (
+        [OTHER, OTHER | {"chosen": "It is mercury."}] if "prompt" in str(bad) or not isinstance(bad, dict) else []
+    )
     results = []
     for k, row in enumerate((bad, good)):
         row = json.dumps(row) if isinstance(row, dict) else row
