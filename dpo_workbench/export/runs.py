@@ -174,7 +174,7 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
 
 
 def export_pairs(run_folder: str | Path, out: str | Path, layout: str = "trl", *, force: bool = False) -> Exported:
-    """Write a run's pairs as `pairs.jsonl` in the format of TRL, OpenAI or Together (see `layouts.to_lines`).
+    """Write a run's pairs as `pairs.jsonl` in the format of TRL, OpenAI or Together (see `layouts_out.to_lines`).
 
     What the format cannot hold is counted in the notes and kept in `left_out.jsonl`.
 

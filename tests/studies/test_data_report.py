@@ -42,13 +42,6 @@ def test_without_a_model_and_with_findings(odd, tmp_path) -> None:
     assert "1 refused" in page
 
 
-def test_who_judged(tmp_path) -> None:
-    rows = [{"prompt": f"q{k}", "answer_a": "a", "answer_b": "bb", "winner": "ab"[k % 2]} for k in range(8)]
-    read = read_pairs([row | {"annotator": ("ada", f"<b>{ODD}")[k % 4 == 0]} for k, row in enumerate(rows)])
-    page = checked(data_report(read, tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert "Who judged" in page and page.index("ada") < page.index("&lt;b&gt;&lt;script") and "67% answer_b" in page
-
-
 def test_from_the_command_line(run, tiny_folder, odd, tmp_path) -> None:
     odd.save(tmp_path / "pairs.jsonl")
     code, _, err = run("check", "pairs.jsonl", "--report", "page.html", "--model", str(tiny_folder))
