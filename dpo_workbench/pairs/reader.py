@@ -27,7 +27,7 @@ from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.row_readers import OTHERS, PROMPTS
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
 
-_LOOK = 100  # rows that decide the layout
+_LOOK = 100  # rows that decide the layout; columns for which a misspelling is looked for
 _ALL_AGAINST_ALL = 8  # up to so many answers to a prompt are all compared; of more, each is paired once
 
 
@@ -157,7 +157,7 @@ class Reader:
             self._keys.add(key)
             if not self.layout.known(key):
                 wanted = {name for names in self.layout.needs for name in names[:1]} | {*self.layout.keys, *OTHERS}
-                close = nearest(key, sorted(wanted - row.value.keys()))
+                close = nearest(key, sorted(wanted - row.value.keys())) if len(self._keys) < _LOOK else None
                 self.findings.add("P110", row.line, key, row.value[key], f"Did you mean `{close}`?" if close else "")
 
     def _refuse(self, row: Row, code: str, name: str = "", got: object = "", fix: str = "") -> None:

@@ -31,11 +31,11 @@ _THUMBS = {"true": True, "1": True, "up": True, "good": True, "false": False, "0
 
 def read_other_fields(ranked: Ranked, row: dict[str, Any]) -> None:
     """What a row says apart from its texts: the other fields of `Pair`, the split, who judged."""
-    ranked.id = _label(row.get("id"), "id")
+    ranked.id = _as_text(row.get("id"), "id")
     for name in ("group", "failure", "chosen_from", "rejected_from"):
         value = _first(row, (name, "prompt_id") if name == "group" else (name,))
         if value not in (None, ""):
-            ranked.fields[name] = _label(value, name)
+            ranked.fields[name] = _as_text(value, name)
     if row.get("weight") not in (None, ""):
         ranked.fields["weight"] = number(row["weight"], "weight", above=0)
     given = {side: _first(row, (f"{side}_score", f"score_{side}")) for side in ("chosen", "rejected")}
@@ -52,7 +52,7 @@ def read_other_fields(ranked: Ranked, row: dict[str, Any]) -> None:
     ranked.annotator = ranked.annotator or str(_first(row, _PEOPLE) or "")
 
 
-def _label(value: Any, name: str) -> str:
+def _as_text(value: Any, name: str) -> str:
     """An id or the like: text, or a number as it is written; empty if there is none."""
     if value is None or isinstance(value, (int, float)) and not isinstance(value, bool):
         return "" if value is None else str(value)
@@ -214,14 +214,14 @@ def read_thumb(row: dict[str, Any]) -> Ranked:
     return found
 
 
-def _is_thumb(value: Any) -> bool:
-    return isinstance(value, (bool, int, str)) and str(value).strip().lower() in _THUMBS
-
-
 def _thumb(value: Any, name: str) -> bool:
-    if not _is_thumb(value):
+    value = (
+        int(value) if isinstance(value, float) and value in (0, 1) else value
+    )  # pandas turns whole numbers to floats
+    found = _THUMBS.get(str(value).strip().lower())
+    if found is None:
         raise Refusal("P108", name, value, "Write true or false here.")
-    return _THUMBS[str(value).strip().lower()]
+    return found
 
 
 def read_sample(row: dict[str, Any]) -> Ranked:
@@ -241,7 +241,7 @@ def is_hh(row: dict[str, Any]) -> bool:
 
 def is_compared(row: dict[str, Any]) -> bool:
     two = _two(row)
-    return bool(two) and not {"data", "fields", "chosen"} & row.keys() and all(row[k] is not None for k in two)
+    return bool(two) and "chosen" not in row and all(row[k] is not None for k in two)
 
 
 def is_list(row: dict[str, Any]) -> bool:
@@ -251,4 +251,8 @@ def is_list(row: dict[str, Any]) -> bool:
 
 def has_thumb(row: dict[str, Any]) -> bool:
     """Whether the label says good or bad."""
-    return _is_thumb(row["label"])
+    try:
+        _thumb(row["label"], "label")
+    except Refusal:
+        return False
+    return True

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,7 @@ def _lines(file: Any, head: bytes, findings: Findings) -> Iterator[bytes]:
 def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(items)
     if len(made) != len(items):
-        twice = next(k for n, (k, _) in enumerate(items) if k in dict(items[:n]))
+        twice = Counter(key for key, _ in items).most_common(1)[0][0]
         raise Refusal("P105", twice, twice)
     return made
 
@@ -263,8 +264,9 @@ def _csv(header: bytes, lines: Iterator[bytes], delimiter: str, name: str, numbe
         names = next(csv.reader([header.decode("utf-8")], delimiter=delimiter, strict=True), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise stop("P103" if isinstance(error, UnicodeDecodeError) else "P008", header, f"{name}:{number}") from error
-    if twice := [n for k, n in enumerate(names) if n in names[:k]]:
-        raise stop("P105", twice[0], f"{name}:{number}", "Rename one of the columns.")
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise stop("P105", twice, f"{name}:{number}", "Rename one of the columns.")
     reader = csv.reader((x.decode("utf-8", "surrogateescape") for x in lines), delimiter=delimiter, strict=True)
     while True:
         line, cells = number + reader.line_num + 1, []

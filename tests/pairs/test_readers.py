@@ -566,3 +566,17 @@ def test_the_page_on_data_lists_every_layout_and_code() -> None:
     missing = "\n".join(line for line in wanted if line not in page)
     assert not missing, f"write these rows to docs/data.md:\n{missing}"
     assert page.count("\n| P") == len(CODES)
+
+
+def test_a_row_of_very_many_keys_is_read_in_no_time(tmp_path) -> None:
+    """What took the square of their number: the search for a repeated key, and for a misspelling of each."""
+    (row,) = EXAMPLES["trl"]
+    many = {f"choosen{k}": k for k in range(50_000)}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | many) + "\n" + json.dumps(row | many)[:-1] + ', "choosen7": 1}')
+    read = read_pairs(tmp_path / "a.jsonl")
+    assert codes(read) == ["P105"] and read.counts["P110"] == 50_000 and read.kept == 1
+
+
+def test_labels_that_pandas_turned_to_floats() -> None:
+    rows = [row | {"label": float(row["label"])} for row in EXAMPLES["thumbs"]]
+    assert texts(read_pairs(rows)) == [(QUESTION, GOOD, BAD)]
