@@ -21,7 +21,7 @@ import dpo_workbench as dw
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
 from dpo_workbench.pairs.checks import normal
-from dpo_workbench.pairs.leaks import NEAR, find_leaks
+from dpo_workbench.pairs.splits import NEAR, find_leaks
 
 RESULTS = Path(__file__).parent / "results" / "leaks.json"
 FIELDS = ("question", "text", "utterance", "intent", "source", "abstract", "prompt")

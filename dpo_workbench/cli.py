@@ -133,8 +133,8 @@ def check(
     ] = None,
 ) -> None:
     """Read preference data and name what is wrong; exit code 1 when rows were refused, or prompts leaked."""
-    from dpo_workbench.pairs.leaks import find_leaks
     from dpo_workbench.pairs.pair import read_pairs
+    from dpo_workbench.pairs.splits import find_leaks
 
     read = read_pairs(file, layout=layout, mapping=_mapping(columns), max_tokens=max_tokens)
     found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None

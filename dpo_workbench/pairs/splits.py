@@ -1,17 +1,33 @@
-"""Splits that keep groups and prompts together."""
+"""Splits that keep groups and prompts together, and leaks between splits: prompts and groups that are in both."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy
+from scipy.sparse import csr_matrix
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.html import pre
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.pairs.preference import Pair, split_keys
+from dpo_workbench.pairs.preference import Pair, normal, split_keys
+
+if TYPE_CHECKING:
+    import pandas
 
 T = TypeVar("T")
+NEAR = 0.8  # Jaccard index of the words of two prompts
+TEMPLATE, MANY = 0.2, 20  # a line that this share of at least so many prompts contain belongs to the instruction
+_ENTRIES = 2_000_000  # comparisons in memory at a time
+_WORDS = re.compile(r"\w+")
+# scripts without spaces between words: kana, Han, Thai, Lao, Khmer, Burmese
+_LETTERS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
 
 
 def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None, *, seed: int = 0) -> dict[str, Pairs]:
@@ -63,3 +79,196 @@ def deal(groups: Mapping[str, Sequence[T]], shares: Mapping[str, float], seed: i
 def drawn(group: str, seed: int) -> bytes:
     """A key that sorts groups in the random order of `seed`, whatever the order of the rows."""
     return hashlib.blake2b(f"{seed}\0{group}".encode("utf-8", "surrogatepass")).digest()
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two rows of different splits that ask the same."""
+
+    kind: str  # exact: equal except for case, spaces and Unicode form; near: nearly the same words
+    splits: tuple[str, str]
+    ids: tuple[str, str]
+    jaccard: float
+    excerpts: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What `find_leaks` found. `clean` returns the splits without it."""
+
+    leaks: tuple[Leak, ...]
+    rows: dict[str, int]  # by split
+    near: float
+    shared_groups: dict[tuple[str, str], tuple[str, ...]]  # groups that are in two splits
+    splits: Mapping[str, Sequence[Any]] = field(repr=False, compare=False)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many leaks of each kind there are."""
+        return Counter(leak.kind for leak in self.leaks)
+
+    def clean(self) -> dict[str, Any]:
+        """The splits without leaked rows; of two rows, the one in the split that was named first is dropped."""
+        gone: dict[str, set[str]] = defaultdict(set)
+        for leak in self.leaks:
+            gone[leak.splits[0]].add(leak.ids[0])
+        made: dict[str, Any] = {}
+        for name, rows in self.splits.items():
+            kept = [row for k, row in enumerate(rows) if _id(row, k) not in gone[name]]
+            made[name] = Pairs(kept, rows.task) if isinstance(rows, Pairs) else kept
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and leaks as plain values for JSON."""
+        groups = [{"splits": list(names), "groups": list(found)} for names, found in self.shared_groups.items()]
+        leaks = [asdict(leak) for leak in self.leaks]
+        counts = dict(self.counts)
+        return {"rows": self.rows, "near": self.near, "counts": counts, "shared_groups": groups, "leaks": leaks}
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One leak per row."""
+        import pandas
+
+        names = ("kind", "split", "id", "text", "other_split", "other_id", "other_text", "jaccard")
+        sides = [tuple(zip(k.splits, k.ids, k.excerpts, strict=True)) for k in self.leaks]
+        rows = [(k.kind, *one, *other, k.jaccard) for k, (one, other) in zip(self.leaks, sides, strict=True)]
+        return pandas.DataFrame(rows, columns=names)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {n}" for name, n in self.rows.items())
+        if not self.leaks and not self.shared_groups:
+            return f"No prompt of one split is in another ({sizes}; equal, or Jaccard of {self.near:g} or more)."
+        exact, near = self.counts["exact"], self.counts["near"]
+        lines = [f"{exact} equal and {near} nearly equal prompts across splits ({sizes}; Jaccard >= {self.near:g})"]
+        for leak in self.leaks[:5]:
+            one, other = (f"{s} {i!r}" for s, i in zip(leak.splits, leak.ids, strict=True))
+            lines += [f"  {leak.kind}, {leak.jaccard:.2f}: {one} and {other}: {leak.excerpts[0]}"]
+        if len(self.leaks) > 5:
+            lines.append(f"  and {len(self.leaks) - 5} more; to_dataframe() has all")
+        for (one, other), groups in self.shared_groups.items():
+            lines.append(f"  {len(groups)} groups are in {one} and in {other}: {', '.join(groups[:5])}")
+        lines.append("  fix: clean() drops them from the split that was named first; split_pairs keeps groups whole")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return pre(repr(self))
+
+
+def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR) -> Leaks:
+    """Prompts that are in two splits, equal or nearly equal, and groups that are in both.
+
+    Two prompts are nearly equal if the Jaccard index of their sets of words is at least `near` (numbers count, case and
+    punctuation don't; in scripts without spaces, characters are the words). Words of the task's instruction don't
+    count either: those of lines that a fifth of all prompts contain. Every leaked row is named at least once, with the
+    most similar row of the other split.
+
+    Args:
+        splits: name -> rows with `id` and `prompt` (pairs or examples), or texts; the one to be cleaned first, as in
+            {"train": ..., "test": ...}. Or a `Task`, whose splits are compared.
+        near: the Jaccard index, above 0.5.
+
+    Raises:
+        WorkbenchError: fewer than two splits, or `near` out of its range.
+    """
+    splits = getattr(splits, "splits", splits)
+    if not isinstance(splits, Mapping) or len(splits) < 2:
+        raise WorkbenchError("Leaks are between splits. Got fewer than two. Pass {'train': ..., 'test': ...}.")
+    if not 0.5 < near <= 1:
+        raise WorkbenchError(f"`near` must be above 0.5 and at most 1. Got {near}. Below, prompts are merely similar.")
+    rows = {name: _by_text(split) for name, split in splits.items()}
+    instruction = _instruction_words([members[0][1] for forms in rows.values() for members in forms.values()])
+    leaks = []
+    for names in itertools.combinations(rows, 2):
+        one, other = (rows[name] for name in names)
+        exact = [(form, form, 1.0) for form in one if form in other]
+        rest = [[form for form in forms if not (form in one and form in other)] for forms in (one, other)]
+        for kind, found in (("exact", exact), ("near", _nearest(rest[0], rest[1], instruction, near))):
+            for form, other_form, jaccard in found:
+                for two in _each_once(one[form], other[other_form]):
+                    ids, excerpts = (two[0][0], two[1][0]), tuple(" ".join(text.split())[:80] for _, text in two)
+                    leaks.append(Leak(kind, names, ids, jaccard, excerpts))  # type: ignore[arg-type]
+    leaks.sort(key=lambda leak: (leak.kind, -leak.jaccard))
+    sizes = {name: len(split) for name, split in splits.items()}
+    return Leaks(tuple(leaks), sizes, near, _shared_groups(splits), splits)
+
+
+def _by_text(split: Sequence[Any]) -> dict[str, list[tuple[str, str]]]:
+    """The (id, text) of the rows by the normal form of their text."""
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for k, row in enumerate(split):
+        text = row if isinstance(row, str) else row.prompt
+        found[normal(text)].append((_id(row, k), text))
+    return found
+
+
+def _each_once(ones: Sequence[T], others: Sequence[T]) -> Iterator[tuple[T, T]]:
+    """Pairs in which each item occurs at least once: not each with each, which would be too many."""
+    for k in range(max(len(ones), len(others))):
+        yield ones[min(k, len(ones) - 1)], others[min(k, len(others) - 1)]
+
+
+def _nearest(
+    ones: Sequence[str], others: Sequence[str], instruction: frozenset[str], near: float
+) -> list[tuple[str, str, float]]:
+    """For each text that is nearly equal to one of the other side: both texts and their Jaccard index, best match."""
+    best: dict[tuple[bool, int], tuple[float, int, int]] = {}
+    words = [[_without(_words(text), instruction) for text in texts] for texts in (ones, others)]
+    for i, j, jaccard in _similar(words[0], words[1], near):
+        order = jaccard.argsort(kind="stable")[::-1]
+        for left, places in ((True, i), (False, j)):
+            _, first = numpy.unique(places[order], return_index=True)
+            for k in order[first]:
+                key, found = (left, int(places[k])), (float(jaccard[k]), int(i[k]), int(j[k]))
+                best[key] = max(found, best.get(key, found), key=lambda x: x[0])
+    return [(ones[i], others[j], jaccard) for jaccard, i, j in sorted(set(best.values()))]
+
+
+def _similar(
+    ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]], near: float
+) -> Iterator[tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]]:
+    """Places in both lists, and Jaccard indices of at least `near`: one sparse product per block of the first list."""
+    columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
+
+    def matrix(sets: Sequence[frozenset[str]]) -> Any:
+        places = numpy.fromiter((columns[word] for words in sets for word in words), dtype=numpy.int32)
+        starts = numpy.cumsum([0, *map(len, sets)])
+        return csr_matrix((numpy.ones(len(places), numpy.int32), places, starts), shape=(len(sets), len(columns)))
+
+    left, right = matrix(ones), matrix(others).T.tocsr()
+    left_sizes, right_sizes = (numpy.array([len(words) for words in sets]) for sets in (ones, others))
+    step = max(1, _ENTRIES // max(1, len(others)))
+    for start in range(0, len(ones), step):
+        common = (left[start : start + step] @ right).tocoo()
+        rows = start + common.row
+        jaccard = common.data / (left_sizes[rows] + right_sizes[common.col] - common.data)
+        keep = jaccard >= near
+        yield rows[keep], common.col[keep], jaccard[keep]
+
+
+def _instruction_words(texts: Sequence[str]) -> frozenset[str]:
+    """The words of the lines that so many prompts contain that they must be the task's instruction."""
+    if len(texts) < MANY:
+        return frozenset()
+    counts = Counter(line for text in texts for line in set(map(normal, text.splitlines())))
+    return frozenset().union(*(_words(line) for line, n in counts.items() if n >= TEMPLATE * len(texts)))
+
+
+def _without(words: frozenset[str], instruction: frozenset[str]) -> frozenset[str]:
+    """The words of a prompt without those of the instruction, if it has most of these and others too."""
+    return words - instruction if 2 * len(words & instruction) > len(instruction) and words - instruction else words
+
+
+def _words(text: str) -> frozenset[str]:
+    text = _LETTERS.sub(r" \g<0> ", text)
+    return frozenset(_WORDS.findall(text) or text.split() or [""])
+
+
+def _shared_groups(splits: Mapping[str, Sequence[Any]]) -> dict[tuple[str, str], tuple[str, ...]]:
+    groups = {name: {g for row in rows if (g := getattr(row, "group", ""))} for name, rows in splits.items()}
+    found = {(a, b): groups[a] & groups[b] for a, b in itertools.combinations(groups, 2)}
+    return {names: tuple(sorted(both)) for names, both in found.items() if both}
+
+
+def _id(row: Any, k: int) -> str:
+    """A row's id; the number of a text, from 1."""
+    return str(k + 1) if isinstance(row, str) else row.id

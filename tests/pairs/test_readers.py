@@ -17,9 +17,9 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs import layouts_in, reader
 from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
 from dpo_workbench.pairs.conversations import split_texts
+from dpo_workbench.pairs.layouts_in import PROMPTS
 from dpo_workbench.pairs.layouts_out import LAYOUTS, to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs, read_pairs
-from dpo_workbench.pairs.row_readers import PROMPTS
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "benchmarks" / "fuzz_readers.py")

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.leaks import find_leaks
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.pairs.preference import normal, split_keys
-from dpo_workbench.pairs.splits import split_pairs
+from dpo_workbench.pairs.splits import find_leaks, split_pairs
 from dpo_workbench.tasks.task import Example
 
 WORDS = [a + b for a in "bcdfghklmnprstvwz" for b in ("aran", "elto", "imus", "ogra", "urel", "yndo")]
