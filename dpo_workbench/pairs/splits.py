@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NEAR = 0.8  # Jaccard index of the words of two prompts
+OWN = 0.6  # the same without the words of the task's instruction, where that is what makes prompts alike
 TEMPLATE, MANY = 0.2, 20  # a line that this share of at least so many prompts contain belongs to the instruction
 _ENTRIES = 2_000_000  # comparisons in memory at a time
 _WORDS = re.compile(r"\w+")
@@ -158,9 +159,9 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
     """Prompts that are in two splits, equal or nearly equal, and groups that are in both.
 
     Two prompts are nearly equal if the Jaccard index of their sets of words is at least `near` (numbers count, case and
-    punctuation don't; in scripts without spaces, characters are the words). Words of the task's instruction don't
-    count either: those of lines that a fifth of all prompts contain. Every leaked row is named at least once, with the
-    most similar row of the other split.
+    punctuation don't; in scripts without spaces, characters are the words). If prompts contain the task's instruction,
+    that is, lines that a fifth of all prompts have, their other words must also have an index of at least 0.6. Every
+    leaked row is named at least once, with the most similar row of the other split.
 
     Args:
         splits: name -> rows with `id` and `prompt` (pairs or examples), or texts; the one to be cleaned first, as in
@@ -212,8 +213,7 @@ def _nearest(
 ) -> list[tuple[str, str, float]]:
     """For each text that is nearly equal to one of the other side: both texts and their Jaccard index, best match."""
     best: dict[tuple[bool, int], tuple[float, int, int]] = {}
-    words = [[_without(_words(text), instruction) for text in texts] for texts in (ones, others)]
-    for i, j, jaccard in _similar(words[0], words[1], near):
+    for i, j, jaccard in _similar(ones, others, instruction, near):
         order = jaccard.argsort(kind="stable")[::-1]
         for left, places in ((True, i), (False, j)):
             _, first = numpy.unique(places[order], return_index=True)
@@ -224,25 +224,48 @@ def _nearest(
 
 
 def _similar(
-    ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]], near: float
+    ones: Sequence[str], others: Sequence[str], instruction: frozenset[str], near: float
 ) -> Iterator[tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]]:
-    """Places in both lists, and Jaccard indices of at least `near`: one sparse product per block of the first list."""
-    columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
-
-    def matrix(sets: Sequence[frozenset[str]]) -> Any:
-        places = numpy.fromiter((columns[word] for words in sets for word in words), dtype=numpy.int32)
-        starts = numpy.cumsum([0, *map(len, sets)])
-        return csr_matrix((numpy.ones(len(places), numpy.int32), places, starts), shape=(len(sets), len(columns)))
-
-    left, right = matrix(ones), matrix(others).T.tocsr()
-    left_sizes, right_sizes = (numpy.array([len(words) for words in sets]) for sets in (ones, others))
+    """Places in both lists and the Jaccard index of nearly equal texts, a block of the first list at a time."""
+    words = [[_words(text) for text in texts] for texts in (ones, others)]
+    every = _Words(*words)
+    own = _Words(*([_without(found, instruction) for found in side] for side in words)) if instruction else every
     step = max(1, _ENTRIES // max(1, len(others)))
     for start in range(0, len(ones), step):
-        common = (left[start : start + step] @ right).tocoo()
-        rows = start + common.row
-        jaccard = common.data / (left_sizes[rows] + right_sizes[common.col] - common.data)
-        keep = jaccard >= near
-        yield rows[keep], common.col[keep], jaccard[keep]
+        rows = slice(start, start + step)
+        common = own.common(rows).tocoo()
+        i, j = common.row, common.col
+        jaccard = own.jaccard(rows, i, j, common.data)
+        if instruction:
+            alike = jaccard >= OWN
+            i, j, jaccard = i[alike], j[alike], jaccard[alike]
+            shared = numpy.asarray(every.common(rows)[i, j]).ravel()
+            jaccard = numpy.maximum(jaccard, every.jaccard(rows, i, j, shared))
+        found = jaccard >= near
+        yield start + i[found], j[found], jaccard[found]
+
+
+class _Words:
+    """Which words the texts of two lists contain, as sparse matrices, whose product counts the words in common."""
+
+    def __init__(self, ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]]):
+        columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
+
+        def matrix(sets: Sequence[frozenset[str]]) -> Any:
+            places = numpy.fromiter((columns[word] for words in sets for word in words), dtype=numpy.int32)
+            starts = numpy.cumsum([0, *map(len, sets)])
+            return csr_matrix((numpy.ones(len(places), numpy.int32), places, starts), shape=(len(sets), len(columns)))
+
+        self.left, self.right = matrix(ones), matrix(others).T.tocsr()
+        self.sizes = [numpy.array([len(words) for words in sets]) for sets in (ones, others)]
+
+    def common(self, rows: slice) -> Any:
+        """How many words each text of the first list (these rows) and each of the second have in common; sparse."""
+        return (self.left[rows] @ self.right).tocsr()
+
+    def jaccard(self, rows: slice, i: numpy.ndarray, j: numpy.ndarray, common: numpy.ndarray) -> numpy.ndarray:
+        """The Jaccard index at places i (within the rows) and j, given the number of common words."""
+        return common / (self.sizes[0][rows][i] + self.sizes[1][j] - common)
 
 
 def _instruction_words(texts: Sequence[str]) -> frozenset[str]:
