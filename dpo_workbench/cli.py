@@ -90,19 +90,21 @@ def check(
     file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet, also .gz; or hub:owner/name.")],
     layout: Annotated[str | None, typer.Option(help="Its layout (docs/data.md); by default it is detected.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print counts and findings as JSON.")] = False,
-    fix: Annotated[Path | None, typer.Option(help="New file with all problems fixed that can be without loss.")] = None,
-    quarantine: Annotated[Path | None, typer.Option(help="New file with the refused rows, byte for byte.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", help="OURS=THEIRS, such as prompt=question; once for each column.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
+    quarantine: Annotated[Path | None, typer.Option(help="File that takes the refused rows, byte for byte.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Refuse rows with more words and signs.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page about the pairs.")] = None,
     model: Annotated[str | None, typer.Option(help="For the page: the model that training would start from.")] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
 ) -> None:
-    """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
-    from dpo_workbench.pairs.readers import read_pairs
-    from dpo_workbench.pairs.result import fix_file
+    """Read preference data and name what is wrong; exit code 1 when rows were refused, or prompts leaked."""
+    from dpo_workbench.pairs.pair import read_pairs
     from dpo_workbench.pairs.splits import find_leaks
 
-    read = read_pairs(file, layout=layout, max_tokens=max_tokens)
+    read = read_pairs(file, layout=layout, mapping=_mapping(columns), max_tokens=max_tokens)
     found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
     if as_json:
         print(json.dumps(read.to_dict() | ({"leaks": found.to_dict()} if found else {}), indent=1, ensure_ascii=True))
@@ -110,8 +112,8 @@ def check(
         print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
     if quarantine:
         read.quarantine(quarantine)
-    if fix:
-        errors.print(f"{fix}: {', '.join(fix_file(file, read, fix)) or 'nothing to fix'}", markup=False)
+    if save:
+        errors.print(f"{len(read.pairs)} pairs: {read.pairs.save(save)}", markup=False)
     if report:
         from dpo_workbench.models.loading import load_model
         from dpo_workbench.studies.data_report import data_report
@@ -119,6 +121,14 @@ def check(
         errors.print(f"report: {data_report(read, report, load_model(model) if model else None)}", markup=False)
     if read.refused or (found and found.leaks):
         raise typer.Exit(1)
+
+
+def _mapping(columns: list[str] | None) -> dict[str, str]:
+    """The value of --map as `read_pairs` wants it."""
+    pairs = [text.partition("=") for text in columns or ()]
+    if bad := next((text for text, sign, theirs in pairs if not (text and sign and theirs)), None):
+        raise WorkbenchError(f"--map must be OURS=THEIRS. Got {bad!r}. Write, for example, --map prompt=question.")
+    return {ours: theirs for ours, _, theirs in pairs}
 
 
 @app.command()

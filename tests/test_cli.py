@@ -61,7 +61,7 @@ def test_models(run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words", "log"),
     [
-        (("train", "none.jsonl", "--out", "r"), "A pair file must exist. Got no file at none.jsonl", "r/error.log"),
+        (("train", "none.jsonl", "--out", "r"), "Got no file (none.jsonl, P001)", "r/error.log"),
         (("mine", "--out", "r", "--model", "./none"), "'./none', which is no folder", "r/error.log"),
         (("mine", "--out", "r", "--model", "a/b/c"), "'a/b/c', which is no folder", "r/error.log"),
         (("evaluate", "--out", "r/x.json", "--task", "recipts"), "Did you mean 'receipts'", "r/error.log"),

@@ -13,7 +13,7 @@ import torch
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder, write_json, write_text
 from dpo_workbench.models.loading import Model, load_adapter, load_model
-from dpo_workbench.pairs.layouts import to_lines
+from dpo_workbench.pairs.layouts_out import to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.batches import rows_of_step, steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
@@ -208,7 +208,7 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
 
 
 def export_pairs(run_folder: str | Path, out: str | Path, layout: str = "trl", *, force: bool = False) -> Exported:
-    """Write a run's pairs as `pairs.jsonl` in the format of TRL, OpenAI or Together (see `layouts.to_lines`).
+    """Write a run's pairs as `pairs.jsonl` in the format of TRL, OpenAI or Together (see `layouts_out.to_lines`).
 
     What the format cannot express is counted in the notes. Pairs that it cannot express go to `left_out.jsonl`.
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.common.environment import describe, peak_memory_gib, release_freed_memory
+from dpo_workbench.common.environment import describe, peak_memory_gib
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_json
 from dpo_workbench.evaluation.report import write_report
@@ -363,7 +363,6 @@ class Stages:
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         begun = time.monotonic()
         value = work()
-        release_freed_memory()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
         return value
 
