@@ -195,16 +195,22 @@ def _transformers_generate(network: nn.Module, batch: Batch) -> Tensor:
     """The same by transformers' own `generate`, for models that `_decode` cannot run."""
     batch.report(0)
     sampler, device, width = batch.sampler, batch.ids.device, batch.ids.shape[1]
+    # None would not switch top_k off: transformers replaces it by the model's own setting, or by 50.
     config = GenerationConfig(
         max_new_tokens=batch.limit, num_return_sequences=batch.samples, eos_token_id=batch.stop_ids,
         pad_token_id=batch.stop_ids[0], do_sample=sampler.temperature > 0, temperature=sampler.temperature or None,
-        top_k=None, top_p=None,
+        top_k=0, top_p=1.0,
     )  # fmt: skip
     penalize = LogitsProcessorList([lambda tokens, logits: sampler.penalize(logits, tokens[:, width:])])
     seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=device))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        out = network.generate(  # type: ignore[operator]
-            input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, logits_processor=penalize
-        )
+    causal = causal_lm(network)
+    own, causal.generation_config = causal.generation_config, GenerationConfig()  # its penalties and limits are not ours
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            out = network.generate(  # type: ignore[operator]
+                input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, logits_processor=penalize
+            )
+    finally:
+        causal.generation_config = own
     return out[:, width:]
