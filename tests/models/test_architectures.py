@@ -10,9 +10,7 @@ import transformers as hf
 from transformers import AutoModelForCausalLM
 
 import dpo_workbench as dw
-from dpo_workbench.models import generation
 from dpo_workbench.models.generation import generate
-from dpo_workbench.training import reference
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.reference import choose_packing, reference_logps
 from dpo_workbench.training.tokens import tokenize
