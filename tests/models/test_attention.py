@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers as hf
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from dpo_workbench.models.attention import block_mask, dense_mask
+from dpo_workbench.models.attention import block_mask, dense_mask, pack_attention
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import Row, pack
 
@@ -92,6 +93,21 @@ def test_flex_attention_computes_what_sdpa_does(name: str) -> None:
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     causal = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     assert (causal - want).abs().max() > 0.01  # negative control: one causal sequence is something else
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain"), [(hf.LlamaConfig, "sdpa"), (hf.Gemma2Config, "eager"), (hf.GptOssConfig, "eager")]
+)
+def test_models_that_sdpa_cannot_compute_load_on_a_new_gpu(monkeypatch, kind, plain: str) -> None:
+    """Gemma 2 caps its scores and gpt-oss has attention sinks: FlexAttention takes them, SDPA does not."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 32, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2, "num_experts_per_tok": 1}
+    network = hf.AutoModelForCausalLM.from_config(kind(**sizes, **heads, pad_token_id=0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert pack_attention(network, torch.device("cuda")) == "flex_attention"
+    assert network.config._attn_implementation == plain
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # a T4
+    assert pack_attention(network, torch.device("cuda")) == "sdpa"
 
 
 def random_rows(n: int) -> list[Row]:
