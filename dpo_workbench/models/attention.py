@@ -61,5 +61,13 @@ def pack_attention(network: Any, device: torch.device) -> str:
         network.set_attn_implementation("flex_attention")
     except ValueError:  # transformers says that this architecture has no FlexAttention
         return "sdpa"
-    network.set_attn_implementation("sdpa")
+    use_plain_attention(network)
     return "flex_attention"
+
+
+def use_plain_attention(network: Any) -> None:
+    """Switch to SDPA, or to transformers' own products for models that SDPA cannot compute (Gemma 2, gpt-oss)."""
+    try:
+        network.set_attn_implementation("sdpa")
+    except ValueError:
+        network.set_attn_implementation("eager")

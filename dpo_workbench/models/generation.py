@@ -39,10 +39,12 @@ class Sampler:
         return torch.searchsorted(cumulative, uniform, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
     def penalize(self, logits: Tensor, drawn: Tensor) -> Tensor:
-        """Lower the logits (R, V) of tokens that the answers (R, n) already contain."""
+        """Lower the logits (R, V) of tokens that the answers (R, n) already contain; -1 is no token."""
         if self.penalty == 1.0 or not drawn.shape[1]:
             return logits
-        seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, drawn, True)
+        n_rows, n_vocab = logits.shape
+        seen = torch.zeros(n_rows, n_vocab + 1, dtype=torch.bool, device=logits.device)
+        seen = seen.scatter_(1, drawn.where(drawn >= 0, n_vocab), True)[:, :n_vocab]
         return torch.where(seen, torch.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
 
 
@@ -52,6 +54,7 @@ class Batch:
 
     ids: Tensor  # (P, T) token ids
     mask: Tensor  # (P, T) 0 for padding
+    begun: Tensor  # (P, m) the answers' tokens among them, -1 for padding
     samples: int  # answers for each prompt
     limit: int  # new tokens at most
     stop_ids: list[int]
@@ -108,9 +111,10 @@ def generate(
         limits = [max_new_tokens - len(given[i]) for i in batch for _ in range(samples)]
         generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + done)
         sampler = Sampler(float(temperature), repetition_penalty, generator)
-        padded = _pad_left([ids[i] for i in batch], model.stop_ids[0], model.device)
+        padded, mask = _pad_left([ids[i] for i in batch], model.stop_ids[0], model.device)
+        first, _ = _pad_left([given[i] for i in batch], -1, model.device)
         decode = _decode if _has_kv_cache(network) else _transformers_generate
-        drawn = decode(network, Batch(*padded, samples, max(limits), model.stop_ids, sampler, report))
+        drawn = decode(network, Batch(padded, mask, first, samples, max(limits), model.stop_ids, sampler, report))
         return [_until_stop(row[:n], model.stop_ids) for row, n in zip(drawn.tolist(), limits, strict=True)]
 
     with model.merged() as network, torch.inference_mode():
@@ -142,7 +146,7 @@ def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tu
     width = max(map(len, prompts))
     ids = [[pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    return torch.tensor(ids, dtype=torch.long, device=device), torch.tensor(mask, device=device)
 
 
 def _decode(network: nn.Module, batch: Batch) -> Tensor:
@@ -159,12 +163,13 @@ def _decode(network: nn.Module, batch: Batch) -> Tensor:
     logits = next_logits(batch.ids, batch.mask).repeat_interleave(batch.samples, 0)
     cache.batch_repeat_interleave(batch.samples)
     mask = batch.mask.repeat_interleave(batch.samples, 0)  # (R, T), R = P * samples
+    begun = batch.begun.repeat_interleave(batch.samples, 0)
     stop = torch.tensor(batch.stop_ids, device=mask.device)
     tokens = torch.full((len(mask), batch.limit), batch.stop_ids[0], device=mask.device)
     active = torch.arange(len(mask), device=mask.device)  # rows of `tokens` that are still in the batch
     running = torch.ones(len(mask), dtype=torch.bool, device=mask.device)  # those of them that have not finished
     for n in range(batch.limit):
-        new = batch.sampler(logits, tokens[active, :n])
+        new = batch.sampler(logits, torch.cat([begun[active], tokens[active, :n]], dim=1))
         tokens[active, n] = new
         running &= ~torch.isin(new, stop)
         if n + 1 == batch.limit:
@@ -195,16 +200,28 @@ def _transformers_generate(network: nn.Module, batch: Batch) -> Tensor:
     """The same by transformers' own `generate`, for models that `_decode` cannot run."""
     batch.report(0)
     sampler, device, width = batch.sampler, batch.ids.device, batch.ids.shape[1]
+    # None would not switch top_k off: transformers replaces it by the model's own setting, or by 50.
     config = GenerationConfig(
         max_new_tokens=batch.limit, num_return_sequences=batch.samples, eos_token_id=batch.stop_ids,
         pad_token_id=batch.stop_ids[0], do_sample=sampler.temperature > 0, temperature=sampler.temperature or None,
-        top_k=None, top_p=None,
+        top_k=0, top_p=1.0,
     )  # fmt: skip
-    penalize = LogitsProcessorList([lambda tokens, logits: sampler.penalize(logits, tokens[:, width:])])
+    begun = batch.begun.repeat_interleave(batch.samples, 0)
+    penalize = LogitsProcessorList(
+        [lambda tokens, logits: sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))]
+    )
     seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=device))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        out = network.generate(  # type: ignore[operator]
-            input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, logits_processor=penalize
-        )
+    causal = causal_lm(network)
+    own, causal.generation_config = (
+        causal.generation_config,
+        GenerationConfig(),
+    )  # its penalties and limits are not ours
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            out = network.generate(  # type: ignore[operator]
+                input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, logits_processor=penalize
+            )
+    finally:
+        causal.generation_config = own
     return out[:, width:]

@@ -22,7 +22,7 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder
 from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
-from dpo_workbench.models.attention import pack_attention
+from dpo_workbench.models.attention import pack_attention, use_plain_attention
 from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
 
 # ChatML without the default system message of SmolLM2's own template, which costs 20 tokens and short tasks don't need.
@@ -105,7 +105,7 @@ class Model:
                         yield network
         finally:
             if self.uses_flex_attention:
-                self._causal().set_attn_implementation("sdpa")
+                use_plain_attention(self._causal())
 
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
@@ -272,10 +272,10 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
         folder = shipped
     if not folder.is_dir():
         prefix = f"{model.name}-"
-        names = sorted(p.name.removeprefix(prefix) for p in (data_folder() / "adapters").glob(f"{prefix}*"))
+        names = [p.name for p in (data_folder() / "adapters").glob("*") if p.name.startswith(prefix)]
         raise WorkbenchError(
             f"`adapter` must be a folder or the name of a shipped adapter. Got {str(adapter)!r}. "
-            f"Shipped for {model.name!r}: {', '.join(names) or 'none'}."
+            f"Shipped for {model.name!r}: {', '.join(n.removeprefix(prefix) for n in sorted(names)) or 'none'}."
         )
     tensors, config = lora.read_adapter(folder)
     handle = replace(model, adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])

@@ -101,7 +101,7 @@ def sppo_hard(logps: PairLogps, beta: float) -> Tensor:
 
 
 def aot(logps: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """AOT: cDPO of the batch's sorted policy gaps minus its sorted reference gaps (a gap is chosen minus rejected logps)"""
+    """AOT: cDPO of the sorted policy gaps (chosen minus rejected logps) minus the sorted reference gaps of a batch"""
     gaps = (logps.policy_chosen_logps - logps.policy_rejected_logps).sort().values
     return _smoothed(
         beta * (gaps - (logps.reference_chosen_logps - logps.reference_rejected_logps).sort().values), label_smoothing

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.training import loop
+from dpo_workbench.training import objectives
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.losses import LOSSES, PairLogps, aot, aot_unpaired, dpop, ipo, loss_terms, nll, sft, sigmoid
 
@@ -275,7 +275,7 @@ def test_values_and_gradients_of_trl(trl, name: str) -> None:
 
 
 def test_weighted_sum_of_trl(trl, monkeypatch) -> None:
-    """MPO's sum (arXiv 2411.10442), by way of the loop's objective in two micro-batches."""
+    """MPO's sum (arXiv 2411.10442), by way of the objective in two micro-batches."""
     logps = random_pairs(5)
     weights = {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}
     theirs = trl.loss(logps, list(weights), loss_weights=list(weights.values()), beta=0.1)[0]
@@ -284,11 +284,11 @@ def test_weighted_sum_of_trl(trl, monkeypatch) -> None:
         SimpleNamespace(id=i, answer_ids=((0,) * int(n), ())) for i, n in zip(ids, logps.chosen_lengths, strict=True)
     ]
     config = TrainConfig(loss=weights, beta=0.1, nll_weight=0.0)
-    objective = loop.preference_objective({}, config, rows, None)
+    objective = objectives.Preference({}, config)
     total = 0.0
     for part in (slice(0, 2), slice(2, 5)):
-        monkeypatch.setattr(loop, "pair_logps", lambda *_, part=part: PairLogps(*(x[part] for x in logps[:6])))
-        total += objective(None, SimpleNamespace(ids=ids[part]))[0].item()
+        monkeypatch.setattr(objectives, "pair_logps", lambda *_, part=part: PairLogps(*(x[part] for x in logps[:6])))
+        total += objective.loss(None, SimpleNamespace(ids=ids[part]), rows, step=1)[0].item()
     assert total == pytest.approx(theirs.item(), rel=1e-9)
 
 
