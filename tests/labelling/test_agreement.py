@@ -54,6 +54,7 @@ def test_alpha_equals_the_reference_library_on_200_tables_with_gaps(level):
     assert compared > 150
 
 
+@pytest.mark.slow
 def test_kappas_equal_their_definitions_on_200_tables():
     rng = random.Random(1)
     for _ in range(200):
@@ -90,6 +91,7 @@ def test_alpha_of_real_graders():
     assert found["interval"].low < 0.70 < found["interval"].high
 
 
+@pytest.mark.slow
 def test_the_bootstrap_interval_covers_what_the_panel_was_built_with():
     """Two raters who each flip a fair truth with 10 %: nominal alpha is (1 - 2 e)^2 = 0.64."""
     rng, hits = random.Random(0), 0
