@@ -9,7 +9,8 @@ BIN := .venv/bin
 # If you name a PYTHON, an existing .venv of another Python version is replaced.
 SETUP_FLAGS := $(if $(filter file default,$(origin PYTHON)),,--same-python)
 # One file of tests, or one notebook, stays on one worker: a notebook's cells share a kernel.
-PYTEST := $(BIN)/python -m pytest -q -n $(CORES) --dist loadfile
+PYTEST := DPO_WORKBENCH_BUDGET=tiny $(BIN)/python -m pytest -q -n $(CORES) --dist loadfile --nbval-lax \
+	--nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=300
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lab lint docs data benchmarks clean
@@ -25,11 +26,10 @@ demo: setup ## train a small model and compare it with its start and with a cont
 	@$(BIN)/dpo-workbench demo $(ARGS)
 
 test: setup ## run the tests and every notebook, and compare the notebooks with their stored outputs (10 minutes)
-	@unset HF_HUB_OFFLINE; DPO_WORKBENCH_BUDGET=tiny $(PYTEST) -m "not slow" tests notebooks --ignore=notebooks/outline \
-		--nbval-lax --nbval-current-env --nbval-sanitize-with=tests/nbval_sanitize.cfg --nbval-cell-timeout=300 $(ARGS)
+	@unset HF_HUB_OFFLINE; $(PYTEST) -m "not slow" tests notebooks --ignore=notebooks/outline $(ARGS)
 
-test-all: setup ## run the tests that `make test` leaves out: exhaustive, statistical and long ones
-	@unset HF_HUB_OFFLINE; DPO_WORKBENCH_BUDGET=tiny $(PYTEST) -m slow tests $(ARGS)
+test-all: setup ## run what `make test` leaves out: exhaustive, statistical and long tests, and the notebooks' solutions
+	@unset HF_HUB_OFFLINE; $(PYTEST) -m slow tests notebooks/solutions $(ARGS)
 
 lab: setup ## open the course in JupyterLab
 	@$(BIN)/python -m jupyter lab notebooks/00_start.ipynb $(ARGS)

@@ -14,3 +14,10 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """Tell nbval not to compare stderr: progress bars and library warnings differ from machine to machine."""
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += ("stderr",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cells of notebooks/solutions are slow tests; a cell has no line for the mark itself."""
+    for item in items:
+        if item.path.suffix == ".ipynb" and item.path.parent.name == "solutions":
+            item.add_marker(pytest.mark.slow)
