@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "12_label_with_experts.ipynb"
 PICTURES = os.environ.get("DPO_WORKBENCH_PICTURES")  # a folder that takes the screenshots
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab is not installed"),
+]
 
 CONTRAST = """(root) => {
   const channel = (c) => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4 };

@@ -11,6 +11,8 @@ from dpo_workbench.evaluation.wording import NEXT
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.studies.side_effects import Effect, SideEffects
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Arm:

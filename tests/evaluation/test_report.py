@@ -107,6 +107,7 @@ def test_both_colours_are_set_for_light_and_dark(tmp_path, results, evaluations)
     assert page.count("--fg: ") == page.count("--bg: ") == 2
 
 
+@pytest.mark.slow
 def test_two_runs_differ_only_in_times(tmp_path, results, evaluations):
     write(tmp_path / "a", results, evaluations)
     later = json.loads(json.dumps(results)) | {"times": {"total_seconds": 99.0, "date": "2027-01-01"}}

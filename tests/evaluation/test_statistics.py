@@ -178,6 +178,7 @@ def coverage(grouped: bool, tries: int = 120) -> float:
     return hits / tries
 
 
+@pytest.mark.slow
 def test_intervals_by_group_cover_and_intervals_that_ignore_groups_do_not():
     assert coverage(grouped=True) >= 0.9
     assert coverage(grouped=False) < 0.8  # the negative control: what ignoring groups would claim
@@ -257,6 +258,7 @@ def _coverage():
     return module
 
 
+@pytest.mark.slow
 def test_a_small_version_of_the_coverage_benchmark() -> None:
     bench = _coverage()
     drawn = bench.World(400).failures(np.random.default_rng(0), [0.3, 0.1])

@@ -82,6 +82,7 @@ def trained(project) -> list[dict]:
     return [entry for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_trl_on_two_processes_has_this_loops_losses(run_folder, trained) -> None:
     ours = json.loads((run_folder / "history.json").read_text())
     assert len(ours) == len(trained) == 6
@@ -91,6 +92,7 @@ def test_trl_on_two_processes_has_this_loops_losses(run_folder, trained) -> None
     assert ours[0]["loss"] - ours[4]["loss"] > 0.3  # they move
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -113,12 +115,14 @@ def test_other_settings_have_other_losses(trained, change) -> None:
     assert max(gaps) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_end_token_after_a_cut_answer_has_other_losses(trained) -> None:
     ended = [replace(p, rejected_finished=True) for p in ROWS]
     gaps = [abs(t["loss"] - mine) for t, mine in zip(trained[:5], losses(Pairs(ended), CONFIG), strict=False)]
     assert max(gaps) > 1e-4
 
 
+@pytest.mark.slow
 def test_trls_adapter_comes_back(run_folder, project, trained) -> None:
     ours = load_adapter(nano(), run_folder / "adapter").adapter_tensors()
     theirs = load_adapter(nano(), project / "trained").adapter_tensors()

@@ -51,6 +51,7 @@ def test_alpha_equals_the_reference_library_on_200_tables_with_gaps(level):
     assert compared > 150
 
 
+@pytest.mark.slow
 def test_kappas_equal_their_definitions_on_200_tables():
     rng = random.Random(1)
     for _ in range(200):
@@ -67,6 +68,7 @@ def test_kappas_equal_their_definitions_on_200_tables():
         assert abs(found.value - (seen - chance) / (1 - chance)) <= 1e-9
 
 
+@pytest.mark.slow
 def test_the_intervals_cover_what_the_panel_was_built_with():
     """Two raters who each flip a fair truth with 10 %: nominal alpha and kappa are (1 - 2 e)^2 = 0.64."""
     rng, alphas, kappas = random.Random(0), 0, 0

@@ -511,6 +511,7 @@ def served(tiny_folder, tmp_path_factory):
 LIMIT = 24
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_generate(served, tiny) -> None:
     """Text, tokens and end. The server calls an answer cut off whose end token is the last one allowed."""
     url, name = served
@@ -521,12 +522,14 @@ def test_greedy_answers_are_those_of_generate(served, tiny) -> None:
     assert {a.finished for (a,) in got} == {True, False} and len({a.text for (a,) in got}) > 6
 
 
+@pytest.mark.slow
 def test_samples_of_a_real_server_differ(served) -> None:
     url, name = served
     got = ask(connect(url, name), PROMPTS[:3], samples=3, temperature=1.0, max_new_tokens=LIMIT)
     assert [len(drawn) for drawn in got] == [3] * 3 and len({a.text for drawn in got for a in drawn}) > 3
 
 
+@pytest.mark.slow
 def test_a_real_server_without_that_model(served) -> None:
     url, _ = served
     with pytest.raises(WorkbenchError, match="says to the prompt 'p': 400 .*requested 'nobody/nothing'"):
