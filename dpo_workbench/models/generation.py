@@ -212,10 +212,8 @@ def _transformers_generate(network: nn.Module, batch: Batch) -> Tensor:
     )
     seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=device))
     causal = causal_lm(network)
-    own, causal.generation_config = (
-        causal.generation_config,
-        GenerationConfig(),
-    )  # its penalties and limits are not ours
+    own = causal.generation_config
+    causal.generation_config = GenerationConfig()  # the model's penalties and limits must not be added to ours
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
