@@ -116,6 +116,11 @@ class Leaks:
         made: dict[str, Any] = {}
         for name, rows in self.splits.items():
             kept = [row for k, row in enumerate(rows) if _id(row, k) not in gone[name]]
+            if rows and not kept:
+                raise WorkbenchError(
+                    f"A split must have rows. Got {name!r}, in which every row is like one of another split. Split the "
+                    "rows again: `split_pairs` keeps equal prompts together, and a `group` keeps similar ones together."
+                )
             made[name] = Pairs(kept, rows.task) if isinstance(rows, Pairs) else kept
         return made
 
