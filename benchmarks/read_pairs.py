@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results" / "read_pairs.json"
 GOAL = {"rows": 100_000, "seconds": 10, "peak_mib": 300}
 CHILD = """
 import json, resource, sys, time
-from dpo_workbench.pairs.readers import read_pairs
+from dpo_workbench.pairs.pair import read_pairs
 begun = time.perf_counter()
 read = read_pairs(sys.argv[1])
 seconds = time.perf_counter() - begun

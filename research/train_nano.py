@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dpo_workbench.common.environment import data_folder, describe, keep_freed_memory
+from dpo_workbench.common.environment import data_folder, describe
 from dpo_workbench.models.attention import use_attention
 from dpo_workbench.training.packing import Row, pack
 
@@ -236,7 +236,6 @@ def main() -> None:
     parser.add_argument("--tasks", action="store_true", help="mix in the other four tasks, three batches of five")
     parser.add_argument("--start", type=Path, help="go on from this folder's weights and tokenizer, at the last stage")
     args = parser.parse_args()
-    keep_freed_memory()
     rng = random.Random(args.seed)
     torch.manual_seed(args.seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start) if args.start else train_tokenizer(rng)

@@ -1,17 +1,17 @@
-"""A random Llama of a few thousand weights and a toy task, so that most tests need neither `nano` nor a network."""
+"""A random Llama of a few thousand weights, a toy task and made-up evaluations: most tests need no other model."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and no fight for cores
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test asks the network
+if TYPE_CHECKING:
+    from dpo_workbench.evaluation.run import Evaluation, Judged
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts us in the background has it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -91,20 +91,6 @@ def moved(tiny):
 
 
 @pytest.fixture
-def openmp():
-    """The OpenMP that PyTorch is linked with, where compiled loops have to run: Numba is there and it is GNU's."""
-    import ctypes
-
-    import torch
-
-    pytest.importorskip("numba", reason="the extra cpu is not installed")
-    library = ctypes.CDLL(torch._C.__file__)
-    if not hasattr(library, "GOMP_parallel"):
-        pytest.skip("PyTorch is not linked with GNU OpenMP here")
-    return library
-
-
-@pytest.fixture
 def toy_task():
     """Twelve train, four dev and four test prompts; an answer scores by whether it holds the reference."""
     import dpo_workbench as dw
@@ -148,13 +134,44 @@ def _make_tiny_folder():
     return make_tiny_folder
 
 
+def make_judged(
+    i: int, failure: str | None, value: float | None = None, text: str = "answer", group: str = ""
+) -> Judged:
+    """One judged answer of a made-up evaluation."""
+    from dpo_workbench.evaluation.run import Judged
+
+    score = (0.4 if failure else 1.0) if value is None else value
+    finished = failure != "loop"
+    return Judged(f"t-{i:04d}", group or f"g{i}", f"prompt {i}", text, 30 + i % 5, finished, score, failure, "why")
+
+
+def make_arm(name: str, failures: list[str | None], values: list[float] | None = None, **facts: str) -> Evaluation:
+    """An evaluation with these failures, prompt by prompt; `values` replace the scores."""
+    from dpo_workbench.evaluation.run import Evaluation
+
+    rows = tuple(make_judged(i, f, values[i] if values else None) for i, f in enumerate(failures))
+    where = {"task": "receipts", "split": "test", "model": "nano"} | facts
+    return Evaluation(name, decoding={"temperature": 0.0}, rows=rows, seconds=1.0, **where)
+
+
+@pytest.fixture(name="judged")
+def _judged():
+    """`make_judged`, a function."""
+    return make_judged
+
+
+@pytest.fixture(name="arm")
+def _arm():
+    """`make_arm`, a function."""
+    return make_arm
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """Run the program in an empty folder; gives exit code, stdout and stderr."""
     from dpo_workbench import cli
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_log", cli.Path("dpo-workbench-error.log"))
     for console in (cli.console, cli.errors):
         monkeypatch.setattr(console, "_width", 2000)  # no line breaks but the program's own
 

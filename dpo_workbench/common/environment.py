@@ -1,7 +1,8 @@
-"""Where the workbench runs: data and cache folders, device, dtype and its reason, peak memory."""
+"""The machine: data and cache folders, device, dtype, peak memory, and a description for results files."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import sys
@@ -9,35 +10,36 @@ from pathlib import Path
 from typing import Any
 
 IN_COLAB = "google.colab" in sys.modules
-INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of a CPU, the widest first
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # CPU flags with which bf16 is faster than fp32
+VECTOR_FLAGS = (*BF16_FLAGS, "avx512f", "avx2")  # the widest first
 
 
 def data_folder() -> Path:
-    """The built-in data: `_data` in an installed wheel, `data` at the top of a checkout."""
+    """The folder of the built-in data: `_data` in an installed wheel, `data` at the top of a checkout."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "_data"
     return inside if inside.is_dir() else package.parent / "data"
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: `DPO_WORKBENCH_CACHE`, or `dpo_workbench` in the user's cache folder."""
+    """The folder of converted models: `DPO_WORKBENCH_CACHE`, or `dpo_workbench` in the user's cache folder."""
     given = os.environ.get("DPO_WORKBENCH_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(base) / "dpo_workbench"
 
 
 def choose_device(wanted: str | None = None) -> Any:
-    """The device asked for, or a GPU where there is one, or the CPU."""
+    """The wanted torch device; by default a GPU if there is one, else the CPU."""
     import torch
 
     return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def choose_dtype(device: Any) -> tuple[Any, str]:
-    """The dtype for a model of more than a few million parameters, and why, in words to print.
+    """The dtype for a model on this device, and the reason, to print.
 
-    On a GPU by its compute capability, not by `torch.cuda.is_bf16_supported()`, which says yes on a T4 that only
-    emulates it. On a CPU by whether it has bf16 instructions (AMX or AVX-512 BF16): without them bf16 is slower.
+    On a GPU the compute capability decides, because `torch.cuda.is_bf16_supported()` is also true on a T4, which only
+    emulates bf16. On a CPU without bf16 instructions, bf16 is slower than fp32.
     """
     import torch
 
@@ -50,24 +52,14 @@ def choose_dtype(device: Any) -> tuple[Any, str]:
         return torch.float32, f"compute capability {major}.{minor} has no fast fp16 or bf16"
     if device.type == "cpu":
         flags = _cpu_flags()
-        found = next((f for f in ("amx_bf16", "avx512_bf16") if f in flags), None)
-        if found:
+        if found := next((flag for flag in BF16_FLAGS if flag in flags), None):
             return torch.bfloat16, f"this CPU has {found}"
         return torch.float32, "this CPU has no bf16 instructions"
     return torch.float32, f"the safe choice on {device.type}"
 
 
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    line = next((x for x in text.splitlines() if x.startswith("flags")), "")
-    return set(line.split())
-
-
 def peak_memory_gib() -> float:
-    """The most memory this process has held, in GiB; on a GPU machine the GPU's. 0.0 where it cannot be read."""
+    """The most memory that this process has used, in GiB: of the GPU if there is one; 0.0 if it can't be read."""
     if "torch" in sys.modules:
         import torch
 
@@ -82,18 +74,18 @@ def peak_memory_gib() -> float:
 
 
 def describe() -> dict[str, Any]:
-    """What a results file says of the machine: system, processor, its vector instructions, cores in use, versions."""
-    import importlib.metadata as metadata
-
-    versions, widest = {}, next((f for f in INSTRUCTIONS if f in _cpu_flags()), None)
-    for name in ("torch", "transformers", "peft", "numba"):
+    """The machine, for a results file: system, processor, vector instructions, usable cores, versions."""
+    flags = _cpu_flags()
+    widest = next((flag for flag in VECTOR_FLAGS if flag in flags), None)
+    versions = {}
+    for name in ("torch", "transformers", "peft"):
         try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
             continue
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": _cpu_info("model name") or platform.processor() or "unknown",
         **({"instructions": widest} if widest else {}),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
@@ -101,41 +93,14 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _cpu_flags() -> set[str]:
+    return set(_cpu_info("flags").split())
+
+
+def _cpu_info(name: str) -> str:
+    """A line of /proc/cpuinfo; empty on other systems than Linux."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or "unknown"
-    return next((x.split(":", 1)[1].strip() for x in text.splitlines() if x.startswith("model name")), "unknown")
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to reuse the memory of freed tensors instead of handing it back to the system.
-
-    By default each large tensor is mapped, zeroed page by page, and unmapped again; on a virtual machine that costs
-    more than the arithmetic on it. Does nothing on other systems. And let oneDNN keep the kernels of 128 shapes, not of
-    1,024: packs and batches come in ever new shapes, and their kernels filled 0.4 GiB in the demo with `smol`. A
-    micro-batch in bf16 needs some 50.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-    mallopt = _libc("mallopt")
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 32 * 2**20)  # larger ones go back at once, or the heap would grow in holes
-        mallopt(m_trim_threshold, 2**30)
-
-
-def release_freed_memory() -> None:
-    """Hand what `keep_freed_memory` kept back to the system, so that the peaks of two stages do not add up."""
-    trim = _libc("malloc_trim")
-    if trim is not None:
-        trim(0)
-
-
-def _libc(name: str) -> Any:
-    """A function of the C library, or None where there is none such (macOS, Windows, musl)."""
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    return getattr(ctypes.CDLL(None), name, None)
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, flushed to the disk, then renamed."""
+"""Files and folders that are complete or absent: written under another name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from dpo_workbench.common.errors import WorkbenchError
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8; a lone surrogate, which JSON allows and UTF-8 does not, becomes JSON's own escape."""
+    """Write a text file in UTF-8, as `write_bytes` does. A lone surrogate, which UTF-8 can't hold, is escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step: a reader sees the old file or the new one, never half of one.
+    """Write a file in one step: readers see the old file or the new one, never a part.
 
     Raises:
-        WorkbenchError: the disk is full or the folder cannot be written; the old file is untouched.
+        WorkbenchError: the disk is full or the folder is read-only; the old file is unchanged.
     """
     name = None
     try:
@@ -46,16 +46,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON."""
+    """Write indented JSON, as `write_bytes` does."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """A fresh folder to fill, which takes the place of `path` when the block ends well and vanishes otherwise.
+    """Inside the `with` block: a new folder to fill. It replaces `path` at the end, or is removed after an error.
 
     Raises:
-        WorkbenchError: the disk is full; what stood at `path` is untouched.
+        WorkbenchError: the disk is full; `path` is unchanged.
     """
     fresh = None
     try:
@@ -63,11 +63,11 @@ def replace_folder(path: Path) -> Iterator[Path]:
         fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         yield fresh
         os.chmod(fresh, 0o755)
-        for part in (*fresh.rglob("*"), fresh):  # a folder's own list of files must reach the disk too
+        for part in (*fresh.rglob("*"), fresh):  # the folder's list of files must reach the disk too
             _flush(part)
         _swap(fresh, path)
         _flush(path.parent)
-    except (OSError, SafetensorError) as error:  # safetensors says "no space left" in an exception of its own
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own exception
         raise _disk_error(path, error) from error
     finally:
         if fresh:
@@ -75,7 +75,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def _swap(fresh: Path, path: Path) -> None:
-    """Put `fresh` in the place of `path`; what stood there comes back when that fails."""
+    """Replace `path` by `fresh`; if that fails, the old one is restored."""
     old = path.parent / f".{fresh.name}.old"
     if path.exists():
         os.replace(path, old)

@@ -1,4 +1,4 @@
-"""Text in HTML: `escape` is the one function through which a model's text, or any other, reaches a page."""
+"""Text in HTML. All text of models and people passes through `escape` before it reaches a page."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# MathJax leaves elements of these classes alone; an escaped dollar sign is a dollar sign again once it is on the page.
+# MathJax skips elements of these classes. Escaping dollar signs is not enough: on the page they are dollar signs again.
 NO_MATH = "tex2jax_ignore mathjax_ignore"
-_BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # letters by category, but nothing to see
+_BLANK_LETTERS = "\u115f\u1160\u3164\uffa0"  # letters by category, but invisible
 _UNUSUAL = re.compile(r"[^\n\t\x20-\x7e]")
 
 
 def escape(text: Any, limit: int = 20_000) -> str:
-    """HTML that shows `text` as it is and does nothing else: no tag, no entity, no attribute can come of it.
+    """HTML that shows `text` as it is; it can't become a tag, an entity or an attribute.
 
-    Control characters, ANSI escapes, zero-width and bidirectional marks, lone surrogates are shown as `\\u202e` and
-    the like. Fit for text and for quoted attributes. Put it into an element of class `NO_MATH` (`pre` and `table` do).
+    Control characters, ANSI escapes, zero-width and bidirectional marks and lone surrogates are written out, such as
+    `\\u202e`. Use it for text and in quoted attributes, in an element of class `NO_MATH` (`pre` and `table` do that).
 
     Args:
-        text: anything; `str` is taken of it.
-        limit: longer text is folded in its middle, and a mark says how much was left out.
+        text: any value; `str` of it is shown.
+        limit: the middle of a longer text is replaced by a note that says how much was left out.
     """
     text = str(text)
     if len(text) > limit:
@@ -33,7 +33,7 @@ def escape(text: Any, limit: int = 20_000) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` with control characters, ANSI escapes and hidden marks written out, for a terminal too."""
+    """`text` with control characters, ANSI escapes and invisible marks written out; also for terminals."""
     return _UNUSUAL.sub(_visible, text)
 
 
@@ -47,18 +47,18 @@ def _visible(match: re.Match[str]) -> str:
 
 
 def pre(text: Any, limit: int = 20_000) -> str:
-    """`text` in a `<pre>` that wraps long lines."""
+    """A `<pre>` that wraps long lines."""
     return f'<pre class="{NO_MATH}" style="white-space: pre-wrap; overflow-wrap: anywhere">{escape(text, limit)}</pre>'
 
 
 def paragraph(text: Any, *, bold: bool = False) -> str:
-    """`text` in a `<p>`."""
+    """A `<p>`."""
     inner = f"<strong>{escape(text)}</strong>" if bold else escape(text)
     return f'<p class="{NO_MATH}">{inner}</p>'
 
 
 def table(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """A table of escaped cells; numbers, and text that starts like one, stand to the right."""
+    """A table of escaped cells; numbers, and text that starts with one, are aligned right."""
     head = "".join(f'<th style="text-align: left">{escape(cell)}</th>' for cell in header)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>\n" for row in rows)
     return f'<table class="{NO_MATH}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>'

@@ -1,8 +1,7 @@
-"""Ctrl-C, the notebook's ■ and SIGTERM, raised only where a run is whole, so that it can be saved and go on later."""
+"""Ctrl-C, the notebook's stop button and SIGTERM, raised only where a run can be saved and resumed later."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
@@ -15,20 +14,20 @@ from dpo_workbench.common.progress import in_notebook
 
 
 class Stopped(KeyboardInterrupt):
-    """The user or the system asked for an end, and nothing is half done."""
+    """The user or the system asked the run to stop, and nothing is half done."""
 
 
 class Interrupts:
-    """Inside the `with` block signals are noted; `check()` raises `Stopped` once there was one.
+    """Inside the `with` block signals are only recorded; `check()` raises `Stopped` after one has arrived.
 
-    A second Ctrl-C raises KeyboardInterrupt at once, wherever the run is. The handlers of before are put back at the
-    end, and a SIGTERM, or a Ctrl-C that no `check` saw, is handed to them. Outside the main thread, where Python
-    delivers no signals, and for signals that the process ignores (nohup), nothing is changed.
+    A second Ctrl-C raises KeyboardInterrupt at once. At the end of the block the previous handlers are restored, and
+    they get a SIGTERM, or a Ctrl-C that no `check` saw. Nothing changes outside the main thread, where Python delivers
+    no signals, and for signals that the process ignores (nohup).
     """
 
     def __init__(self) -> None:
         self.seen: int | None = None  # number of the signal
-        self.since = 0.0  # when it came first, by the monotonic clock
+        self.since = 0.0  # when the first one arrived, by the monotonic clock
         self.raised = False
         self.before: dict[int, Any] = {}
 
@@ -40,7 +39,7 @@ class Interrupts:
         return self
 
     def _note(self, number: int, frame: Any) -> None:
-        # launchers of several processes pass one Ctrl-C on, so that it arrives twice in an instant
+        # a launcher may pass on a Ctrl-C that also reached this process: that is one, not two
         if number == self.seen == signal.SIGINT and time.monotonic() - self.since > 1:
             self.raised = True
             raise KeyboardInterrupt
@@ -48,7 +47,7 @@ class Interrupts:
             self.seen, self.since = number, time.monotonic()
 
     def check(self, *_: Any) -> None:
-        """Raise `Stopped` if a signal came; call it where nothing is half done."""
+        """Raise `Stopped` if a signal has arrived; call it where nothing is half done."""
         if self.seen is not None:
             self.raised = True
             raise Stopped
@@ -61,11 +60,9 @@ class Interrupts:
 
 
 def how_to_go_on() -> str:
-    """What starts the same run again: a cell, or the line to type."""
+    """How to resume the run: run the cell again, or the command to type."""
     if in_notebook():
         return "run the cell again"
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        return "give the same launch command again"
     program = Path(sys.argv[0]).name
     command = ["dpo-workbench"] if program in ("dpo-workbench", "__main__.py") else ["python", sys.argv[0]]
     return f"type: {shlex.join([*command, *sys.argv[1:]])}"

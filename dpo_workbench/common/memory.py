@@ -1,11 +1,9 @@
-"""Work that is done again in smaller parts when memory runs out, and Python's garbage."""
+"""Work that is repeated in smaller parts when memory runs out."""
 
 from __future__ import annotations
 
 import gc
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -15,23 +13,8 @@ from dpo_workbench.common.errors import WorkbenchError
 T = TypeVar("T")
 
 
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Inside, Python does not look for garbage, which it does often where many objects are made and none is any."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():  # what was made counts as old, or it would be looked through at once
-            gc.freeze()
-            gc.unfreeze()
-        if before:
-            gc.enable()
-
-
 def out_of_memory(error: BaseException) -> bool:
-    """True for the ways in which a GPU, the CPU's allocator and Python say that memory ran out."""
+    """Whether the error is one of those with which a GPU, the CPU's allocator or Python reports a lack of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     words = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -39,16 +22,16 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def within_memory(work: Callable[[int], T], size: int, smallest: int, name: str, hopeless: str) -> tuple[T, int]:
-    """`work(size)`; each time that memory runs out, again with half the size.
+    """Calls `work(size)`, and again with half the size each time memory runs out.
 
     Args:
         work: must leave nothing half done when memory runs out.
-        size, smallest: where to start, and below which halving cannot help.
-        name: of the size, for the line that is printed.
-        hopeless: what must fit, for the error.
+        size, smallest: the first size, and the one below which halving can't help.
+        name: what the size is, for the line that is printed.
+        hopeless: what does not fit even at the smallest size, for the error.
 
     Returns:
-        What `work` gave, and the size that it gave it with.
+        The result of `work`, and the size with which it succeeded.
     Raises:
         WorkbenchError: memory ran out at the smallest size.
     """
@@ -59,13 +42,12 @@ def within_memory(work: Callable[[int], T], size: int, smallest: int, name: str,
             if not out_of_memory(error):
                 raise
             words = str(error).strip().split("\n")[0][:200] or "MemoryError"
-        # here the exception is gone, whose traceback held the tensors of the failed try
+        # outside the except block, so that the traceback no longer holds the tensors of the failed attempt
         gc.collect()
         torch.cuda.empty_cache()
         if size <= smallest:
             raise WorkbenchError(
-                f"Memory must hold {hopeless}. It ran out ({words}). Shorten it or take a smaller model."
+                f"Memory must hold {hopeless}. It ran out ({words}). Shorten it or use a smaller model."
             )
         size = max(size // 2, smallest)
-        if os.environ.get("RANK", "0") == "0":  # of several processes one is enough
-            print(f"memory ran out: {name} is {size} from now on, and the same work is done again", flush=True)
+        print(f"memory ran out: {name} is {size} from now on, and the same work is done again", flush=True)

@@ -1,29 +1,31 @@
-"""`progress`: the one progress bar. A bar for a person, one plain line for a file, silence when asked."""
+"""`progress`: the one progress bar. A bar in a terminal or notebook, one plain line in a file."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
 def progress(total: int, what: str, show: bool = True, *, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Inside: a function `advance(n=1)` that counts what is done.
+    """Inside the `with` block: a function `advance(n=1)` that counts what is done.
 
-    A terminal and a notebook get a bar. With the variable CI set, or where stderr is a file, one plain line on stderr
-    at the end is all. A notebook gets that line besides the bar: a bar does not survive in a saved notebook.
+    With the variable CI set, or where stderr is a file, one plain line at the end replaces the bar. A notebook gets
+    both, because a saved notebook does not keep the bar.
 
     Args:
         total: how many there will be.
         what: what is counted, such as "answers".
-        show: False prints nothing at all.
-        done: how many were done before, in a run that goes on.
+        show: False prints nothing.
+        done: how many were done earlier, in a run that is resumed.
     """
-    bar = _bar(total, what, done) if show and not quiet() else None
+    bar = None
+    if show and not quiet():
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=total, initial=done, desc=what, leave=not in_notebook(), dynamic_ncols=True)
 
     def advance(n: int = 1) -> None:
         nonlocal done
@@ -41,22 +43,14 @@ def progress(total: int, what: str, show: bool = True, *, done: int = 0) -> Iter
 
 
 def in_notebook() -> bool:
-    """True in a Jupyter kernel, whose stderr is no terminal and can show a bar all the same."""
+    """Whether this is a Jupyter kernel, which can show a bar although its stderr is no terminal."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return shell is not None and type(shell).__name__ != "TerminalInteractiveShell"
 
 
 def quiet() -> bool:
-    """True where a bar would only fill a file: with the variable CI set, or where stderr is no terminal."""
+    """Whether a bar would only fill a file: the variable CI is set, or stderr is no terminal."""
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
         return True
     return not in_notebook() and not (sys.stderr is not None and sys.stderr.isatty())
-
-
-def _bar(total: int, what: str, done: int) -> Any:
-    if in_notebook() and importlib.util.find_spec("ipywidgets") is None:
-        from tqdm.std import tqdm  # tqdm.auto would warn that the widgets are missing
-    else:
-        from tqdm.auto import tqdm
-    return tqdm(total=total, initial=done, desc=what, leave=not in_notebook(), dynamic_ncols=True)

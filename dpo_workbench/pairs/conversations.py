@@ -1,7 +1,9 @@
-"""Prompts and answers out of texts and messages, and where an implicit prompt ends."""
+"""One prompt and its answers, made from texts or lists of messages; where an implicit prompt ends."""
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import os.path
 import re
@@ -9,40 +11,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_workbench.pairs.checks import Refusal
+from dpo_workbench.pairs.checks import Note, Refusal
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-IMPLICIT = object()  # in place of a prompt: the answers begin with it
+IMPLICIT = object()  # in place of a prompt: both answers begin with it
+SHORT = 4  # an implicit prompt must have at least 1/SHORT of the characters of the longer answer
 _SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 _MARK = re.compile(
     r"(?:^|\n)[#* \t]{0,9}(?:assistant|answer|response|output|completion|sql|code|a)[ \t]?:\*{0,2}[ \t]*\n?", re.I
 )
 _OPENING = re.compile(r"[ \t]*(?:```\w*|[\[({<]+|<[\w:]+>|SELECT|WITH)[ \t]*", re.I)
-_SENTENCE = re.compile(r"[.?!:][\"')\]]*\s+")
+_SENTENCE = re.compile(r"(?:[?!]|(?<![\w.])[a-z]{3,}\.)[\"')\]]*\s+")  # not behind "Dr." or "e.g."
+_LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+
+Message = tuple[str, str]  # role, content
 
 
 @dataclass
-class Judged:
-    """One prompt with answers in the order of the row, and how good each is: a higher rank is better."""
+class Ranked:
+    """One prompt with its answers, in the order of the row, and how good each one is."""
 
     prompt: str
     answers: list[str]
-    ranks: list[float]
-    id: str | None = None
+    ranks: list[float]  # a higher one is better
+    id: str = ""
     scored: bool = False  # ranks are scores, not only an order
-    grades: list[dict[str, float]] = field(default_factory=list)  # of each answer by person, where several graded it
-    beside: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
-    sides: Sequence[str] = ()  # where the answers stood, when two were shown side by side
+    grades: list[dict[str, float]] = field(default_factory=list)  # of each answer by person, if several people graded
+    fields: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
+    sides: Sequence[str] = ()  # where the answers were, when two were shown side by side
     annotator: str = ""
-    votes: list[tuple[str, int]] = field(default_factory=list)  # who found which of two answers better
     split: str = ""
-    notes: list[tuple[str, str, str]] = field(default_factory=list)  # warnings: code, field, excerpt
+    notes: list[Note] = field(default_factory=list)
 
 
 def text(value: Any, name: str) -> str:
     """The value if it is text. Raises Refusal."""
     if not isinstance(value, str):
-        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "Text is due here.")
+        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "Write text here.")
     return value
 
 
@@ -56,26 +61,24 @@ def number(value: Any, name: str, above: float = -math.inf) -> float:
             raise ValueError
         return found
     except (TypeError, ValueError, OverflowError):
-        fix = f"A number{f' above {above:g}' if above > -math.inf else ''} is due here."
+        fix = f"Write a number{f' above {above:g}' if above > -math.inf else ''} here."
         raise Refusal("P108", name, f"{type(value).__name__}: {value}", fix) from None
 
 
-Turn = tuple[str, str]  # role, content
-
-
-def messages(value: Any, name: str) -> list[Turn]:
-    """Checked turns of a conversation (`role` and `content`, or `from` and `value`). Raises Refusal."""
+def messages(value: Any, name: str) -> list[Message]:
+    """The messages of a conversation (`role` and `content`, or `from` and `value`), checked. Raises Refusal."""
     if isinstance(value, dict) and "messages" in value:
         value = value["messages"]
     if not isinstance(value, list):
-        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "A list of messages is due here.")
+        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "Write text or a list of messages here.")
     if not value:
         raise Refusal("P201", name, "[]")
-    turns: list[Turn] = []
+    found: list[Message] = []
     for k, message in enumerate(value):
         at = f"{name}[{k}]"
         if not isinstance(message, dict):
-            raise Refusal("P108", at, f"{type(message).__name__}: {message}", "A message with role and content is due.")
+            fix = "Write text, or messages with role and content."
+            raise Refusal("P108", at, f"{type(message).__name__}: {message}", fix)
         role = message.get("role", message.get("from"))
         role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
         if role not in ROLES:
@@ -85,49 +88,78 @@ def messages(value: Any, name: str) -> list[Turn]:
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise Refusal("P205", f"{at}.content", content)
-        if turns and role == turns[-1][0] and role in ("user", "assistant"):
+        if found and role == found[-1][0] and role in ("user", "assistant"):
             raise Refusal("P204", f"{at}.role", f"{role}, {role}")
-        turns.append((role, content))
-    return turns
+        found.append((role, content))
+    return found
 
 
 def _is_text_part(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
-def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Judged:
-    """A prompt (text or messages; IMPLICIT: what two answers share) and answers (text or messages). Raises Refusal."""
-    notes: list[tuple[str, str, str]] = []
-    turns = None
-    if prompt is not IMPLICIT:
-        turns = messages(prompt, "prompt") if isinstance(prompt, (list, dict)) else [("user", text(prompt, "prompt"))]
-        if turns[-1][0] == "assistant":
-            raise Refusal("P203", "prompt", turns[-1][1])
-    if turns is None and all(isinstance(a, str) for a in answers):
+def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Ranked:
+    """A prompt with its answers, the first one ranked best.
+
+    Args:
+        prompt: text, messages, or IMPLICIT: what two answers share.
+        answers: text or messages.
+        names: of the answers' fields, for findings.
+
+    Raises:
+        Refusal: the code of what is wrong, with the field.
+    """
+    notes: list[Note] = []
+    prompt, *answers = (
+        _decoded(value, name, notes) for value, name in zip((prompt, *answers), ("prompt", *names), strict=True)
+    )
+    if prompt is IMPLICIT and all(isinstance(answer, str) for answer in answers):
         cut = split_texts(answers[0], answers[1])
-        return Judged(answers[0][:cut], [a[cut:] for a in answers], [1.0, 0.0])
+        return Ranked(answers[0][:cut], [a[cut:] for a in answers], [1.0, 0.0], notes=notes)
     said = [messages(a, n) if isinstance(a, (list, dict)) else text(a, n) for a, n in zip(answers, names, strict=True)]
-    if turns is None:
-        turns = _shared([s if isinstance(s, list) else [("assistant", s)] for s in said])
-        said = [s[len(turns) :] if isinstance(s, list) else s for s in said]
-        if not turns:
-            raise Refusal("P310", "prompt", "no message in common")
-    elif len(lists := [s for s in said if isinstance(s, list)]) == len(said) == 2:
-        shared = _shared(lists)
-        turns = shared if shared[-len(turns) :] == turns else turns  # the answers know more of it, a system message
-    texts = []
-    for value, name in zip(said, names, strict=True):
-        if isinstance(value, list):
-            value, repeated = _answer(value, turns, name)
-            notes += [("P206", name, turns[-1][1])] if repeated else []
-        texts.append(value)
-    if len(turns) > 1:
-        notes.append(("P209", "prompt", ", ".join(role for role, _ in turns)))
-    asked = turns[0][1] if len(turns) == 1 else "\n\n".join(f"{role}: {content}" for role, content in turns)
-    return Judged(asked, texts, [1.0, 0.0], notes=notes)
+    if prompt is IMPLICIT:
+        asked = _shared([s if isinstance(s, list) else [("assistant", s)] for s in said])
+        if not asked:
+            fix = "Start both conversations with the same messages, or drop the row."
+            raise Refusal("P208", names[1], "no message in common", fix)
+        said = [s[len(asked) :] if isinstance(s, list) else s for s in said]
+    else:
+        asked = messages(prompt, "prompt") if isinstance(prompt, (list, dict)) else [("user", text(prompt, "prompt"))]
+        lists = [s for s in said if isinstance(s, list)]
+        if len(lists) == len(said) == 2:
+            shared = _shared(lists)  # may contain more than the prompt: a system message, earlier messages
+            asked = shared if shared[-len(asked) :] == asked else asked
+    if asked[-1][0] == "assistant":
+        raise Refusal("P203", "prompt", asked[-1][1])
+    texts = [_answer(s, asked, name, notes) if isinstance(s, list) else s for s, name in zip(said, names, strict=True)]
+    if len(asked) > 1:
+        notes.append(("P209", "prompt", ", ".join(role for role, _ in asked)))
+    written = asked[0][1] if len(asked) == 1 else "\n\n".join(f"{role}: {content}" for role, content in asked)
+    return Ranked(written, texts, [1.0] + [0.0] * (len(texts) - 1), notes=notes)
 
 
-def _shared(conversations: Sequence[list[Turn]]) -> list[Turn]:
+def _decoded(value: Any, name: str, notes: list[Note]) -> Any:
+    """The messages that a text spells out, as JSON or as Python writes a list; any other value as it is."""
+    if not isinstance(value, str) or not _LOOKS_LIKE_MESSAGES.match(value):
+        return value
+    found = None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(value)
+            break
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    keys = [{"role", "content"}, {"from", "value"}]
+    if found is None and any(all(key in value for key in both) for both in keys):
+        raise Refusal("P108", name, value, "Write the messages as a JSON list of objects; this text can't be decoded.")
+    if found and all(isinstance(m, dict) and any(both <= m.keys() for both in keys) for m in found):
+        notes.append(("P210", name, value))
+        return found
+    return value
+
+
+def _shared(conversations: Sequence[list[Message]]) -> list[Message]:
+    """The messages that both begin with; at least one message of each is left over."""
     first, second = conversations
     n = 0
     while n < min(len(first), len(second)) - 1 and first[n] == second[n]:
@@ -135,37 +167,52 @@ def _shared(conversations: Sequence[list[Turn]]) -> list[Turn]:
     return first[:n]
 
 
-def _answer(turns: list[Turn], prompt: list[Turn], name: str) -> tuple[str, bool]:
-    """The one message of the assistant, and whether the prompt stood before it."""
-    if not turns:
+def _answer(said: list[Message], prompt: list[Message], name: str, notes: list[Note]) -> str:
+    """The text of the one message that is left when the prompt, where it is repeated, is removed."""
+    if not said:
         raise Refusal("P201", name, "[]")
-    if repeated := len(turns) > 1 and turns[:-1] in (prompt, prompt[-1:]):
-        turns = turns[-1:]
-    if len(turns) > 1:
-        system = any(role in ("system", "developer") for role, _ in turns)
-        raise Refusal("P207" if system else "P208", name, ", ".join(role for role, _ in turns))
-    if turns[0][0] != "assistant":
-        raise Refusal("P207", name, f"{turns[0][0]}: {turns[0][1]}")
-    return turns[0][1], repeated
+    if len(said) > 1 and said[:-1] in (prompt, prompt[-1:]):
+        notes.append(("P206", name, prompt[-1][1]))
+        said = said[-1:]
+    roles = ", ".join(role for role, _ in said)
+    if len(said) > 1 and said[0][0] == "assistant":
+        raise Refusal("P208", name, roles)
+    if len(said) > 1 and said[0][0] == "user":
+        fix = "Begin with exactly the messages of the prompt, or keep only the last message, the answer."
+        raise Refusal("P208", name, roles, fix)
+    if len(said) > 1:
+        raise Refusal("P207", name, roles)
+    if said[0][0] != "assistant":
+        raise Refusal("P207", name, f"{said[0][0]}: {said[0][1]}", "Give the answer the role assistant.")
+    return said[0][1]
 
 
 def split_texts(chosen: str, rejected: str) -> int:
-    """Where the prompt ends that two texts begin with: never where they begin to differ, never inside a word or a line.
+    """The length of the prompt that two texts begin with. It never ends inside a word or in the middle of a line.
 
-    Within what both share: behind the last mark such as `Answer:` or `### Response:`, else behind the last empty line,
-    else behind the last line, else behind the last sentence. A line that only opens (`{`, a fence, `<answer>`,
-    `SELECT`) and all that follows belongs to the answers.
+    It ends after the last mark such as `Answer:` or `### Response:` in what both share, else after the last empty
+    line, else the last line, else the last sentence. Lines that only open something (`{`, a code fence, `<answer>`,
+    `SELECT`) belong to the answers.
 
     Raises:
-        Refusal: nothing in common ends like a prompt.
+        Refusal: an empty text, equal texts, or a shared beginning that may be a part of both answers: it ends in no
+            line or sentence, or it is short compared with the answers and ends in no mark.
     """
+    for name, value in (("chosen", chosen), ("rejected", rejected)):
+        if not value.strip():
+            raise Refusal("P301", name, repr(value[:9]))
+    if chosen.strip() == rejected.strip():
+        raise Refusal("P302", "rejected", rejected)
     shared = os.path.commonprefix([chosen, rejected])
-    end = max((m.end() for m in _MARK.finditer(shared)), default=0)
-    if not end:
-        end = shared.rfind("\n\n") + 2 if "\n\n" in shared else shared.rfind("\n") + 1
-        while end and _OPENING.fullmatch(shared, start := shared.rfind("\n", 0, end - 1) + 1, end - 1):
-            end = start
-    end = end or max((m.end() for m in _SENTENCE.finditer(shared)), default=0)
+    if marks := [m.end() for m in _MARK.finditer(shared) if shared[: m.start()].strip()]:
+        return marks[-1]
+    end = shared.rfind("\n\n") + 2 if "\n\n" in shared else shared.rfind("\n") + 1
+    while end and _OPENING.fullmatch(shared, start := shared.rfind("\n", 0, end - 1) + 1, end - 1):
+        end = start
     if not shared[:end].strip():
-        raise Refusal("P310", "prompt", f"in common: {shared[:40]!r}")
+        end = max((m.end() for m in _SENTENCE.finditer(shared)), default=0)
+        end = end if len(shared[:end].split()) > 1 else 0
+    longer = max(len(chosen), len(rejected)) - end
+    if not shared[:end].strip() or SHORT * end < longer:
+        raise Refusal("P310", "prompt", f"both answers begin with {shared[:40]!r}" if shared else "nothing in common")
     return end

@@ -1,41 +1,29 @@
-"""`Pair` and `Pairs`: a prompt with a better and a worse answer, and where each came from."""
+"""`Pairs`, a checked set of preference pairs, and `read_pairs`, the one way in which files become pairs."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.files import write_text
+from dpo_workbench.common.files import write_bytes, write_text
+from dpo_workbench.common.html import pre
+from dpo_workbench.pairs.checks import CODES, Finding, has_surrogate
+from dpo_workbench.pairs.preference import Pair
+from dpo_workbench.pairs.reader import read_rows
+from dpo_workbench.pairs.shortcuts import fixed_rules, learned_rules
+from dpo_workbench.pairs.sources import Row
 
 if TYPE_CHECKING:
-    from dpo_workbench.tasks.task import Task
+    import pandas
 
-ORIGINS = ("reference", "own", "human")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One preference: `chosen` is better than `rejected` as an answer to `prompt`."""
-
-    id: str
-    prompt: str
-    chosen: str
-    rejected: str
-    chosen_from: str = "human"  # reference, own (sampled from the model) or human
-    rejected_from: str = "human"
-    chosen_score: float | None = None  # the task's score, in [0, 1]
-    rejected_score: float | None = None
-    failure: str | None = None  # failure class of the rejected answer
-    group: str = ""  # pairs of one group stay on one side of a split
-    weight: float = 1.0  # how much the pair counts in the loss, beside the other pairs of a run
-    rejected_finished: bool = True  # False: the rejected answer was cut at the token limit and gets no end token
+__all__ = ["Pair", "Pairs", "ReadResult", "read_pairs"]
+_TOLD_ON_LOADING = ("P110", "P210", "P211", "P212", "P401", "P411", "P412")
 
 
 class Pairs(Sequence[Pair]):
@@ -43,12 +31,13 @@ class Pairs(Sequence[Pair]):
 
     Args:
         rows: at least one pair.
-        task: the task whose `score` judged them, if any.
+        task: the `Task` whose `score` judged them, if any. (Its room imports this one, so its type is not named.)
+
     Raises:
-        WorkbenchError: no rows, an empty text, an id twice, chosen equal to rejected, or a weight that is not positive.
+        WorkbenchError: no rows, an id twice, or a pair that cannot be trained on; names the pair.
     """
 
-    def __init__(self, rows: Iterable[Pair], task: Task | None = None):
+    def __init__(self, rows: Iterable[Pair], task: Any = None):
         self.rows = list(rows)
         self.task = task
         if not self.rows:
@@ -59,20 +48,7 @@ class Pairs(Sequence[Pair]):
         for pair in self.rows:
             if ids[pair.id] > 1:
                 raise WorkbenchError(f"Pair ids must differ. Got {pair.id!r} {ids[pair.id]} times. Rename one.")
-            if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
-                raise WorkbenchError(
-                    f"`prompt`, `chosen`, `rejected` must have text. Got an empty one in pair {pair.id!r}."
-                )
-            if pair.chosen.strip() == pair.rejected.strip() and pair.rejected_finished:
-                raise WorkbenchError(
-                    f"`rejected` must differ from `chosen`. Got the same text in pair {pair.id!r}. Drop the row "
-                    "or edit it."
-                )
-            if not (isinstance(pair.weight, (int, float)) and 0 < pair.weight < math.inf):
-                raise WorkbenchError(
-                    f"`weight` must be a number above 0. Got {pair.weight!r} in pair {pair.id!r}. To leave a pair out, "
-                    "drop its row."
-                )
+            _check(pair)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,87 +64,46 @@ class Pairs(Sequence[Pair]):
         return iter(self.rows)
 
     def save(self, path: str | Path) -> Path:
-        """Write JSONL, one pair a line, in one step; `weight` only where it is not 1."""
+        """Write JSONL, one pair per line, in one step; `weight` only where it is not 1."""
         rows = ({k: v for k, v in asdict(p).items() if (k, v) != ("weight", 1.0)} for p in self.rows)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(Path(path), text)
+        write_text(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path, task: Task | None = None) -> Pairs:
-        """Read what `save` wrote (JSONL with at least id, prompt, chosen, rejected), or a file of another layout.
+    def load(cls, path: str | Path, task: Any = None) -> Pairs:
+        """Read what `save` wrote, or any other source that `read_pairs` reads, with the same checks.
+
+        Prints a line for what was left out or interpreted.
 
         Raises:
-            WorkbenchError: a row cannot be used; `read_pairs` reads the others.
+            WorkbenchError: a row was refused; `read_pairs` reads the others.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise WorkbenchError(f"A pair file must exist. Got no file at {path}. Check the path.")
-        data = path.read_bytes()
-        if data.strip() and not _is_own(data.lstrip().split(b"\n", 1)[0]):
-            from dpo_workbench.pairs.readers import read_pairs
-
-            return cls(read_pairs(path).strict(), task)
-        rows = []
-        for number, line in enumerate(data.split(b"\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                pair = Pair(**json.loads(line.decode("utf-8")))
-                if not all(isinstance(x, str) for x in (pair.id, pair.prompt, pair.chosen, pair.rejected)):
-                    raise TypeError("id, prompt, chosen and rejected must be text")
-                rows.append(pair)
-            except (ValueError, TypeError, RecursionError) as error:
-                raise WorkbenchError(
-                    f"Each row must be a JSON object with id, prompt, chosen, rejected. Got {line[:60]!r} "
-                    f"({path}:{number}: {error}). Mend or drop the row."
-                ) from error
-        return cls(rows, task)
+        result = read_pairs(path)
+        pairs = cls(result.strict(), task)
+        for code in _TOLD_ON_LOADING:
+            if n := result.counts.get(code):
+                print(f"{path}: {code}, {n} time{'s' if n > 1 else ''}: {CODES[code].rule} {CODES[code].advice}")
+        return pairs
 
     def shortcuts(self) -> dict[str, float]:
-        """What a trivial rule would score on these pairs: the share in which it picks the chosen answer.
+        """How often a trivial rule picks the chosen answer: the share of pairs.
 
         0.5 is chance. A rule near 1.0 is a shortcut that training may learn instead of the task.
         """
-
-        def share(rule) -> float:
-            return statistics.fmean(rule(p) for p in self.rows)
-
-        return {
-            "shorter wins": share(lambda p: _half(len(p.rejected) - len(p.chosen))),
-            "finished wins": share(lambda p: 0.5 if p.rejected_finished else 1.0),
-            "reference wins": share(lambda p: _half((p.chosen_from == "reference") - (p.rejected_from == "reference"))),
-        }
+        return fixed_rules(self.rows)
 
     def shortcut_report(self) -> dict[str, float]:
-        """`shortcuts`, and two rules that are learned: what the first word, or the format alone, would score.
-
-        Each pair is judged by all others: the answer whose first word (or format: first and last kind of character,
-        lines, list marks) was chosen more often among them, net, is picked; a tie counts half.
-        """
-        return self.shortcuts() | {"first word": self._learned(_first_word), "format": self._learned(_format)}
-
-    def _learned(self, key: Callable[[str], object]) -> float:
-        """Share of the pairs in which a tally of `key` over the other pairs picks the chosen answer."""
-        keys = [(key(p.chosen), key(p.rejected)) for p in self.rows]
-        tally: Counter[object] = Counter()
-        for chosen, rejected in keys:
-            tally[chosen] += 1
-            tally[rejected] -= 1
-        found = []
-        for chosen, rejected in keys:
-            own = 0 if chosen == rejected else 1  # what this pair itself added to both
-            found.append(0.5 if chosen == rejected else _half((tally[chosen] - own) - (tally[rejected] + own)))
-        return statistics.fmean(found)
+        """`shortcuts`, and two rules that are learned from the pairs: by the first word, and by the format alone."""
+        return fixed_rules(self.rows) | learned_rules(self.rows)
 
     def even(self, most: int | None = None) -> Pairs:
-        """As many pairs with the longer answer chosen as with the shorter one, own good answers first.
+        """As many pairs whose longer answer is chosen as pairs whose shorter one is, the model's own answers first.
 
-        Lost rows make short failures and repeated rows long ones. Where one kind prevails, DPO learns "write more" (or
-        less) and trades one class for the other. If all pairs lie on one side, all stay.
+        If one kind prevails, DPO learns to write more (or less) and trades one failure class for another. If all pairs
+        are of one kind, all of them are returned.
 
         Args:
-            most: at most so many pairs.
+            most: the highest number of pairs.
         """
         rows = sorted(self.rows, key=lambda p: p.chosen_from != "own")
         longer = [p for p in rows if len(p.chosen) > len(p.rejected)]
@@ -178,10 +113,14 @@ class Pairs(Sequence[Pair]):
         return Pairs((both + level)[:most], self.task)
 
     def summary(self) -> dict[str, object]:
-        """Counts by failure class and origin, and the shortcuts."""
+        """Counts of pairs, prompts and groups, by failure class and origin, and the shortcuts.
+
+        Pairs without a `group` are grouped by their prompt.
+        """
         return {
             "pairs": len(self),
-            "groups": len({p.group for p in self.rows}),
+            "prompts": len({p.prompt for p in self.rows}),
+            "groups": len({p.split_key for p in self.rows}),
             "rejected by class": dict(Counter(p.failure or "unknown" for p in self.rows).most_common()),
             "chosen from": dict(Counter(p.chosen_from for p in self.rows).most_common()),
             "shortcuts": {k: round(v, 3) for k, v in self.shortcuts().items()},
@@ -189,45 +128,167 @@ class Pairs(Sequence[Pair]):
 
     def __repr__(self) -> str:
         facts = self.summary()
-        lines = [f"Pairs: {facts['pairs']} in {facts['groups']} groups"]
-        lines += [f"  {key}: {_words(facts[key])}" for key in ("rejected by class", "chosen from")]
-        lines.append(f"  a trivial rule would pick the chosen answer: {_words(facts['shortcuts'])}")
+        kind = "groups" if any(p.group for p in self.rows) else "prompts"
+        lines = [f"Pairs: {facts['pairs']} in {facts[kind]} {kind if facts[kind] != 1 else kind[:-1]}"]
+        lines += [f"  {key}: {_counted(facts[key])}" for key in ("rejected by class", "chosen from")]
+        lines.append(f"  a trivial rule would pick the chosen answer: {_counted(facts['shortcuts'])}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import pre
-
         return pre(repr(self))
 
 
-def _is_own(line: bytes) -> bool:
-    """Whether a line has the four texts that each row of `save` has."""
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and all(isinstance(row.get(k), str) for k in ("id", "prompt", "chosen", "rejected"))
+def _check(pair: Pair) -> None:
+    for name in ("id", "prompt", "chosen", "rejected", "group"):
+        value = getattr(pair, name)
+        if not isinstance(value, str):
+            raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")
+        if has_surrogate(value):
+            raise WorkbenchError(
+                f"`{name}` must not contain half of a surrogate pair, which no tokenizer can read. Got one in pair "
+                f"{pair.id!r}. Write the character again."
+            )
+    if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
+        raise WorkbenchError(
+            f"`prompt`, `chosen`, `rejected` must have text. Got an empty one in pair {pair.id!r}. Write the text or "
+            "drop the row."
+        )
+    if pair.chosen.strip() == pair.rejected.strip() and pair.rejected_finished:
+        raise WorkbenchError(
+            f"`rejected` must differ from `chosen`. Got the same text in pair {pair.id!r}. Drop the row or edit it."
+        )
+    if not (isinstance(pair.weight, (int, float)) and 0 < pair.weight < math.inf):
+        raise WorkbenchError(
+            f"`weight` must be a number above 0. Got {pair.weight!r} in pair {pair.id!r}. To leave a pair out, drop "
+            "its row."
+        )
 
 
-def _first_word(text: str) -> str:
-    return (text.split() or [""])[0].lower()
-
-
-def _format(text: str) -> tuple[str, str, int, bool]:
-    """Kind of the first and last character, number of lines up to 3, whether a line begins like a list's."""
-    flat = text.strip()
-
-    def kind(c: str) -> str:
-        return "letter" if c.isalpha() else "digit" if c.isdigit() else c
-
-    listed = any(line.lstrip()[:1] in {"-", "*", "\u2022"} for line in flat.splitlines())
-    return (kind(flat[:1]), kind(flat[-1:]), min(3, flat.count("\n") + 1), listed)
-
-
-def _half(difference: float) -> float:
-    return 0.5 if difference == 0 else float(difference > 0)
-
-
-def _words(counts: object) -> str:
+def _counted(counts: object) -> str:
     assert isinstance(counts, dict)
     return ", ".join(f"{key} {value}" for key, value in counts.items())
+
+
+@dataclass
+class ReadResult:
+    """What `read_pairs` read. Each row is counted once: `rows == kept + refused + merged + skipped`."""
+
+    source: str
+    layout: str
+    rows: int
+    kept: int
+    refused: int
+    merged: int  # exact copies of an earlier row
+    skipped: int  # fine, but without a winner or without a second answer to compare with
+    findings: list[Finding]  # the first thousand of each code
+    counts: dict[str, int]  # of all findings, by code
+    found: list[Pair] = field(repr=False)
+    refused_rows: list[Row] = field(repr=False)
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairs of the rows that were kept.
+
+        Raises:
+            WorkbenchError: no row was kept; names the first findings.
+        """
+        return Pairs(self.found) if self.found else self._stop("A file must have a row that can be used.")
+
+    def strict(self) -> Pairs:
+        """The pairs, if no row was refused.
+
+        Raises:
+            WorkbenchError: rows were refused; names the first findings.
+        """
+        return self.pairs if not self.refused else self._stop("All rows must be usable.")
+
+    def _stop(self, must: str) -> Pairs:
+        problems = [str(f) for f in self.findings if f.severity in ("error", "skipped")]
+        skipped = f" and {self.skipped} skipped" if self.skipped else ""
+        raise WorkbenchError(
+            f"{must} Got {self.refused} refused{skipped} of {self.rows}: {' '.join(problems[:3])} Fix or drop the "
+            f"{'row' if self.refused == 1 else 'rows'}; `dpo-workbench check {self.source}` shows all."
+        )
+
+    def quarantine(self, path: str | Path) -> Path:
+        """Write the refused rows to a file: lines of JSON byte for byte as they were, other rows as JSON.
+
+        Raises:
+            WorkbenchError: `path` is the source.
+        """
+        if Path(path).resolve() == Path(self.source).resolve():
+            raise WorkbenchError(f"The source must stay as it is. Got the source, {path}, to write to. Choose another.")
+        write_bytes(Path(path), b"".join(row.original() + b"\n" for row in self.refused_rows))
+        return Path(path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts and findings as plain values for JSON."""
+        names = ("source", "layout", "rows", "kept", "refused", "merged", "skipped", "counts")
+        values = {name: getattr(self, name) for name in names}
+        return values | {"pairs": len(self.found), "findings": [asdict(f) for f in self.findings]}
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The findings as a table, one per row."""
+        import pandas
+
+        names = ("code", "severity", "source", "line", "field", "excerpt", "fix")
+        return pandas.DataFrame([asdict(f) for f in self.findings], columns=names)
+
+    def __repr__(self) -> str:
+        lines = [f"{self.source}: layout {self.layout}"]
+        for code, count in sorted(self.counts.items(), key=lambda item: (CODES[item[0]].severity != "error", item[0])):
+            lines.append(f"{code} {CODES[code].severity}, {count} time{'s' if count > 1 else ''}: {CODES[code].rule}")
+            stored = [f for f in self.findings if f.code == code]
+            for f in stored[:3]:
+                where = f"{self.source}:{f.line}" if f.line else "the whole set"
+                lines.append(f"    {where}{f' `{f.field}`' if f.field else ''}{f': {f.excerpt}' if f.excerpt else ''}")
+            if count > 3:
+                more = ", ".join(str(f.line) for f in stored[3:13])
+                lines.append(f"    and {count - 3} more: {more}{', ...' if count > 13 else ''}")
+            lines.append(f"    fix: {' '.join(dict.fromkeys(f.fix for f in stored[:3]))}")
+        skipped = f" + {self.skipped} skipped" if self.skipped else ""
+        lines.append(
+            f"{self.rows} rows read = {self.kept} kept + {self.refused} refused + {self.merged} merged{skipped}; "
+            f"{len(self.found)} pairs"
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return pre(repr(self))
+
+
+def read_pairs(
+    source: Any,
+    *,
+    layout: str | None = None,
+    mapping: Mapping[str, str] | None = None,
+    max_tokens: int | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+) -> ReadResult:
+    """Read preference data and check every row: good rows become pairs, bad rows are refused and reported.
+
+    Args:
+        source: path of a JSONL, JSON, CSV, TSV or Parquet file (also .gz), `hub:owner/name` or `hub:owner/name@split`
+            (`train` by default), a pandas DataFrame, a `datasets` object, or a list of dicts.
+        layout: a name from `docs/data.md`; recognised from the columns if None.
+        mapping: the file's names of our columns, such as `{"prompt": "question"}`.
+        max_tokens: refuse rows whose prompt and answer have more tokens than this.
+        count_tokens: the tokenizer's count of a text; words and punctuation marks are counted if None.
+
+    Raises:
+        WorkbenchError: nothing could be read, or the columns match no known layout.
+    """
+    reader = read_rows(source, layout, mapping, max_tokens, count_tokens)
+    return ReadResult(
+        source=reader.source.name,
+        layout=f"{reader.layout.name} ({reader.layout.what}), {reader.source.kind}",
+        rows=reader.rows,
+        kept=reader.kept,
+        refused=len(reader.refused),
+        merged=reader.merged,
+        skipped=reader.skipped,
+        findings=reader.findings.stored,
+        counts=dict(reader.findings.counts),
+        found=reader.pairs,
+        refused_rows=reader.refused,
+    )

@@ -1,4 +1,4 @@
-"""Rows out of files, tables and Hub sets, one at a time, each with its physical line and its original bytes."""
+"""Rows of files, tables and Hub data sets, one at a time, each with its line number and its original bytes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import json
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import CODES, Findings, Refusal, excerpt
+from dpo_workbench.pairs.checks import CODES, Findings, Refusal, excerpt, has_surrogate
 
-_HEAD = 1 << 16  # bytes looked at to tell what a file is
+_HEAD = 1 << 16  # bytes that decide what kind of file it is
 _BLANK = re.compile(r"[\s,]*")
 
 
@@ -26,13 +27,13 @@ class Row:
     """One row of a source."""
 
     line: int
-    value: Any  # what was read; None where there is a problem
-    raw: bytes | None = None  # without the line's end; None where the source is not text
+    value: Any  # what was read; None if there is a problem
+    raw: bytes | None = None  # without the line break; None if the source is not text
     problem: Refusal | None = None
-    number: int = 0  # among the rows, from 1; several can stand in one line of a JSON array
+    number: int = 0  # among the rows, from 1; one line of a JSON array can contain several
 
     def original(self) -> bytes:
-        """The bytes of the row, or its JSON where the source has no bytes of its own."""
+        """The bytes of the row, or its JSON if the source is not text."""
         if self.raw is not None:
             return self.raw
         return json.dumps(self.value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
@@ -40,25 +41,24 @@ class Row:
 
 @dataclass
 class Source:
-    """Where rows come from: read `rows` once. What is odd about the file as a whole goes to `findings`."""
+    """Where rows come from: iterate over `rows` once. `findings` collects what is unusual about the file as a whole."""
 
     name: str
     kind: str  # jsonl, json, csv, parquet, table or hub
     rows: Iterator[Row]
     findings: Findings
-    header: bytes = b""  # first line of a CSV file
 
 
 def stop(code: str, got: object, where: str, fix: str = "") -> WorkbenchError:
-    """The error for a source of which nothing can be read."""
-    return WorkbenchError(f"{CODES[code][1]} Got {excerpt(got)} ({where}, {code}). {fix or CODES[code][2]}")
+    """The error for a source that cannot be read."""
+    return WorkbenchError(f"{CODES[code].rule} Got {excerpt(got, 300)} ({where}, {code}). {fix or CODES[code].advice}")
 
 
 def open_source(source: Any) -> Source:
     """Rows of a path, `hub:owner/name`, a pandas DataFrame, a `datasets` object, or an iterable of mappings.
 
     Raises:
-        WorkbenchError: nothing can be read, with the code of the reason; also later, while the rows are read.
+        WorkbenchError: the source cannot be read; also later, while the rows are read.
     """
     if isinstance(source, (str, Path)):
         return _hub(str(source)[4:]) if str(source).startswith("hub:") else _file(Path(source))
@@ -67,7 +67,7 @@ def open_source(source: Any) -> Source:
         rows: Iterable[Any] = (dict(zip(names, row, strict=True)) for row in source.itertuples(index=False, name=None))
         return _table("DataFrame", "table", rows)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
-        raise stop("P001", type(source).__name__, "source", "Give a path, hub:owner/name, a table or a list of rows.")
+        raise stop("P001", type(source).__name__, "source", "Pass a path, hub:owner/name, a table or a list of rows.")
     return _table(type(source).__name__, "table", source)
 
 
@@ -76,7 +76,7 @@ def _table(name: str, kind: str, rows: Iterable[Any]) -> Source:
 
 
 def plain(value: Any) -> Any:
-    """A value of pandas or NumPy as Python's own: arrays as lists, missing values as None."""
+    """A value of pandas or NumPy as plain Python: arrays become lists, missing values None."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -96,7 +96,7 @@ def _hub(name: str) -> Source:
 
         rows = load_dataset(name, config or None, split=split or "train", streaming=True)
         return Source(f"hub:{name}", "hub", _checked(_table(name, "hub", rows).rows, name), Findings(f"hub:{name}"))
-    except Exception as error:  # the library has dozens, from no network to no such split
+    except Exception as error:  # the library raises dozens of kinds, from no network to an unknown split
         fix = "Check the name, the split (hub:owner/name@split or @config/split) and the network."
         raise stop("P001", f"{type(error).__name__}: {error}", f"hub:{name}", fix) from error
 
@@ -125,7 +125,7 @@ def _file(path: Path) -> Source:
 
 
 def _checked(rows: Iterator[Row], where: str, file: Any = None) -> Iterator[Row]:
-    """The same rows, then the file is closed; what libraries raise on a damaged file becomes one error to read."""
+    """The same rows; turns what libraries raise on a damaged file into one readable error, and closes the file."""
     try:
         yield from rows
     except (WorkbenchError, MemoryError):
@@ -162,7 +162,7 @@ def _text(path: Path, file: Any, head: bytes, suffix: str, findings: Findings) -
     if delimiter != usual:
         findings.add("P006", 1, got=f"{delimiter!r} between the columns of a {suffix} file")
     rows = _checked(_csv(header, lines, delimiter, name, blank + 1), name, file)
-    return Source(name, "csv", rows, findings, header.rstrip(b"\r\n"))
+    return Source(name, "csv", rows, findings)
 
 
 def _is_json(line: bytes) -> bool:
@@ -174,7 +174,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _lines(file: Any, head: bytes, findings: Findings) -> Iterator[bytes]:
-    """Physical lines with their ends. Cut at LF only, since JSON text may hold U+2028; at CR where there is no LF."""
+    """Lines with their line breaks: LF only, since JSON text may contain U+2028; CR in a file without LF."""
     if b"\r" in head and b"\n" not in head:
         findings.add("P005", 1, got="CR alone")
         file = file.read().replace(b"\r", b"\n").splitlines(keepends=True)
@@ -188,7 +188,7 @@ def _lines(file: Any, head: bytes, findings: Findings) -> Iterator[bytes]:
 def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(items)
     if len(made) != len(items):
-        twice = next(k for n, (k, _) in enumerate(items) if k in dict(items[:n]))
+        twice = Counter(key for key, _ in items).most_common(1)[0][0]
         raise Refusal("P105", twice, twice)
     return made
 
@@ -201,7 +201,7 @@ _strict = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number).d
 
 
 def _parsed(text: str, cut: bool = False) -> Any:
-    """The JSON value. Raises Refusal; `cut` says that a text that ends too early is the end of the file."""
+    """The JSON value. `cut`: the text is the end of the file, so it may have been cut off. Raises Refusal."""
     try:
         return _strict(text)
     except json.JSONDecodeError as error:
@@ -209,7 +209,7 @@ def _parsed(text: str, cut: bool = False) -> Any:
         near = text[max(0, error.pos - 20) : error.pos + 20]
         hint = f"{error.msg.lower().removesuffix(' at')} at character {error.pos + 1}: {near}"
         raise Refusal("P102" if ended else "P101", "", hint) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise Refusal("P101", "", f"{str(error)[:50]}: {text[:20]}") from None
 
 
@@ -227,7 +227,7 @@ def _jsonl(lines: Iterable[bytes]) -> Iterator[Row]:
 
 
 def _json(file: Any, name: str) -> Iterator[Row]:
-    """Objects of an array, or objects one after another over several lines."""
+    """The objects of an array, or objects that span several lines each."""
     data = file.read()
     try:
         text = data.decode("utf-8")
@@ -249,7 +249,7 @@ def _json(file: Any, name: str) -> Iterator[Row]:
         try:
             end = decode(text, at)[1]
         except (ValueError, RecursionError):
-            end = len(text)  # where a broken value ends cannot be known
+            end = len(text)  # nobody can tell where a broken value ends
         raw = text[at:end]
         try:
             yield Row(line, _parsed(raw, cut=end == len(text)), raw.encode())
@@ -260,52 +260,31 @@ def _json(file: Any, name: str) -> Iterator[Row]:
 
 def _csv(header: bytes, lines: Iterator[bytes], delimiter: str, name: str, number: int) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    pending: list[bytes] = []
-
-    def texts() -> Iterator[str]:
-        for line in lines:
-            pending.append(line)
-            yield line.decode("utf-8", "surrogateescape")
-
     try:
         names = next(csv.reader([header.decode("utf-8")], delimiter=delimiter, strict=True), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise stop("P103" if isinstance(error, UnicodeDecodeError) else "P008", header, f"{name}:{number}") from error
-    if twice := [n for k, n in enumerate(names) if n in names[:k]]:
-        raise stop("P105", twice[0], f"{name}:{number}", "Rename one of the columns.")
-    reader = csv.reader(texts(), delimiter=delimiter, strict=True)
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise stop("P105", twice, f"{name}:{number}", "Rename one of the columns.")
+    reader = csv.reader((x.decode("utf-8", "surrogateescape") for x in lines), delimiter=delimiter, strict=True)
     while True:
-        number, problem, cells = number + len(pending), None, None
-        pending.clear()
+        line, cells = number + reader.line_num + 1, []
+        problem: Refusal | None = None
         try:
             cells = next(reader)
         except StopIteration:
             break
         except csv.Error as error:
-            problem = Refusal("P111", "", f"{error}: {b''.join(pending)[:40]!r}")
-        raw = b"".join(pending).rstrip(b"\r\n")
-        if not raw.strip():
+            problem = Refusal("P111", "", error)
+        text = "".join(cells)
+        if not problem and len(cells) < 2 and not text.strip():  # an empty line
             continue
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            problem = Refusal("P103", "", raw[max(0, error.start - 20) : error.end + 20])
-        if not problem and len(cells or ()) != len(names):
-            problem = Refusal("P111", "", f"{len(cells or ())} cells of {len(names)}: {excerpt(raw)[:30]}")
-        value = None if problem else dict(zip(names, map(_unpacked, cells or ()), strict=True))
-        yield Row(number + 1, value, raw, problem)
-
-
-def _unpacked(cell: str) -> Any:
-    """Messages that a cell holds as JSON; all else as it is."""
-    if cell[:2] == "[{" and '"content"' in cell:
-        try:
-            found = json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-        if all(isinstance(m, dict) and "role" in m and "content" in m for m in found):
-            return found
-    return cell
+        if has_surrogate(text):
+            problem = Refusal("P103", "", cells)
+        elif not problem and len(cells) != len(names):
+            problem = Refusal("P111", "", f"{len(cells)} cells of {len(names)}: {', '.join(cells)}")
+        yield Row(line, dict(zip(names, cells, strict=False)), problem=problem)
 
 
 def _parquet(file: Any) -> Iterator[Row]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,13 @@ from dpo_workbench.common.files import write_text
 from dpo_workbench.common.html import escape, paragraph, pre, table
 from dpo_workbench.evaluation.report import Figure
 from dpo_workbench.models.loading import Model
-from dpo_workbench.pairs.checks import Annotator, length_auc
-from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.pairs.result import Read
+from dpo_workbench.pairs.checks import length_auc
+from dpo_workbench.pairs.pair import Pairs, ReadResult
 from dpo_workbench.plots.pairs import DifficultyDisplay, LengthsDisplay, LikenessDisplay
 from dpo_workbench.studies.microscope import microscope
 from dpo_workbench.training.run import Run
 
 SHOWN = 5  # pairs under the microscope
-MOST_PEOPLE = 20  # in the table of annotators
 HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -38,7 +35,7 @@ pre { background: #f2f2f2; padding: .5rem; font-size: .82rem; } figure { margin:
 
 
 def data_report(
-    pairs: Pairs | Read,
+    pairs: Pairs | ReadResult,
     path: str | Path,
     model: Model | None = None,
     after: Model | Run | None = None,
@@ -59,12 +56,10 @@ def data_report(
     Raises:
         WorkbenchError: nothing was kept, or as `microscope`.
     """
-    kept = pairs.pairs if isinstance(pairs, Read) else pairs
+    kept = pairs.pairs if isinstance(pairs, ReadResult) else pairs
     parts = [f"<h1>{escape(len(kept))} preference pairs</h1>", _counts(kept)]
-    if isinstance(pairs, Read):
+    if isinstance(pairs, ReadResult):
         parts += ["<h2>What reading found</h2>", pre(repr(pairs))]
-        if pairs.annotators:
-            parts += ["<h2>Who judged</h2>", _people(pairs.annotators)]
     if model is not None:
         seen = microscope(model, kept, after, show=show)
         advice = seen.advice(beta=beta)
@@ -100,19 +95,6 @@ def _counts(pairs: Pairs) -> str:
     rows = [(name, cell(value)) for name, value in pairs.summary().items()]
     rows.append(("AUC of length (0.5 is chance)", f"{length_auc(pairs.rows):.2f}"))
     return table(("what", "value"), rows)
-
-
-def _people(people: Sequence[Annotator]) -> str:
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.0%}"
-
-    heads = ("who", "labels", "most on one side", "the longer answer", "agrees with others")
-    rows = [
-        (p["annotator"], p["labels"], f"{share(p['side_share'])} {p['side'] or ''}", share(p["longer_share"]),
-         f"{share(p['agreement'])} of {p['compared']}" if p["compared"] else "")
-        for p in (person.to_dict() for person in people[:MOST_PEOPLE])
-    ]  # fmt: skip
-    return table(heads, rows)
 
 
 def _figure(figure: Figure) -> str:

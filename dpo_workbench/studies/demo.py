@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.common.environment import describe, peak_memory_gib, release_freed_memory
+from dpo_workbench.common.environment import describe, peak_memory_gib
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_json
 from dpo_workbench.evaluation.report import write_report
@@ -251,15 +251,15 @@ class Job:
         return run.model
 
     def answer(self, name: str, model: Model, run: Run | None = None) -> None:
-        """Evaluate an arm on the held-out prompts; its guesses are looked up in the answers of the arm before."""
-        stages, earlier = self.stages, next(reversed(self.evaluations.values()), None)
+        """Evaluate an arm on the held-out prompts."""
+        stages = self.stages
 
         def answered() -> Evaluation:
             if run and run.unchanged:
                 stages.say(f"{name}: the adapter that was kept is the one it began with, so its answers are sft's")
                 return replace(self.evaluations["sft"], name=name)
             test = self.task.test[: self.recipe.test_prompts]
-            return evaluate(model, test, name=name, drafts=earlier, show=stages.show)
+            return evaluate(model, test, name=name, show=stages.show)
 
         done = stages.cached(f"evaluations/{name}.json", answered, Evaluation.save, Evaluation.load)
         stages.say(
@@ -363,7 +363,6 @@ class Stages:
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         begun = time.monotonic()
         value = work()
-        release_freed_memory()
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begun
         return value
 

@@ -72,6 +72,10 @@ class Curve:
         squares = sum(float(((np.array(row) - np.mean(row)) ** 2).sum()) for row in self.values)
         return float(np.sqrt(squares / free)) if free else None
 
+    def forecast(self, size: int) -> Forecast:
+        """`forecast` of this curve at `size` pairs."""
+        return forecast(self, size)
+
     def flags(self) -> list[str]:
         """Why this curve is none that the families know; empty for a well-behaved one."""
         found, means = [], self.means if self.higher_is_better else -self.means
@@ -322,7 +326,6 @@ def learning_curve(
     folder: str | Path,
     target: Sequence[str] = (),
     probe: Split | None = None,
-    drafts: Evaluation | None = None,
     show: bool = True,
 ) -> LearningCurve:
     """Train on nested subsets of the pairs, each size for each seed, and answer the same prompts each time.
@@ -341,7 +344,6 @@ def learning_curve(
         folder: takes the results of each run.
         target: failure classes that count as `mined`.
         probe: as in `train`.
-        drafts: an evaluation of the same prompts, to look guesses up in.
         show: progress and a line a run.
 
     Raises:
@@ -355,7 +357,7 @@ def learning_curve(
             f"{list(sizes)} and {list(seeds)}. Choose smaller sizes, or mine more pairs."
         )
     folder, reference = Path(folder), dict[str, tuple[float, float]]()
-    first = _kept(folder / "start.json", lambda: evaluate(start, test, name="sft", drafts=drafts, show=show))
+    first = _kept(folder / "start.json", lambda: evaluate(start, test, name="sft", show=show))
     points = [_point(first, 0, 0, target)]
     last = None
     for seed, size in product(seeds, reversed(sizes)):  # the largest first: its reference serves the smaller ones
@@ -364,7 +366,7 @@ def learning_curve(
             settings = replace(config, seed=seed, held_out=0.0)
             done = train(start, nested(pairs, size, seed), settings, probe=probe, reference=reference, show=False)
             reference.update(done.reference)
-            return evaluate(done.model, test, name=f"{size} pairs, seed {seed}", drafts=first, show=False)
+            return evaluate(done.model, test, name=f"{size} pairs, seed {seed}", show=False)
 
         found = _kept(folder / f"{size}-{seed}.json", run)
         last = last or found

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, without pickle: adapter, optimiser, step, random generators and history."""
+"""Checkpoints of a run: adapter, optimizer state, step and history. A checkpoint is complete or not there at all."""
 
 from __future__ import annotations
 
@@ -24,28 +24,32 @@ FILES = (*(f"{name}.safetensors" for name in TENSORS), "state.json")
 
 @dataclass
 class Checkpoint:
-    """All that a run needs to go on in the same bits; the order of rows and the learning rate follow from the step."""
+    """Everything that a run needs to continue in the same bits.
+
+    The order of rows and the learning rate follow from the step, and nothing in the loop draws from global random
+    generators, so their state is not needed.
+    """
 
     step: int
     adapter: dict[str, torch.Tensor]
     best_adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     facts: dict[str, Any]  # history, probes, best step: plain values
-    machine: dict[str, Any] = field(default_factory=dict)  # versions, threads: another one gives other last bits
+    machine: dict[str, Any] = field(default_factory=dict)  # versions, threads: if they differ, the last bits may too
 
 
 def run_folder(folder: Path, settings: dict[str, Any]) -> Path:
-    """Where a run with these settings keeps its checkpoints: runs with others beside it are never taken or lost."""
+    """The folder for checkpoints of a run with these settings. Runs with other settings get other folders."""
     return folder / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def save_checkpoint(folder: Path, state: Checkpoint, settings: dict[str, Any]) -> None:
-    """Write `folder/HASH/step-N` in one step, then drop all but the last two of this run.
+    """Write `folder/HASH/step-N` in one step, then delete all but the last two checkpoints of this run.
 
     Args:
-        folder: of all runs' checkpoints.
-        state: what to keep.
-        settings: plain values that name the run: its config, data and model.
+        folder: holds the checkpoints of all runs.
+        state: what to save.
+        settings: plain values that identify the run: its config, data and model.
     """
     own = run_folder(folder, settings)
     with replace_folder(own / f"step-{state.step:06d}") as fresh:
@@ -62,29 +66,29 @@ def save_checkpoint(folder: Path, state: Checkpoint, settings: dict[str, Any]) -
 def load_checkpoint(
     folder: Path, settings: dict[str, Any], adapter: dict[str, torch.Tensor], parameters: Sequence[torch.Tensor]
 ) -> Checkpoint | None:
-    """The newest whole checkpoint of this very run, or None. A damaged one is passed over with one line.
+    """The newest complete checkpoint of this very run, or None. A damaged one is skipped with a printed line.
 
     Args:
         folder, settings: as in `save_checkpoint`.
-        adapter: weights of the run's adapter, and
-        parameters: the same in the optimiser's order: a checkpoint's tensors must have their names and shapes.
+        adapter: weights of the run's adapter; a checkpoint's tensors must have the same names and shapes.
+        parameters: the same weights in the optimizer's order.
     """
     own = run_folder(folder, settings)
-    for stray in own.glob(".*step-*"):  # of a save that was killed
+    for stray in own.glob(".*step-*"):  # left by a save that was killed
         shutil.rmtree(stray, ignore_errors=True)
     for path in reversed(_checkpoints(own)):
         try:
             return _read(path, adapter, parameters)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            print(f"{path} is not whole ({error}): passed over")
+            print(f"{path} is damaged ({error}): skipped")
     if not own.is_dir():
         for other in sorted({path.parent for path in folder.glob("*/step-*")}):
-            print(f"{other} belongs to a run with other settings{_difference(other, settings)}: not taken")
+            print(f"{other} belongs to a run with other settings{_difference(other, settings)}: not used")
     return None
 
 
 def _checkpoints(own: Path) -> list[Path]:
-    """The run's checkpoints by step; other files in the folder are left alone."""
+    """The run's checkpoints in the order of their steps."""
     found = [path for path in own.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
@@ -109,7 +113,7 @@ def _read(path: Path, adapter: dict[str, torch.Tensor], parameters: Sequence[tor
 
 
 def _difference(other: Path, settings: dict[str, Any]) -> str:
-    """` (lr: 0.1 there, 0.2 here)`: what another run's newest checkpoint says of its settings."""
+    """How the settings of another run's newest checkpoint differ, such as ` (lr: 0.1 there, 0.2 here)`."""
     try:
         there = json.loads((_checkpoints(other)[-1] / "state.json").read_text(encoding="utf-8"))["settings"]
         return differences(there, settings)
@@ -131,7 +135,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `pack_optimizer` gave."""
+    """Load what `pack_optimizer` returned into an optimizer."""
     whole = optimizer.state_dict()
     rows: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():

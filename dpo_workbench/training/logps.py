@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.training.packing import Batch
 
-MAX_LOGITS = 2**25  # logits in one piece: 128 MiB in fp32
+MAX_LOGITS = 2**23  # logits in one piece: 32 MiB in fp32
 
 
 def token_states(network: nn.Module, batch: Batch) -> Tensor:

@@ -87,12 +87,3 @@ def test_description_names_the_widest_instructions(monkeypatch, flags, found) ->
 
 def test_peak_memory_is_a_plausible_number_of_gib() -> None:
     assert 0.05 < environment.peak_memory_gib() < 1000
-
-
-def test_keep_freed_memory_is_harmless(monkeypatch) -> None:
-    environment.keep_freed_memory()
-    environment.release_freed_memory()
-    monkeypatch.setattr(environment.sys, "platform", "win32")
-    environment.keep_freed_memory()
-    environment.release_freed_memory()
-    assert torch.ones(1000, 1000).sum() == 1_000_000

@@ -53,14 +53,5 @@ def test_going_on_counts_from_where_it_was(monkeypatch, capsys):
     assert capsys.readouterr().err == "training: 5 of 5\n"
 
 
-def test_a_notebook_without_widgets_uses_the_plain_bar(monkeypatch, capsys, recwarn):
-    monkeypatch.setattr(module, "quiet", lambda: False)
-    monkeypatch.setattr(module, "in_notebook", lambda: True)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    count()
-    assert capsys.readouterr().err.endswith("answers: 3 of 3\n")
-    assert not [w for w in recwarn if "IProgress" in str(w.message)]
-
-
 def test_a_test_is_no_notebook():
     assert not module.in_notebook()

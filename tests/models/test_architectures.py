@@ -15,6 +15,8 @@ from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.reference import choose_packing, reference_logps
 from dpo_workbench.training.tokens import tokenize
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "eos_token_id": 0, "bos_token_id": 0,

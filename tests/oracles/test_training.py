@@ -45,7 +45,7 @@ def ends(tiny_folder, tmp_path_factory) -> dict:
     package = Path(importlib.util.find_spec("dpo_workbench").origin).parents[1]
     env = {**os.environ, "PYTHONPATH": str(package)}
     done = subprocess.run(
-        [sys.executable, SCRIPT, tiny_folder, work], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, SCRIPT, tiny_folder, work], env=env, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

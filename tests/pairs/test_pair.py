@@ -79,7 +79,7 @@ def test_weight_is_written_where_it_is_not_one(tmp_path) -> None:
 
 
 def test_pairs_survive_the_disk(tmp_path) -> None:
-    pairs = Pairs([ONE, TWO, replace(ONE, id="c", chosen="line\r\nline \x85 \ud800")])
+    pairs = Pairs([ONE, TWO, replace(ONE, id="c", chosen="line\r\nline \x85")])
     path = pairs.save(tmp_path / "deep" / "pairs.jsonl")
     assert Pairs.load(path).rows == pairs.rows
     assert path.read_bytes().count(b"\n") == 3  # one line each, whatever the texts hold
@@ -109,7 +109,12 @@ BAD_ROWS = {
     "number for text": GOOD.replace(b'"prompt": "prompt"', b'"prompt": 5'),
     "null for text": GOOD.replace(b'"chosen": "better"', b'"chosen": null'),
     "messages for text": GOOD.replace(b'"chosen": "better"', b'"chosen": [{"role": "user"}]'),
-    "number as id": GOOD.replace(b'"id": "a"', b'"id": 1'),
+    "list as id": GOOD.replace(b'"id": "a"', b'"id": [1]'),
+    "word for a truth value": GOOD.replace(b'"rejected_finished": true', b'"rejected_finished": "perhaps"'),
+    "key twice": GOOD[:-1] + b', "chosen": "other"}',
+    "NaN": GOOD.replace(b'"weight": 1.0', b'"weight": NaN'),
+    "lone surrogate": GOOD.replace(b"worse", b"w\\ud800rse"),
+    "another layout": b'{"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []}',
     "invalid UTF-8": GOOD.replace(b"worse", b"w\xffrse"),
     "UTF-16": '{"id": "a"}'.encode("utf-16"),
     "nested too deep": b'{"id":' * 100_000,
@@ -120,15 +125,35 @@ BAD_ROWS = {
 def test_bad_row_is_named_by_file_and_line(tmp_path, row: bytes) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(GOOD + b"\n\n" + row)
-    with pytest.raises(WorkbenchError, match=r"pairs\.jsonl:3: .*Mend or drop the row"):
+    with pytest.raises(WorkbenchError, match=r"pairs\.jsonl:3: .*Fix or drop the row"):
         Pairs.load(path)
 
 
+def test_load_understands_what_read_pairs_does(tmp_path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(GOOD.replace(b'"rejected_finished": true', b'"rejected_finished": "false"').replace(b'"g1"', b"5"))
+    (pair,) = Pairs.load(path)
+    assert pair.rejected_finished is False and pair.group == "5"
+
+
+def test_a_lone_surrogate_is_refused_before_training() -> None:
+    for name in ("prompt", "chosen", "rejected", "id", "group"):
+        with pytest.raises(WorkbenchError, match=f"`{name}` must not contain half of a surrogate pair"):
+            Pairs([replace(ONE, **{name: "a\ud800"})])
+        with pytest.raises(WorkbenchError, match=f"`{name}` must be text. Got 3"):
+            Pairs([replace(ONE, **{name: 3})])
+
+
+def test_the_display_counts_prompts_where_there_are_no_groups() -> None:
+    pairs = Pairs([replace(ONE, id=str(k), prompt=f"p{k % 3}", group="") for k in range(6)])
+    assert repr(pairs).startswith("Pairs: 6 in 3 prompts\n") and pairs.summary()["groups"] == 3
+
+
 def test_missing_and_empty_files(tmp_path) -> None:
-    with pytest.raises(WorkbenchError, match="no file at .*none.jsonl"):
+    with pytest.raises(WorkbenchError, match="Got no file .*none.jsonl"):
         Pairs.load(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_bytes(b"\n")
-    with pytest.raises(WorkbenchError, match="Got none"):
+    with pytest.raises(WorkbenchError, match="must have rows"):
         Pairs.load(tmp_path / "empty.jsonl")
 
 

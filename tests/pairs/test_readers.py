@@ -14,14 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs import readers
+from dpo_workbench.pairs import layouts_in, reader
 from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
 from dpo_workbench.pairs.conversations import split_texts
-from dpo_workbench.pairs.dialects import DIALECTS, PROMPTS
-from dpo_workbench.pairs.layouts import LAYOUTS, to_lines
-from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.pairs.readers import read_pairs
-from dpo_workbench.pairs.result import fix_file
+from dpo_workbench.pairs.layouts_in import PROMPTS
+from dpo_workbench.pairs.layouts_out import LAYOUTS, to_lines
+from dpo_workbench.pairs.pair import Pair, Pairs, read_pairs
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "benchmarks" / "fuzz_readers.py")
@@ -30,7 +28,6 @@ _spec.loader.exec_module(fuzz)
 EXAMPLES, QUESTION, GOOD, BAD = fuzz.EXAMPLES, fuzz.QUESTION, fuzz.GOOD, fuzz.BAD
 NAMES = {
     **{"trl messages": "trl", "trl-implicit messages": "trl-implicit", "together": "openai"},
-    **{"argilla records": "argilla", "labelstudio min": "labelstudio"},
     **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks", "ranks within"), "list"),
     **dict.fromkeys([name for name in EXAMPLES if name.startswith("compared")], "compared"),
 }
@@ -54,7 +51,7 @@ def test_each_layout_is_recognised_and_read_right(name: str) -> None:
 
 
 def test_the_examples_cover_all_layouts() -> None:
-    assert {NAMES.get(name, name) for name in EXAMPLES} == set(DIALECTS)
+    assert {NAMES.get(name, name) for name in EXAMPLES} == set(layouts_in.LAYOUTS)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -98,7 +95,7 @@ def test_messages_survive_a_csv_file(tmp_path) -> None:
     assert texts(read_pairs(tmp_path / "a.csv")) == [("q", answer, "[]")]
 
 
-def test_a_csv_row_keeps_its_physical_line_and_bytes(tmp_path) -> None:
+def test_a_csv_row_keeps_its_physical_line(tmp_path) -> None:
     data = b'\r\nprompt,chosen,rejected\r\nq1,"two\r\nlines, ""quoted""",b\r\n\r\nq2,only two\r\nq3,"a",b'
     path = tmp_path / "a.csv"
     path.write_bytes(data)
@@ -106,10 +103,10 @@ def test_a_csv_row_keeps_its_physical_line_and_bytes(tmp_path) -> None:
     assert texts(read) == [("q1", 'two\r\nlines, "quoted"', "b"), ("q3", "a", "b")]
     (finding,) = [f for f in read.findings if f.severity == "error"]
     assert (finding.code, finding.line) == ("P111", 6) and "2 cells of 3" in finding.excerpt
-    assert read.quarantine(tmp_path / "q").read_bytes() == b"prompt,chosen,rejected\nq2,only two\n"
+    assert read.quarantine(tmp_path / "q").read_bytes() == b'{"prompt": "q2", "chosen": "only two"}\n'
     path.write_bytes(b'prompt,chosen,rejected\nq1,a,b\nq2,"never closed,b\nq3,a,b\n')
     read = read_pairs(path)
-    assert codes(read) == ["P111"] and read.refused_rows[0].raw == b'q2,"never closed,b\nq3,a,b'
+    assert codes(read) == ["P111"] and (read.rows, read.kept) == (2, 1)
 
 
 def test_json_rows_have_the_line_where_they_begin(tmp_path) -> None:
@@ -146,7 +143,19 @@ def test_an_implicit_prompt_ends_before_what_the_answers_share(prompt, chosen, r
     assert [(p.prompt, p.chosen, p.rejected) for p in read.found] == [(prompt, chosen, rejected)]
 
 
-@pytest.mark.parametrize("pair", [("one", "two"), ("", ""), ("SELECT a", "SELECT b"), ("{\na", "{\nb")])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("one", "two"),
+        ("SELECT a", "SELECT b"),
+        ("{\na", "{\nb"),
+        ("Dr. Smith says so.", "Dr. Smyth says so."),
+        ("Answer: yes", "Answer: no"),  # a mark, but no prompt before it
+        ("Sure! " + "one " * 20, "Sure! " + "two " * 20),
+        ("Here is a list.\n" + "one " * 20, "Here is a list.\n" + "two " * 20),  # short: it may belong to both answers
+        ("There was a fox. It " + "ran " * 20, "There was a fox. He " + "ran " * 20),
+    ],
+)
 def test_without_an_end_there_is_no_implicit_prompt(pair) -> None:
     with pytest.raises(Refusal, match="P310"):
         split_texts(*pair)
@@ -163,17 +172,17 @@ def test_dialogues_are_split_by_turn() -> None:
     assert codes(read) == ["P208"]
 
 
-def test_many_answers_become_all_strict_pairs_of_one_group() -> None:
+def test_many_answers_become_all_strict_pairs() -> None:
     row = {"id": "u", "prompt": "q", "responses": ["a", "b", "c", "d"], "scores": [0.5, 1, 0.5, 0]}
     read = read_pairs([row])
     assert {(p.chosen, p.rejected) for p in read.found} == {("b", "a"), ("b", "c"), ("b", "d"), ("a", "d"), ("c", "d")}
-    assert {p.group for p in read.found} == {"u"} and read.found[0].chosen_score == 1
+    assert {p.split_key for p in read.found} == {"q"} and read.found[0].chosen_score == 1
     outside = read_pairs([row | {"scores": [0.5, 7, 0.5, 0]}])  # one scale for all answers: none is kept
     assert {p.chosen_score for p in outside.found} == {None} and outside.counts["P413"] == 1
     answers = [f"a{k}" for k in range(50)]
     many = read_pairs([{"prompt": "q", "answers": answers}])  # best first: each of the rest against the best
     assert [(p.chosen, p.rejected) for p in many.found] == [("a0", a) for a in answers[1:]]
-    assert codes(read_pairs([row | {"scores": [1, 1, 1, 1]}])) == ["P412"]
+    assert codes(read_pairs([row | {"scores": [1, 1, 1, 1]}]), "skipped") == ["P412"]
     assert codes(read_pairs([row | {"scores": [1, 2]}])) == ["P108"]
 
 
@@ -187,34 +196,89 @@ def test_parts_and_other_names_of_messages_are_read() -> None:
 
 
 def test_ties_and_disagreement_never_become_pairs() -> None:
-    (row,) = EXAMPLES["tinker"]
-    assert codes(read_pairs([row | {"label": "Tie"}])) == ["P412"]
-    assert codes(read_pairs([row | {"label": "C"}])) == ["P108"]
-    (task,) = EXAMPLES["labelstudio"]
-    both = [fuzz._pairwise("left"), fuzz._pairwise("right")]
-    assert codes(read_pairs([task | {"annotations": both}])) == ["P412"]
-    assert texts(read_pairs([task | {"annotations": [*both, fuzz._pairwise("right")]}])) == [(QUESTION, BAD, GOOD)]
-    cancelled = fuzz._pairwise("right") | {"was_cancelled": True}
-    assert texts(read_pairs([task | {"annotations": [fuzz._pairwise("left"), cancelled]}])) == [(QUESTION, GOOD, BAD)]
-    (record,) = EXAMPLES["argilla"]
-    draft = {"preference.responses": ["response1", "response2"], "preference.responses.status": ["draft", "submitted"]}
-    assert texts(read_pairs([record | draft])) == [(QUESTION, GOOD, BAD)]
-    ranks = [[{"value": "response1", "rank": 2}, {"value": "response2", "rank": 1}]]
-    assert texts(read_pairs([record | {"preference.responses": ranks}])) == [(QUESTION, GOOD, BAD)]
-    assert codes(read_pairs([record | {"preference.responses": []}])) == ["P412"]
+    (row,) = EXAMPLES["compared"]
+    read = read_pairs([row | {"better_response_id": "Tie"}, row])
+    assert (read.counts["P412"], read.skipped, read.refused, read.kept) == (1, 1, 0, 1)
+    assert codes(read_pairs([row | {"better_response_id": "C"}])) == ["P108"]
 
 
-def test_unpaired_answers_are_paired_within_a_prompt_or_refused() -> None:
+def test_unpaired_answers_are_paired_within_a_prompt_or_skipped() -> None:
     def thumb(prompt: str, text: str, up: bool) -> dict:
         return {"prompt": prompt, "completion": text, "label": up}
 
     rows = [thumb("p", "a", True), thumb("q", "b", False), thumb("p", "c", False), thumb("p", "d", False)]
     rows += [thumb("p", "a", True), thumb("q", "e", False)]
     read = read_pairs(rows)
-    assert {p.group for p in read.found} == {"row-1"}
-    assert texts(read) == [("p", "a", "c"), ("p", "a", "d")] and codes(read) == ["P411", "P411"]
-    assert (read.rows, read.kept, read.refused, read.merged) == (6, 3, 2, 1)
-    assert [r.line for r in read.refused_rows] == [2, 6]
+    assert texts(read) == [("p", "a", "c"), ("p", "a", "d")] and codes(read, "skipped") == ["P411", "P411"]
+    assert (read.rows, read.kept, read.refused, read.merged, read.skipped) == (6, 3, 0, 1, 2)
+    assert [f.line for f in read.findings if f.code == "P411"] == [2, 6] and len(read.strict()) == 2
+
+
+@pytest.mark.parametrize("form", [json.dumps, str], ids=["JSON", "Python"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "rows"])
+def test_text_that_spells_out_messages_is_decoded(tmp_path, form, suffix: str) -> None:
+    row = {key: form(value) for key, value in EXAMPLES["trl messages"][0].items()}
+    source = [row]
+    if suffix != "rows":
+        source = tmp_path / f"a.{suffix}"
+        source.write_bytes(fuzz.encode([row], suffix))
+    read = read_pairs(source)
+    assert texts(read) == [(QUESTION, GOOD, BAD)] and read.counts["P210"] == 3
+    read = read_pairs([{key: form(value) for key, value in EXAMPLES["trl-implicit messages"][0].items()}])
+    assert texts(read) == [(QUESTION, GOOD, BAD)]
+
+
+def test_text_that_only_looks_like_messages() -> None:
+    (row,) = EXAMPLES["trl"]
+    array = "[{'role': 'assistant', 'content': 'a'}\n {'role': 'user', 'content': 'b'}]"  # as NumPy prints it
+    (finding,) = [f for f in read_pairs([row | {"chosen": array}]).findings if f.severity == "error"]
+    assert finding.code == "P108" and "JSON list of objects" in finding.fix
+    for other in ('[{"value": 3}]', '[{"role": "x"}]', "[{'from': 1}", "[1]", "{'role': 'user', 'content': 'a'}"):
+        read = read_pairs([row | {"chosen": other}])
+        assert texts(read) == [(QUESTION, other, BAD)] and codes(read) == []
+
+
+def test_a_saved_text_is_never_decoded(tmp_path) -> None:
+    text = json.dumps(fuzz.said("a"))
+    pairs = Pairs([Pair("a", "Write a message as JSON.", text, "no")])
+    assert Pairs.load(pairs.save(tmp_path / "a.jsonl")).rows == pairs.rows
+
+
+def test_several_rejected_answers_make_a_pair_each() -> None:
+    (row,) = EXAMPLES["trl"]
+    many = [f"wrong {k}" for k in range(12)]
+    read = read_pairs([row | {"id": "a", "rejected": many}])
+    assert texts(read) == [(QUESTION, GOOD, r) for r in many] and read.counts["P211"] == 1
+    assert [p.id for p in read.found[:2]] == ["a.1", "a.2"] and len({p.split_key for p in read.found}) == 1
+    assert texts(read_pairs([row | {"rejected": [BAD, GOOD, BAD]}])) == [(QUESTION, GOOD, BAD)]
+    (chat,) = EXAMPLES["trl messages"]
+    assert len(read_pairs([chat | {"rejected": [fuzz.said("x"), fuzz.said("y")]}]).found) == 2
+    assert codes(read_pairs([row | {"rejected": ["x", 3]}])) == ["P108"]
+
+
+def test_equal_answers_of_a_list_make_one_pair() -> None:
+    read = read_pairs([{"prompt": "q", "answers": ["a", "b", "b", "c"]}])
+    assert texts(read) == [("q", "a", "b"), ("q", "a", "c"), ("q", "b", "c")] and read.counts["P303"] == 1
+    assert read.counts["P212"] == 1  # no scores: best first
+
+
+def test_ids_are_kept_as_they_are_written() -> None:
+    (row,) = EXAMPLES["trl"]
+
+    def ids(*given) -> list[str]:
+        return [p.id for p in read_pairs([row | {"prompt": f"{g} {k}", "id": g} for k, g in enumerate(given)]).found]
+
+    assert ids(3.0, 4, "5", None, "") == ["3.0", "4", "5", "row-4", "row-5"]
+    assert ids(None, "row-1", None, "row-3-auto", "row-3") == [
+        "row-1-auto",
+        "row-1",
+        "row-3-auto-auto",
+        *("row-3-auto", "row-3"),
+    ]
+    assert codes(read_pairs([row | {"id": True}])) == ["P108"]
+    several = row | {"rejected": ["x", "y"]}
+    read = read_pairs([several, row | {"prompt": "p", "id": "row-1.2"}])
+    assert [p.id for p in read.found] == ["row-1.1", "row-1.2-auto", "row-1.2"] and read.refused == 0
 
 
 def test_a_mapping_gives_columns_their_names() -> None:
@@ -230,10 +294,6 @@ def test_an_input_goes_behind_its_instruction() -> None:
     row = {"instruction": "Name the ore.", "input": "Fe2O3"}
     for answers in ({"chosen": GOOD, "rejected": BAD}, {"output_1": BAD, "output_2": GOOD, "preference": 2.0}):
         assert texts(read_pairs([row | answers])) == [("Name the ore.\n\nFe2O3", GOOD, BAD)]
-    shown = row | {"text1": BAD, "text2": GOOD, "system": "Be brief."}
-    (task,) = EXAMPLES["labelstudio"]
-    (pair,) = read_pairs([task | {"data": shown, "annotations": [fuzz._pairwise("right")]}]).found
-    assert (pair.prompt, pair.chosen) == ("system: Be brief.\n\nuser: Name the ore.\n\nFe2O3", GOOD)
 
 
 def test_a_winner_is_named_in_many_ways() -> None:
@@ -241,7 +301,7 @@ def test_a_winner_is_named_in_many_ways() -> None:
     for key, value in {"winner": "model_b", "preference": "B", "label": "answer_b", "better": "right"}.items():
         assert texts(read_pairs([row | {key: value}])) == [(QUESTION, GOOD, BAD)]
     for tie in ("tie", "tie (bothbad)", "Both", None):
-        assert codes(read_pairs([row | {"winner": tie}])) == ["P412"]
+        assert codes(read_pairs([row | {"winner": tie}]), "skipped") == ["P412"]
     for odd in ("model_c", 3, ["x"], {"y": 1}):
         assert codes(read_pairs([row | {"winner": odd}])) == ["P108"]
 
@@ -262,13 +322,17 @@ def test_what_stands_beside_the_texts_is_kept() -> None:
 
 
 def test_odd_keys_are_shown_harmlessly() -> None:
-    read = read_pairs([{"prompt": "q", "chosen\x1b": "a", "rejected": "b", "\ud800": 1}])
+    odd = {"prompt": "q", "chosen\x1b": "a", "rejected": "b", "\ud800": 1}
+    read = read_pairs([*EXAMPLES["trl"], odd])
     assert repr(read).isascii() and "\x1b" not in repr(read) and "Rename `chosen\\x1b` to `chosen`" in repr(read)
+    with pytest.raises(WorkbenchError, match="P007") as caught:
+        read_pairs([odd])
+    assert str(caught.value).isascii() and "\x1b" not in str(caught.value)
 
 
 def test_wrong_arguments_raise() -> None:
-    with pytest.raises(WorkbenchError, match="`layout` must be one of own.*Got 'tinkr'. Did you mean tinker"):
-        read_pairs(EXAMPLES["tinker"], layout="tinkr")
+    with pytest.raises(WorkbenchError, match="`layout` must be one of own.*Got 'thumb'. Did you mean thumbs"):
+        read_pairs(EXAMPLES["thumbs"], layout="thumb")
     with pytest.raises(WorkbenchError, match="Got int"):
         read_pairs(3)
     with pytest.raises(WorkbenchError, match="must have rows"):
@@ -338,7 +402,7 @@ _JSON = st.recursive(
     max_leaves=12,
 )
 _BASE = st.sampled_from([row for rows in EXAMPLES.values() for row in rows])
-_KEY = st.sampled_from([*fuzz.KEYS, "comparison", "input", "answers", "preference.responses", "completion"])
+_KEY = st.sampled_from([*fuzz.KEYS, "input", "answers", "completion"])
 _ROW = st.builds(lambda row, key, value: {**row, key: value}, _BASE, _KEY, _JSON) | _BASE | _JSON
 
 
@@ -350,7 +414,7 @@ def test_counts_add_up_for_any_rows(rows) -> None:
     except WorkbenchError as error:
         assert "(" in str(error)
         return
-    assert read.rows == len(rows) == read.kept + read.refused + read.merged
+    assert read.rows == len(rows) == read.kept + read.refused + read.merged + read.skipped
     assert len(read.refused_rows) == read.refused and all(p.chosen.strip() for p in read.found)
     json.dumps(read.to_dict(), allow_nan=False)
 
@@ -364,7 +428,7 @@ def test_any_bytes_end_in_a_result_or_one_error(tmp_path, data: bytes, suffix: s
         read = read_pairs(path)
     except WorkbenchError:
         return
-    assert read.rows == read.kept + read.refused + read.merged
+    assert read.rows == read.kept + read.refused + read.merged + read.skipped
 
 
 def test_a_hundred_mutated_files() -> None:
@@ -375,8 +439,8 @@ def test_a_hundred_mutated_files() -> None:
 
 def test_the_count_is_asserted(monkeypatch) -> None:
     """Negative control: a reader that forgets a row cannot give a result."""
-    monkeypatch.setattr(readers._Reader, "_refuse", lambda self, *_: None)
-    with pytest.raises(AssertionError, match="2 != 1 [+] 0 [+] 0"):
+    monkeypatch.setattr(reader.Reader, "_refuse", lambda self, *_: None)
+    with pytest.raises(AssertionError, match="2 != 1 [+] 0 [+] 0 [+] 0"):
         read_pairs([*EXAMPLES["trl"], {"prompt": "q"}])
 
 
@@ -427,7 +491,7 @@ def test_disagreement_of_graders_is_the_weight() -> None:
     row["candidates"][2]["grades"]["w"] = 0  # graded nothing else
     read = read_pairs([row])
     assert {(p.chosen, p.rejected): p.weight for p in read.found} == {("a", "b"): 1, ("a", "c"): pytest.approx(1 / 3)}
-    assert {p.group for p in read.found} == {"row-1"} and read.kept == 1
+    assert {p.group for p in read.found} == {""} and read.kept == 1
     (double,) = read_pairs([graded(a={"x": 1}, b={"x": 0}) | {"weight": 2}]).found
     assert double.weight == 2
 
@@ -442,8 +506,6 @@ def test_an_answer_that_is_there_twice_costs_no_more_than_its_own_pair() -> None
 @pytest.mark.parametrize(
     ("row", "code"),
     [
-        (graded(a={"x": 3, "y": 1}, b={"x": 1, "y": 2}), "P412"),  # the mean says a, and the two people disagree
-        (graded(a={"x": 3}, b={"y": 1}), "P412"),  # nobody graded both
         (graded(a={"x": "good"}, b={"x": 1}), "P108"),
         (graded(a={}, b={"x": 1}), "P107"),
     ],
@@ -453,48 +515,68 @@ def test_grades_that_make_no_pair_are_refused(row, code: str) -> None:
     assert read.counts == {code: 1} and read.refused == 1 and not read.found
 
 
+def test_grades_without_a_majority_make_no_pair() -> None:
+    disagree = graded(a={"x": 3, "y": 1}, b={"x": 1, "y": 2})  # the mean says a, and the two people disagree
+    nobody = graded(a={"x": 3}, b={"y": 1})  # nobody graded both
+    read = read_pairs([disagree, nobody])
+    assert read.counts == {"P412": 2} and read.skipped == 2 and not read.found
+
+
 def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
     (row,) = EXAMPLES["own"]
     good = json.dumps(row)
     second = json.dumps(row | {"id": " b2 ", "rejected": "Ten [red]or[/] so."})
     bad = "{'id': 1}"
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([good, bad, good, second]).encode())
-    code, out, err = run("check", "a.jsonl", "--fix", "b.jsonl", "--quarantine", "q.jsonl")
-    assert code == 1 and err == "b.jsonl: byte order mark, line ends, ids trimmed: 1, copies dropped: 1\n"
+    code, out, err = run("check", "a.jsonl", "--save", "b.jsonl", "--quarantine", "q.jsonl")
+    assert code == 1 and err == "2 pairs: b.jsonl\n"
     assert out.startswith("a.jsonl: layout own (what Pairs.save writes), jsonl\nP101 error, 1 time: ")
     assert "    a.jsonl:2: " in out and out.endswith("4 rows read = 2 kept + 1 refused + 1 merged; 2 pairs\n")
     assert (tmp_path / "q.jsonl").read_text() == bad + "\n"
-    assert (tmp_path / "b.jsonl").read_text() == f"{good}\n{bad}\n{second.replace(' b2 ', 'b2')}\n"
-    code, out, err = run("check", "b.jsonl", "--json")
+    assert [p.id for p in Pairs.load(tmp_path / "b.jsonl")] == ["b1", "b2"]
+    code, out, err = run("check", "a.jsonl", "--json")
     found = json.loads(out)
-    assert code == 1 and (found["rows"], found["refused"], found["merged"]) == (3, 1, 0)
-    assert set(found["counts"]) == {"P101", "P409"} and found["findings"][0]["line"] == 2
-    (tmp_path / "c.jsonl").write_text(good + "\n")
-    assert run("check", "c.jsonl", "--layout", "own")[0] == 0  # negative control of the exit code
+    assert code == 1 and (found["rows"], found["refused"], found["merged"]) == (4, 1, 1)
+    assert run("check", "b.jsonl", "--layout", "own")[0] == 0  # negative control of the exit code
+
+
+def test_check_names_columns(run, tmp_path) -> None:
+    (tmp_path / "a.csv").write_text("ask,good,poor\nq,a,b\n")
+    code, _, err = run("check", "a.csv")
+    assert code == 1 and "dpo-workbench check a.csv --map prompt=PROMPT_COLUMN" in err
+    code, out, _ = run("check", "a.csv", "--map", "prompt=ask", "--map", "chosen=good", "--map", "rejected=poor")
+    assert code == 0 and "1 pairs" in out
+    code, _, err = run("check", "a.csv", "--map", "prompt")
+    assert code == 1 and "--map must be OURS=THEIRS. Got 'prompt'" in err
 
 
 def test_check_refuses_what_it_cannot_read_or_write(run, tmp_path) -> None:
     code, out, err = run("check", "none.jsonl")
     assert code == 1 and out == "" and "Got no file (none.jsonl, P001). Check the path" in err
-    (tmp_path / "a.json").write_bytes(fuzz.encode(EXAMPLES["trl"], "json"))
-    code, _, err = run("check", "a.json", "--fix", "b.jsonl")
-    assert code == 1 and "Only JSONL, CSV and TSV files can be mended as text. Got json (a.json)" in err
     (tmp_path / "a.csv").write_bytes(fuzz.encode(EXAMPLES["trl"], "csv"))
     before = (tmp_path / "a.csv").read_bytes()
-    for option in ("--fix", "--quarantine"):
-        code, _, err = run("check", "a.csv", option, "a.csv")
-        assert code == 1 and "The source must stay as it is" in err and (tmp_path / "a.csv").read_bytes() == before
-    code, _, err = run("check", "a.csv", "--fix", "b.csv")
-    assert code == 0 and err == "b.csv: line ends\n"
-    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes().replace(b"\r\n", b"\n")
-    with pytest.raises(WorkbenchError, match="Got its own name"):
-        fix_file(tmp_path / "a.csv", read_pairs(tmp_path / "a.csv"), tmp_path / "x" / ".." / "a.csv")
+    code, _, err = run("check", "a.csv", "--quarantine", "a.csv")
+    assert code == 1 and "The source must stay as it is" in err and (tmp_path / "a.csv").read_bytes() == before
 
 
 def test_the_page_on_data_lists_every_layout_and_code() -> None:
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    for name, dialect in DIALECTS.items():
-        assert f"| `{name}` | {dialect.what} |" in page
-    for code, (severity, must, fix) in CODES.items():
-        assert f"| {code} | {severity} | {must} | {fix} |" in page
+    wanted = [f"| `{name}` | {layout.what} |" for name, layout in layouts_in.LAYOUTS.items()]
+    wanted += [f"| {code} | {' | '.join(facts)} |" for code, facts in CODES.items()]
+    missing = "\n".join(line for line in wanted if line not in page)
+    assert not missing, f"write these rows to docs/data.md:\n{missing}"
     assert page.count("\n| P") == len(CODES)
+
+
+def test_a_row_of_very_many_keys_is_read_in_no_time(tmp_path) -> None:
+    """What took the square of their number: the search for a repeated key, and for a misspelling of each."""
+    (row,) = EXAMPLES["trl"]
+    many = {f"choosen{k}": k for k in range(50_000)}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | many) + "\n" + json.dumps(row | many)[:-1] + ', "choosen7": 1}')
+    read = read_pairs(tmp_path / "a.jsonl")
+    assert codes(read) == ["P105"] and read.counts["P110"] == 50_000 and read.kept == 1
+
+
+def test_labels_that_pandas_turned_to_floats() -> None:
+    rows = [row | {"label": float(row["label"])} for row in EXAMPLES["thumbs"]]
+    assert texts(read_pairs(rows)) == [(QUESTION, GOOD, BAD)]

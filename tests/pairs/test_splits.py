@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +9,8 @@ from hypothesis import strategies as st
 
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs import splits as module
 from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.pairs.preference import normal, split_keys
 from dpo_workbench.pairs.splits import find_leaks, split_pairs
 from dpo_workbench.tasks.task import Example
 
@@ -48,6 +47,34 @@ def test_shares_are_met_and_the_seed_deals() -> None:
     assert {p.id for p in one["test"]} != {p.id for p in other["test"]}
     alone = split_pairs(Pairs(Pair(f"p{k}", f"same {k % 5}", "a", f"b{k}") for k in range(20)), {"a": 1, "b": 1})
     assert {p.prompt for p in alone["a"]}.isdisjoint(p.prompt for p in alone["b"])  # without groups, prompts are
+
+
+def test_a_prompt_is_never_on_both_sides() -> None:
+    """Neither without groups, nor where some of its pairs have one, nor where they have different ones."""
+    rows = [Pair(f"p{k}", f"Prompt  {k // 4}" if k % 2 else f"prompt {k // 4}", "a", f"b{k}") for k in range(400)]
+    grouped = [Pair(p.id, p.prompt, p.chosen, p.rejected, group=("", f"g{k}")[k % 3 > 0]) for k, p in enumerate(rows)]
+    for pairs in (rows, grouped):
+        parts = split_pairs(Pairs(pairs))
+        prompts_of = [{normal(p.prompt) for p in part} for part in parts.values()]
+        assert sum(map(len, prompts_of)) == 100 and not find_leaks(parts).counts["exact"]
+
+
+def test_split_keys_join_pairs_through_others() -> None:
+    def pair(name: str, prompt: str, group: str = "") -> Pair:
+        return Pair(name, prompt, "a", "b", group=group)
+
+    rows = [
+        pair("1", "p", "g"),
+        pair("2", "q", "g"),
+        pair("3", "Q "),
+        pair("4", "q", "h"),
+        pair("5", "r"),
+        pair("6", "h"),
+    ]
+    keys = split_keys(rows)
+    assert keys[0] == keys[1] == keys[2] == keys[3] and len({keys[0], keys[4], keys[5]}) == 3
+    assert split_keys(rows[::-1]) == keys[::-1]
+    assert [p.split_key for p in rows] == ["g", "g", "q", "h", "r", "h"]
 
 
 @pytest.mark.parametrize("shares", [{"train": 0.5, "test": 0.0}, {"train": -1}, dict.fromkeys("abcd", 1)])
@@ -132,22 +159,20 @@ def test_two_splits_are_needed(splits) -> None:
         find_leaks(splits)
 
 
-def test_what_is_missing_or_out_of_range_is_said(monkeypatch) -> None:
+def test_a_threshold_out_of_range_raises() -> None:
     with pytest.raises(WorkbenchError, match="above 0.5"):
         find_leaks({"a": ["x"], "b": ["x"]}, near=0.3)
-    monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(WorkbenchError, match=r"dpo-workbench\[data\]"):
-        find_leaks({"a": ["x"], "b": ["x"]})
 
 
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=6), st.lists(st.text(max_size=30), max_size=6))
 def test_any_texts(one: list[str], other: list[str]) -> None:
     found = find_leaks({"a": one, "b": other})
-    equal = {
-        (i, j) for i, x in enumerate(one, 1) for j, y in enumerate(other, 1) if module.normal(x) == module.normal(y)
-    }
-    assert {tuple(map(int, k.ids)) for k in found.leaks if k.kind == "exact"} == equal
+    forms = [{str(k): normal(text) for k, text in enumerate(texts, 1)} for texts in (one, other)]
+    exact = [k.ids for k in found.leaks if k.kind == "exact"]
+    assert all(forms[0][i] == forms[1][j] for i, j in exact)
+    for side in (0, 1):  # each row that has an equal one on the other side is named
+        assert {ids[side] for ids in exact} == {k for k, v in forms[side].items() if v in forms[1 - side].values()}
     assert all(k.jaccard >= 0.8 for k in found.leaks)
 
 

@@ -35,7 +35,7 @@ def test_every_arm_answers_the_same_prompts_and_costs_something(finished):
         finished.costs["sft, reward best of 4"].sampled_tokens == finished.costs["sft, likeliest of 4"].sampled_tokens
     )
     text = str(finished)
-    assert all(name in text for name in ARMS) and "see differences of about" in text
+    assert all(name in text for name in ARMS) and "can detect differences of about" in text
     assert "tokens trained" in finished._repr_html_()
 
 
@@ -46,7 +46,7 @@ def test_the_results_trace_to_the_file(finished):
     assert (finished.folder / "report.html").stat().st_size < 3_000_000
     assert finished.verdict().outcome == results["verdict"]["outcome"]
     display = finished.plot()
-    assert len(display.names) == len(ARMS) - 1 and "Against sft" in str(display)
+    assert len(display.names) == len(ARMS) - 1 and "Compared with sft" in str(display)
 
 
 def test_a_finished_arm_is_not_run_again(finished, monkeypatch):
@@ -56,6 +56,7 @@ def test_a_finished_arm_is_not_run_again(finished, monkeypatch):
     assert again.rows() == finished.rows() and again.costs == finished.costs
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_leaves_a_hole(finished, tmp_path, monkeypatch):
     def broken(setting, name):
         raise RuntimeError("out of luck\nand more")
@@ -76,6 +77,7 @@ def test_unknown_arms_are_named(tmp_path):
         compare("science", [], folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_other_pairs_are_another_run(finished, tmp_path):
     pairs = dw.Pairs.load(finished.folder / "pairs.jsonl")
     given = {"recipe": SMALL, "split": "dev", "folder": tmp_path / "own", "show": False}
@@ -109,17 +111,17 @@ def test_a_loop_ends_after_its_first_round(text, finished, wanted):
 
 
 def test_the_same_arms_from_the_shell(finished, run, tmp_path):
-    code, out, err = run("compare", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
+    code, out, err = run("report", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
     assert code == 0 and "cannot tell" in out and (tmp_path / "page" / "report.html").is_file(), err
     file = finished.folder / "evaluations" / "base.json"
-    code, out, err = run("compare", str(finished.folder), str(file))
+    code, out, err = run("report", str(finished.folder), str(file))
     assert code == 0 and "Failed answers" in out
-    code, out, err = run("compare", str(finished.folder), str(tmp_path))
+    code, out, err = run("report", str(finished.folder), str(tmp_path))
     assert code == 1 and "evaluation must be a whole file" in err
 
 
 def test_runs_with_other_prompts_are_not_compared(finished, run, tmp_path):
     other = replace(finished.arms["sft"], rows=finished.arms["sft"].rows[:6])
     other.save(tmp_path / "other.json")
-    code, _, err = run("compare", str(finished.folder), str(tmp_path / "other.json"))
+    code, _, err = run("report", str(finished.folder), str(tmp_path / "other.json"))
     assert code == 1 and "same prompts" in err

@@ -49,16 +49,19 @@ def test_every_arm_and_result_is_there(finished):
     assert results["arms"]["sft"]["n_failed"] == finished.evaluations["sft"].n_failed
 
 
+@pytest.mark.slow
 def test_same_command_twice_gives_the_same_results(finished, tmp_path):
     again = demo("nano", tmp_path / "two", recipe=SMALL, show=False)
     assert without_times(again.folder) == without_times(finished.folder)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_results(finished, tmp_path):
     other = demo("nano", tmp_path / "three", recipe=SMALL, seed=1, show=False)
     assert without_times(other.folder)["mined"] != without_times(finished.folder)["mined"]
 
 
+@pytest.mark.slow
 def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
     folder, calls = tmp_path / "stopped", []
 
@@ -81,6 +84,7 @@ def test_a_folder_holds_one_run(finished):
         demo("nano", finished.folder, recipe=SMALL, seed=5, show=False)
 
 
+@pytest.mark.slow
 def test_a_demo_can_begin_with_an_adapter_of_ones_own(tmp_path):
     adapter = data_folder() / "adapters" / "nano-science"
     with pytest.raises(dw.WorkbenchError, match="Leave one of them out"):
@@ -143,6 +147,7 @@ def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
         demo("nano", tmp_path / "few", task_name=own_task(40), show=False)
 
 
+@pytest.mark.slow
 def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
     done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
     assert done.found.n_samples == 12 * 5 and done.pairs and (done.folder / "sft" / "adapter").is_dir()

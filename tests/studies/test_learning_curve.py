@@ -53,6 +53,7 @@ def test_a_family_finds_its_own_curve(family):
     assert abs(pooled.estimate - truth) < 0.05
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     rng, held = np.random.default_rng(3), 0
     for k in range(120):

@@ -168,6 +168,7 @@ def many() -> Pairs:
     return Pairs(Pair(f"p{k}", f"question {k}", f"yes: {k}", f"no: {'cd ' * (k % 3)}{k}") for k in range(48))
 
 
+@pytest.mark.slow
 def test_a_trial_tells_a_good_change_from_a_bad_one(moved, many) -> None:
     weak = replace(CONFIG, lr=1e-30, epochs=1)  # moves nothing
     good = try_advice(moved, many, Advice("test", "", "", {"lr": 3e-2, "epochs": 6}), weak)

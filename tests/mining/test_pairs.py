@@ -1,10 +1,9 @@
-"""Pairs from samples: whose answer is chosen, which failures come first, and what is said when there is nothing."""
+"""`Found.pairs`: which answer is chosen, which failures come first, and the error where no pair can be made."""
 
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.mining.build_pairs import build_pairs
-from dpo_workbench.mining.sample import Sample
+from dpo_workbench.mining.sample import Found, Sample
 from dpo_workbench.tasks.task import Example, Score, Task
 
 ROW = Example("e", "prompt", "the reference", "g")
@@ -20,7 +19,8 @@ def task_of(value: float = 1.0) -> Task:
 
 
 def build(samples, per_prompt: int = 9, classes=None, use_reference: bool = True, task: Task | None = None):
-    return build_pairs(task or task_of(), [(ROW, samples)], per_prompt, classes, use_reference)
+    found = Found(task or task_of(), ((ROW, tuple(samples)),), {})
+    return found.pairs(per_prompt=per_prompt, classes=classes, use_reference=use_reference)
 
 
 def test_own_pass_against_own_failure() -> None:
@@ -47,9 +47,9 @@ def test_reference_as_chosen_says_so() -> None:
 def test_own_better_answer_outside_the_named_classes() -> None:
     samples = [bad("slip", "wrong", 0.8), bad("lost", "missing", 0.5), bad("one lost", "missing", 0.79)]
     pair, other = build(samples, classes=("missing",))
-    assert (other.rejected, other.chosen_from) == ("one lost", "reference")  # too near
+    assert (other.rejected, other.chosen_from) == ("one lost", "reference")  # too close
     assert (pair.chosen, pair.rejected, pair.chosen_from, pair.chosen_score) == ("slip", "lost", "own", 0.8)
-    assert {p.chosen_from for p in build(samples)} == {"reference"}  # all classes are rejected: nothing own is left
+    assert {p.chosen_from for p in build(samples)} == {"reference"}  # all classes are rejected
     assert build([*samples, GOOD], classes=("missing",))[0].chosen == "good"
     cut = bad("on and on", "truncated", 0.9)
     assert {p.chosen_from for p in build([cut, *samples[1:]], classes=("missing",))} == {"reference"}
@@ -59,12 +59,13 @@ def test_at_most_so_many_pairs_own_good_answers_first() -> None:
     rows = [
         (Example(f"e{k}", f"p{k}", "the reference", "g"), [bad("no", "wrong")] + [GOOD] * (k % 2)) for k in range(4)
     ]
-    pairs = build_pairs(task_of(), rows, 1, None, True, most=3)
+    found = Found(task_of(), tuple(rows), {})
+    pairs = found.pairs(most=3)
     assert [(p.id, p.chosen_from) for p in pairs] == [("e1/0", "own"), ("e3/0", "own"), ("e0/0", "reference")]
-    assert [p.id for p in build_pairs(task_of(), rows, 1, None, True)] == [f"e{k}/0" for k in range(4)]
+    assert [p.id for p in found.pairs()] == [f"e{k}/0" for k in range(4)]
 
 
-def test_loops_come_first_then_cut_off_then_classes_in_turn() -> None:
+def test_loops_come_first_then_cut_off_answers_then_the_other_classes() -> None:
     samples = [
         GOOD,
         bad("w1", "wrong"),
@@ -99,8 +100,8 @@ def test_empty_answers_are_left_out_and_classes_can_be_named() -> None:
         build(samples, classes=("loop",))
 
 
-def test_everything_passed_is_nothing_to_mend() -> None:
-    with pytest.raises(WorkbenchError, match="Of 2 samples, every sample passed, so there is nothing to mend"):
+def test_if_everything_passed_there_is_nothing_to_fix() -> None:
+    with pytest.raises(WorkbenchError, match="Of 2 samples, every sample passed, so there is nothing to fix"):
         build([GOOD, BETTER])
 
 

@@ -1,11 +1,8 @@
-"""Presets: each reads rows of its set's documented shape, on the right split, and says the licence."""
-
-from pathlib import Path
+"""Well-known public preference sets: rows in the shape that each one documents are read without any setting."""
 
 import pytest
 
-from dpo_workbench.pairs.presets import PRESETS
-from dpo_workbench.pairs.readers import read_pairs
+from dpo_workbench.pairs.pair import read_pairs
 
 
 def turns(*texts: str, system: str = "") -> list[dict[str, str]]:
@@ -61,44 +58,22 @@ ROWS = {  # made up here, in the columns of each set's card
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_reads_its_set(monkeypatch, name: str) -> None:
-    datasets = pytest.importorskip("datasets")
-    asked = []
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda n, part, split, **k: asked.append((n, part, split)) or iter([ROWS[name]])
-    )
-    read = read_pairs(f"hub:{name}")
+@pytest.mark.parametrize("name", ROWS)
+def test_the_columns_of_a_public_set_are_recognised(name: str) -> None:
+    read = read_pairs([ROWS[name]])
     (pair,) = read.pairs
-    assert ("Be brief." in pair.prompt) == ("Be brief." in str(ROWS[name]))
+    assert ("Be brief." in pair.prompt) == ("Be brief." in str(ROWS[name])) and read.refused == 0
     assert (pair.chosen, pair.rejected) == (GOOD, BAD) and ASKED in pair.prompt and "Assistant" not in pair.prompt
-    part, _, split = PRESETS[name].split.rpartition("/")
-    assert asked == [(name, part or None, split)] and read.refused == 0
-    assert f"licence: {PRESETS[name].licence}; " in repr(read)
-    read_pairs(f"hub:{name.lower()}@other")
-    assert asked[1][1:] == (None, "other")
 
 
 def test_disagreement_of_three_people_is_the_weight() -> None:
     row = ROWS["nvidia/HelpSteer3"]
-    (pair,) = (read := read_pairs([row])).pairs
-    assert pair.weight == pytest.approx(1 / 3) and not read.annotators  # two of three, and nobody has a name
+    (pair,) = read_pairs([row]).pairs
+    assert pair.weight == pytest.approx(1 / 3)  # two of three
     tie = row | {"overall_preference": 0}
     against = row | {"overall_preference": -1}
-    assert [f.code for f in read_pairs([tie, against]).findings if f.severity == "error"] == ["P412", "P412"]
-
-
-def test_other_sets_have_none(monkeypatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    row = ROWS["Intel/orca_dpo_pairs"]
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: iter([row]))
-    assert "licence" not in repr(read_pairs("hub:owner/name"))
-
-
-def test_the_docs_list_every_preset() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    rows = [f"| `hub:{name}` | `{p.split}` | {p.licence} | {p.note} |" for name, p in PRESETS.items()]
-    assert [line for line in text.splitlines() if line.startswith("| `hub:")] == rows
+    read = read_pairs([tie, against])
+    assert read.counts["P412"] == read.skipped == 2 and not read.found
 
 
 def test_a_person_without_a_score_is_refused_not_raised() -> None:

@@ -1,0 +1,73 @@
+"""Pairs as lines of JSON in the layouts that TRL, OpenAI and Together read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.pairs.preference import Pair
+
+LAYOUTS = ("trl", "openai", "together")
+OPENAI_MINIMUM = 10  # rows that a fine-tuning file must have
+
+
+class Lines(NamedTuple):
+    """Pairs as lines of JSON, and notes about what the layout could not say."""
+
+    lines: list[str]
+    left_out: list[Pair]  # pairs that the layout cannot express
+    notes: list[str]
+
+
+def to_lines(pairs: Sequence[Pair], layout: str, *, chat: bool = True) -> Lines:
+    """Pairs in another layout. Texts stay as they are, character for character.
+
+    Args:
+        pairs: at least one.
+        layout: `trl` (`prompt`, `chosen`, `rejected`, and `id`), `openai` or `together` (`input`, `preferred_output`,
+            `non_preferred_output`).
+        chat: for `trl`: write messages, for a model with a chat template; else plain text with a line break after the
+            prompt, as a model without a template sees it.
+
+    Raises:
+        WorkbenchError: an unknown layout, or no pair that it can hold.
+
+    Source: TRL's dataset formats, OpenAI's guide to direct preference optimization, Together's preference fine-tuning.
+    """
+    if layout not in LAYOUTS:
+        raise WorkbenchError(f"`layout` must be one of {', '.join(LAYOUTS)}. Got {layout!r}. Choose one of these.")
+    different = [p for p in pairs if p.chosen.strip() != p.rejected.strip()]
+    same = [p for p in pairs if p.chosen.strip() == p.rejected.strip()]
+    if not different:
+        raise WorkbenchError(
+            f"Each pair must have two different texts. Got {_count(same)} whose answers differ only in that the "
+            f"rejected one never ended, which {layout} cannot express. Mine pairs with other rejected answers."
+        )
+    notes = []
+    if same:
+        notes.append(f"left out: {_count(same)}, whose answers differ only in that the rejected one never ended")
+    if cut := [p for p in different if not p.rejected_finished]:
+        notes.append(f"{_count(cut)} with a rejected answer cut at the token limit: will be read as if it ended there")
+    if weighted := [p for p in different if p.weight != 1.0]:
+        notes.append(f"{_count(weighted)} with a weight other than 1: not in the file, so all rows count alike")
+    if layout == "openai" and len(different) < OPENAI_MINIMUM:
+        notes.append(f"OpenAI accepts files of {OPENAI_MINIMUM} rows or more: this one has {len(different)}")
+    return Lines([json.dumps(_row(p, layout, chat), ensure_ascii=False) for p in different], same, notes)
+
+
+def _row(pair: Pair, layout: str, chat: bool) -> dict[str, Any]:
+    if layout == "trl" and not chat:
+        return {"id": pair.id, "prompt": f"{pair.prompt}\n", "chosen": pair.chosen, "rejected": pair.rejected}
+    asked = [{"role": "user", "content": pair.prompt}]
+    better, worse = ([{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected))
+    if layout == "trl":
+        return {"id": pair.id, "prompt": asked, "chosen": better, "rejected": worse}
+    tools = {"tools": [], "parallel_tool_calls": True} if layout == "openai" else {}
+    return {"input": {"messages": asked, **tools}, "preferred_output": better, "non_preferred_output": worse}
+
+
+def _count(pairs: Sequence[Pair]) -> str:
+    names = ", ".join(p.id for p in pairs[:4]) + (", ..." if len(pairs) > 4 else "")
+    return f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} ({names})"
