@@ -26,12 +26,10 @@ LARGE_MARGIN = 4.0  # in units of the reward; runs that ended above it produced 
 def hold_out(pairs: Sequence[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
     """Split pairs into (held out, trained). About `held_out` of the pairs are held out, and never all of them.
 
-    Pairs of one group stay together; without a group, pairs with the same prompt do. So no held-out prompt is trained
-    on. A group that would take more than twice the share is not held out.
+    Pairs of one group stay together, and so do pairs with the same prompt. So no held-out prompt is trained on. What
+    belongs together and would take more than twice the share is not held out.
     """
-    groups: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.group or pair.prompt, []).append(pair)
+    groups = _connected(pairs)
     wanted = config.held_out * len(pairs)
     keys = sorted(groups)
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(config.seed)).tolist()
@@ -44,6 +42,26 @@ def hold_out(pairs: Sequence[Pair], config: TrainConfig) -> tuple[list[Pair], li
             held += group
     ids = {pair.id for pair in held}
     return held, [pair for pair in pairs if pair.id not in ids]
+
+
+def _connected(pairs: Sequence[Pair]) -> dict[tuple[str, str], list[Pair]]:
+    """Pairs that share a group or a prompt, also by way of other pairs, under the group (or prompt) of one of them."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}  # a forest: each tree holds the groups and prompts of one set
+
+    def root(key: tuple[str, str]) -> tuple[str, str]:
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]  # shortens the way for the next look
+            key = parent[key]
+        return key
+
+    for pair in pairs:
+        if pair.group:
+            parent[root(("prompt", pair.prompt))] = root(("group", pair.group))
+    found: dict[tuple[str, str], list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(root(("prompt", pair.prompt)), []).append(pair)
+    return found
 
 
 @dataclass

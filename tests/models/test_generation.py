@@ -258,8 +258,8 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(tiny, monkeypatch,
     monkeypatch.setattr(generation, "_decode", decode)
     counts: list[int] = []
     batches.clear()
-    assert generate(tiny, PROMPTS, max_new_tokens=24, rows=12, on_answers=counts.append) == want
-    assert failed == [len(PROMPTS)] and max(batches) == 6 and sum(counts) == len(PROMPTS)
+    assert generate(tiny, PROMPTS, max_new_tokens=24, on_answers=counts.append) == want
+    assert failed == [len(PROMPTS)] and max(batches) == len(PROMPTS) // 2 and sum(counts) == len(PROMPTS)
     assert "memory ran out" in capsys.readouterr().out
 
 

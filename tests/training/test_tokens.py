@@ -3,8 +3,8 @@
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.training.packing import pack
 from dpo_workbench.pairs.pair import Pair
+from dpo_workbench.training.packing import pack
 from dpo_workbench.training.tokens import Unfinished, pair_texts, show, tokenize
 
 
