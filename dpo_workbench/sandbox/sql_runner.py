@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,41 +90,12 @@ def _problem(kind: str, text: str) -> Problem:
     if kind == "error":
         if text.startswith("no such") or "ambiguous column" in text or "wrong number of arguments" in text:
             kind = "unknown_name"
-        elif "not authorized" in text or "prohibited" in text or "readonly" in text or "too many attached" in text:
+        elif any(
+            sign in text for sign in ("not authorized", "prohibited", "readonly", "too many attached", "one statement")
+        ):
             kind = "refused"
-        elif "syntax error" in text or "one statement" in text or "incomplete input" in text or "unrecognized" in text:
+        elif "syntax error" in text or "incomplete input" in text or "unrecognized" in text:
             kind = "syntax_error"
         elif "too big" in text:
             kind = "too_large"
     return Problem(kind, text)
-
-
-def same_rows(wanted: Table, found: Table, ordered: bool = False) -> bool:
-    """True when both tables hold the same rows as multisets, or in the same order where `ordered`.
-
-    Column names do not count, their order does. Numbers agree by value (1 is 1.0), floats within 1e-6 of their size.
-    """
-    if wanted.problem or found.problem or wanted.cut or found.cut or len(wanted.rows) != len(found.rows):
-        return False
-    one, other = ([tuple(map(_cell, row)) for row in table.rows] for table in (wanted, found))
-    if not ordered:
-        if Counter(one) == Counter(other):
-            return True
-        one, other = sorted(one, key=_order), sorted(other, key=_order)
-    return all(len(a) == len(b) and all(map(_agree, a, b)) for a, b in zip(one, other, strict=True))
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    return value
-
-
-def _order(row: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    return [("number", round(v, 4)) if isinstance(v, int | float) else (type(v).__name__, str(v)) for v in row]
-
-
-def _agree(one: Any, other: Any) -> bool:
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return one == other or math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
-    return type(one) is type(other) and bool(one == other)
