@@ -2,9 +2,9 @@
 
 Plain are values of exactly these types: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset,
 range, and from the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime, date, time,
-timedelta. A built-in iterator (generator, zip, map, a dictionary's keys) becomes an iterator over its items, and a NumPy
-scalar becomes Python's own. Subclasses are refused, so an `int` with its own `__eq__` stays in the sandbox. Nothing is
-ever unpickled.
+timedelta. A built-in iterator (generator, zip, map, a dictionary's keys) becomes an iterator over its items, and a
+NumPy scalar becomes Python's own. Subclasses are refused, so an `int` with its own `__eq__` stays in the sandbox.
+Nothing is ever unpickled.
 
 A child starts within milliseconds only if it imports very little. So this file imports nothing from the package, uses
 the C part of `json` if there is one, and handles library types only if the child has loaded them.

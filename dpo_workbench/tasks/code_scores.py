@@ -38,30 +38,22 @@ def unit_tests(
         packages: installed packages that a program may import.
         allow_weak_sandbox: see `run_python`.
     """
-    build = code or (lambda example, answer: extract_code(answer))
 
     def problems(example: Example, answer: str) -> list[Problem | None]:
         given, name = example.extra.get(tests), example.extra.get(entry)
         if not given or not isinstance(name, str):
             raise WorkbenchError(f"An example must have tests and a function. Got none in {example.id!r}.")
-        texts = [given] if isinstance(given, str) else list(given)
         check = str(example.extra.get(function, function)) if function else ""
-        program = build(example, answer)
-        found: list[Problem | None] = []
-        for text in texts:
+        program = code(example, answer) if code else extract_code(answer)
+
+        def run(text: str) -> Problem | None:
+            source = textwrap.dedent(text)
             ran = run_tests(
-                program,
-                textwrap.dedent(text),
-                name,
-                check,
-                limits,
-                packages=packages,
-                allow_weak_sandbox=allow_weak_sandbox,
+                program, source, name, check, limits, packages=packages, allow_weak_sandbox=allow_weak_sandbox
             )
-            found.append(ran.problem)
-            if ran.problem and ran.problem.kind in ("syntax_error", "timeout"):  # so do the other tests
-                return found + [ran.problem] * (len(texts) - len(found))
-        return found
+            return ran.problem
+
+        return _until_hopeless(run, [given] if isinstance(given, str) else list(given))
 
     checked: dict[tuple[str, str], str] = {}
 
@@ -80,6 +72,17 @@ def unit_tests(
         return Score(min(0.99, 1 - len(bad) / len(found)), failure, None, str(bad[0]))
 
     return score
+
+
+def _until_hopeless(run: Callable[[str], Problem | None], texts: list[str]) -> list[Problem | None]:
+    """The problem of each test. After a syntax error or a timeout the others would fail too, so they are not run."""
+    found: list[Problem | None] = []
+    for text in texts:
+        problem = run(text)
+        found.append(problem)
+        if problem and problem.kind in ("syntax_error", "timeout"):
+            return found + [problem] * (len(texts) - len(found))
+    return found
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

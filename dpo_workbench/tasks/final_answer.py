@@ -16,12 +16,15 @@ _MARK = re.compile(
 _EXPLICIT_MARK = re.compile(r"(?<!/)answer\s*(?:is\s*)?[:>=]|\\boxed\s*\{", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\}){1,200})\}")
 _LONE_TEN = re.compile(r"(?<![\w.^×*·⋅])(?<![x×*·⋅] )10(?=\s?(?:\^|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]))")  # 10^3 that multiplies nothing
-_UNCERTAINTY = re.compile(r"(?<=[\d.])\s*(?:±|\+/-|\+-)\s*\d[\d.,]*")
+_UNCERTAINTY = re.compile(r"(?<=\d)(?:\s*(?:±|\+/-|\+-)\s*\d[\d.,]*|\(\d{1,3}\))")  # 3.0 ± 0.1, 3.0(1)
+_IN_BRACKETS = re.compile(r"\(\s*([^()±]{0,30}\d\s*(?:±|\+/-)\s*\d[\d.,]*)\s*\)")
+_LIST_MARKER = re.compile(r"^[^\S\n]*\d{1,2}[.)][^\S\n]+(?=\S)", re.MULTILINE)
 _ONLY_A_QUANTITY = re.compile(r"\W*\d[\d ,.'_\u2009\u202f\u00a0]*(?:[^\d\s]\D*(?:\^?[-−]?\d)?)?\W{0,4}")
 _SPACE_GROUPS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\d)")
 
 # What may be between two numbers, and then leaves open which of them is the answer.
 _OR = re.compile(r"\s*\(?\s*or\s+(?:\w+\s+)?[$€]?", re.IGNORECASE)
+_TWO_VALUES = re.compile(r"\b([A-Za-z]\w?)\s*=[^=]{0,40}\d[^=]{0,20}(?:,|;|\bor|\band)\s*\1\s*=")  # x = 2 or x = 3
 _OPERATOR = re.compile(
     r"\s*(?:(?:to|of|out of|in|by|per|plus|minus|times|divided by|versus|vs\.?|x)\s+|[-+−–—×·⋅*/:÷…]|\.\.+)\s*[($€]?",
     re.IGNORECASE,
@@ -31,13 +34,18 @@ _EXPRESSION = "it is part of an expression"
 _BEFORE = (  # what must not come directly before the number
     (re.compile(r"[\w)\]}](?:[*×·⋅/÷^]|\s+[*×·⋅/÷]\s+)\(?$|[√^]\s*[({]?$"), _EXPRESSION),
     (re.compile(r"(?<![A-Za-z])(?:[a-z]|sqrt|log|ln|sin|cos|tan|exp|max|min)\($", re.IGNORECASE), _EXPRESSION),
+    (
+        re.compile(r"(?:\b(?:sqrt|log|ln|sin|cos|tan|exp|root of|twice|half of)\s+|[-−–]\s*\(+\s*)$", re.IGNORECASE),
+        _EXPRESSION,
+    ),
     (re.compile(r"[±∓]\s*$"), "it stands for two numbers"),
-    (re.compile(r"[<>≤≥]=?\s*$"), "it is a bound"),
+    (re.compile(r"(?:[<>≤≥]=?|\b(?:less|more|fewer|greater|smaller|larger|higher|lower) than)\s*$"), "it is a bound"),
     (re.compile(r"[-+−–]\s*$|(?<!\w)—\s*$"), "the dash before it could be a minus sign"),
 )
 _AFTER = (  # nor directly after it
     (re.compile(r"\s?(?:√|π|pi\b)|x?\s?[\^⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|x?\s?[*×·⋅/÷+]\s?[\d(√]|\s[-−]\s(?:[\d(√]|\w\b)"), _EXPRESSION),
-    (re.compile(r"\s(?:squared|cubed|sqrt|log|ln|sin|cos|tan)\b"), _EXPRESSION),
+    (re.compile(r"\s(?:squared|cubed|to the power|sqrt|log|ln|sin|cos|tan)\b|\.\.+\d"), _EXPRESSION),
+    (re.compile(r"\+(?!\w)|\s+or\s+(?:more|less|fewer|above|below|higher|lower)\b"), "it is a bound"),
     (re.compile(r"\s(?:and an? )?(?:half|halves|thirds?|quarters?|fourths|fifths|tenths)\b"), "it has a fraction"),
 )
 _NEGATION = re.compile(r"(?:\bnot|n['’]t|\bnever|\bneither|\bnor)\s+(?:\w+\s+)?$", re.IGNORECASE)
@@ -65,23 +73,33 @@ def final_answer(text: str) -> tuple[Quantity | None, str]:
     """
     plain = _prepared(text)
     for marked in reversed(_MARK.findall(plain) or [_prepared(inside) for inside in _BOXED.findall(text)]):
-        side = _last_side(_without_space_groups(marked), marked=True)
-        if side:
-            return _checked(side, 0, marked=True)
+        found = _read(_without_space_groups(marked), marked=True)
+        if found:
+            return found
     if _EXPLICIT_MARK.search(text):
         return None, "no number in the answer"
     for line in reversed(plain[-2000:].splitlines()):
-        line = _without_space_groups(line) if _ONLY_A_QUANTITY.fullmatch(line) else line
-        side = _last_side(line, marked=False)
-        if side:
-            return _checked(side, len(side.places) - 1, marked=side.after_equals)
+        found = _read(_without_space_groups(line) if _ONLY_A_QUANTITY.fullmatch(line) else line, marked=False)
+        if found:
+            return found
     return None, "no number in the answer"
 
 
+def _read(text: str, *, marked: bool) -> tuple[Quantity | None, str] | None:
+    """The first quantity of a text after a mark, or the last of a line; None if the text has no number."""
+    side = _last_side(text, marked=marked)
+    if side is None:
+        return None
+    if _TWO_VALUES.search(text):
+        return None, f"two values: {text.strip()[:60]}"
+    return _checked(side, 0 if marked else len(side.places) - 1, marked=marked or side.after_equals)
+
+
 def _prepared(text: str) -> str:
-    text = re.sub(r"</?(?!answer)[a-z]\w*>", " ", text)  # HTML tags
+    text = re.sub(r"</?(?!answer)[a-z]\w*>|<<[^<>]*>>", " ", text)  # HTML tags, and calculator notes as in GSM8K
     plain = _LONE_TEN.sub("1×10", with_plain_fractions(plain_math(text)))
-    return _UNCERTAINTY.sub("", plain)
+    plain = _UNCERTAINTY.sub("", _IN_BRACKETS.sub(r"\1", plain))
+    return _LIST_MARKER.sub("", plain)
 
 
 def _without_space_groups(text: str) -> str:
@@ -153,7 +171,8 @@ def _checked(side: _Side, chosen: int, *, marked: bool) -> tuple[Quantity | None
     if place.value is None:
         return None, f"{shown} cannot be read as one number"
     before, sign = text[: place.start], 1.0
-    if marked and re.fullmatch(r"\s*[-−–]\s+", before):  # `= - 3`
+    minus = re.search(r"(?:^\s*[-−–]|\b(?:minus|negative))\s+$", before, re.IGNORECASE)
+    if minus and (marked or minus[0][0].isalpha()):  # `= - 3`, `minus 3`
         before, sign = "", -1.0
     elif not marked and re.fullmatch(r"\s*(?:[-–—*+•>]\s+)+", before):  # a bullet or a quotation
         before = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
@@ -19,7 +19,7 @@ _CODE = re.compile(r"^\s*0\d|\d{16}")
 _BLANK: tuple[Any, ...] = (None, "", [], {})
 
 
-def json_fields(*, required: Sequence[str] | None = None, invented: bool = False) -> ScoreFunction:
+def json_fields(*, invented: bool = False) -> ScoreFunction:
     """1 if the answer has the reference's fields; else the F1 over fields, with nested fields by their path.
 
     Text is compared by `plain_text`, numbers by value ("12.50" is 12.5), and lists without regard to order. Failures,
@@ -27,7 +27,6 @@ def json_fields(*, required: Sequence[str] | None = None, invented: bool = False
     `missing_field`, `invented_value` (only with `invented`), `wrong_value`.
 
     Args:
-        required: the top-level fields that must be present; default: those of the reference.
         invented: look for texts and numbers that do not appear in the prompt.
     """
 
@@ -46,7 +45,7 @@ def json_fields(*, required: Sequence[str] | None = None, invented: bool = False
             return Score(1.0, None, found)
         want, got = Counter(_leaves(reference)), Counter(_leaves(found))
         value = 2 * sum((want & got).values()) / max(1, sum(want.values()) + sum(got.values()))
-        failure, why = _failure(reference, found, example.prompt if invented else None, required)
+        failure, why = _failure(reference, found, example.prompt if invented else None)
         return Score(min(value, 0.99), failure, found, why)
 
     return score
@@ -123,16 +122,14 @@ def _digits(number: float) -> str:
     return str(int(short)) if short.is_integer() and abs(short) < 1e12 else repr(short)
 
 
-def _failure(
-    reference: Any, found: dict[str, Any], prompt: str | None, required: Sequence[str] | None
-) -> tuple[str, str]:
+def _failure(reference: Any, found: dict[str, Any], prompt: str | None) -> tuple[str, str]:
     """The failure class of an answer that differs from the reference, and why."""
     fields = reference if isinstance(reference, dict) else {}
     extra = [key for key in found if key not in fields]
-    if extra and required is None:
+    if extra:
         return "wrong_schema", f"has a field {extra[0][:60]!r}"
-    for key in fields if required is None else required:
-        if key not in found or (found[key] in _BLANK and fields.get(key) not in _BLANK):
+    for key in fields:
+        if key not in found or (found[key] in _BLANK and fields[key] not in _BLANK):
             return "missing_field", f"{key!r} is missing or blank"
     if prompt is not None:
         for *_, kind, leaf in _leaves(found):

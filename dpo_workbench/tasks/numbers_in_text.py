@@ -24,7 +24,7 @@ _WORDS = "|".join(name for name in _MAGNITUDES if name != "k")
 _MAGNITUDE = rf"(?P<magnitude>(?:(?-i:k)(?![\w/^])|(?:\s?(?:{_WORDS})s?\b)+)?)"  # `10k`, but not `10 k`
 _NUMBER = re.compile(
     rf"(?:(?<![\w.)\]}}%°])(?P<sign>[{SIGNS}]))?(?<![\w.])"
-    r"(?:\(?(?:(?P<whole>\d{1,9})\s+)?(?P<above>\d{1,9})\s?/\s?(?P<below>\d{1,9})\)?(?![\w./(]|,\d)"
+    r"(?:\(?(?:(?P<whole>\d{1,9})\s+)?(?P<above>\d{1,9})\s?/\s?(?P<below>\d{1,9})\)?(?![\w/(]|[.,]\d)"
     rf"|(?P<digits>{_RUN}){_POWER}){_MAGNITUDE}",
     re.IGNORECASE,
 )

@@ -38,7 +38,7 @@ _UNIT_TEXT = re.compile(
 )
 _PROSE = re.compile(  # words that pint would take for inches, ares, attoseconds, ...
     r"(?:^|\s)(?:in(?=\s+[\w(])|at|a|an|as|am|are|and|or|to|of|out|on|for|by|is|us|per(?=\s+\d)|with|x|pi|plus|minus)"
-    r"(?![\w/^*·⋅])"
+    r"(?![\w/^*·⋅])|(?<=\w)\s+\("
 )
 _SYMBOL = re.compile(r"[%‰°º].*|[A-Za-zµΩ]{1,3}(?:\s?[-/*^·⋅⁻²³ 0-9].*)?")
 _NAME = re.compile(

@@ -102,10 +102,10 @@ def _is_a_choice(match: re.Match[str]) -> bool:
     return not (match["choice"] in ("a", "A") and _ARTICLE.match(after)) and not _DENIED.match(after)
 
 
-def regex(pattern: str, *, flags: int = re.IGNORECASE) -> ScoreFunction:
+def regex(pattern: str) -> ScoreFunction:
     """1 if the last match of the pattern (its first group, if it has one) is the same in answer and reference.
 
-    Failures: `no_match`, `wrong_answer`. If the pattern does not match the reference, the whole reference is wanted.
+    Case is ignored. Failures: `no_match`, `wrong_answer`. If the pattern does not match the reference, the whole reference is wanted.
     The answer's last 100,000 characters are searched.
 
     Raises:
@@ -113,7 +113,7 @@ def regex(pattern: str, *, flags: int = re.IGNORECASE) -> ScoreFunction:
             so the answer stays unscored.
     """
     try:
-        compiled = timed.compile(pattern, flags)
+        compiled = timed.compile(pattern, re.IGNORECASE)
     except timed.error as error:
         raise WorkbenchError(f"A pattern must be a regular expression. Got {pattern!r}: {error}.") from None
 

@@ -32,6 +32,8 @@ SPELLINGS = [
     ("2π", REFUSED), ("2\\pi", REFUSED), ("sin(30)", REFUSED), ("3 squared", REFUSED), ("x > 3", REFUSED), ("≥ 3", REFUSED), ("not 3", REFUSED),
     ("~3", 3), ("about 3", 3), ("3 (not 4)", 3), ("$29", 29), ("€1.000,50", 1000.5), ("5'7", REFUSED), ("five", REFUSED), ("12.03.2024", REFUSED),
     ("2024-03-04", REFUSED), ("２９", 29), ("29!", 29), ("29 (twenty-nine)", 29), ("2nd", REFUSED), ("COVID-19", REFUSED),
+    ("minus 3", -3), ("negative 3", -3), ("-(3)", REFUSED), ("log 3", REFUSED), ("3 to the power of 2", REFUSED), ("3..4", REFUSED), ("3+", REFUSED),
+    ("3 or more", REFUSED), ("less than 3", REFUSED), ("3.0(2)", 3), ("1/6.", 1 / 6), ("5i", REFUSED), ("0x10", REFUSED), ("3 + 4i", REFUSED), ("(3, 4)", REFUSED),
     ("7 or so", 7), ("x2", REFUSED), ("2 × 10^3 or 2000", 2000), ("about 29 or 30", REFUSED), ("29 / 58", 0.5),
 ]  # fmt: skip
 
@@ -58,7 +60,8 @@ PROSE = [
     ("So v = 12/4 = 3", 3), ("The speed is 29 ± 1", 29), ("1,2,3", REFUSED), ("5 in total", 5), ("She has 5 of 10 apples.", REFUSED),
     ("Answer: 5. I hope this answer is right.", 5), ("The answer isn't 29.", REFUSED), ("> 29", 29), ("It is more: n > 29", REFUSED),
     ("<b>29</b>", 29), ("2, 3 and 5 apples", 5), ("It rose by 3 in 5 years", REFUSED), ("The 3rd of 4 is 7", 7), ("It began in the 1990s", REFUSED),
-    ("Answer: 5 m in 3 s", 5), ("Answer: 1800s", 1800), ("I count 5.\nAnswer: none", REFUSED), ("*29*", 29), ("It is *29*.", 29), ("\\(29\\)", 29),
+    ("Answer: 5 m in 3 s", 5), ("Answer: 1800s", 1800), ("I count 5.\nAnswer: none", REFUSED), ("*29*", 29), ("x = 5 or x = -3", REFUSED), ("Answer: x = 5, x = -3", REFUSED), ("a = 5, b = 3", 3),
+    ("She makes 9 * 2 = $<<9*2=18>>18 every day.", 18), ("Answer: $18.50.", 18.5), ("It is *29*.", 29), ("\\(29\\)", 29),
 ]  # fmt: skip
 
 
@@ -81,6 +84,7 @@ UNITS = [
     ("29 km", "29000 m", None), ("29 km", "29 miles", "wrong_value"), ("29 km", "29 million km", "wrong_value"), ("90 min", "1 h 30 min", None),
     ("90 min", "1 hour and 30 minutes", None), ("170 cm", "1 m 70 cm", None), ("5 m", "2 m and 3 m", "wrong_value"),
     ("5 km", "5 km a day", None), ("3 m/s", "3 m/s or 10.8 km/h", None), ("3 m/s", "3 m/s or 4 m/s", "wrong_value"), ("5 km", "a 5-km run", None),
+    ("5 N m", "5 N m (newton metres)", None), ("5 m/s", "(5 ± 0.2) m/s", None), ("5 J/(kg K)", "5 J/(kg K)", None),
     ("1e6", "1", "wrong_value"), ("1", "1 million", "wrong_value"), ("3", "–3", "wrong_value"), ("30", "29 or 30", "wrong_value"), ("5", "five", "no_answer"),
 ]  # fmt: skip
 
