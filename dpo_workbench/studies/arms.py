@@ -31,8 +31,7 @@ from dpo_workbench.studies.side_effects import HEADER as EFFECTS_HEADER
 from dpo_workbench.studies.side_effects import SideEffects, side_effects
 from dpo_workbench.tasks.builtin import load_task, shipped_adapter
 from dpo_workbench.tasks.failures import loop_reason
-from dpo_workbench.tasks.from_files import with_all_splits
-from dpo_workbench.tasks.task import Split, Task
+from dpo_workbench.tasks.task import Split, Task, with_all_splits
 from dpo_workbench.training.packing import Row
 from dpo_workbench.training.run import Run, sft, train, unlikelihood
 

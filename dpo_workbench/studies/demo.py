@@ -23,8 +23,7 @@ from dpo_workbench.mining.sample import Found, mine
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.tasks.builtin import load_task, shipped_adapter
-from dpo_workbench.tasks.from_files import with_all_splits
-from dpo_workbench.tasks.task import Split, Task
+from dpo_workbench.tasks.task import Split, Task, with_all_splits
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
 from dpo_workbench.training.run import Run, sft, train
 
