@@ -92,9 +92,10 @@ def demo(
         folder = _fresh(folder)
     _log_to(folder)
     result = run_demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
-    console.print(f"\n[bold]{result.verdict.outcome}[/bold]\n")
-    console.print(result.verdict.text, markup=False)
-    console.print(f"\nreport:  {result.report}\nresults: {result.folder / 'results.json'}", markup=False)
+    decided = result.verdict()
+    console.print(f"\n[bold]{decided.outcome}[/bold]\n")
+    console.print(decided.text, markup=False)
+    console.print(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}", markup=False)
 
 
 @app.command()
@@ -249,10 +250,10 @@ def train(
     Several GPUs or processes: accelerate launch -m dpo_workbench train ...
     """
     from dpo_workbench.common import parallel
-    from dpo_workbench.export.runs import record_run
     from dpo_workbench.pairs.pair import Pairs
     from dpo_workbench.tasks.builtin import shipped_adapter
     from dpo_workbench.training.config import TrainConfig
+    from dpo_workbench.training.record import record_run
     from dpo_workbench.training.run import train as run_train
 
     _log_to(out)
@@ -382,7 +383,8 @@ def arms(
     seed: Seed = 0,
 ) -> None:
     """DPO beside every other way to spend the budget: more SFT, unlikelihood, reward model, best of n, decoding."""
-    from dpo_workbench.studies.arms import ARMS, compare
+    from dpo_workbench.studies.arms import ARMS
+    from dpo_workbench.studies.compare import compare
 
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     _log_to(folder)

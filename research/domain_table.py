@@ -25,7 +25,8 @@ from dpo_workbench.common.environment import data_folder, describe
 from dpo_workbench.common.files import write_json, write_text
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.plots.evaluation import ForecastDisplay
-from dpo_workbench.studies.demo import ARMS, demo, recipe_for
+from dpo_workbench.studies.demo import ARMS, demo
+from dpo_workbench.studies.recipe import recipe_for
 from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.training.run import sft
 
@@ -119,7 +120,7 @@ def run_cell(model: str, task: str, seed: int) -> dict[str, Any]:
         "model": model, "task": task, "seed": seed, "date": date.today().isoformat(), "machine": describe(),
         "command": f"python research/domain_table.py --model {model} --task {task} --seed {seed}",
         "settings": results["settings"], "arms": results["arms"], "pairs": results["pairs"],
-        "outcome": done.verdict.outcome, "numbers": results["verdict"]["numbers"],
+        "outcome": done.verdict().outcome, "numbers": results["verdict"]["numbers"],
         "minutes": round(results["times"]["total_seconds"] / 60, 1),
     }  # fmt: skip
 

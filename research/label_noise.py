@@ -17,7 +17,7 @@ from pathlib import Path
 import dpo_workbench as dw
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
-from dpo_workbench.studies.demo import RECIPES
+from dpo_workbench.studies.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 MINED = 64  # prompts
@@ -60,7 +60,7 @@ def main() -> None:
                     smoothing = share if loss == "robust" else 0.0
                     config = replace(recipe.dpo, loss=loss, label_smoothing=smoothing, seed=seed, probes=0)
                     run = dw.train(start, flipped(pairs, share, seed), config, show=False)
-                    done = dw.evaluate(run.model, dev, drafts=before, show=False)
+                    done = dw.evaluate(run.model, dev, show=False)
                     write_json(file, {"mined": mined(done), "score": done.mean_score, "failed": done.n_failed})
                 cell = json.loads(file.read_text())
                 after.append(cell["mined"])

@@ -18,10 +18,10 @@ from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.loop import batch_rows, learning_rate, steps_per_epoch
 from dpo_workbench.training.losses import loss_terms
+from dpo_workbench.training.record import RECORD
 from dpo_workbench.training.run import _row, hold_out
 from dpo_workbench.training.tokens import tokenise
 
-RECORD = "run.json"
 IN_TRL = {  # losses here whose value, pair by pair, is a loss_type of TRL's DPOTrainer
     **{name: name for name in ("sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard")},
     **{name: name for name in ("apo_zero", "apo_down", "discopop", "sigmoid_norm")},
@@ -39,29 +39,6 @@ class Exported:
 
     def __repr__(self) -> str:
         return "\n".join([f"Exported: {self.folder}", *(f"  {note}" for note in self.notes)])
-
-
-def record_run(folder: str | Path, model: Model, pairs: Pairs, config: TrainConfig) -> None:
-    """Keep in a run folder what an export needs: settings, pairs, the model's name and the adapter it starts with.
-
-    Args:
-        folder: of the run, as given to `dw.train`.
-        model, pairs, config: what `dw.train` gets.
-    """
-    folder = Path(folder)
-    own = Path(model.source).is_dir() and model.name not in ("nano", "smol")  # the reader's folder
-    if model.adapter is not None:
-        model.save(folder / "start")
-    pairs.save(folder / "pairs.jsonl")
-    record = {
-        "model": str(Path(model.name).resolve()) if own else model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "start": model.adapter is not None,
-        "fingerprint": model.fingerprint(),
-        "chat": bool(model.tokenizer.chat_template),
-        "config": config.to_dict(),
-    }
-    write_json(folder / RECORD, record)
 
 
 def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) -> Exported:

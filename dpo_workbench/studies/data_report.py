@@ -1,40 +1,27 @@
-"""`data_report`: one page about a pair set, self-contained, with all text of models and people escaped."""
+"""`data_report`: one self-contained HTML page about a set of pairs. All text of models and people is escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
+from dpo_workbench.common import html
 from dpo_workbench.common.files import write_text
-from dpo_workbench.common.html import escape, paragraph, pre, table
 from dpo_workbench.evaluation.report import Figure
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.checks import Annotator, length_auc
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.pairs.result import Read
 from dpo_workbench.plots.pairs import DifficultyDisplay, LengthsDisplay, LikenessDisplay
+from dpo_workbench.studies.advice import advise_pairs
 from dpo_workbench.studies.microscope import microscope
 from dpo_workbench.training.run import Run
 
-SHOWN = 5  # pairs under the microscope
-MOST_PEOPLE = 20  # in the table of annotators
-HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Pairs</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; color: #1a1a1a; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-size: .9rem; } th, td { border: 1px solid #c8c8c8; padding: .25rem .5rem; }
-pre { background: #f2f2f2; padding: .5rem; font-size: .82rem; } figure { margin: 1rem 0; } img { max-width: 100%; }
-</style>
-</head>
-<body>
-"""
+N_EXAMPLES = 5
+N_ANNOTATORS = 20
 
 
 def data_report(
@@ -43,80 +30,66 @@ def data_report(
     model: Model | None = None,
     after: Model | Run | None = None,
     *,
-    beta: float = 0.1,
+    beta: float | None = None,
     show: bool = True,
 ) -> Path:
-    """Write a page that shows what a pair set teaches: counts, findings and, with a model, lengths, difficulty, advice.
+    """Write a page about a set of pairs: counts, findings and, with a model, lengths, difficulty and advice.
 
     Args:
-        pairs: a set, or what `read_pairs` gave (its findings are listed).
-        path: the HTML file; written in one step.
-        model: where training would start; None leaves out what only a model can say.
+        pairs: a set, or the result of `read_pairs`, whose findings are then listed.
+        path: the HTML file.
+        model: where training would start; None leaves out what only a model can tell.
         after: the trained model or run, to show what was learned.
-        beta: that training uses; the advice depends on it.
+        beta: as in `microscope`; the advice depends on it.
         show: a progress bar.
 
     Raises:
-        WorkbenchError: nothing was kept, or as `microscope`.
+        WorkbenchError: no pair is left, or an error of `microscope`.
     """
-    kept = pairs.pairs if isinstance(pairs, Read) else pairs
-    parts = [f"<h1>{escape(len(kept))} preference pairs</h1>", _counts(kept)]
+    rows = pairs.pairs if isinstance(pairs, Read) else pairs
+    context: dict[str, Any] = {"pairs": rows, "counts": _counts(rows)}
     if isinstance(pairs, Read):
-        parts += ["<h2>What reading found</h2>", pre(repr(pairs))]
-        if pairs.annotators:
-            parts += ["<h2>Who judged</h2>", _people(pairs.annotators)]
-    if model is not None:
-        seen = microscope(model, kept, after, show=show)
-        advice = seen.advice(beta=beta)
-        parts += [f"<h2>What {escape(model.name)} sees</h2>", pre(repr(seen).split("\n  advice: ")[0])]
-        parts += ["<h2>Advice</h2>"]
-        rows = [(a.code, a.what, a.reason) for a in advice]
-        parts += [table(("code", "what", "why"), rows) if rows else paragraph("Nothing stands out.")]
-        displays = {
-            "Lengths": LengthsDisplay.from_microscope(seen),
-            "Difficulty": DifficultyDisplay.from_microscope(seen),
-            "Likeness": LikenessDisplay.from_microscope(seen),
-        }
-        figures = [Figure.of(name, display) for name, display in displays.items()]
-        parts += [_figure(figure) for figure in figures]
-        parts += [f"<h2>{SHOWN} pairs under the microscope</h2>", paragraph("From the hardest to the easiest.")]
-        order = sorted(seen, key=lambda view: view.reference_margin)
-        step = max(1, (len(order) - 1) // max(1, SHOWN - 1))
-        parts += [view._repr_html_() for view in order[::step][:SHOWN]]
+        context["read"] = pairs
+        context["people"] = [_annotator_row(person) for person in pairs.annotators[:N_ANNOTATORS]]
+    if model is None:
+        context["examples"] = rows[:N_EXAMPLES]
     else:
-        parts += ["<h2>The first pairs</h2>"]
-        parts += [
-            table((f"pair {p.id}", ""), [("prompt", p.prompt), ("chosen", p.chosen), ("rejected", p.rejected)])
-            for p in kept[:SHOWN]
+        seen = microscope(model, rows, after, beta=beta, show=show)
+        by_difficulty = sorted(seen, key=lambda view: view.reference_margin)
+        context["seen"] = seen
+        context["advice"] = [(a.code, a.what, a.reason) for a in advise_pairs(seen)]
+        context["figures"] = [
+            Figure.of("Lengths", LengthsDisplay.from_microscope(seen)),
+            Figure.of("Difficulty", DifficultyDisplay.from_microscope(seen)),
+            Figure.of("Similarity", LikenessDisplay.from_microscope(seen)),
         ]
-    write_text(Path(path), HEAD + "\n".join(parts) + "\n</body>\n</html>\n")
+        context["examples"] = by_difficulty[:: max(1, (len(seen) - 1) // (N_EXAMPLES - 1))][:N_EXAMPLES]
+    write_text(Path(path), _page(context))
     return Path(path)
 
 
-def _counts(pairs: Pairs) -> str:
-    def cell(value: Any) -> str:
-        return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-    rows = [(name, cell(value)) for name, value in pairs.summary().items()]
-    rows.append(("AUC of length (0.5 is chance)", f"{length_auc(pairs.rows):.2f}"))
-    return table(("what", "value"), rows)
-
-
-def _people(people: Sequence[Annotator]) -> str:
-    def share(value: float | None) -> str:
-        return "" if value is None else f"{value:.0%}"
-
-    heads = ("who", "labels", "most on one side", "the longer answer", "agrees with others")
-    rows = [
-        (p["annotator"], p["labels"], f"{share(p['side_share'])} {p['side'] or ''}", share(p["longer_share"]),
-         f"{share(p['agreement'])} of {p['compared']}" if p["compared"] else "")
-        for p in (person.to_dict() for person in people[:MOST_PEOPLE])
-    ]  # fmt: skip
-    return table(heads, rows)
+def _page(context: dict[str, Any]) -> str:
+    """The template with every value escaped; the functions below return HTML that is escaped already."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["show"] = lambda text: Markup(html.escape(text))
+    environment.globals["table"] = lambda header, rows: Markup(html.table(header, rows))
+    environment.globals["pre"] = lambda text: Markup(html.pre(repr(text)))
+    environment.globals["html"] = lambda view: Markup(view._repr_html_())
+    return environment.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(context)
 
 
-def _figure(figure: Figure) -> str:
-    return (
-        f'<figure><img src="{figure.source}" alt="{escape(figure.text)}"><figcaption>{escape(figure.title)}'
-        "</figcaption></figure>"
+def _counts(pairs: Pairs) -> list[tuple[str, str]]:
+    rows = []
+    for name, value in pairs.summary().items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        rows.append((name, text))
+    return [*rows, ("AUC of length (0.5 is chance)", f"{length_auc(pairs.rows):.2f}")]
+
+
+def _annotator_row(person: Annotator) -> tuple[Any, ...]:
+    facts = person.to_dict()
+    side, longer, agreement = (
+        "" if facts[key] is None else f"{facts[key]:.0%}" for key in ("side_share", "longer_share", "agreement")
     )
+    agrees = f"{agreement} of {facts['compared']}" if facts["compared"] else ""
+    return facts["annotator"], facts["labels"], f"{side} {facts['side'] or ''}", longer, agrees

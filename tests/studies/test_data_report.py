@@ -54,4 +54,4 @@ def test_from_the_command_line(run, tiny_folder, odd, tmp_path) -> None:
     odd.save(tmp_path / "pairs.jsonl")
     code, _, err = run("check", "pairs.jsonl", "--report", "page.html", "--model", str(tiny_folder))
     assert code == 0 and "report: page.html" in err
-    assert "pairs under" in checked((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "pairs, seen by" in checked((tmp_path / "page.html").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ import torch
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.studies.advice import Advice, advise, try_advice
+from dpo_workbench.studies.advice import Advice, advise_pairs, try_advice
 from dpo_workbench.studies.microscope import STATES, Microscope, Seen, microscope
 from dpo_workbench.training.config import TrainConfig
 
@@ -41,7 +41,8 @@ def test_numbers_are_those_of_plain_sequences(tiny, moved, toy_pairs, seen) -> N
         ches = c.sum(0) @ r.sum(0) / (len(c) * len(r)) - (c.sum(0) @ c.sum(0)) / len(c) ** 2
         assert view.reference.ches == pytest.approx(ches.item(), abs=1e-3)
         after = [sum(by_hand(moved, pair.prompt, a)[0]) for a in (pair.chosen, pair.rejected)]
-        assert view.reward_margin == pytest.approx(after[0] - after[1] - sum(chosen) + sum(rejected), abs=1e-3)
+        assert view.policy_margin == pytest.approx(after[0] - after[1], abs=1e-3)
+        assert view.reward_margin == pytest.approx(0.1 * (after[0] - after[1] - sum(chosen) + sum(rejected)), abs=1e-3)
         assert [sum(part) for part in view.log_ratios] == pytest.approx(
             [after[0] - sum(chosen), after[1] - sum(rejected)], abs=1e-3
         )
@@ -79,7 +80,7 @@ def test_states_follow_the_ranking_before_and_after(seen) -> None:
     for state, (before, reward) in margins.items():
         seen_before, seen_after = Seen(((before,), (0.0,)), 0.0), Seen(((before + reward,), (0.0,)), 0.0)
         made = replace(view, reference=seen_before, policy=seen_after)
-        assert made.state == state and made.reward_margin == reward
+        assert made.state == state and made.reward_margin == pytest.approx(0.1 * reward)
     assert replace(view, policy=None).state is None
     assert sum(seen.states.values()) == len(seen) and list(seen.states) == list(STATES)
 
@@ -92,13 +93,27 @@ def test_learned_after_training(moved, toy_pairs) -> None:
     assert all(view.reward_margin > 0 for view in seen)
 
 
+def test_the_reward_margin_has_the_scale_of_the_runs_history(moved, toy_pairs) -> None:
+    config = replace(CONFIG, beta=0.5, lr=1e-30, epochs=1, batch_size=len(toy_pairs))  # moves nothing
+    run = dw.train(moved, toy_pairs, config, show=False)
+    run.model.set_adapter_tensors({k: v + 0.05 for k, v in run.model.adapter_tensors().items()})
+    view = microscope(moved, toy_pairs, run, show=False)[0]
+    before, after = ([sum(by_hand(m, view.pair.prompt, a)[0]) for a in (view.pair.chosen, view.pair.rejected)]
+                     for m in (moved, run.model))  # fmt: skip
+    margin = 0.5 * (after[0] - before[0]) - 0.5 * (after[1] - before[1])  # the difference of two implicit rewards
+    assert abs(margin) > 1e-3 and view.reward_margin == pytest.approx(margin, abs=1e-3)
+    assert microscope(moved, toy_pairs, run.model, beta=1.0, show=False)[0].reward_margin == pytest.approx(
+        2 * margin, abs=2e-3
+    )
+
+
 def test_table_and_text(tiny, toy_pairs, seen) -> None:
     table = seen.to_dataframe()
     assert len(table) == len(toy_pairs) and table["reference_margin"].tolist() == [v.reference_margin for v in seen]
     text = repr(seen)
-    assert f"{len(toy_pairs)} pairs under" in text and "never learned" in text
+    assert f"{len(toy_pairs)} pairs, seen by" in text and "never learned" in text
     assert seen["p1"] is seen[1] and "pair p1:" in repr(seen[1])
-    with pytest.raises(WorkbenchError, match="Got 'none'"):
+    with pytest.raises(WorkbenchError, match="Got the id 'none'"):
         seen["none"]
     before = microscope(tiny, toy_pairs, show=False)
     assert before.states is None and "never learned" not in repr(before) and "training:" not in repr(before[0])
@@ -124,9 +139,9 @@ def planted(seen: Microscope, margin=0.0, distance=0.6, ratio=None, scores=(None
 
 
 def test_a_sound_set_gets_no_advice(seen) -> None:
-    assert advise(planted(seen)) == []
-    assert advise(planted(seen, ratio=0.5, scores=(0.9, 0.1))) == []
-    assert advise(planted(seen, ratio=0.5, distance=0.1)) == []  # alike, but the chosen answers held their ground
+    assert advise_pairs(planted(seen)) == []
+    assert advise_pairs(planted(seen, ratio=0.5, scores=(0.9, 0.1))) == []
+    assert advise_pairs(planted(seen, ratio=0.5, distance=0.1)) == []  # alike, but the chosen answers held their ground
 
 
 @pytest.mark.parametrize(
@@ -141,7 +156,7 @@ def test_a_sound_set_gets_no_advice(seen) -> None:
     ],
 )
 def test_each_planted_fault_gets_its_advice(seen, fault, code, change) -> None:
-    (advice,) = advise(planted(seen, **fault))
+    (advice,) = advise_pairs(planted(seen, **fault))
     assert advice.code == code and advice.what and advice.reason
     assert change.items() <= advice.change.items()
     TrainConfig.from_dict(advice.change)  # the settings exist
@@ -152,15 +167,15 @@ def test_each_planted_fault_gets_its_advice(seen, fault, code, change) -> None:
 
 def test_noise_is_measured_by_a_verifier(seen) -> None:
     made = planted(seen)
-    assert advise(made, score=lambda pair, answer: answer == pair.chosen) == []
-    wrong = advise(made, score=lambda pair, answer: (answer == pair.chosen) == (int(pair.id[1:]) % 3 > 0))
+    assert advise_pairs(made, score=lambda pair, answer: answer == pair.chosen) == []
+    wrong = advise_pairs(made, score=lambda pair, answer: (answer == pair.chosen) == (int(pair.id[1:]) % 3 > 0))
     assert wrong[0].change["label_smoothing"] == pytest.approx(8 / 24, abs=1e-3)
-    assert advise(made, score=lambda pair, answer: 1.0) == []  # ties say nothing
+    assert advise_pairs(made, score=lambda pair, answer: 1.0) == []  # ties say nothing
 
 
 def test_hard_depends_on_beta(seen) -> None:
     made = planted(seen, margin=lambda k: -30.0 if k < 8 else 0.0)
-    assert advise(made, beta=0.01) == []  # 200 nats may be moved
+    assert advise_pairs(replace(made, views=tuple(replace(v, beta=0.01) for v in made))) == []  # 200 nats may be moved
 
 
 @pytest.fixture
