@@ -150,8 +150,7 @@ def compare(
         task: a task, or what `load_task` takes.
         arms: names from `ARMS`; the others are compared with `sft`.
         model: `nano`, `smol`, or what `load_model` takes.
-        adapter: the fine-tuned start, as a folder or the name of a shipped adapter. By default the one that is shipped
-            for model and task; where there is none, it is trained.
+        adapter: the fine-tuned start. By default the one that is shipped for model and task, or else it is trained.
         pairs: to train on; by default the failures of the fine-tuned model are mined with the recipe.
         recipe: sizes and settings; by default those of `recipe_for(model, task)`.
         split: whose prompts are answered. Use `dev` while you choose settings.
@@ -168,10 +167,9 @@ def compare(
         raise WorkbenchError(f"`arms` must be some of {', '.join(ARMS)}. Got {unknown or 'none'}.")
     name = task.name if isinstance(task, Task) else Path(task).stem
     folder = folder or Path("runs") / f"compare-{Path(model).name}-{name}"
-    study = open_study(
-        model, task, folder, split=split, recipe=recipe, adapter=adapter, pairs=pairs, seed=seed, show=show
-    )  # fmt: skip
-    context = study.verdict_context  # all arms share start and pairs: where they fail, no arm can run
+    given: dict[str, Any] = {"split": split, "recipe": recipe, "adapter": adapter, "pairs": pairs}
+    study = open_study(model, task, folder, **given, seed=seed, show=show)
+    context = study.verdict_context  # makes the pairs, without which no arm can run
     done: dict[str, Evaluation] = {}
     costs: dict[str, Cost] = {}
     holes: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.run import Evaluation
@@ -29,7 +30,7 @@ STEPS = {
         "you don't need DPO."
     ),
 }
-ARMS = tuple(name for name in STEPS if name != "pairs")
+DEMO_ARMS = tuple(name for name in STEPS if name != "pairs")
 
 
 def demo(
@@ -65,9 +66,8 @@ def demo(
             "`from_scratch` trains the fine-tuned adapter and `adapter` gives one. Leave one of them out."
         )
     folder = folder or Path("runs") / f"demo-{Path(model_name).name}"
-    study = open_study(
-        model_name, task_name, folder, recipe=recipe, adapter=adapter, from_scratch=from_scratch, seed=seed, show=show
-    )  # fmt: skip
+    given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "from_scratch": from_scratch}
+    study = open_study(model_name, task_name, folder, **given, seed=seed, show=show)
     study.say(introduction(study))
     arms: dict[str, Evaluation] = {}
     costs: dict[str, Cost] = {}
@@ -78,7 +78,7 @@ def demo(
         else:
             arms[step], costs[step] = run_arm(study, step)
     result = Comparison(arms, costs, {}, "sft", study.folder, context=study.verdict_context)
-    write_results(study, result, _command(study))
+    write_results(study, result, command(study))
     return result
 
 
@@ -88,14 +88,14 @@ def introduction(study: Study) -> str:
     lines = [repr(study.base), f"Task: {task.name}{f' ({task.description})' if task.description else ''}"]
     if task.built_in and task.name in PLANTED:
         lines.append(
-            f"We planted the flaw that this demo fixes: in about half of the fine-tuning labels, "
-            f"{PLANTED[task.name][1]}. The fine-tuned model picked that up, and DPO is to undo it. This shows how the "
-            "method works, not how much it helps with failures that nobody planted."
+            "Note: we planted the flaw that this demo fixes. In part of the fine-tuning labels, "
+            f"{PLANTED[task.name][1]}. The fine-tuned model has learned to do the same, and DPO should undo it. This "
+            "shows how the method works, not how much it helps with failures that nobody planted."
         )
     return "\n".join(lines)
 
 
-def _command(study: Study) -> str:
+def command(study: Study) -> str:
     """How to repeat this run from a shell."""
     settings = study.settings
     start = f" --adapter {shlex.quote(settings['adapter'])}" if "adapter" in settings else ""

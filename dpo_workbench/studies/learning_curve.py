@@ -78,6 +78,10 @@ class Curve:
         squares = sum(float(((np.array(row) - np.mean(row)) ** 2).sum()) for row in self.values)
         return float(np.sqrt(squares / free)) if free else None
 
+    def forecast(self, size: int) -> Forecast:
+        """The measure at `size` pairs, see `forecast`."""
+        return forecast(self, size)
+
     def flags(self) -> list[str]:
         """Reasons not to trust a forecast: the curve falls again, or the seeds differ a lot."""
         found, means = [], self.means if self.higher_is_better else -self.means
@@ -260,14 +264,7 @@ class LearningCurve:
     def plot(self, metric: str = "score", size: int | None = None) -> Any:
         """The points and the forecast up to `size` pairs (by default twice the largest size)."""
         curve = self.curve(metric)
-        return curve_display(curve, size or 2 * curve.sizes[-1]).plot()
-
-
-def curve_display(curve: Curve, size: int) -> CurveDisplay:
-    """A display of the curve with forecasts up to `size` pairs."""
-    last = curve.sizes[-1]
-    places = sorted({*(n for n in curve.sizes if n), *(round(last + (size - last) * k / 4) for k in range(1, 5))})
-    return CurveDisplay(curve.sizes, curve.values, curve.metric, [forecast(curve, n) for n in places])
+        return CurveDisplay.from_curve(curve, size or 2 * curve.sizes[-1]).plot()
 
 
 def learning_curve(

@@ -10,7 +10,7 @@ import dpo_workbench as dw
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.studies import arms, study
-from dpo_workbench.studies.demo import ARMS, demo
+from dpo_workbench.studies.demo import DEMO_ARMS, command, demo
 from dpo_workbench.studies.recipe import PLANTED, RECIPES, recipe_for
 from dpo_workbench.tasks.builtin import shipped_adapter
 from dpo_workbench.training.config import TrainConfig
@@ -23,8 +23,6 @@ SMALL = replace(
     probe_prompts=6,
     dpo=TrainConfig(epochs=1, batch_size=6, probes=1, held_out=0.0),
 )
-
-SCIENCE = replace(SMALL, target=("wrong_unit",), sft_prompts=800, mine_from=800)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def without_times(folder):
 
 
 def test_every_arm_and_result_is_there(finished):
-    assert tuple(finished.arms) == ARMS
+    assert tuple(finished.arms) == DEMO_ARMS
     assert all(e.n == 16 for e in finished.arms.values())
     for name in ("results.json", "report.html", "pairs.jsonl", "mined.json", "settings.json"):
         assert (finished.folder / name).stat().st_size > 0
@@ -53,28 +51,23 @@ def test_every_arm_and_result_is_there(finished):
 def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
     demo("nano", finished.folder, recipe=SMALL)
     out = capsys.readouterr().out
-    assert "We planted the flaw" in out and PLANTED["receipts"][1] in out and "Step 5 of 5" in out
+    assert "we planted the flaw" in out and PLANTED["receipts"][1] in out and "Step 5 of 5" in out
 
 
 def test_a_run_of_the_first_edition_is_continued(finished, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(finished.folder, folder)
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    old = {key: value for key, value in settings.items() if key not in ("split", "prompts")} | {"arms": list(ARMS)}
+    old = {key: value for key, value in settings.items() if key not in ("split", "prompts")} | {"arms": list(DEMO_ARMS)}
     (folder / "settings.json").write_text(json.dumps(old), encoding="utf-8")
     for file in folder.glob("evaluations/*.cost.json"):
         file.unlink()
     assert demo("nano", folder, recipe=SMALL, show=False).rows() == finished.rows()
 
 
-def test_same_command_twice_gives_the_same_results(finished, tmp_path):
-    again = demo("nano", tmp_path / "two", recipe=SMALL, show=False)
-    assert without_times(again.folder) == without_times(finished.folder)
-
-
-def test_another_seed_gives_other_results(finished, tmp_path):
-    other = demo("nano", tmp_path / "three", recipe=SMALL, seed=1, show=False)
-    assert without_times(other.folder)["mined"] != without_times(finished.folder)["mined"]
+def test_another_seed_mines_other_answers(finished, tmp_path):
+    other = study.open_study("nano", "receipts", tmp_path / "seed", recipe=SMALL, seed=1, show=False)
+    assert dict(other.found.failures) != without_times(finished.folder)["mined"]["failures"]
 
 
 def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
@@ -99,14 +92,14 @@ def test_a_folder_holds_one_run(finished):
         demo("nano", finished.folder, recipe=SMALL, seed=5, show=False)
 
 
-def test_a_demo_can_begin_with_an_adapter_of_ones_own(tmp_path):
+def test_a_demo_can_start_from_an_adapter_of_your_own(tmp_path):
     adapter = data_folder() / "adapters" / "nano-science"
     with pytest.raises(dw.WorkbenchError, match="Leave one of them out"):
         demo("nano", tmp_path / "both", from_scratch=True, adapter=adapter)
-    given = demo("nano", tmp_path / "given", task_name="science", adapter=adapter, recipe=SCIENCE, show=False)
-    shipped = demo("nano", tmp_path / "shipped", task_name="science", recipe=SCIENCE, show=False)
-    assert [r.answer for r in given.arms["sft"].rows] == [r.answer for r in shipped.arms["sft"].rows]
-    assert f"--adapter {adapter}" in json.loads((given.folder / "results.json").read_text())["command"]
+    given = study.open_study("nano", "science", tmp_path / "given", adapter=adapter, show=False)
+    shipped = study.open_study("nano", "science", tmp_path / "shipped", show=False)
+    assert given.start.fingerprint() == shipped.start.fingerprint() != given.base.fingerprint()
+    assert f"--adapter {adapter}" in command(given) and "--adapter" not in command(shipped)
 
 
 @pytest.mark.parametrize("model", ("nano", "smol", "another/model"))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.plots.learning_curve import CurveDisplay
 from dpo_workbench.studies import learning_curve as module
 from dpo_workbench.studies.learning_curve import (
     FAMILIES,
     Curve,
     advise,
-    curve_display,
     forecast,
     learning_curve,
     nested,
@@ -129,6 +129,6 @@ def test_a_learning_curve_is_continued_from_its_folder(tiny, toy_pairs, toy_task
 
 
 def test_the_display_has_its_numbers_as_text():
-    display = curve_display(drawn(rising), 128).plot()
+    display = CurveDisplay.from_curve(drawn(rising), 128).plot()
     assert "128 pairs" in display.title and "80 % interval" in str(display)
     assert len(display.ax_.lines) >= 2

@@ -10,6 +10,7 @@ import torch
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.plots.pairs import DifficultyDisplay
 from dpo_workbench.studies.advice import Advice, advise_pairs, try_advice
 from dpo_workbench.studies.microscope import STATES, Microscope, Seen, microscope
 from dpo_workbench.training.config import TrainConfig
@@ -105,6 +106,10 @@ def test_the_reward_margin_has_the_scale_of_the_runs_history(moved, toy_pairs) -
     assert microscope(moved, toy_pairs, run.model, beta=1.0, show=False)[0].reward_margin == pytest.approx(
         2 * margin, abs=2e-3
     )
+
+
+def test_the_difficulty_display_shows_margins_in_nats(seen) -> None:
+    assert DifficultyDisplay.from_microscope(seen).after == [view.policy_margin for view in seen]
 
 
 def test_table_and_text(tiny, toy_pairs, seen) -> None:
