@@ -146,7 +146,7 @@ def _less_likely(views: Sequence[PairView]) -> Advice | None:
 
 
 def _chosen_log_ratios(views: Sequence[PairView]) -> list[float]:
-    return [sum(v.log_ratios[0]) for v in views if v.log_ratios]
+    return [v.chosen_logratio for v in views if v.chosen_logratio is not None]
 
 
 @dataclass(frozen=True)

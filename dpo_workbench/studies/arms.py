@@ -53,6 +53,7 @@ def run_arm(study: Study, name: str) -> tuple[Evaluation, Cost]:
         known = json.loads(cost_file.read_text(encoding="utf-8")) if cost_file.is_file() else {}
         fields = {key: known[key] for key in asdict(Cost()) if key in known}  # earlier versions wrote more of them
         return Evaluation.load(file), Cost(**fields)
+    _ = study.start  # where it is fine-tuned on first use, that is not part of an arm's cost
     cost, begun = Cost(), time.monotonic()
     done = replace(ARMS[name](study, cost), name=name)
     seconds = time.monotonic() - begun

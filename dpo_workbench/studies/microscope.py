@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     import pandas
 
 STATES = ("kept", "learned", "unlearned", "never learned")
-COLUMNS = ("id", "length_gap", "divergence", "edit_distance", "reference_margin", "ches", "reward_margin", "state")
+COLUMNS = (
+    "id",
+    "length_gap",
+    "divergence",
+    "edit_distance",
+    "reference_margin",
+    "ches",
+    "chosen_logratio",
+    "rejected_logratio",
+    "reward_margin",
+    "state",
+)
 
 
 @dataclass(frozen=True)
@@ -123,19 +134,28 @@ class PairView:
         return tuple(tuple(p - r for p, r in zip(*answer, strict=True)) for answer in both)
 
     @property
+    def chosen_logratio(self) -> float | None:
+        """log p(chosen) after training minus before, in nats."""
+        return None if self.policy is None else self.policy.sums[0] - self.reference.sums[0]
+
+    @property
+    def rejected_logratio(self) -> float | None:
+        """log p(rejected) after training minus before, in nats."""
+        return None if self.policy is None else self.policy.sums[1] - self.reference.sums[1]
+
+    @property
     def reward_margin(self) -> float | None:
         """beta * (log-ratio of the chosen answer - log-ratio of the rejected one), like `rewards/margins` of a run."""
-        if self.policy_margin is None:
-            return None
-        return self.beta * (self.policy_margin - self.reference_margin)
+        return None if self.policy_margin is None else self.beta * (self.policy_margin - self.reference_margin)
 
     @property
     def state(self) -> str | None:
         """Whether p(chosen) > p(rejected): kept (before and after), learned, unlearned or never learned."""
         if self.policy_margin is None:
             return None
-        before, after = self.reference_margin > 0, self.policy_margin > 0
-        return STATES[{(True, True): 0, (False, True): 1, (True, False): 2, (False, False): 3}[before, after]]
+        if self.reference_margin > 0:
+            return "kept" if self.policy_margin > 0 else "unlearned"
+        return "learned" if self.policy_margin > 0 else "never learned"
 
     def __repr__(self) -> str:
         k = self.divergence
@@ -148,9 +168,9 @@ class PairView:
             f"  log p {self.reference.sums[0]:.1f} chosen, {self.reference.sums[1]:.1f} rejected: the model {ranking} "
             f"by {abs(self.reference_margin):.1f} nats; CHES {self.reference.ches:.2f}",
         ]
-        if self.log_ratios is not None:
-            chosen, rejected = map(sum, self.log_ratios)
-            lines.append(f"  training: {chosen:+.1f} nats chosen, {rejected:+.1f} rejected: {self.state}")
+        if self.policy is not None:
+            changes = f"{self.chosen_logratio:+.1f} nats chosen, {self.rejected_logratio:+.1f} rejected"
+            lines.append(f"  training: {changes}: {self.state}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -50,7 +50,7 @@ class Study:
         if self.adapter or trained.is_dir():
             return load_adapter(self.base, self.adapter or trained)
         rows = self.task.train[: self.recipe.sft_prompts]
-        self.say(f"Fine-tuning the model on {len(rows)} examples")
+        self.say(f"No fine-tuned adapter is shipped or given: fine-tuning the model on {len(rows)} examples first")
         run = self.fit("sft", lambda **given: sft(self.base, rows, self.recipe.sft, **given))
         return run.model
 

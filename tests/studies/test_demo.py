@@ -17,11 +17,11 @@ from dpo_workbench.training.config import TrainConfig
 
 SMALL = replace(
     RECIPES["nano"],
-    test_prompts=16,
-    mine_prompts=24,
-    max_pairs=12,
+    test_prompts=10,
+    mine_prompts=16,
+    max_pairs=8,
     probe_prompts=6,
-    dpo=TrainConfig(epochs=1, batch_size=6, probes=1, held_out=0.0),
+    dpo=TrainConfig(epochs=1, batch_size=4, probes=1, held_out=0.0),
 )
 
 
@@ -39,7 +39,7 @@ def without_times(folder):
 
 def test_every_arm_and_result_is_there(finished):
     assert tuple(finished.arms) == DEMO_ARMS
-    assert all(e.n == 16 for e in finished.arms.values())
+    assert all(e.n == 10 for e in finished.arms.values())
     for name in ("results.json", "report.html", "pairs.jsonl", "mined.json", "settings.json"):
         assert (finished.folder / name).stat().st_size > 0
     assert (finished.folder / "dpo" / "adapter" / "adapter_model.safetensors").is_file()
@@ -149,5 +149,5 @@ def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
 def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
     done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
     results = without_times(done.folder)
-    assert results["mined"]["samples"] == 20 * 5 and (done.folder / "sft" / "adapter").is_dir()
+    assert results["mined"]["samples"] == 12 * 5 and (done.folder / "sft" / "adapter").is_dir()
     assert done.arms["sft+dpo"].failed_share < done.arms["sft"].failed_share
