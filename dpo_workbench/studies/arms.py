@@ -56,9 +56,7 @@ def run_arm(study: Study, name: str) -> tuple[Evaluation, Cost]:
     _ = study.start  # where it is fine-tuned on first use, that is not part of an arm's cost
     cost, begun = Cost(), time.monotonic()
     done = replace(ARMS[name](study, cost), name=name)
-    seconds = time.monotonic() - begun
-    cost.answer_seconds = seconds - cost.train_seconds
-    study.seconds[name] = seconds
+    cost.answer_seconds = time.monotonic() - begun - cost.train_seconds
     write_json(cost_file, asdict(cost))
     done.save(file)
     study.say(f"{name}: {done.n_failed} of {done.n} held-out answers failed, mean score {done.mean_score:.3f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -198,13 +199,13 @@ def _effects(study: Study) -> SideEffects:
 def write_results(study: Study, result: Comparison, command: str) -> Path:
     """Write results.json and report.html into the study's folder; returns the path of the report."""
     decided = result.verdict() if "sft+dpo" in result.arms else None
-    training = study.folder / "dpo" / "training.json"
+    rows, training = result.rows(), study.folder / "dpo" / "training.json"
     results: dict[str, Any] = {
         "settings": {**study.settings, "seed": study.recipe.dpo.seed, "arms": list(result.arms)},
         "command": command,
         "machine": describe(),
         "arms": {name: evaluation.summary() for name, evaluation in result.arms.items()},
-        "comparison": result.rows(),
+        "comparison": rows,
         "holes": result.holes,
         "pairs": study.pairs.summary(),
         "training": json.loads(training.read_text(encoding="utf-8")) if training.is_file() else None,
@@ -213,8 +214,7 @@ def write_results(study: Study, result: Comparison, command: str) -> Path:
         "times": {
             "date": date.today().isoformat(),
             "costs": {name: asdict(cost) for name, cost in result.costs.items()},
-            "seconds": {name: round(seconds, 1) for name, seconds in study.seconds.items()},
-            "total_seconds": round(sum(study.seconds.values()), 1),
+            "total_seconds": round(time.monotonic() - study.begun, 1),
             "peak_memory_gib": round(peak_memory_gib(), 2),
         },
     }
@@ -230,6 +230,6 @@ def write_results(study: Study, result: Comparison, command: str) -> Path:
         tables.append(ReportTable("Side effects of DPO, on dev prompts", EFFECTS_HEADER, result.effects.rows()))
     if result.holes:
         tables.append(ReportTable("Arms without a result", ("arm", "why"), list(result.holes.items())))
-    changes = DifferencesDisplay.from_rows(result.rows(), result.baseline)
+    changes = DifferencesDisplay.from_rows(rows, result.baseline)
     displays = {f"Change of the score compared with {result.baseline}": changes} if changes.names else {}
     return write_report(study.folder, results, result.arms, decided, tables=tables, displays=displays)

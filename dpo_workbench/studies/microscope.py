@@ -28,17 +28,8 @@ if TYPE_CHECKING:
 
 STATES = ("kept", "learned", "unlearned", "never learned")
 COLUMNS = (
-    "id",
-    "length_gap",
-    "divergence",
-    "edit_distance",
-    "reference_margin",
-    "ches",
-    "chosen_logratio",
-    "rejected_logratio",
-    "reward_margin",
-    "state",
-)
+    "id length_gap divergence edit_distance reference_margin ches chosen_logratio rejected_logratio reward_margin state"
+).split()
 
 
 @dataclass(frozen=True)
@@ -234,12 +225,7 @@ class Microscope(Sequence[PairView]):
 
 
 def microscope(
-    model: Model,
-    pairs: Pairs,
-    after: Model | Run | None = None,
-    *,
-    beta: float | None = None,
-    show: bool = True,
+    model: Model, pairs: Pairs, after: Model | Run | None = None, *, beta: float | None = None, show: bool = True
 ) -> Microscope:
     """Look at each pair as `model` sees it and, with `after`, at what training changed.
 

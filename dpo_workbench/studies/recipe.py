@@ -117,12 +117,5 @@ def _sized_for(recipe: Recipe, task: Task) -> Recipe:
     has_labels = any(example.label is not None for example in task.train)
     sft = replace(recipe.sft, epochs=epochs, batch_size=8, probes=0 if has_labels else 2)
     return replace(
-        recipe,
-        sft_prompts=tuned,
-        mine_from=tuned,
-        mine_prompts=mined,
-        per_prompt=2,
-        target=(),
-        sft=sft,
-        greedy=True,
+        recipe, sft_prompts=tuned, mine_from=tuned, mine_prompts=mined, per_prompt=2, target=(), sft=sft, greedy=True
     )

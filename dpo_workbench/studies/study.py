@@ -41,7 +41,7 @@ class Study:
     adapter: str | Path | None  # the fine-tuned start; None: it is trained here
     given_pairs: Pairs | None  # None: pairs are mined
     show: bool
-    seconds: dict[str, float] = field(default_factory=dict)  # of each step
+    begun: float = field(default_factory=time.monotonic)
 
     @cached_property
     def start(self) -> Model:
@@ -128,9 +128,7 @@ class Study:
         if file.is_file():
             self.say(f"{name}: read from the folder")
             return load(file)
-        begun = time.monotonic()
         value = work()
-        self.seconds[file.stem] = time.monotonic() - begun
         save(value, file)
         return value
 
