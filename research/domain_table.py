@@ -21,13 +21,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.studies.recipe import recipe_for
-
 from dpo_workbench.common.environment import data_folder, describe
 from dpo_workbench.common.files import write_json, write_text
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, label, plain
 from dpo_workbench.studies.demo import ARMS, demo
+from dpo_workbench.studies.recipe import recipe_for
 from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.training.run import sft
 
