@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
-from scipy.sparse import csr_matrix
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import pre
@@ -254,6 +253,8 @@ class _Words:
     """Which words the texts of two lists contain, as sparse matrices, whose product counts the words in common."""
 
     def __init__(self, ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]]):
+        from scipy.sparse import csr_matrix
+
         columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
 
         def matrix(sets: Sequence[frozenset[str]]) -> Any:
