@@ -1,12 +1,12 @@
-"""Do the intervals cover, does nothing win by chance, is a real gain found? Goes to results/coverage.json.
+"""Simulated coverage, false wins and power of the package's statistics. Writes results/coverage.json.
 
-    python benchmarks/interval_coverage.py                # 2,000 studies a cell; an hour and a half on one core
+    python benchmarks/interval_coverage.py                # 2,000 studies per cell; 90 minutes on one core
     python benchmarks/interval_coverage.py --studies 200
 
-A study is a test set answered by two arms whose true failure rates are known. Answers come from a latent Gaussian: one
-part is the prompt's own (both arms find the same prompts hard), and where prompts are clustered one part is the
-group's and one the group's answer to the arm. Each finished cell is kept, so a stopped run goes on where it was. A
-"floor" is no simulation: with so few prompts that change, no sensible rule covers less.
+A study is a test set answered by two arms with known failure rates. Answers come from a latent Gaussian variable. One
+part of it belongs to the prompt (both arms find the same prompts hard). In clustered worlds, one part belongs to the
+group and one to the group and the arm. Each finished cell is saved, so a stopped run continues where it was. A "floor"
+is not simulated: it is the least coverage that any reasonable rule can have when few prompts change.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from dpo_workbench.evaluation import statistics as s
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 SIZES, PASSING = (20, 50, 100, 400), (0.5, 0.7, 0.9, 0.98)
-GROUP = 4  # prompts of a group, where they are clustered
+GROUP = 4  # prompts per group in clustered worlds
 GOAL = {"coverage": [0.93, 0.97], "false_wins": 0.055, "found": 0.8}
 
 
 @dataclass(frozen=True)
 class World:
-    """Where studies are drawn from."""
+    """The distribution of studies."""
 
     n: int
     clustered: bool = False
@@ -46,7 +46,7 @@ class World:
         return [str(i // (GROUP if self.clustered else 1)) for i in range(self.n)]
 
     def failures(self, rng: np.random.Generator, rates: list[float], seed_sd: float = 0.0) -> np.ndarray:
-        """0 or 1 for each arm and prompt, with the arms' true failure rates; `seed_sd` shifts whole arms by chance."""
+        """0 or 1 of shape (arms, n), with the arms' true failure rates; `seed_sd` shifts whole arms at random."""
         place = np.arange(self.n) // GROUP
         shares = (0.2, 0.15, 0.25, 0.4) if self.clustered else (0.0, 0.0, 0.5, 0.5)
         group, group_arm, prompt, rest = np.sqrt(shares)
@@ -55,12 +55,12 @@ class World:
         latent = latent + group_arm * rng.standard_normal((arms, self.n))[:, place]
         latent = latent + rest * rng.standard_normal((arms, self.n))
         shift = seed_sd * rng.standard_normal((arms, 1))
-        wide = np.sqrt(1 + seed_sd**2)  # the marginal rate stays what it was
+        wide = np.sqrt(1 + seed_sd**2)  # keeps the marginal rate
         return (latent + shift < wide * norm.ppf(rates)[:, None]).astype(float)
 
 
 def share_cell(n: int, passing: float, studies: int, seed: int) -> dict[str, float]:
-    """Wilson's interval of one share, exactly: a sum over all counts, no simulation."""
+    """Coverage of Wilson's interval of one share: an exact sum over all counts."""
     from scipy.stats import binom
 
     held = [(s.wilson(k, n).low <= passing <= s.wilson(k, n).high) * binom.pmf(k, n, passing) for k in range(n + 1)]
@@ -68,7 +68,7 @@ def share_cell(n: int, passing: float, studies: int, seed: int) -> dict[str, flo
 
 
 def paired_cell(world: World, passing: float, gain: float, studies: int, seed: int) -> dict[str, float]:
-    """Coverage of the paired interval, and how often something is called clear."""
+    """Coverage of the paired interval, and how often a change is called clear."""
     rng = np.random.default_rng(seed)
     held = clear = width = 0.0
     for study in range(studies):
@@ -77,20 +77,21 @@ def paired_cell(world: World, passing: float, gain: float, studies: int, seed: i
         held += found.low <= -gain <= found.high
         width += found.high - found.low
         excludes = found.clear_below_zero or found.clear_above_zero
-        mended, broken = int((was > now).sum()), int((now > was).sum())
-        exact = excludes and s.mcnemar_exact(mended, broken) < 0.05
+        fixed, broken = int((was > now).sum()), int((now > was).sum())
+        exact = excludes and s.mcnemar_exact(fixed, broken) < 0.05
         clear += exact and s.paired_p(was.tolist(), now.tolist(), world.groups, seed=study) < 0.05
     seen = {"coverage": held / studies, "mean_width": width / studies}
     return seen | {("found" if gain else "false_wins"): clear / studies}
 
 
 def floor_cell(n: int, passing: float, seconds: float) -> dict[str, float]:
-    """The least coverage of "no difference" by any rule that reads only how many prompts changed each way.
+    """The least coverage of "no difference" by any rule that only sees how many prompts changed each way.
 
-    A rule says for each pair of counts whether zero is excluded, alike for both sides, and wherever it is, it is where
-    one side is stronger too. (One that draws lots could cover less; nobody would report its intervals.) Its false wins
-    must stay within the goal whatever share of prompts changes. The best such rule is an integer program; what is
-    returned is the solver's bound, so a search cut short gives a lower floor and not a wrong one.
+    A rule decides for each pair of counts whether zero is excluded. It treats both directions alike, and if it excludes
+    zero for some counts, it also does so for more extreme ones. (A randomized rule could cover less, but nobody would
+    report its intervals.) Its false wins must stay within the goal for every share of prompts that change. The best
+    such rule is the solution of an integer program. The return value is the solver's bound, so a search that is cut
+    short gives a lower floor, not a wrong one.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import lil_matrix
@@ -109,7 +110,7 @@ def floor_cell(n: int, passing: float, seconds: float) -> dict[str, float]:
     for row, (one, stronger) in enumerate(weaker):
         order[row, one], order[row, stronger] = 1, -1
     threshold = norm.ppf(1 - passing)
-    both = multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([threshold, threshold])  # as `World.failures` draws
+    both = multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([threshold, threshold])  # as in `World.failures`
     found = milp(
         -chances(2 * (1 - passing - both)),
         constraints=[
@@ -124,7 +125,7 @@ def floor_cell(n: int, passing: float, seconds: float) -> dict[str, float]:
 
 
 def arms_cell(world: World, passing: float, arms: int, studies: int, seed: int) -> dict[str, float]:
-    """Any of several arms that are all equal to the baseline said to differ from it, by Holm's p."""
+    """How often at least one of several arms, all equal to the baseline, has a Holm p-value below 0.05."""
     rng, groups, wrong = np.random.default_rng(seed), world.groups, 0
     for study in range(studies):
         base, *others = world.failures(rng, [1 - passing] * (arms + 1))
@@ -133,7 +134,7 @@ def arms_cell(world: World, passing: float, arms: int, studies: int, seed: int) 
 
 
 def seeds_cell(world: World, seeds: int, gain: float, studies: int, seed: int) -> dict[str, float]:
-    """Coverage over training seeds that differ by about five points, beside all answers pooled as one run."""
+    """Coverage of `over_seeds` with seeds that differ by about five points, and coverage if all answers are pooled."""
     rng, groups = np.random.default_rng(seed), world.groups
     held = pooled = 0
     for study in range(studies):
@@ -147,7 +148,7 @@ def seeds_cell(world: World, seeds: int, gain: float, studies: int, seed: int) -
 
 
 def cells() -> dict[str, Callable[[int, int], dict[str, float]]]:
-    """Name of each cell -> what computes it from (studies, seed)."""
+    """Name of each cell -> function of (studies, seed) that computes it."""
     made: dict[str, Callable[[int, int], dict[str, float]]] = {}
     for n, passing in product(SIZES, PASSING):
         made[f"share, n {n}, {passing}"] = lambda k, seed, a=(n, passing): share_cell(*a, k, seed)
@@ -171,7 +172,7 @@ def cells() -> dict[str, Callable[[int, int], dict[str, float]]]:
 
 
 def judged(results: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """How many cells reach the goal, and which do not."""
+    """How many cells reach the goal, and which ones do not."""
     low, high = GOAL["coverage"]
     noise = 0.01  # two standard errors of a share near 0.95 over 2,000 studies
     covered = {name: r["coverage"] for name, r in results.items() if "coverage" in r}

@@ -1,11 +1,11 @@
 """Kill, damage and interrupt training runs, resume them, and compare with a run that was left alone: results/kill.json.
 
-    python benchmarks/kill.py                 # 50 kills, 5 controls, 40 damages, 3 interrupts; goes on where it stopped
+    python benchmarks/kill.py                 # 50 kills, 5 controls, 40 damages, 3 interrupts; resumable
     python benchmarks/kill.py --minutes 3     # only as many as fit
 
-Each run is a process of its own, forked from one that has only imported the package, on the model `nano`. The objective
-draws from the global generators of torch, NumPy and Python (as dropout would), so that their state matters. Saves are
-whole when losses, weights, optimiser and generators at the end are equal to the last bit.
+Each run trains `nano` in its own process, forked from one that has only imported the package. A resumed run passes if
+its losses, weights and optimizer state at the end are equal to the last bit to those of the uninterrupted run. The
+controls leave something out on purpose when they resume, and must differ.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
 from dpo_workbench.models.loading import load_model
@@ -49,7 +46,7 @@ from dpo_workbench.training.run import train
 RESULTS = Path(__file__).parent / "results" / "kill.json"
 FORK = multiprocessing.get_context("fork")
 FILES = (*checkpoints.FILES, "MANIFEST.json")
-DROPPED = ("rng", "step", "optimiser", "schedule", "data order")
+DROPPED = ("step", "optimizer", "schedule", "data order")
 DAMAGES = ("truncated", "flipped byte", "missing file")
 in_save = FORK.Value("i", 0)  # 1 while the child writes a checkpoint
 
@@ -80,25 +77,12 @@ def child(folder: Path, steps: int, log: Path, at: tuple[int, int, int] | None, 
     """
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
-    torch.manual_seed(1), np.random.seed(1), random.seed(1)
     count = _instrument(at)
     if drop:
         _leave_out(drop)
-    honest = loop.preference_objective
-
-    def noisy(*args: Any) -> Callable:
-        made = honest(*args)
-
-        def objective(network: Any, batch: Any) -> Any:
-            loss, seen = made(network, batch)
-            return loss * (1 + 0.1 * (torch.rand(()) + np.random.random() + random.random())), seen
-
-        return objective
-
-    loop.preference_objective = noisy
     pairs, config = job(steps)
     run = train(load_model("nano", device="cpu"), pairs, config, folder=folder, show=False)
-    live = {"losses": _hash(json.dumps(run.history)), "rng": _hash(json.dumps(checkpoints.rng_state()))}
+    live = {"losses": _hash(json.dumps(run.history))}
     live["weights"] = _hash(*(v.numpy().tobytes() for _, v in sorted(run.model.adapter_tensors().items())))
     write_json(folder / "live.json", {"live": live, "events": count[1:], "steps": len(run.history)})
 
@@ -153,7 +137,7 @@ def _instrument(at: tuple[int, int, int] | None) -> list[int]:
 def _leave_out(drop: str) -> None:
     """Make this process a resumed run that forgets something."""
     first, load = [0], trainer.load_checkpoint
-    rate, rows = loop.learning_rate, loop.batch_rows
+    rate, rows = loop.learning_rate, loop.rows_of_step
 
     def loaded(*args: Any) -> Any:
         state = load(*args)
@@ -163,14 +147,12 @@ def _leave_out(drop: str) -> None:
         return state
 
     trainer.load_checkpoint = loaded
-    if drop == "rng":
-        trainer.set_rng_state = lambda saved: None
-    elif drop == "optimiser":
+    if drop == "optimizer":
         trainer.unpack_optimizer = lambda optimizer, tensors: None
     elif drop == "schedule":
         loop.learning_rate = lambda step, n, config: rate(step - first[0], n, config)
     elif drop == "data order":
-        loop.batch_rows = lambda all_rows, config, step: rows(all_rows, config, max(0, step - first[0]))
+        loop.rows_of_step = lambda all_rows, config, step: rows(all_rows, config, max(0, step - first[0]))
 
 
 def _hash(*parts: str | bytes) -> str:
@@ -178,13 +160,13 @@ def _hash(*parts: str | bytes) -> str:
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """What a finished run left: hashes of losses, weights, optimiser and generators, on disk and in memory."""
+    """What a finished run left: hashes of losses, weights and optimizer state, on disk and in memory."""
     newest = steps_of(folder)[-1]
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     live = json.loads((folder / "live.json").read_text(encoding="utf-8"))["live"]
     facts = {key: state["facts"][key] for key in ("history", "probes", "best_step")}
     on_disk = {name: _hash((newest / f"{name}.safetensors").read_bytes()) for name in checkpoints.TENSORS}
-    on_disk |= {"step": str(state["step"]), "facts": _hash(json.dumps(facts)), "rng": _hash(json.dumps(state["rng"]))}
+    on_disk |= {"step": str(state["step"]), "facts": _hash(json.dumps(facts))}
     return {**{f"saved {key}": value for key, value in on_disk.items()}, **{f"live {k}": v for k, v in live.items()}}
 
 
@@ -258,7 +240,7 @@ class Bench:
             if not (folder / "live.json").is_file():
                 break  # it did not finish before it was killed
         text = self.run(folder)
-        on = re.search(r"going on after step (\d+)", text)
+        on = re.search(r"continuing after step (\d+)", text)
         where = {"at": list(at)} if at else {"after_seconds": round(after or 0, 2)}
         went_on = int(on[1]) if on else None
         self.keep(name, {**where, "inside_a_save": saving, "went_on_after": went_on, "differs": self.compare(folder)})
@@ -287,8 +269,8 @@ class Bench:
         for path in steps_of(folder)[0 if both else 1 :]:
             _damage(path, what, name, random.Random(f"{self.seed} {number} {path.name}"))
         text = self.run(folder)
-        on = re.search(r"going on after step (\d+)", text)
-        told, fell_back = text.count("passed over"), int(on[1]) if on else 0
+        on = re.search(r"continuing after step (\d+)", text)
+        told, fell_back = text.count("skipped"), int(on[1]) if on else 0
         clean = told == 1 + both and fell_back == (0 if both else steps[0])
         self.keep(f"damage {number}", self._damaged(f"{what}, {name}, {'both' if both else 'newest'}", clean, folder))
 
@@ -301,8 +283,8 @@ class Bench:
         kept = steps_of(folder)
         told = text.count("no checkpoint after step")
         text = self.run(folder)
-        on = re.search(r"going on after step (\d+)", text)
-        clean = on is not None and int(on[1]) == int(kept[-1].name[5:]) and told == 1 and "not whole" not in text
+        on = re.search(r"continuing after step (\d+)", text)
+        clean = on is not None and int(on[1]) == int(kept[-1].name[5:]) and told == 1 and "is damaged" not in text
         self.keep(f"damage {number}", self._damaged("disk full", clean, folder))
 
     def _damaged(self, what: str, clean: bool, folder: Path) -> dict[str, Any]:
@@ -324,11 +306,11 @@ class Bench:
                     name = "stopping"
             code = process.wait()
             if name == "stopping":
-                line = re.search(r"To go on, type: dpo-workbench (.*)", text)
+                line = re.search(r"To continue, type: dpo-workbench (.*)", text)
                 again = [sys.executable, "-m", "dpo_workbench", *shlex.split(line[1] if line else "")]
                 text = subprocess.run(again, capture_output=True, text=True, check=True).stdout
             ends.append([path.read_bytes() for path in sorted(steps_of(folder)[-1].glob("*.safetensors"))])
-        equal = ends[0] == ends[1] and "going on after step" in text
+        equal = ends[0] == ends[1] and "continuing after step" in text
         self.keep(number.name, {"exit_code": code, "resumed_equal": equal})
 
     def notebook(self) -> None:
@@ -356,7 +338,7 @@ class Bench:
             client.stop_channels()
             manager.shutdown_kernel(now=True)
         told = "run the cell again" in texts[1] and "finished False" in texts[1]
-        equal = ends[0] == ends[1] and "going on after step" in texts[2]
+        equal = ends[0] == ends[1] and "continuing after step" in texts[2]
         self.keep("notebook", {"told": told, "resumed_equal": equal})
 
 
@@ -401,7 +383,7 @@ def trials(bench: Bench, kills: int, short: bool) -> list[tuple[str, Callable[[]
     every: list[tuple[str, Callable[[], None]]] = [("alone", bench.baseline)]
     every += [(f"kill {k}", lambda k=k: bench.kill(k, k % 10 < 3)) for k in range(kills)]
     if short:
-        return [*every, ("control optimiser", lambda: bench.control("optimiser"))]
+        return [*every, ("control optimizer", lambda: bench.control("optimizer"))]
     every += [(f"control {drop}", lambda drop=drop: bench.control(drop)) for drop in (*DROPPED, None)]
     plans = [(what, name, both) for both in (False, True) for what in DAMAGES for name in FILES]
     plans += [("empty folder", "all files", both) for both in (False, True)]

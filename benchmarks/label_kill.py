@@ -1,4 +1,4 @@
-"""Kill a labelling process at random moments: is any vote lost that was told as saved, does the same pair come back?
+"""Kill a labelling process at random moments. Is a vote lost that was reported as saved? Does the same pair come back?
 
     python benchmarks/label_kill.py
 
@@ -34,7 +34,7 @@ def session(file: Path) -> Session:
 
 
 def child(file: Path, seed: int) -> None:
-    """Vote for ever; each event is told after it was saved."""
+    """Vote until killed. Each event is reported after it was saved."""
     rng, work = random.Random(seed), session(file)
     print("shown", work.item.key, flush=True)
     while True:
@@ -46,7 +46,7 @@ def child(file: Path, seed: int) -> None:
 
 
 def main() -> None:
-    rng, told, lost, other = random.Random(0), set[str](), 0, 0
+    rng, reported, lost, other = random.Random(0), set[str](), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "labels.jsonl"
         for kill in range(KILLS):
@@ -57,14 +57,14 @@ def main() -> None:
             time.sleep(rng.random() * 0.05)
             process.send_signal(signal.SIGKILL)
             lines = [line.split() for line in process.communicate()[0].splitlines()]
-            told |= {line[1] for line in lines if len(line) == 2 and line[0] == "saved"}
+            reported |= {line[1] for line in lines if len(line) == 2 and line[0] == "saved"}
             store = Store(file)
-            lost += len(told - set(store.events))
+            lost += len(reported - set(store.events))
             have = store.state.of("ann")
-            due = next(item.key for item in all_items(PAIRS, "ann") if item.key not in have)
-            other += session(file).item.key != due
+            expected = next(item.key for item in all_items(PAIRS, "ann") if item.key not in have)
+            other += session(file).item.key != expected
         damaged = Store(file).damaged
-    results = {"kills": KILLS, "saved": len(told), "lost": lost, "other_item": other, "torn_lines": damaged}
+    results = {"kills": KILLS, "saved": len(reported), "lost": lost, "other_item": other, "torn_lines": damaged}
     print(json.dumps(results))
     facts = {"command": "python benchmarks/label_kill.py", "seed": 0, "date": date.today().isoformat()}
     write_json(RESULTS, {**facts, "machine": describe(), **results})

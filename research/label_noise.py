@@ -1,9 +1,9 @@
-"""What flipped labels cost, and what the robust loss wins back: benchmarks/results/label_noise.json.
+"""Measure what flipped labels cost, and how much the robust loss recovers: benchmarks/results/label_noise.json.
 
-    python research/label_noise.py            # nano on receipts; each cell is kept in work/label_noise
+    python research/label_noise.py            # nano on receipts; finished cells are reused from work/label_noise
 
-The pairs are the demo's. A share of them is flipped at random, as careless raters would; the robust loss is given that
-share, as if it had been measured. Failures of the mined class are counted on dev prompts.
+The pairs are those of the demo. A share of them is flipped at random, as if raters had been careless, and the robust
+loss is told that share. Failures of the mined class are counted on dev prompts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import dpo_workbench as dw
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
-from dpo_workbench.studies.demo import RECIPES
+from dpo_workbench.studies.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 MINED = 64  # prompts
@@ -26,7 +26,7 @@ SHARES, LOSSES, SEEDS, PROMPTS = (0.0, 0.1, 0.2, 0.3, 0.4), ("sigmoid", "robust"
 
 
 def flipped(pairs: dw.Pairs, share: float, seed: int) -> dw.Pairs:
-    """The pairs, each turned round with this probability."""
+    """The pairs, each with its answers swapped with this probability."""
     rng = random.Random(f"{share} {seed}")
     return dw.Pairs(
         [
@@ -60,7 +60,7 @@ def main() -> None:
                     smoothing = share if loss == "robust" else 0.0
                     config = replace(recipe.dpo, loss=loss, label_smoothing=smoothing, seed=seed, probes=0)
                     run = dw.train(start, flipped(pairs, share, seed), config, show=False)
-                    done = dw.evaluate(run.model, dev, drafts=before, show=False)
+                    done = dw.evaluate(run.model, dev, show=False)
                     write_json(file, {"mined": mined(done), "score": done.mean_score, "failed": done.n_failed})
                 cell = json.loads(file.read_text())
                 after.append(cell["mined"])

@@ -1,8 +1,8 @@
-"""Write data/labelling/python_pairs.jsonl: two answers of `smol` to one programming task, for people to judge.
+"""Write data/labelling/python_pairs.jsonl: pairs of answers of `smol` to programming tasks, for people to judge.
 
-    python research/make_label_pairs.py ADAPTER    # of smol for the task python (research/domain_table.py makes one)
+    python research/make_label_pairs.py ADAPTER    # an adapter of smol for the task python, by research/domain_table.py
 
-Prompts are of the training split, after those that fine-tuning has seen; answers are sampled at temperature 1.
+The prompts are training prompts that fine-tuning has not seen. The answers are sampled at temperature 1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Build the documentation as a site: `python scripts/build_docs.py` -> build/docs/html/index.html. No network.
 
-Pages are docs/*.md and the notebooks with their stored outputs; the reference is made of docstrings. Sphinx with MyST
-reads all of them, every warning is an error: a dead link, a lost anchor, a docstring that does not parse.
-With `--external` the links to other sites are tried too, which needs a network.
+The pages are docs/*.md, the notebooks with their stored outputs, and a reference made from docstrings. Sphinx with MyST
+builds them. Every warning is an error: a dead link, a missing anchor, a docstring that does not parse.
+`--external` also checks the links to other sites, which needs a network.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CSS = "article table { font-size: 0.8rem }"  # tables of results have many colum
 
 
 def page(text: str) -> str:
-    """A page of docs/ for the site: what lies outside of it is linked where it is published."""
+    """A page of docs/ for the site. Links to files outside the site lead to the published repository."""
     text = re.sub(r"\]\(\.\./notebooks/([\w.]+)\)", r"](course/\1)", text)
     text = re.sub(r"\]\(\.\./(SECURITY|CONTRIBUTING|CHANGELOG)\.md\)", lambda m: f"]({m[1].lower()}.md)", text)
     text = re.sub(r"\]\((?:\.\./)+([^)]+)\)", lambda m: f"]({SITE}{m[1]})", text)
@@ -73,7 +73,7 @@ def page(text: str) -> str:
 
 
 def from_root(text: str) -> str:
-    """A page of the repository's root for the site."""
+    """A page from the repository's root for the site."""
     text = re.sub(r"\]\(docs/([\w./#-]+)\)", r"](\1)", text)
     return re.sub(r"\]\((?!https?:|#|[\w-]+\.md)([\w./-]+)\)", lambda m: f"]({SITE}{m[1]})", text)
 
@@ -104,7 +104,7 @@ def reference() -> dict[str, str]:
 
 
 def settings() -> list[str]:
-    """Fields of `TrainConfig` with their defaults and the comments beside them."""
+    """Fields of `TrainConfig` with their defaults and comments, as a table."""
     from dpo_workbench.training.config import TrainConfig
 
     source = (ROOT / "dpo_workbench" / "training" / "config.py").read_text(encoding="utf-8")
@@ -140,7 +140,7 @@ def gather(source: Path) -> None:
 
 
 def with_alternatives(text: str) -> str:
-    """A notebook whose figures have an alternative text: the first lines of the text form that stands beside each."""
+    """A notebook in which each figure has an alternative text: the first lines of the text printed with it."""
     notebook, before = json.loads(text), ""
     for cell in notebook["cells"]:
         outputs = cell.get("outputs", [])
@@ -153,9 +153,10 @@ def with_alternatives(text: str) -> str:
 
 
 def contents(source: Path) -> str:
-    """Tables of contents of the first page."""
+    """The tables of contents on the first page."""
     guides = [
         "where_to_run",
+        "recipe",
         "models",
         "data",
         "tasks",
@@ -170,7 +171,7 @@ def contents(source: Path) -> str:
         "The course": sorted(f"course/{p.stem}" for p in (source / "course").glob("*.ipynb")),
         "Solutions": sorted(f"course/solutions/{p.stem}" for p in (source / "course" / "solutions").glob("*.ipynb")),
         "How to": guides,
-        "What was found": ["results", "claims", "recipe", "performance"],
+        "Results": ["results", "claims", "performance"],
         "Reference": [f"reference/{area}" for area in AREAS.values()],
         "About": ["glossary", "security", "contributing", "changelog"],
     }

@@ -1,17 +1,17 @@
-"""A random Llama of a few thousand weights and a toy task, so that most tests need neither `nano` nor a network."""
+"""A random Llama of a few thousand weights, a toy task and made-up evaluations: most tests need no other model."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in one order, and no fight for cores
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test asks the network
+if TYPE_CHECKING:
+    from dpo_workbench.evaluation.run import Evaluation, Judged
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts us in the background has it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -72,9 +72,9 @@ def tiny(tiny_folder):
     """A fresh handle on the tiny model, in fp32 on the CPU."""
     import torch
 
-    from dpo_workbench.models.loading import load_model
+    import dpo_workbench as dw
 
-    return load_model(tiny_folder, device="cpu", dtype=torch.float32)
+    return dw.load_model(tiny_folder, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture
@@ -91,41 +91,27 @@ def moved(tiny):
 
 
 @pytest.fixture
-def openmp():
-    """The OpenMP that PyTorch is linked with, where compiled loops have to run: Numba is there and it is GNU's."""
-    import ctypes
-
-    import torch
-
-    pytest.importorskip("numba", reason="the extra cpu is not installed")
-    library = ctypes.CDLL(torch._C.__file__)
-    if not hasattr(library, "GOMP_parallel"):
-        pytest.skip("PyTorch is not linked with GNU OpenMP here")
-    return library
-
-
-@pytest.fixture
 def toy_task():
     """Twelve train, four dev and four test prompts; an answer scores by whether it holds the reference."""
-    from dpo_workbench.tasks.task import Example, Score, Task
+    import dpo_workbench as dw
 
-    def score(example: Example, answer: str) -> Score:
-        return Score(1.0) if example.reference in answer else Score(0.0, "wrong")
+    def score(example: dw.Example, answer: str) -> dw.Score:
+        return dw.Score(1.0) if example.reference in answer else dw.Score(0.0, "wrong")
 
-    def rows(split: str, n: int) -> list[Example]:
-        return [Example(f"{split}-{k}", f"question {split} {k}", f"yes: {k}", f"{split}-g{k}") for k in range(n)]
+    def rows(split: str, n: int) -> list[dw.Example]:
+        return [dw.Example(f"{split}-{k}", f"question {split} {k}", f"yes: {k}", f"{split}-g{k}") for k in range(n)]
 
     splits = {"train": rows("train", 12), "dev": rows("dev", 4), "test": rows("test", 4)}
-    return Task("toy", splits, score, max_new_tokens=12)
+    return dw.Task("toy", splits, score, max_new_tokens=12)
 
 
 @pytest.fixture
 def toy_pairs(toy_task):
     """One pair for each train prompt of the toy task."""
-    from dpo_workbench.pairs.pair import Pair, Pairs
+    import dpo_workbench as dw
 
     rows = [
-        Pair(
+        dw.Pair(
             f"p{k}",
             e.prompt,
             f"yes: {k}",
@@ -139,7 +125,7 @@ def toy_pairs(toy_task):
         )
         for k, e in enumerate(toy_task.train)
     ]
-    return Pairs(rows, toy_task)
+    return dw.Pairs(rows, toy_task)
 
 
 @pytest.fixture(name="make_tiny_folder", scope="session")
@@ -148,13 +134,44 @@ def _make_tiny_folder():
     return make_tiny_folder
 
 
+def make_judged(
+    i: int, failure: str | None, value: float | None = None, text: str = "answer", group: str = ""
+) -> Judged:
+    """One judged answer of a made-up evaluation."""
+    from dpo_workbench.evaluation.run import Judged
+
+    score = (0.4 if failure else 1.0) if value is None else value
+    finished = failure != "loop"
+    return Judged(f"t-{i:04d}", group or f"g{i}", f"prompt {i}", text, 30 + i % 5, finished, score, failure, "why")
+
+
+def make_arm(name: str, failures: list[str | None], values: list[float] | None = None, **facts: str) -> Evaluation:
+    """An evaluation with these failures, prompt by prompt; `values` replace the scores."""
+    from dpo_workbench.evaluation.run import Evaluation
+
+    rows = tuple(make_judged(i, f, values[i] if values else None) for i, f in enumerate(failures))
+    where = {"task": "receipts", "split": "test", "model": "nano"} | facts
+    return Evaluation(name, decoding={"temperature": 0.0}, rows=rows, seconds=1.0, **where)
+
+
+@pytest.fixture(name="judged")
+def _judged():
+    """`make_judged`, a function."""
+    return make_judged
+
+
+@pytest.fixture(name="arm")
+def _arm():
+    """`make_arm`, a function."""
+    return make_arm
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """Run the program in an empty folder; gives exit code, stdout and stderr."""
     from dpo_workbench import cli
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_log", cli.Path("dpo-workbench-error.log"))
     for console in (cli.console, cli.errors):
         monkeypatch.setattr(console, "_width", 2000)  # no line breaks but the program's own
 

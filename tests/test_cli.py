@@ -1,15 +1,16 @@
 """The command line: help, errors as one paragraph with a log, exit codes, and the commands that need no training."""
 
+import io
 import json
 
 import pytest
 
-from dpo_workbench import cli
+from dpo_workbench.cli_shared import builtin_task_of, fresh_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.builtin import load_task
 
-COMMANDS = ("demo", "models", "tasks", "check", "mine", "train", "evaluate", "report", "arms", "compare")
+COMMANDS = ("demo", "models", "tasks", "check", "mine", "train", "evaluate", "report", "arms", "label", "agreement")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -91,10 +92,10 @@ def test_markup_in_an_error_is_shown_as_it_is(run, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (RuntimeError("boom"), 1, "RuntimeError: boom. This should not happen: please report"),
-        (MemoryError(), 1, "Memory must hold the batch"),
+        (RuntimeError("boom"), 1, "RuntimeError: boom. This is a bug: please report"),
+        (MemoryError(), 1, "Memory ran out"),
         (RuntimeError("CUDA out of memory. Tried to"), 1, "Lower micro_tokens"),
-        (KeyboardInterrupt(), 130, "interrupted: what was saved is whole"),
+        (KeyboardInterrupt(), 130, "Interrupted. What was saved is complete"),
     ],
 )
 def test_other_errors(run, monkeypatch, error: BaseException, code: int, words: str) -> None:
@@ -142,6 +143,25 @@ def test_train_writes_an_adapter(run, tiny_folder, tmp_path) -> None:
     assert code == 1 and "`loss` must be one of sigmoid, cdpo, " in err and "Got 'dop'. Did you mean 'dpop'?" in err
 
 
+def test_train_takes_every_field_of_the_config(run, tiny_folder, tmp_path) -> None:
+    Pairs([Pair(f"p{k}", f"q {k}", "yes", "no") for k in range(6)]).save(tmp_path / "pairs.jsonl")
+    arguments = ("train", "pairs.jsonl", "--out", "t", "--model", str(tiny_folder), "-a", "none", "--task", "")
+    named = ("--epochs", "1", "--batch-size", "2", "--rank", "4", "--max-tokens", "200", "--nll-weight", "0.5")
+    settings = ("--set", "alpha=8", "--set", "held_out=0", "--set", "warmup=2e-1", "--set", "loss=ipo")
+    code, _, err = run(*arguments, *named, *settings)
+    assert code == 0, err
+    saved = json.loads((tmp_path / "t" / "run.json").read_text())["config"]
+    want = {"epochs": 1, "batch_size": 2, "rank": 4, "max_tokens": 200, "nll_weight": 0.5, "alpha": 8, "held_out": 0}
+    assert want.items() <= saved.items() and (saved["warmup"], saved["loss"]) == (0.2, "ipo")
+    for wrong, words in (
+        ("warmpu=0.2", "no setting 'warmpu'. Did you mean 'warmup'?"),
+        ("rank=many", "`rank` must be a whole number. Got 'many'"),
+        ("rank", "`--set` takes NAME=VALUE. Got 'rank'"),
+    ):
+        code, _, err = run(*arguments, "--set", wrong)
+        assert code == 1 and words in err
+
+
 def test_pairs_name_their_task_and_foreign_ones_have_none(run, tiny_folder, tmp_path) -> None:
     """A verifier of another task must not decide which adapter is kept."""
     Pairs([Pair(f"p{k}", f"q {k}", "yes", "no") for k in range(3)]).save(tmp_path / "pairs.jsonl")
@@ -149,16 +169,26 @@ def test_pairs_name_their_task_and_foreign_ones_have_none(run, tiny_folder, tmp_
     assert code == 0 and "of no built-in task" in " ".join(out.split()) and "Dev score" not in out, err
     prompts = [example.prompt for example in load_task("science").train[:3]]
     mined = Pairs([Pair(f"p{k}", prompt, "yes", "no") for k, prompt in enumerate(prompts)])
-    assert cli._task_of(mined).name == "science"
+    assert builtin_task_of({pair.prompt for pair in mined}).name == "science"
 
 
 def test_fresh_folder_goes_on_with_an_unfinished_run_only(tmp_path) -> None:
     folder = tmp_path / "demo-nano"
-    assert cli._fresh(folder) == folder
+    assert fresh_folder(folder) == folder
     folder.mkdir()
-    assert cli._fresh(folder) == folder
+    assert fresh_folder(folder) == folder
     (folder / "results.json").write_text("{}")
-    assert cli._fresh(folder) == tmp_path / "demo-nano-2"
+    assert fresh_folder(folder) == tmp_path / "demo-nano-2"
     (tmp_path / "demo-nano-2").mkdir()
     (tmp_path / "demo-nano-2" / "results.json").write_text("{}")
-    assert cli._fresh(folder) == tmp_path / "demo-nano-3"
+    assert fresh_folder(folder) == tmp_path / "demo-nano-3"
+
+
+def test_label_and_agreement_from_the_shell(run, tmp_path, monkeypatch) -> None:
+    Pairs([Pair(f"p{k}", f"q {k}", "yes", "no") for k in range(3)]).save(tmp_path / "pairs.jsonl")
+    for rater in ("ann", "bob"):
+        monkeypatch.setattr("sys.stdin", io.StringIO("a2\nb\nq\n"))
+        code, out, err = run("label", "pairs.jsonl", "--rater", rater)
+        assert code == 0 and "2 of 3 labelled" in out, err
+    code, out, err = run("agreement", "labels.jsonl", "-p", "pairs.jsonl", "--how", "weighted", "-o", "out.jsonl")
+    assert code == 0 and "Labels: 4 by 2 raters on 2 pairs" in out and "What to do" in out, err

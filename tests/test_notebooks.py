@@ -223,10 +223,10 @@ def read(path: Path) -> Notebook:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_notebook_is_sound(path, check):
-    assert check(read(path), path.name, path.stat().st_size) == []
+def test_notebook_follows_the_rules(path):
+    notebook, size = read(path), path.stat().st_size
+    assert [problem for check in CHECKS for problem in check(notebook, path.name, size)] == []
 
 
 def test_there_are_notebooks_and_their_setup_cell_is_the_same():

@@ -1,4 +1,4 @@
-"""`write_report`: a run as one self-contained HTML file for people, and `results.json` for programs."""
+"""`write_report`: one self-contained HTML file about a run for people, and `results.json` for programs."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.html import escape
 from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line
-from dpo_workbench.evaluation.statistics import holm, wilson
-from dpo_workbench.evaluation.verdict import Verdict, compare_failures
+from dpo_workbench.evaluation.statistics import holm, mcnemar_exact
+from dpo_workbench.evaluation.verdict import Verdict, paired_rows
 from dpo_workbench.evaluation.wording import HEADER, table_rows
 from dpo_workbench.plots.evaluation import ArmsDisplay, FailureClassesDisplay
 from dpo_workbench.plots.training import TrainingDisplay
 
-EXAMPLES = 4  # prompts shown of each kind: mended, broken, failed in both
+EXAMPLES = 4  # prompts shown of each kind
 _TIME = re.compile(r"(^|[_/.])(seconds|minutes|time|date|memory|gib)($|[_/.])")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the report: a data URI, and the same as text."""
+    """One figure of the report: an image as a data URI, and the same content as text."""
 
     title: str
     source: str
@@ -36,18 +36,21 @@ class Figure:
 
     @classmethod
     def of(cls, title: str, display: Any) -> Figure:
-        """Draw a Display."""
-        drawn = display.plot().figure_
+        """Draw a Display. Equal displays give equal bytes: the SVG has no date, and its ids do not change."""
+        import matplotlib
+        import matplotlib.pyplot as plt
+
+        drawn, buffer = display.plot().figure_, io.BytesIO()
         try:
-            return cls(title, _svg(drawn), str(display))
+            with matplotlib.rc_context({"svg.hashsalt": "dpo_workbench", "svg.fonttype": "path"}):
+                drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
         finally:
-            import matplotlib.pyplot as plt
-
             plt.close(drawn)
+        source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return cls(title, source, str(display))
 
 
-@dataclass(frozen=True)
-class ReportTable:
+class ReportTable(NamedTuple):
     """One more table of the report."""
 
     title: str
@@ -64,65 +67,131 @@ def write_report(
     tables: Sequence[ReportTable] = (),
     displays: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `results.json` and `report.html` into `folder`; returns the path of the report.
+    """Write `results.json` and `report.html` into `folder`, and return the path of the report.
 
-    The page has no script and loads nothing; a Content-Security-Policy forbids both. Model text goes through the one
-    escape function. The first prompts by id are shown, mended and broken alike, not chosen ones.
+    The page contains no script and loads nothing; a Content-Security-Policy forbids both. All text is escaped. The
+    example answers are the first by id, not a selection.
 
     Args:
-        folder: made if it is missing.
-        results: plain values. Read here: `settings`, `machine`, `command` (how to repeat), `mined` (`headroom`),
-            `pairs`, `training` (`history`, `probes`, `best_step`), `times`. All of it goes into results.json.
+        folder: created if it is missing.
+        results: plain values for results.json. The page shows `settings`, `machine`, `command`, `mined` (`headroom`),
+            `pairs`, `training` (`history`, `probes`, `best_step`) and `times`.
         evaluations: arm -> evaluation, in the order of the table.
-        verdict: what `verdict` said; it names the arms to compare. Without one the first arm and the last.
-        run: what `train` returned, for its curve; by default `results["training"]`.
-        tables: more tables, behind the figures.
-        displays: more figures by title.
+        verdict: its two arms are compared. Without a verdict, the first and the last arm are.
+        run: from `train`, for the training curve; by default `results["training"]` is used.
+        tables: more tables, shown after the figures.
+        displays: title -> Display, for more figures.
 
     Raises:
-        WorkbenchError: no evaluations, or the disk is full.
+        WorkbenchError: no evaluations, an arm of the verdict is missing, or the disk is full.
     """
-    import jinja2
-    import markupsafe
-
     if not evaluations:
         raise WorkbenchError("A report needs at least one evaluation. Got none. Evaluate a model first.")
-    folder = Path(folder)
+    before, after = _compared(evaluations, verdict)
     arms = {name: replace(evaluation, name=name) for name, evaluation in evaluations.items()}
-    before, after = _compared(arms, evaluations, verdict)
-    training = results.get("training") or {}
+    training = dict(results.get("training") or {})
     if run is not None:
         training = {"history": run.history, "probes": run.probes, "best_step": run.best_step}
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["show"] = lambda text: markupsafe.Markup(escape(text))
-    template = environment.from_string(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
-    page = template.render(
+    shown: dict[str, Any] = {
+        "Failure classes before and after": FailureClassesDisplay.from_evaluations(before, after),
+        "The arms": ArmsDisplay.from_evaluations(arms.values()),
+    }
+    if training.get("history"):
+        probes, best_step = training.get("probes") or (), training.get("best_step")
+        shown["Training"] = TrainingDisplay(training["history"], probes, best_step)
+    page = _page(
         verdict=verdict,
-        verdict_table=(HEADER, table_rows(verdict)) if verdict else None,
+        verdict_table=(HEADER, table_rows(verdict.numbers)) if verdict else None,
         title=f"{before.model}, {before.task}/{before.split}",
-        arms=_on_its_side(*arm_table(arms, before)),
-        sees=sees_line(before.n, _discordance(verdict)),
-        figures=_figures(arms, before, after, training)
-        + [Figure.of(name, display) for name, display in (displays or {}).items()],
+        arms=arm_table(arms, before),
+        sees=sees_line(before.n, verdict.numbers["changed_share"] if verdict else 0.2),
+        figures=[Figure.of(title, display) for title, display in {**shown, **(displays or {})}.items()],
         tables=tables,
-        headroom=headroom_rows(results, verdict),
-        probes=probe_table(training),
+        headroom=(results.get("mined") or {}).get("headroom"),
+        training=training,
         examples=examples(before, after),
         names=(before.name, after.name),
         settings=_flat({k: results.get(k) or {} for k in ("settings", "pairs")}),
         machine=_flat({k: results.get(k) or {} for k in ("machine", "times")}),
         command=results.get("command"),
     )
-    write_text(folder / "results.json", results_json(results))
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
+    write_text(Path(folder) / "results.json", results_json(results))
+    write_text(Path(folder) / "report.html", page)
+    return Path(folder) / "report.html"
+
+
+def _page(**context: Any) -> str:
+    """The template filled with `context`; text that goes through its filter `show` is escaped by `escape`."""
+    import jinja2
+    import markupsafe
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["show"] = lambda text: markupsafe.Markup(escape(text))
+    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(**context)
+
+
+def arm_table(evaluations: Mapping[str, Evaluation], baseline: Evaluation) -> list[tuple[str, ...]]:
+    """Rows of a table with one column per arm: failures with Wilson intervals, classes, score, tokens, p-value.
+
+    The p-values are those of exact McNemar tests against `baseline`, adjusted by Holm's method.
+    """
+    classes = sorted({name for e in evaluations.values() for name in e.failures} | {"loop"})
+    others = {name: e for name, e in evaluations.items() if e.name != baseline.name}
+    adjusted = dict(zip(others, holm([_mcnemar_p(baseline, e) for e in others.values()]), strict=True))
+    titles = ["arm", "n", "failed", "95 % interval", *classes, "mean score", "mean tokens"]
+    columns = [[*titles, f"p against {baseline.name}"]]
+    for name, e in evaluations.items():
+        share, p = e.interval(), adjusted.get(name)
+        columns.append(
+            [
+                name,
+                f"{e.n} (+ {e.n_unscored} unscored)" if e.n_unscored else f"{e.n}",
+                f"{e.n_failed} ({100 * share.estimate:.1f} %)",
+                f"{100 * share.low:.1f} to {100 * share.high:.1f} %",
+                *(str(e.failures[c]) for c in classes),
+                f"{e.mean_score:.3f}",
+                f"{e.mean_tokens:.0f}",
+                "baseline" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
+            ]
+        )
+    return list(zip(*columns, strict=True))
+
+
+def _mcnemar_p(before: Evaluation, after: Evaluation) -> float:
+    pairs = paired_rows(before, after)
+    fixed = sum(b.failed and not a.failed for b, a in pairs)
+    broken = sum(a.failed and not b.failed for b, a in pairs)
+    return mcnemar_exact(fixed, broken)
+
+
+def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list[tuple[Judged, Judged]]]]:
+    """(kind, number of prompts, the first few by id) for prompts that were fixed, broken, or failed in both arms."""
+    pairs = sorted(paired_rows(before, after), key=lambda pair: pair[0].id)
+    kinds = {"fixed": (True, False), "broken": (False, True), "failed in both": (True, True)}
+    found = {name: [p for p in pairs if (p[0].failed, p[1].failed) == kind] for name, kind in kinds.items()}
+    return [(name, len(rows), rows[:EXAMPLES]) for name, rows in found.items()]
+
+
+def _compared(evaluations: Mapping[str, Evaluation], verdict: Verdict | None) -> tuple[Evaluation, Evaluation]:
+    """The two arms that the verdict compares, or the first and the last arm, named by their keys."""
+    keys = list(evaluations)
+    key_of = {evaluation.name: key for key, evaluation in evaluations.items()}
+    for name in (verdict.before, verdict.after) if verdict else ():
+        if name not in key_of:
+            raise WorkbenchError(
+                f"The evaluations must include the two arms of the verdict. Got {', '.join(key_of)}; {name!r} is "
+                "missing. Pass the evaluations that the verdict compared."
+            )
+    pair = (key_of[verdict.before], key_of[verdict.after]) if verdict else (keys[0], keys[-1])
+    return replace(evaluations[pair[0]], name=pair[0]), replace(evaluations[pair[1]], name=pair[1])
 
 
 def results_json(results: Mapping[str, Any]) -> str:
-    """The text of results.json: keys sorted, floats to 6 significant digits, no NaN.
+    """The text of results.json: sorted keys, floats with 6 significant digits, no NaN.
 
-    Times, dates and memory that stand in the machine's or the training's facts are moved under the one key `times`,
-    so that two runs with the same results differ only there.
+    Times, dates and memory in `machine` and `training` are moved to the key `times`, so that two runs with the same
+    results differ only there.
     """
     plain = _plain(results)
     times = plain.setdefault("times", {})
@@ -133,133 +202,15 @@ def results_json(results: Mapping[str, Any]) -> str:
 
 
 def setting_differences(one: Path, other: Path) -> list[tuple[str, str, str]]:
-    """(dotted name, value in one run, in the other) of each setting that differs; empty where a run has no results."""
+    """(dotted name, value in one run, value in the other) of each setting that differs.
 
-    def settings(run: Path) -> dict[str, str]:
-        file = run / "results.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return dict(_flat(known.get("settings") or {}))
-
-    a, b = settings(one), settings(other)
-    return [(k, a.get(k, "none"), b.get(k, "none")) for k in sorted({*a, *b}) if a and b and a.get(k) != b.get(k)]
-
-
-def arm_table(evaluations: Mapping[str, Evaluation], baseline: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the arms: failures with Wilson intervals, classes, score, tokens, p against `baseline`.
-
-    The p values are of exact McNemar tests, adjusted by Holm over the arms.
+    Empty if a folder has no results.json.
     """
-    classes = sorted({name for e in evaluations.values() for name in e.failures} | {"loop"})
-    others = [e for e in evaluations.values() if e.name != baseline.name]
-    raw = [compare_failures(baseline, e)["mcnemar_p"] for e in others]
-    adjusted = dict(zip([e.name for e in others], holm(raw), strict=True))
-    header = ["arm", "n", "failed", "95 % interval", *classes]
-    header += ["mean score", "mean tokens", f"p against {baseline.name}"]
-    rows = []
-    for name, e in evaluations.items():
-        share = wilson(e.n_failed, e.n)
-        p = adjusted.get(e.name)
-        rows.append(
-            [
-                name,
-                f"{e.n}" + (f" (+ {e.n_unscored} unscored)" if e.n_unscored else ""),
-                f"{e.n_failed} ({100 * share.estimate:.1f} %)",
-                f"{100 * share.low:.1f} to {100 * share.high:.1f} %",
-                *(str(e.failures[c]) for c in classes),
-                f"{e.mean_score:.3f}",
-                f"{e.mean_tokens:.0f}",
-                "baseline" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
-            ]
-        )
-    return header, rows
-
-
-def _on_its_side(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """A column for each row, and the header as first column: there are more failure classes than arms."""
-    return list(zip(header, *rows, strict=True))
-
-
-def probe_table(training: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows of the guard's probes: dev score and held-out log-ratios on the way, and which was kept."""
-    probes: Sequence[Mapping[str, Any]] = training.get("probes") or ()
-    if not probes:
-        return None
-    names = {"score": "dev score", "failed": "failed share", "chosen_logratio": "chosen log-ratio (nats)"}
-    names["rejected_logratio"] = "rejected log-ratio (nats)"
-    shown = [key for key in names if any(key in probe for probe in probes)]
-    rows = [
-        [
-            str(probe["step"]),
-            *(f"{probe[key]:.3f}" if key in probe else "" for key in shown),
-            "kept" if probe.get("kept", probe["step"] == training.get("best_step")) else "",
-        ]
-        for probe in probes
-    ]
-    return ["step", *(names[key] for key in shown), "adapter"], rows
-
-
-def headroom_rows(results: Mapping[str, Any], verdict: Verdict | None) -> list[tuple[str, str]]:
-    """What the samples promised before training, and what came of it."""
-    headroom = (results.get("mined") or {}).get("headroom") or results.get("headroom") or {}
-    rows = [("before training", str(headroom["text"]))] if headroom.get("text") else []
-    forecast = (verdict.numbers if verdict else {}).get("forecast")
-    if forecast and forecast["seen_cut"] is not None:
-        rows.append(("forecast", f"a cut of failures by up to {100 * forecast['expected_cut']:.0f} %"))
-        rows.append(("outcome", f"a cut by {100 * forecast['seen_cut']:.1f} % on held-out prompts"))
-    return rows
-
-
-def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list[tuple[Judged, Judged]]]]:
-    """(kind, how many there are, the first few by id) for mended, broken and failed-in-both prompts."""
-    later = {row.id: row for row in after.scored}
-    pairs = [(row, later[row.id]) for row in sorted(before.scored, key=lambda row: row.id) if row.id in later]
-    kinds = (("mended", (True, False)), ("broken", (False, True)), ("failed in both", (True, True)))
-    chosen = [(name, [p for p in pairs if (p[0].failed, p[1].failed) == kind]) for name, kind in kinds]
-    return [(name, len(found), found[:EXAMPLES]) for name, found in chosen]
-
-
-def _compared(
-    arms: Mapping[str, Evaluation], evaluations: Mapping[str, Evaluation], verdict: Verdict | None
-) -> tuple[Evaluation, Evaluation]:
-    """The two arms that the verdict compares; the first and the last without one."""
-    if verdict is None:
-        return next(iter(arms.values())), list(arms.values())[-1]
-    key_of = {evaluation.name: key for key, evaluation in evaluations.items()}
-    lacking = [name for name in (verdict.before, verdict.after) if name not in key_of]
-    if lacking:
-        raise WorkbenchError(
-            f"The evaluations must hold the two arms of the verdict. Got {', '.join(key_of)}; {lacking[0]!r} is not "
-            "there. Pass the evaluations that the verdict was made of."
-        )
-    return arms[key_of[verdict.before]], arms[key_of[verdict.after]]
-
-
-def _figures(
-    arms: Mapping[str, Evaluation], before: Evaluation, after: Evaluation, training: Mapping[str, Any]
-) -> list[Figure]:
-    classes = FailureClassesDisplay.from_evaluations(before, after)
-    figures = [
-        Figure.of("Failure classes before and after", classes),
-        Figure.of("The arms", ArmsDisplay.from_evaluations(arms.values())),
-    ]
-    if training.get("history"):
-        curve = TrainingDisplay(training["history"], training.get("probes") or (), training.get("best_step"))
-        figures.append(Figure.of("Training", curve))
-    return figures
-
-
-def _svg(figure: Any) -> str:
-    """The same figure gives the same bytes: no date, and ids that do not change."""
-    import matplotlib
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "dpo_workbench", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _discordance(verdict: Verdict | None) -> float:
-    return float(verdict.numbers["changed_share"]) if verdict else 0.2
+    files = [run / "results.json" for run in (one, other)]
+    if not all(file.is_file() for file in files):
+        return []
+    a, b = (dict(_flat(json.loads(file.read_text(encoding="utf-8")).get("settings") or {})) for file in files)
+    return [(k, a.get(k, "none"), b.get(k, "none")) for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -272,8 +223,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values; floats to 6 significant digits, what is not finite as null."""
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # numpy's and torch's scalars
+    """JSON values: floats rounded to 6 significant digits, null for what is not finite."""
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # scalars of numpy and torch
         value = value.item()
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}

@@ -1,14 +1,13 @@
-"""`evaluate`: a model answers the prompts of a split, the task's verifier judges each answer, failures are counted."""
+"""`evaluate`: the model answers the prompts of a split, and the task's verifier scores each answer."""
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,19 +15,20 @@ from typing import TYPE_CHECKING, Any, cast
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.progress import progress
-from dpo_workbench.evaluation.statistics import Interval, smallest_detectable, wilson
+from dpo_workbench.evaluation.statistics import Interval, points_up, smallest_detectable, wilson
 from dpo_workbench.tasks.task import Example, Split, Task
 
 if TYPE_CHECKING:
     from dpo_workbench.models.generation import Answer
     from dpo_workbench.models.loading import Model
 
-_USUAL_DISCORDANCE = 0.2  # share of prompts that change between two arms, where none has been seen yet
+_USUAL_CHANGE = 0.2  # share of prompts that change between two arms, assumed before there is a second arm
+_FACTS = ("name", "task", "split", "model", "decoding", "seconds")  # the first line of a saved file
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One prompt, its answer, and what the verifier said. `value` None: it could not be scored."""
+    """One prompt, its answer and the verifier's score. `value` is None where the answer could not be scored."""
 
     id: str
     group: str
@@ -47,7 +47,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The judged answers of one arm on one split. Shares and means are over the scored rows."""
+    """The scored answers of one arm on one split. Shares and means are taken over the scored rows."""
 
     name: str  # of the arm
     task: str
@@ -58,28 +58,28 @@ class Evaluation:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        odd = next((row for row in self.rows if row.value is not None and not 0 <= row.value <= 1), None)
-        if odd is not None:  # NaN too: it compares false
+        bad = next((row for row in self.rows if row.value is not None and not 0 <= row.value <= 1), None)
+        if bad is not None:  # this includes NaN
             raise WorkbenchError(
-                f"A score must lie in [0, 1], or be null where there is none. Got {odd.value!r} for {odd.id!r} of "
-                f"{self.task}/{self.split}. Evaluate again, or mend the file."
+                f"A score must be between 0 and 1, or null if there is none. Got {bad.value!r} for {bad.id!r} of "
+                f"{self.task}/{self.split}. Evaluate again, or correct the file."
             )
         if not self.scored:
             reason = f" (the first: {self.rows[0].explanation})" if self.rows else ""
             raise WorkbenchError(
                 f"An evaluation must have at least one scored answer. Got {len(self.rows)} rows of "
-                f"{self.task}/{self.split}, none scored{reason}. Choose a split with examples, and mend the score "
+                f"{self.task}/{self.split}, none scored{reason}. Choose a split with examples, and fix the score "
                 "function."
             )
 
     @cached_property
     def scored(self) -> tuple[Judged, ...]:
-        """The rows that the verifier could judge."""
+        """The rows that have a score."""
         return tuple(row for row in self.rows if row.value is not None)
 
     @property
     def n(self) -> int:
-        """How many answers were scored."""
+        """Number of scored answers."""
         return len(self.scored)
 
     @property
@@ -113,48 +113,35 @@ class Evaluation:
         return self.failures[failure] / self.n
 
     def interval(self, failure: str | None = None) -> Interval:
-        """Wilson's interval of the share of any failure, or of one class."""
+        """Share of failed answers, or of one failure class, with Wilson's interval."""
         return wilson(self.n_failed if failure is None else self.failures[failure], self.n)
 
     def summary(self) -> dict[str, Any]:
-        """The counts and means as plain values, without times: equal for equal answers."""
+        """Counts and means as plain values. Times are left out, so equal answers give equal summaries."""
+        names = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_tokens")
+        facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *names)}
         interval = self.interval()
-        return {
-            "name": self.name,
-            "task": self.task,
-            "split": self.split,
-            "model": self.model,
-            "decoding": dict(self.decoding),
-            "n": self.n,
-            "n_unscored": self.n_unscored,
-            "n_failed": self.n_failed,
-            "failed_share": self.failed_share,
-            "failed_low": interval.low,
-            "failed_high": interval.high,
-            "failures": dict(self.failures),
-            "mean_score": self.mean_score,
-            "mean_tokens": self.mean_tokens,
-        }
+        bounds = {"failed_low": interval.low, "failed_high": interval.high}
+        return {**facts, **bounds, "decoding": dict(self.decoding), "failures": dict(self.failures)}
 
     def save(self, path: str | Path) -> Path:
-        """Write a JSON-lines file in one step: one line of facts, then one line a row."""
-        facts = {key: value for key, value in vars(self).items() if key in _FACTS}
-        lines = [facts | {"n_rows": len(self.rows)}, *map(asdict, self.rows)]
+        """Write a JSON-lines file: one line of facts, then one line per row."""
+        facts = {key: getattr(self, key) for key in _FACTS} | {"n_rows": len(self.rows)}
+        lines = [facts, *map(asdict, self.rows)]
         write_text(Path(path), "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            WorkbenchError: the file is missing, not such a file, or lacks rows.
+            WorkbenchError: the file is missing, is not such a file, or lacks rows.
         """
         try:
             facts, *rows = [json.loads(line) for line in Path(path).read_bytes().split(b"\n") if line.strip()]
-            n_rows = facts.pop("n_rows")
-            if n_rows != len(rows):
-                raise ValueError(f"{len(rows)} rows of {n_rows}")
+            if facts["n_rows"] != len(rows):
+                raise ValueError(f"{len(rows)} rows of {facts['n_rows']}")
             return cls(**{key: facts[key] for key in _FACTS}, rows=tuple(Judged(**row) for row in rows))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise WorkbenchError(
@@ -163,16 +150,22 @@ class Evaluation:
             ) from error
 
     def _table(self) -> list[tuple[str, str, str, str]]:
+        """Rows of name, count, share and interval."""
         counts = [("any failure", self.n_failed), *self.failures.items()]
-        return [(name, str(k), *_share_cells(wilson(k, self.n))) for name, k in counts]
+        shares = [wilson(count, self.n) for _, count in counts]
+        return [
+            (name, str(count), f"{100 * s.estimate:.1f} %", f"{100 * s.low:.1f} to {100 * s.high:.1f} %")
+            for (name, count), s in zip(counts, shares, strict=True)
+        ]
 
     def _lines(self) -> tuple[str, str]:
+        """The lines above and below the table."""
         unscored = f", {self.n_unscored} could not be scored" if self.n_unscored else ""
         title = (
             f"{self.name}: {self.task}/{self.split}, {self.n} answers scored{unscored}, "
             f"mean score {self.mean_score:.3f}, {self.mean_tokens:.0f} tokens on average"
         )
-        return title, sees_line(self.n, _USUAL_DISCORDANCE, f", if {100 * _USUAL_DISCORDANCE:.0f} % of them change")
+        return title, sees_line(self.n, _USUAL_CHANGE, f", if {100 * _USUAL_CHANGE:.0f} % of them change")
 
     def __str__(self) -> str:
         title, sees = self._lines()
@@ -190,13 +183,10 @@ class Evaluation:
         return paragraph(title, bold=True) + body + paragraph(sees)
 
 
-_FACTS = ("name", "task", "split", "model", "decoding", "seconds")
-
-
 def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
-    """The line under each result: the smallest difference that n paired prompts can show."""
-    points = math.ceil(100 * smallest_detectable(n, discordant_share) - 1e-9)
-    return f"These {n} prompts see differences of about {points} points or more (80 % power{condition})."
+    """One line on the smallest difference that n paired prompts can detect."""
+    points = points_up(smallest_detectable(n, discordant_share))
+    return f"These {n} prompts can detect differences of about {points} points or more (80 % power{condition})."
 
 
 def evaluate(
@@ -209,29 +199,26 @@ def evaluate(
     seed: int = 0,
     repetition_penalty: float = 1.0,
     engine: str | None = None,
-    drafts: Evaluation | None = None,
     show: bool = True,
 ) -> Evaluation:
-    """Let `model` answer each prompt of `split` once, and judge the answers with the split's task.
+    """Let `model` answer each prompt of `split` once, and score the answers with the split's task.
 
     Args:
-        model: the handle to judge. With an engine: the served name (None where one model is served), or a handle
-            that stands for it.
+        model: a loaded model. With `engine`: the name of the served model (None if the server has only one), or the
+            loaded model that it corresponds to.
         split: held-out examples, such as `task.test`.
-        name: label of the arm; the model's name by default.
-        temperature: 0 takes the likeliest token.
-        max_new_tokens: where an answer is cut off; the task's own limit by default.
-        seed: of the draws, with a temperature above 0.
-        repetition_penalty: above 1 makes repeated tokens less likely (an arm of its own; see `generate`).
-        engine: None answers here; the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
-            answers there (see `models.server.ask`).
-        drafts: another arm's answers to these prompts, where guesses are looked up; without, greedy ones are looked up
-            in the references. It saves time and changes no answer, apart from ties that rounding decides.
-        show: a progress bar, and a line about unscored answers.
+        name: label of the arm; by default the model's name.
+        temperature: 0 decodes greedily.
+        max_new_tokens: where an answer is cut off; by default the task's limit.
+        seed: of the sampling, for temperatures above 0.
+        repetition_penalty: above 1 makes repeated tokens less likely; see `generate`.
+        engine: None generates here. The address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
+            generates there; see `models.server.ask`.
+        show: show a progress bar, and a line about answers that could not be scored.
 
     Raises:
-        WorkbenchError: no examples, or not one answer could be scored; the server fails, which keeps the answers that
-            are there.
+        WorkbenchError: the split has no examples, no answer could be scored, or the server fails (answers that have
+            arrived are kept, and the same call continues).
     """
     from dpo_workbench.models.server import draw
 
@@ -245,56 +232,35 @@ def evaluate(
         "seed": seed,
         "repetition_penalty": repetition_penalty,
     }
-    begun = time.monotonic()
+    start = time.monotonic()
     with progress(len(split), "answers", show) as advance:
-        prompts = [example.prompt for example in split]
-        texts = {row.id: row.answer for row in drafts.rows} if drafts else {}
-        known = [texts.get(example.id, "") for example in split] if texts else None
-        if known is None and temperature == 0:
-            known = [example.reference for example in split]
-        answers, served = draw(model, prompts, engine=engine, drafts=known, **decoding, on_answers=advance)
-    rows = tuple(judge(split, example, one[0]) for example, one in zip(split, answers, strict=True))
-    seconds = time.monotonic() - begun
+        drawn, served = draw(model, [e.prompt for e in split], engine=engine, **decoding, on_answers=advance)
     if served:
         label, decoding["engine"] = served["model"], served["engine"]
     else:
         handle = cast("Model", model)
         label = f"{handle.name}+{handle.adapter}" if handle.adapter else handle.name
-    result = Evaluation(name or label, split.task.name, split.name, label, decoding, rows, seconds)
+    result = evaluate_answers(name or label, split, [answers[0] for answers in drawn], model=label, decoding=decoding)
     if result.n_unscored and show:
-        print(f"{result.n_unscored} of {len(rows)} answers could not be scored; {_first_unscored(rows)}")
-    return result
+        first = next(row for row in result.rows if row.value is None)
+        print(
+            f"{result.n_unscored} of {len(split)} answers could not be scored; the first is {first.id!r}: "
+            f"{first.explanation}"
+        )
+    return replace(result, seconds=time.monotonic() - start)
 
 
 def evaluate_answers(
-    name: str, split: Split, answers: Sequence[Answer], *, model: str, decoding: dict[str, Any], seconds: float = 0.0
+    name: str, split: Split, answers: Sequence[Answer], *, model: str, decoding: dict[str, Any]
 ) -> Evaluation:
-    """Judge answers that are there already, one for each example of `split`, as an arm of their own."""
-    rows = tuple(judge(split, example, answer) for example, answer in zip(split, answers, strict=True))
-    return Evaluation(name, split.task.name, split.name, model, decoding, rows, seconds)
+    """Score answers that exist already, one for each example of `split`, as an arm called `name`."""
+    rows = tuple(judge(split.task, example, answer) for example, answer in zip(split, answers, strict=True))
+    return Evaluation(name, split.task.name, split.name, model, decoding, rows)
 
 
-def judge(split_or_task: Split | Task, example: Example, answer: Answer) -> Judged:
-    """One answer judged. A score function that raises leaves the row unscored: neither right nor wrong."""
-    task = split_or_task.task if isinstance(split_or_task, Split) else split_or_task
+def judge(task: Task, example: Example, answer: Answer) -> Judged:
+    """Score one answer. If the score function raises, the row has no score and counts as neither right nor wrong."""
     score, explanation = task.try_score(example, answer.text, finished=answer.finished)
-    return Judged(
-        example.id,
-        example.group,
-        example.prompt,
-        answer.text,
-        answer.n_tokens,
-        answer.finished,
-        float(score.value) if score else None,
-        score.failure if score else None,
-        explanation,
-    )
-
-
-def _first_unscored(rows: Iterable[Judged]) -> str:
-    row = next(row for row in rows if row.value is None)
-    return f"the first is {row.id!r}: {row.explanation}"
-
-
-def _share_cells(share: Interval) -> tuple[str, str]:
-    return f"{100 * share.estimate:.1f} %", f"{100 * share.low:.1f} to {100 * share.high:.1f} %"
+    value, failure = (float(score.value), score.failure) if score else (None, None)
+    prompt = (example.id, example.group, example.prompt)
+    return Judged(*prompt, answer.text, answer.n_tokens, answer.finished, value, failure, explanation)

@@ -1,4 +1,4 @@
-"""`verdict`: did it help, by how much, can that be believed, and was it worth it? Answered by rules, in words."""
+"""`verdict`: did training help, by how much, is the evidence strong enough, and was it worth it?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,19 +17,26 @@ from dpo_workbench.evaluation.statistics import (
     mcnemar_exact,
     paired_difference,
     paired_p,
+    points_up,
     prompts_needed,
     relative_cut,
-    sign_flip,
     smallest_detectable,
 )
 from dpo_workbench.tasks.failures import check_classes
 
+if TYPE_CHECKING:
+    from dpo_workbench.mining.headroom import Headroom
+    from dpo_workbench.pairs.pair import Pairs
+
 OUTCOMES = ("worth it", "not worth it", "harmful", "cannot tell")
+FEW_PAIRS = 100  # with fewer pairs than this, more of them are the first thing to try
+SHORTCUT = 0.9  # a rule that finds the chosen answer this often is easier to learn than the task
+STOP_POINTS = 5  # if a test set that detects so few points shows no change, there is little to gain
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the arms show. `text` quotes only numbers that are in `numbers`."""
+    """What the comparison shows. `text` quotes only numbers that are in `numbers`."""
 
     outcome: str  # one of OUTCOMES
     reason: str  # the rule that decided, in words
@@ -49,7 +56,7 @@ class Verdict:
         from dpo_workbench.common.html import paragraph, table
 
         title = paragraph(f"{self.outcome.capitalize()}: {self.reason}.", bold=True)
-        return title + table(wording.HEADER, wording.table_rows(self)) + paragraph(self.text)
+        return title + table(wording.HEADER, wording.table_rows(self.numbers)) + paragraph(self.text)
 
 
 def verdict(
@@ -58,55 +65,47 @@ def verdict(
     *,
     control: Evaluation | None = None,
     mined: Sequence[str] | None = None,
-    headroom: Any = None,
+    headroom: Headroom | None = None,
     effects: Any = None,
-    pairs: Any = None,
+    pairs: Pairs | None = None,
 ) -> Verdict:
     """Compare two arms prompt by prompt, and decide.
 
-    A change of failures is *clear* when its paired 95 % interval excludes zero, the exact McNemar test has p < 0.05,
-    and so has the permutation test that flips the signs of whole groups: the second is exact for few prompts, the
-    others respect groups, and all must agree. A fall of
-    the mean score is clear when its paired 95 % interval excludes zero; a rise, when the paired permutation test has
-    p < 0.05 as well. "Failures" are answers of any failure class; the
-    mined classes are reported beside them and decide nothing, as a loop that became a wrong value is still a failure.
+    A change in failures is *clear* if its paired 95 % interval excludes zero and both the exact McNemar test and the
+    permutation test over groups give p < 0.05. A fall of the mean score is clear if its interval excludes zero; a rise
+    must also have p < 0.05 in the permutation test. A failure is an answer of any failure class: a loop that became a
+    wrong value is still a failure, so the mined classes are reported and decide nothing. The first rule that applies
+    decides:
 
-    Rules, in this order; the first that applies decides:
-        1. harmful: the mean score falls clearly, or failures rise clearly. A cut of failures does not make up for it.
-        2. cannot tell: neither do failures fall clearly, nor does the mean score rise clearly (an answer with one wrong
-           field less is better, if still a failure). The text names the smallest difference that the set can show; the
-           reason says so where not one answer changed, as when a run keeps its start.
-        3. not worth it: the control arm is clearly better than DPO in failures or in score.
-        4. not worth it: the control has as few failures as DPO or fewer, and its score is not clearly lower.
-        5. worth it. Where the lead over the control is not clear, or no control was given, the reason says so; and
-           where a side effect is a regression, the reason names it as the price.
-
-    What to do next follows from the outcome, from what the pairs teach a trivial rule, and from the headroom.
+    1. harmful: the mean score falls clearly, or failures rise clearly.
+    2. cannot tell: neither do failures fall clearly, nor does the mean score rise clearly.
+    3. not worth it: the control arm is clearly better in failures or in score.
+    4. not worth it: the control has no more failures, and its score is not clearly lower.
+    5. worth it. The reason says if the lead over the control is not clear, if there is no control, or if a side effect
+       got clearly worse.
 
     Args:
         before, after: the same prompts, answered by the model before and after training.
-        control: the same prompts after spending the budget otherwise: more SFT on the chosen answers.
-        mined: the failure classes that were trained on.
-        headroom: what `found.headroom(target)` gave; its `forecast` (expected relative cut) is compared with the
-            outcome, of the mined classes where the headroom has a target, else of all failures.
-        effects: what `side_effects` measured.
-        pairs: that were trained on; their number and shortcuts decide what to do next.
+        control: the same prompts after more fine-tuning on the chosen answers, for the same budget.
+        mined: the failure classes that training aimed at.
+        headroom: from `found.headroom(target)`; its forecast is compared with the outcome.
+        effects: from `side_effects`.
+        pairs: the pairs used for training; their number and shortcuts inform the next step.
 
     Raises:
         WorkbenchError: the arms did not answer the same prompts of one split, no prompt was scored in both, or
             `mined` is a text.
     """
     check_classes(mined)
-    _spelt(mined or (), {*before.failures, *after.failures})
+    _warn_of_misspelt_classes(mined or (), {*before.failures, *after.failures})
     numbers = {"before": before.name, "after": after.name, **_compare(before, after, mined)}
     if control is not None:
         numbers["control"] = {"name": control.name, **_compare(control, after, mined)}
-    forecast = getattr(headroom, "forecast", None)
-    if forecast is not None:
-        of = "mined" if mined and getattr(headroom, "target", ()) else "failures"
+    if headroom is not None:
+        of = "mined" if mined and headroom.target else "failures"
         cut = numbers[of]["relative_cut"]
-        seen = {"expected_cut": float(forecast), "seen_cut": cut and cut["estimate"]}
-        numbers["forecast"] = {"of": of, **seen, "advice": getattr(headroom, "advice", "go")}
+        expected = {"of": of, "expected_cut": float(headroom.forecast), "advice": headroom.advice}
+        numbers["forecast"] = {**expected, "seen_cut": cut and cut["estimate"]}
     if effects is not None:
         numbers["side_effects"] = effects.to_dict()
         numbers["regressions"] = [str(effect) for effect in effects.regressions]
@@ -115,88 +114,81 @@ def verdict(
         numbers["pairs"] = {"n": len(pairs), "rule": rule, "share": share}
     outcome, reason = _decide(numbers)
     if outcome == "worth it" and numbers.get("regressions"):
-        names = ", ".join(effect.name for effect in effects.regressions)
-        reason += f"; at a price: worse in {names}"
+        reason += f"; at a price: worse in {', '.join(effect.name for effect in effects.regressions)}"
     following = _next(numbers, outcome)
-    text = wording.paragraph(numbers, following)
-    name = control.name if control else None
+    text, name = wording.paragraph(numbers, following), control.name if control else None
     return Verdict(outcome, reason, text, before.name, after.name, name, numbers, following)
 
 
-FEW_PAIRS = 100  # fewer pairs than this, and more of them are the first thing to try
-SHORTCUT = 0.9  # a rule that picks the chosen answer so often is easier to learn than the task
+def _warn_of_misspelt_classes(classes: Sequence[str], seen: set[str]) -> None:
+    """Warn of a class that no answer has if its name is close to one that answers have.
 
-
-def _spelt(classes: Sequence[str], seen: set[str]) -> None:
-    """Warn of a class that no answer has and that is nearly the name of one that answers have.
-
-    It need not be misspelt: `wrong_date` may be mended and `wrong_rate` not.
+    It may be correct: all failures of class `wrong_date` may be fixed while those of `wrong_rate` are not.
     """
     for name in sorted(set(classes) - seen):
         if near := difflib.get_close_matches(name, seen, 1, 0.85):
             warnings.warn(f"No answer failed as {name!r}, a mined class. Did you mean {near[0]!r}?", stacklevel=3)
 
 
+def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
+    """The rules of `verdict`, in their order: (outcome, reason)."""
+    failures, score = _clear_failures(numbers), _clear(numbers["score"])
+    if score < 0:
+        return "harmful", "the mean score falls clearly"
+    if failures > 0:
+        return "harmful", "failures rise clearly"
+    score_rises = score > 0 and numbers["score"]["sign_flip_p"] < 0.05
+    if failures == 0 and not score_rises:
+        if numbers["failures"]["before"] == 0:
+            return "cannot tell", "no prompt of this test set failed before, so there is nothing to reduce"
+        if numbers.get("unchanged"):
+            return "cannot tell", "every answer is the same as before"
+        return "cannot tell", f"this test set can't detect changes smaller than {numbers['sees_points']} points"
+    gain = "failures fall clearly" if failures < 0 else "the mean score rises clearly"
+    if "control" not in numbers:
+        return "worth it", f"{gain}; no control arm was given"
+    control = numbers["control"]
+    score, failures = _clear(control["score"]), _clear_failures(control)  # of this arm, compared with the control
+    if failures > 0 or score < 0:
+        return "not worth it", f"the control arm is better in {'failures' if failures > 0 else 'score'}"
+    if control["failures"]["before"] <= control["failures"]["after"] and score == 0:
+        return "not worth it", "the control arm is as good"
+    if failures < 0 or score > 0:
+        better = "fewer failures" if failures < 0 else "a better score"
+        return "worth it", f"{gain}; clearly {better} than the control arm"
+    return "worth it", f"{gain}; the lead over the control arm is not clear"
+
+
 def _next(numbers: dict[str, Any], outcome: str) -> str:
     """What to do next: a key of `wording.NEXT`."""
-    known = numbers.get("pairs") or {}
-    easy = bool(known) and known["share"] >= SHORTCUT and known["n"] >= 20
+    pairs = numbers.get("pairs")
+    shortcut = pairs is not None and pairs["share"] >= SHORTCUT and pairs["n"] >= 20
     if outcome == "worth it":
         return "keep"
     if outcome == "harmful":
-        return "clean pairs" if easy else "change loss"
+        return "clean pairs" if shortcut else "change loss"
     if outcome == "not worth it":
         return "take the control"
     if numbers["failures"]["before"] == 0:
         return "stop"
-    if numbers.get("forecast", {}).get("advice") in ("train more first", "nothing to mend"):
-        return {"train more first": "fine-tune first", "nothing to mend": "stop"}[numbers["forecast"]["advice"]]
-    if easy:
+    advice = numbers["forecast"]["advice"] if "forecast" in numbers else "go"
+    if advice != "go":
+        return "fine-tune first" if advice == "train more first" else "stop"
+    if shortcut:
         return "clean pairs"
     needed, better = numbers["prompts_needed"], numbers["failures"]["difference"]["estimate"] < 0
     if better and needed is not None and needed > numbers["n"]:
         return "more prompts"
-    same = "see the probes" if numbers.get("unchanged") else ""
-    if known and known["n"] < FEW_PAIRS:
-        return same or "label more"
-    return "stop" if numbers["sees_points"] <= STOP_POINTS else same or "look again"
-
-
-STOP_POINTS = 5  # a set that sees so few points and shows nothing says that there is little to find
-
-
-def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
-    """The rules of `verdict`, in their order: (outcome, reason)."""
-    if _clear(numbers["score"]) < 0:
-        return "harmful", "the mean score falls, and its interval is clear of zero"
-    if _clear_failures(numbers) > 0:
-        return "harmful", "failures rise, and the interval is clear of zero"
-    rises = _clear(numbers["score"]) > 0 and numbers["score"]["sign_flip_p"] < 0.05
-    if _clear_failures(numbers) == 0 and not rises:
-        if numbers["failures"]["before"] == 0:
-            return "cannot tell", "no prompt of this test set failed before, so it cannot show a cut"
-        if numbers.get("unchanged"):
-            return "cannot tell", "every answer is the one that was given before"
-        return "cannot tell", f"this test set sees only differences of {numbers['sees_points']} points or more"
-    gain = "the score rises clear of zero, and failures do not rise"
-    if _clear_failures(numbers) < 0:
-        gain = "failures fall clear of zero, and the score holds"
-    if "control" not in numbers:
-        return "worth it", f"{gain}; no control arm was given"
-    control = numbers["control"]
-    score, failures = _clear(control["score"]), _clear_failures(control)  # DPO minus control
-    if failures > 0 or score < 0:
-        return "not worth it", f"the control arm did better in {'failures' if failures > 0 else 'score'}"
-    if control["failures"]["before"] <= control["failures"]["after"] and score == 0:
-        return "not worth it", "the control arm did as well"
-    if failures < 0 or score > 0:
-        better = "fewer failures" if failures < 0 else "a better score"
-        return "worth it", f"{gain}; the control arm is beaten: {better}, clear of zero"
-    return "worth it", f"{gain}; the lead over the control arm is not clear of zero"
+    unchanged = numbers.get("unchanged", False)
+    if pairs is not None and pairs["n"] < FEW_PAIRS:
+        return "see the probes" if unchanged else "label more"
+    if numbers["sees_points"] <= STOP_POINTS:
+        return "stop"
+    return "see the probes" if unchanged else "look again"
 
 
 def _clear(change: dict[str, Any]) -> int:
-    """-1: the whole interval is below zero; 1: above; 0: it includes zero."""
+    """-1 if the whole interval is below zero, 1 if it is above, 0 if it includes zero."""
     return int(change["difference"]["low"] > 0) - int(change["difference"]["high"] < 0)
 
 
@@ -206,14 +198,13 @@ def _clear_failures(numbers: dict[str, Any]) -> int:
 
 
 def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None) -> dict[str, Any]:
-    """All numbers of one paired comparison, JSON-able."""
+    """All numbers of one paired comparison, as plain values for JSON."""
     pairs = paired_rows(before, after)
-    was, now = [b for b, _ in pairs], [a for _, a in pairs]
-    groups = [row.group for row in was]
-    failures = _failures(was, now, groups, None)
+    groups = [row.group for row, _ in pairs]
+    failures = _failures(pairs, None)
     share = (failures["mended"] + failures["broken"]) / len(pairs)
-    sees = smallest_detectable(len(pairs), share)
-    old, new = [float(row.value or 0.0) for row in was], [float(row.value or 0.0) for row in now]
+    detectable = smallest_detectable(len(pairs), share)
+    old, new = [b.value or 0.0 for b, _ in pairs], [a.value or 0.0 for _, a in pairs]
     numbers = {
         "n": len(pairs),
         "n_groups": len(set(groups)),
@@ -223,43 +214,35 @@ def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None)
             "before": float(np.mean(old)),
             "after": float(np.mean(new)),
             "difference": paired_difference(old, new, groups).to_dict(),
-            "sign_flip_p": sign_flip(old, new, groups),
-        },
-        "tokens": {
-            "before": float(np.mean([row.n_tokens for row in was])),
-            "after": float(np.mean([row.n_tokens for row in now])),
+            "sign_flip_p": paired_p(old, new, groups),
         },
         "changed_share": share,
-        "smallest_detectable": sees,
-        "sees_points": wording.points_up(sees),
+        "smallest_detectable": detectable,
+        "sees_points": points_up(detectable),
         "prompts_needed": prompts_needed(failures["difference"]["estimate"], share),
     }
     if mined:
-        numbers["mined"] = {"classes": sorted(set(mined)), **_failures(was, now, groups, set(mined))}
+        numbers["mined"] = {"classes": sorted(set(mined)), **_failures(pairs, set(mined))}
     if all((b.answer, b.value, b.failure) == (a.answer, a.value, a.failure) for b, a in pairs):
         numbers["unchanged"] = True
     return numbers
 
 
-def compare_failures(before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """The paired numbers of failures of two arms, without a verdict: counts, mended, broken, p, intervals."""
-    pairs = paired_rows(before, after)
-    return _failures([b for b, _ in pairs], [a for _, a in pairs], [b.group for b, _ in pairs], None)
-
-
-def _failures(was: list[Judged], now: list[Judged], groups: list[str], classes: set[str] | None) -> dict[str, Any]:
-    """The numbers of one kind of failure: any (`classes` None), or the named classes together."""
-    old = [row.failed if classes is None else row.failure in classes for row in was]
-    new = [row.failed if classes is None else row.failure in classes for row in now]
-    mended = sum(b and not a for b, a in zip(old, new, strict=True))
+def _failures(pairs: Sequence[tuple[Judged, Judged]], classes: set[str] | None) -> dict[str, Any]:
+    """Counts, tests and intervals for all failures (`classes` is None) or for the named classes together."""
+    old, new = (
+        [row.failed if classes is None else row.failure in classes for row in side] for side in zip(*pairs, strict=True)
+    )
+    groups = [row.group for row, _ in pairs]
+    fixed = sum(b and not a for b, a in zip(old, new, strict=True))
     broken = sum(a and not b for b, a in zip(old, new, strict=True))
     cut = relative_cut(old, new, groups)
     return {
         "before": sum(old),
         "after": sum(new),
-        "mended": mended,
+        "mended": fixed,  # the key of results files
         "broken": broken,
-        "mcnemar_p": mcnemar_exact(mended, broken),
+        "mcnemar_p": mcnemar_exact(fixed, broken),
         "paired_p": paired_p(old, new, groups),
         "difference": paired_difference(old, new, groups).to_dict(),
         "relative_cut": cut and cut.to_dict(),
@@ -267,21 +250,25 @@ def _failures(was: list[Judged], now: list[Judged], groups: list[str], classes: 
 
 
 def paired_rows(before: Evaluation, after: Evaluation) -> list[tuple[Judged, Judged]]:
-    """The rows of both, by id, that were scored in both."""
-    ours, theirs = {row.id: row for row in before.rows}, {row.id: row for row in after.rows}
+    """The rows that were scored in both arms, paired by id.
+
+    Raises:
+        WorkbenchError: the arms have other prompts, or no row was scored in both.
+    """
+    old, new = {row.id: row for row in before.rows}, {row.id: row for row in after.rows}
     places = [f"{e.task}/{e.split}" for e in (before, after)]
-    strangers = sorted(set(ours) ^ set(theirs)) or [i for i in ours if ours[i].prompt != theirs[i].prompt]
-    if places[0] != places[1] or strangers:
-        where = f" (example {strangers[0]!r} is not the same in both)" if strangers else ""
+    different = sorted(set(old) ^ set(new)) or [i for i in old if old[i].prompt != new[i].prompt]
+    if places[0] != places[1] or different:
+        where = f" (example {different[0]!r} is not the same in both)" if different else ""
         raise WorkbenchError(
             f"Two arms must have answered the same prompts of one split. Got {len(before.rows)} of {places[0]} in "
             f"{before.name!r} and {len(after.rows)} of {places[1]} in {after.name!r}{where}. Evaluate both on one "
             "split."
         )
-    pairs = [(ours[i], theirs[i]) for i in ours if ours[i].value is not None and theirs[i].value is not None]
+    pairs = [(old[i], new[i]) for i in old if old[i].value is not None and new[i].value is not None]
     if not pairs:
         raise WorkbenchError(
             f"Two arms must share scored prompts. Got none that was scored in both {before.name!r} and {after.name!r}. "
-            "Mend the score function and evaluate again."
+            "Fix the score function and evaluate again."
         )
     return pairs

@@ -1,8 +1,8 @@
 """Labels as append-only events in a JSONL file: one line each, on the disk before the next item is shown.
 
-The file is the truth. What it says is a pure function of its events (`replay`), whatever their order in the file: an
-event has an id, so a copied line counts once, and a logical clock (Lamport 1978, Communications of the ACM 21(7)), so a
-wall clock that goes backwards changes nothing.
+Nothing in the file is ever changed: undo is another event. The current labels are a pure function of the events
+(`replay`) and do not depend on the order of the lines. Each event has an id, so a copied line counts once. Each event
+has a logical clock (Lamport 1978, Communications of the ACM 21(7)), so a wall clock that jumps back does no harm.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,23 +28,22 @@ ACTIONS = ("label", "undo", "redo")
 
 @dataclass(frozen=True)
 class Event:
-    """One action of a rater. `left` and `right` are keys of the answers as they were shown, A and B."""
+    """One action of a rater. `left` and `right` are the keys of the answers that were shown as A and B."""
 
     id: str
     action: str  # one of ACTIONS
     rater: str
     item: str
-    clock: int  # logical: larger than that of every event the writer had seen
-    time: str = ""  # UTC, ISO 8601; for people, nothing is decided by it
+    clock: int  # logical: larger than the clock of every event that the writer had seen
+    time: str = ""  # UTC, ISO 8601; for people to read, nothing depends on it
     choice: str | None = None  # one of CHOICES
     left: str = ""
     right: str = ""
     strength: int | None = None  # 1 slightly, 2 clearly, 3 far better
-    criteria: dict[str, str] = field(default_factory=dict)  # criterion of the rubric -> a, b or tie
     note: str = ""
     rubric: str = ""  # version
     seconds: float | None = None  # from showing the item to the vote
-    target: str = ""  # of undo and redo: the label's event
+    target: str = ""  # of undo and redo: the id of the label's event
     tool: str = ""
 
     @property
@@ -58,74 +58,62 @@ def answer_key(text: str) -> str:
 
 
 def item_key(pair: Pair) -> str:
-    """Content hash of a pair, the same whichever of its answers is called chosen."""
+    """Content hash of a pair. It is the same whichever of the two answers is called chosen."""
     parts = [pair.prompt.strip(), *sorted((answer_key(pair.chosen), answer_key(pair.rejected)))]
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-@dataclass
+@dataclass(frozen=True)
 class State:
-    """What the events say. `labels`: the standing label of each (rater, item)."""
+    """The result of a replay."""
 
-    labels: dict[tuple[str, str], Event] = field(default_factory=dict)
-    done: dict[str, list[Event]] = field(default_factory=dict)  # by rater: labels that stand or stood, oldest first
-    undone: dict[str, list[Event]] = field(default_factory=dict)  # by rater: what redo would bring back, next one last
-
-    def apply(self, event: Event) -> None:
-        """Take one more event in; it must come after all others in `order`."""
-        done, undone = self.done.setdefault(event.rater, []), self.undone.setdefault(event.rater, [])
-        if event.action == "label":
-            done.append(event)
-            undone.clear()
-        else:
-            here, there = (done, undone) if event.action == "undo" else (undone, done)
-            found = next((e for e in reversed(here) if e.id == event.target), None)
-            if found is None:
-                return  # taken back twice, from two windows: once is enough
-            here.remove(found)
-            there.append(found)
-            event = found
-        standing = [e for e in done if e.item == event.item]
-        if standing:
-            self.labels[event.rater, event.item] = standing[-1]
-        else:
-            self.labels.pop((event.rater, event.item), None)
+    labels: dict[tuple[str, str], Event]  # the current label of each (rater, item)
+    done: dict[str, list[Event]]  # by rater: labels that were not taken back, oldest first
+    undone: dict[str, list[Event]]  # by rater: labels that redo would restore, the next one last
 
     def of(self, rater: str) -> dict[str, Event]:
-        """A rater's standing labels by item."""
-        return {item: event for (who, item), event in self.labels.items() if who == rater}
-
-
-def order(events: Iterable[Event]) -> list[Event]:
-    """Each event once, in an order that does not depend on the file's."""
-    unique = {event.id: event for event in events}
-    return sorted(unique.values(), key=lambda e: (e.clock, e.id))
+        """One rater's current labels by item."""
+        return {item: event for (name, item), event in self.labels.items() if name == rater}
 
 
 def replay(events: Iterable[Event]) -> State:
-    """The state after all events."""
-    state = State()
-    for event in order(events):
-        state.apply(event)
-    return state
+    """The state after all events, whatever their order and however often one is repeated."""
+    done: dict[str, list[Event]] = defaultdict(list)
+    undone: dict[str, list[Event]] = defaultdict(list)
+    unique = {event.id: event for event in events}
+    for event in sorted(unique.values(), key=lambda e: (e.clock, e.id)):
+        own_done, own_undone = done[event.rater], undone[event.rater]
+        if event.action == "label":
+            own_done.append(event)
+            own_undone.clear()
+            continue
+        source, destination = (own_done, own_undone) if event.action == "undo" else (own_undone, own_done)
+        label = next((e for e in reversed(source) if e.id == event.target), None)
+        if label is not None:  # None: two windows undid the same label, and once is enough
+            source.remove(label)
+            destination.append(label)
+    labels = {(e.rater, e.item): e for own_done in done.values() for e in own_done}  # a later label replaces an earlier
+    return State(labels, dict(done), dict(undone))
 
 
 class Store:
-    """Events of one file. `damaged` counts lines that could not be read; they stay in the file.
+    """The events of one label file.
 
     Args:
-        path: of the JSONL file; made with its folder on the first label.
-        others: more files to read along (a colleague's copy), never written.
+        path: the JSONL file. It is created with its folder when the first label is saved.
+        others: further files to read (a colleague's copy). They are never written.
+
+    Attributes:
+        events: by id.
+        damaged: number of lines that could not be read. They stay in the file.
     """
 
     def __init__(self, path: str | Path, *others: str | Path):
         self.path = Path(path)
         self.events: dict[str, Event] = {}
         self.damaged = 0
-        self.session = uuid.uuid4().hex[:12]
-        self._read_to = 0
+        self._read_to = 0  # bytes of `path` that were read
         self._state: State | None = None
-        self._last: tuple[int, str] = (0, "")
         if self.path.is_dir():
             raise WorkbenchError(
                 f"`store` must be a file. Got the folder {self.path}. Name a file, such as labels.jsonl."
@@ -138,16 +126,17 @@ class Store:
 
     @property
     def state(self) -> State:
+        """The current labels and what can be undone and redone."""
         if self._state is None:
             self._state = replay(self.events.values())
         return self._state
 
     def refresh(self) -> None:
-        """Read what was written since, here or by others. A last line without its end is left for the next time."""
+        """Read the lines that this or another process has added. An unfinished last line is left for the next time."""
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < self._read_to:  # put in its place from outside: read it whole
+            if os.fstat(file.fileno()).st_size < self._read_to:  # another file was put in its place: read all of it
                 self._read_to = 0
             file.seek(self._read_to)
             data = file.read()
@@ -156,10 +145,10 @@ class Store:
         self._read_to += end
 
     def add(self, action: str, rater: str, item: str, **facts: Any) -> Event:
-        """Write one event; when this returns, it is on the disk.
+        """Write one event. When this returns, the event is on the disk. `facts` are further fields of `Event`.
 
         Raises:
-            WorkbenchError: the disk is full or the file cannot be written; nothing was counted.
+            WorkbenchError: the disk is full or the file cannot be written. Then the event does not count.
         """
         from dpo_workbench import __version__
 
@@ -167,30 +156,23 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked() as handle:
                 self.refresh()
+                clock = 1 + max((event.clock for event in self.events.values()), default=0)
+                time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
                 event = Event(
-                    id=f"{self.session}-{uuid.uuid4().hex[:12]}",
-                    action=action,
-                    rater=rater,
-                    item=item,
-                    clock=1 + self._last[0],
-                    time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-                    tool=f"dpo-workbench {__version__}",
-                    **facts,
+                    uuid.uuid4().hex, action, rater, item, clock, time, tool=f"dpo-workbench {__version__}", **facts
                 )
-                line = json.dumps(
-                    {k: v for k, v in asdict(event).items() if v not in (None, "", {})}, ensure_ascii=True
-                )
+                row = {key: value for key, value in asdict(event).items() if value not in (None, "")}
+                line = json.dumps(row).encode("ascii") + b"\n"
                 size = os.fstat(handle).st_size
-                torn = size and os.pread(handle, 1, size - 1) != b"\n"  # a writer died within its line
-                # a writer died within its line: ours must not become part of it
-                data = (b"\n" if torn else b"") + line.encode("ascii") + b"\n"
-                if os.write(handle, data) < len(data):
+                if size and os.pread(handle, 1, size - 1) != b"\n":
+                    line = b"\n" + line  # a writer died within its line, and ours must not become part of it
+                if os.write(handle, line) < len(line):
                     raise OSError(28, "No space left on device")
                 os.fsync(handle)
         except OSError as error:
             raise WorkbenchError(
                 f"The label must be written to {self.path}. The system says: {error.strerror or error}. It is not "
-                "saved; what was saved before is untouched. Free some space, or name another file with `store`."
+                "saved; earlier labels are unchanged. Free some space, or name another file with `store`."
             ) from error
         self.refresh()
         return event
@@ -204,10 +186,10 @@ class Store:
 
                 fcntl.flock(handle, fcntl.LOCK_EX)
             except (ImportError, OSError):
-                pass  # Windows, some network drives: a line is still written in one piece
+                pass  # Windows and some network drives cannot lock; a line is still written by one call
             yield handle
         finally:
-            os.close(handle)  # unlocks
+            os.close(handle)  # this also unlocks
 
     def _take(self, data: bytes) -> None:
         for line in data.split(b"\n"):
@@ -216,38 +198,28 @@ class Store:
             event = _parse(line)
             if event is None:
                 self.damaged += 1
-                continue
-            if event.id in self.events:
-                continue
-            self.events[event.id] = event
-            here = (event.clock, event.id)
-            if self._state is not None and here > self._last:
-                self._state.apply(event)
-            else:
+            elif event.id not in self.events:
+                self.events[event.id] = event
                 self._state = None
-            self._last = max(self._last, here)
 
 
 _TYPES: dict[str, Any] = {
     "clock": int,
+    "choice": (str, type(None)),
     "strength": (int, type(None)),
-    "criteria": dict,
     "seconds": (int, float, type(None)),
 }
 
 
 def _parse(line: bytes) -> Event | None:
-    """The event of a line; None where it is none."""
+    """The event on a line; None if the line is damaged. Unknown keys are ignored."""
+    names = [f.name for f in fields(Event)]
     try:
         row = json.loads(line.decode("utf-8"))
-        known = {f.name for f in fields(Event)}
-        event = Event(**{k: v for k, v in row.items() if k in known})
+        event = Event(**{key: value for key, value in row.items() if key in names})
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    for f in fields(Event):
-        value = getattr(event, f.name)
-        if f.name == "choice" and value not in (None, *CHOICES):
-            return None
-        if f.name != "choice" and not isinstance(value, _TYPES.get(f.name, str)):
-            return None
-    return event if event.action in ACTIONS and event.id else None
+    if not all(isinstance(getattr(event, name), _TYPES.get(name, str)) for name in names):
+        return None
+    valid = event.id and event.action in ACTIONS and event.choice in (None, *CHOICES)
+    return event if valid else None

@@ -1,248 +1,202 @@
-"""`agreement`: one page on a labelling study. How far raters agree, with whom, what biases them, and what to do."""
+"""`agreement`: one page about a labelling study: how far raters agree, their biases, and what to do next."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.labelling import agreement as stats
-from dpo_workbench.labelling.agreement import Estimate
-from dpo_workbench.labelling.labels import Labels, Vote, orientation
+from dpo_workbench.common.html import visible
+from dpo_workbench.labelling.agreement import Estimate, alpha, cohen_kappa, share
+from dpo_workbench.labelling.labels import Labels, orientation
 
-UNCLEAR = 0.4  # an alpha below this is too low to train on without a talk
-BIASED = 0.01  # p value below which a lean to one side, or to length, is named
+LOW_ALPHA = 0.4  # below this, discuss the rubric before training on the labels
+BIAS_P = 0.01  # p value below which a preference for one side, or for length, is reported
+HASTY_SECONDS = 2.0  # votes faster than this were hardly read
 
 
 @dataclass(frozen=True)
 class Rater:
-    """What one person did. Shares are of the votes that name a winner."""
+    """What one person did. `side_a` and `longer` are shares of the votes that name a winner."""
 
     name: str
-    labels: int
-    choices: dict[str, int]
-    side_a: Estimate  # of the votes went to side A
+    choices: Counter[str]
+    side_a: Estimate  # share of votes for side A
     side_a_p: float  # exact binomial test against one half
-    longer: Estimate  # of the votes went to the longer answer
+    longer: Estimate  # share of votes for the longer answer
     longer_p: float
-    seconds: float | None  # median
-    quick: int  # votes faster than is usual for the study, or slower
-    slow: int
-    repeats: Estimate  # same winner when shown again with sides swapped
-    gold: Estimate  # right on gold items
+    seconds: float | None  # median time of a vote
+    hasty: int  # votes faster than HASTY_SECONDS
+    repeats: Estimate  # share of items with the same vote at the second showing
+    gold: Estimate  # share of gold items judged correctly
+
+    def __str__(self) -> str:
+        choices = ", ".join(f"{choice} {n}" for choice, n in self.choices.most_common())
+        seconds = "no times" if self.seconds is None else f"{self.seconds:.1f} s for a vote"
+        return (
+            f"  {self.name}: {self.choices.total()} labels ({choices}); {seconds}\n"
+            f"    for side A: {self.side_a}, p = {self.side_a_p:.3f}\n"
+            f"    for the longer answer: {self.longer}, p = {self.longer_p:.3f}\n"
+            f"    same vote when asked again: {self.repeats}; gold items correct: {self.gold}"
+        )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The report. `advice` is in the order in which it matters."""
+    """The report. The most important advice comes first."""
 
     labels: int
     items: int
-    alpha: dict[str, Estimate]  # nominal: which answer, or tie; ordinal: with ties between
-    fleiss: Estimate
-    kappa: dict[str, Estimate]  # "one / other" -> Cohen's
+    alpha: dict[str, Estimate]  # nominal: A, B or tie; ordinal: a tie lies between A and B
+    kappa: dict[str, Estimate]  # "one / other" -> Cohen's kappa
     flip_rate: Estimate
-    criteria: dict[str, Estimate]  # alpha by criterion of the rubric, ordinal
     raters: tuple[Rater, ...]
-    against: dict[str, dict[str, Estimate]]  # verifier, judge -> share that agrees, and kappa
-    systems: dict[str, float]  # Bradley-Terry strengths
-    discuss: tuple[str, ...]  # pair ids, the most disputed first
-    advice: tuple[str, ...] = field(default=())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    against: dict[str, dict[str, Estimate]]  # verifier, judge -> `share` with the raters' winner, and `kappa`
+    discuss: tuple[str, ...]  # ids of pairs on which raters name different winners
+    advice: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         lines = [f"Agreement: {self.labels} labels on {self.items} pairs"]
         lines += [f"  Krippendorff's alpha, {level}: {value}" for level, value in self.alpha.items()]
-        lines.append(f"  Fleiss' kappa, where all judged: {self.fleiss}")
         lines += [f"  Cohen's kappa, {two}: {value}" for two, value in self.kappa.items()]
         lines.append(f"  flip rate of a vote: {self.flip_rate}")
-        lines += [f"  alpha on {name!r}: {value}" for name, value in self.criteria.items()]
         for name, values in self.against.items():
             lines.append(f"  {name} and the raters' majority: same winner {values['share']}, kappa {values['kappa']}")
-        lines += [f"  strength of {name}: {value:+.2f}" for name, value in self.systems.items()]
-        for r in self.raters:
-            lines.append(f"  {r.name}: {r.labels} labels ({', '.join(f'{k} {n}' for k, n in r.choices.items())})")
-            lines.append(
-                f"    side A: {r.side_a}, p = {r.side_a_p:.3f}; longer answer: {r.longer}, p = {r.longer_p:.3f}"
-            )
-            seconds = "no times" if r.seconds is None else f"{r.seconds:.1f} s a vote"
-            lines.append(f"    {seconds}, {r.quick} unusually quick, {r.slow} unusually slow")
-            lines.append(f"    same winner when asked again: {r.repeats}; right on gold: {r.gold}")
+        lines += map(str, self.raters)
         lines += ["", "What to do:", *(f"  - {line}" for line in self.advice)]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import pre
-
-        return pre(repr(self))
+        return visible("\n".join(lines))
 
 
 def agreement(
-    labels: Labels,
-    *,
-    judge: Mapping[str, str] | None = None,
-    systems: Mapping[str, tuple[str, str]] | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    labels: Labels, *, judge: Mapping[str, str] | None = None, resamples: int = 1000, seed: int = 0
 ) -> Agreement:
-    """Measure a study.
+    """Measure a labelling study. The verifier's opinion is read from the scores of the pairs, where they have any.
 
     Args:
-        labels: of `read_labels`.
-        judge: another opinion by pair id, such as an LLM's: `chosen`, `rejected` or `tie`.
-        systems: by pair id, which systems wrote the chosen and the rejected answer; gives Bradley-Terry strengths.
-        resamples, seed: of the bootstrap intervals.
-
-    The verifier's opinion is read from the pairs' scores, where they have them.
+        labels: from `read_labels`.
+        judge: another opinion by pair id, for example a judge model's: `chosen`, `rejected` or `tie`.
+        resamples, seed: of the bootstrap intervals of alpha.
 
     Raises:
-        WorkbenchError: a judge's word that is none of the three.
+        WorkbenchError: the judge's word for a pair is none of the three.
     """
     table = labels.table()
-    named = sorted({name for v in labels.first for name in v.event.criteria})
-    alphas = {level: stats.alpha(table, level, resamples=resamples, seed=seed) for level in ("nominal", "ordinal")}
-    criteria = {name: stats.alpha(labels.table(name), "ordinal", resamples=resamples, seed=seed) for name in named}
-    times = [v.event.seconds for v in labels.first if v.event.seconds]
-    low, high = stats.outliers(times) if len(times) >= 10 else (0.0, float("inf"))
-    raters = tuple(_rater(labels, name, low, high) for name in labels.raters)
-    kappa = {f"{one} / {other}": value for (one, other), value in stats.pairwise_kappa(table).items() if value.n}
-    opinions = {"verifier": _verifier(labels)}
-    if judge is not None:
-        opinions["judge"] = _judge(judge, labels)
-    against = {name: found for name, opinion in opinions.items() if (found := _against(labels, opinion))}
+    kappas = {(one, other): cohen_kappa(table[one], table[other]) for one, other in combinations(table, 2)}
+    against = {name: _against(labels, opinion) for name, opinion in _opinions(labels, judge or {}).items()}
     page = Agreement(
-        len(labels.first), len(labels.by_item), alphas, stats.fleiss_kappa(table, resamples=resamples, seed=seed),
-        kappa, labels.flip_rate(), criteria, raters, against, _systems(labels, systems), _disputed(labels),
-    )  # fmt: skip
+        labels=len(labels.first),
+        items=len(labels.by_item),
+        alpha={level: alpha(table, level, resamples=resamples, seed=seed) for level in ("nominal", "ordinal")},
+        kappa={f"{one} / {other}": kappa for (one, other), kappa in kappas.items() if kappa.n},
+        flip_rate=labels.flip_rate(),
+        raters=tuple(_rater(labels, name) for name in labels.raters),
+        against={name: values for name, values in against.items() if values["share"].n},
+        discuss=tuple(v[0].pair.id for v in labels.by_item.values() if {1, -1} <= {vote.value for vote in v}),
+    )
     return replace(page, advice=tuple(_advice(page, labels)))
 
 
-def _rater(labels: Labels, name: str, low: float, high: float) -> Rater:
-    own = [v for v in labels.votes if v.event.rater == name]
-    first = [v for v in labels.first if v.event.rater == name]
-    won = [v for v in first if v.value]
-    longer = [v for v in won if len(v.pair.chosen) != len(v.pair.rejected)]
-    n_longer = sum((v.value == 1) == (len(v.pair.chosen) > len(v.pair.rejected)) for v in longer)
-    n_a = sum(v.event.choice == "a" for v in won)
-    times = [v.event.seconds for v in first if v.event.seconds]
-    repeats = [(a, b) for a, b in labels.repeats() if a.event.rater == name]
-    gold = [v for v in first if labels.plan and v.item in labels.plan.gold]
-    right = sum(v.event.winner == labels.plan.gold[v.item] for v in gold if labels.plan)
+def _rater(labels: Labels, name: str) -> Rater:
+    own = [vote for vote in labels.first if vote.event.rater == name]
+    decided = [vote for vote in own if vote.value]
+    n_a = sum(vote.event.choice == "a" for vote in decided)
+    lengths = [(len(v.pair.chosen) - len(v.pair.rejected)) * (v.value or 0) for v in decided]
+    n_longer, n_unequal = sum(d > 0 for d in lengths), sum(d != 0 for d in lengths)
+    seconds = [vote.event.seconds for vote in own if vote.event.seconds]
+    repeats = [a.value == b.value for a, b in labels.repeats() if a.event.rater == name]
+    winners = labels.plan.gold if labels.plan else {}
+    gold = [vote.event.winner == winners[vote.item] for vote in own if vote.item in winners]
     return Rater(
-        name, len(own), dict(Counter(v.event.choice or "" for v in own).most_common()),
-        stats.share(n_a, len(won)), stats.coin(n_a, len(won)),
-        stats.share(n_longer, len(longer)), stats.coin(n_longer, len(longer)),
-        statistics.median(times) if times else None, sum(t < low for t in times), sum(t > high for t in times),
-        stats.share(sum(a.value == b.value for a, b in repeats), len(repeats)), stats.share(right, len(gold)),
-    )  # fmt: skip
+        name=name,
+        choices=Counter(vote.event.choice or "" for vote in labels.votes if vote.event.rater == name),
+        side_a=share(n_a, len(decided)),
+        side_a_p=_coin_p(n_a, len(decided)),
+        longer=share(n_longer, n_unequal),
+        longer_p=_coin_p(n_longer, n_unequal),
+        seconds=statistics.median(seconds) if seconds else None,
+        hasty=sum(s < HASTY_SECONDS for s in seconds),
+        repeats=share(sum(repeats), len(repeats)),
+        gold=share(sum(gold), len(gold)),
+    )
 
 
-def _verifier(labels: Labels) -> dict[str, float]:
-    found = {}
+def _coin_p(hits: int, n: int) -> float:
+    from scipy.stats import binomtest
+
+    return float(binomtest(hits, n).pvalue) if n else 1.0
+
+
+def _opinions(labels: Labels, judge: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Of the verifier and the judge, by item: 1 for the chosen answer, -1 for the rejected one, 0 for a tie."""
+    words = {"chosen": 1.0, "rejected": -1.0, "tie": 0.0}
+    if unknown := [pair_id for pair_id, word in judge.items() if word not in words]:
+        raise WorkbenchError(
+            f"`judge` must say 'chosen', 'rejected' or 'tie'. Got {judge[unknown[0]]!r} for {unknown[0]!r}."
+        )
+    verifier, judged = {}, {}
     for item, votes in labels.by_item.items():
-        one, other = votes[0].pair.chosen_score, votes[0].pair.rejected_score
-        if one is not None and other is not None:
-            found[item] = float((one > other) - (one < other))
-    return found
+        pair = votes[0].pair
+        if pair.chosen_score is not None and pair.rejected_score is not None:
+            verifier[item] = float(np.sign(pair.chosen_score - pair.rejected_score))
+        if pair.id in judge:
+            judged[item] = words[judge[pair.id]]
+    return {"verifier": verifier, "judge": judged}
 
 
-def _judge(judge: Mapping[str, str], labels: Labels) -> dict[str, float]:
-    values = {"chosen": 1.0, "rejected": -1.0, "tie": 0.0}
-    for pair_id, word in judge.items():
-        if word not in values:
-            raise WorkbenchError(f"`judge` must say 'chosen', 'rejected' or 'tie'. Got {word!r} for {pair_id!r}.")
-    return {
-        item: values[judge[votes[0].pair.id]] for item, votes in labels.by_item.items() if votes[0].pair.id in judge
-    }
-
-
-def _against(labels: Labels, opinion: Mapping[str, float]) -> dict[str, Estimate] | None:
-    """Agreement of another opinion with the majority, where both name a winner."""
-    majority = {item: float(v) for item, v in labels.majority().items() if v}
-    both = [item for item in majority if opinion.get(item)]
-    if not both:
-        return None
+def _against(labels: Labels, opinion: Mapping[str, float]) -> dict[str, Estimate]:
+    """Agreement of another opinion with the raters' majority, on the items where both name a winner."""
+    majority = labels.majority()
+    both = [item for item in majority if majority[item] and opinion.get(item)]
     same = sum(majority[item] == opinion[item] for item in both)
-    turn = {item: orientation(labels.by_item[item][0].pair) for item in both}
-    kappa = stats.cohen_kappa({i: turn[i] * majority[i] for i in both}, {i: turn[i] * opinion[i] for i in both})
-    return {"share": stats.share(same, len(both)), "kappa": kappa}
+    sign = {item: orientation(labels.by_item[item][0].pair) for item in both}  # as in `Labels.table`
+    kappa = cohen_kappa({i: sign[i] * majority[i] for i in both}, {i: sign[i] * opinion[i] for i in both})
+    return {"share": share(same, len(both)), "kappa": kappa}
 
 
-def _systems(labels: Labels, systems: Mapping[str, tuple[str, str]] | None) -> dict[str, float]:
-    games = [
-        (*systems[v.pair.id], (v.value + 1) / 2)
-        for v in labels.first
-        if systems and v.pair.id in systems and v.value is not None
-    ]
-    strengths = stats.bradley_terry(games) if games else {}
-    return dict(sorted(strengths.items(), key=lambda kv: -kv[1]))
-
-
-def _disputed(labels: Labels) -> tuple[str, ...]:
-    """Pairs on which raters name different winners, the most even first."""
-
-    def split(votes: list[Vote]) -> float:
-        values = [v.value for v in votes if v.value]
-        return min(values.count(1), values.count(-1)) / max(1, len(values))
-
-    found = [(split(votes), votes[0].pair.id) for votes in labels.by_item.values()]
-    return tuple(pair for share, pair in sorted(found, key=lambda x: -x[0]) if share > 0)
-
-
-def _advice(found: Agreement, labels: Labels) -> list[str]:
-    said = []
-    overall = found.alpha["ordinal"]
+def _advice(page: Agreement, labels: Labels) -> list[str]:
+    lines = []
+    overall = page.alpha["ordinal"]
     if overall.n == 0:
-        said.append(
-            "No pair was judged by two raters, so nobody knows how good the labels are. Plan an overlap of 0.2."
-        )
-    elif not overall.value >= UNCLEAR:
-        said.append(
-            f"Agreement is low (alpha {overall}). Talk the disputed pairs through, sharpen the rubric, label again."
-        )
-    elif overall.low < UNCLEAR:
-        said.append(f"Agreement may be low: its interval reaches {overall.low:.2f}. Judge more pairs twice.")
-    if found.discuss:
-        more = f", and {len(found.discuss) - 10} more" if len(found.discuss) > 10 else ""
-        said.append(f"Discuss these pairs, raters name different winners: {', '.join(found.discuss[:10])}{more}.")
-    unclear = sorted((a for a in found.criteria.items() if a[1].value < UNCLEAR), key=lambda a: a[1].value)
-    if unclear:
-        name, value = unclear[0]
-        said.append(f"The rubric's line {name!r} is the least clear (alpha {value}). Give it anchors or an example.")
-    for r in found.raters:
-        if r.side_a_p < BIASED:
-            side = "A" if r.side_a.value > 0.5 else "B"
-            said.append(f"{r.name} leans to side {side} ({r.side_a} went to A), whichever answer stands there.")
-        if r.longer_p < BIASED:
-            which = "longer" if r.longer.value > 0.5 else "shorter"
-            said.append(
-                f"{r.name} mostly prefers the {which} answer ({r.longer} to the longer). It may be right; look at ten."
-            )
-        if r.gold.n and r.gold.high < 0.9:
-            said.append(
-                f"{r.name} misses gold items ({r.gold} right). Go through them together before using the labels."
-            )
-        if r.repeats.n and r.repeats.high < 0.8:
-            said.append(f"{r.name} decides otherwise when asked again ({r.repeats} the same).")
-        if r.quick > max(1, 0.05 * r.labels):
-            said.append(f"{r.name} has {r.quick} votes that are unusually quick. Look whether they were read.")
-    for name, values in found.against.items():
+        lines.append("No pair was judged by two raters, so the quality of the labels is unknown. Plan an overlap.")
+    elif not overall.value >= LOW_ALPHA:
+        lines.append(f"Agreement is low (alpha {overall}). Discuss disputed pairs, improve the rubric, label again.")
+    elif overall.low < LOW_ALPHA:
+        lines.append(f"Agreement may be low: the interval reaches {overall.low:.2f}. Have more pairs judged twice.")
+    if page.discuss:
+        more = f" and {len(page.discuss) - 10} more" if len(page.discuss) > 10 else ""
+        lines.append(f"Discuss the pairs with different winners: {', '.join(page.discuss[:10])}{more}.")
+    for rater in page.raters:
+        lines += _advice_on(rater)
+    for name, values in page.against.items():
         if values["share"].high < 0.7:
-            said.append(
-                f"The {name} and the raters name the same winner on {values['share']} only. One of them is wrong: find "
-                "out which before more labels are bought."
+            lines.append(
+                f"The {name} and the raters often name different winners (the same on {values['share']}). Find out "
+                "which of them is wrong before you collect more labels."
             )
-    kinds = labels.left_out()
-    if kinds["both bad"] > 0.3 * found.items:
-        said.append(
-            f"{kinds['both bad']} of {found.items} pairs are bad on both sides. Sample from a better model first."
-        )
-    if kinds["tie"] > 0.4 * found.items:
-        said.append(f"{kinds['tie']} of {found.items} pairs are ties. Choose pairs that differ more.")
-    return said or ["Nothing stands out. Train on the majority, and keep the flip rate for the robust loss."]
+    for reason, limit, action in (("both bad", 0.3, "Sample from a better model"), ("tie", 0.4, "Choose other pairs")):
+        n = labels.left_out()[reason]
+        if n > limit * page.items:
+            lines.append(f"{n} of {page.items} pairs are judged {reason!r}. {action}.")
+    return lines or ["No problems found. Train on the majority, and use the flip rate for the robust loss."]
+
+
+def _advice_on(rater: Rater) -> list[str]:
+    name, lines = rater.name, []
+    if rater.side_a_p < BIAS_P:
+        side = "A" if rater.side_a.value > 0.5 else "B"
+        lines.append(f"{name} prefers side {side}, whichever answer is shown there ({rater.side_a} of votes for A).")
+    if rater.longer_p < BIAS_P:
+        which = "longer" if rater.longer.value > 0.5 else "shorter"
+        lines.append(f"{name} mostly prefers the {which} answer. That may be right; check ten of these votes.")
+    if rater.gold.n and rater.gold.high < 0.9:
+        lines.append(f"{name} misjudges gold items ({rater.gold} correct). Discuss them before you use the labels.")
+    if rater.repeats.n and rater.repeats.high < 0.8:
+        lines.append(f"{name} often votes differently when asked again ({rater.repeats} the same).")
+    if rater.hasty > max(1, 0.05 * rater.choices.total()):
+        lines.append(f"{name} cast {rater.hasty} votes in under {HASTY_SECONDS:.0f} s. Check that they were read.")
+    return lines

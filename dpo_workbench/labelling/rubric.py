@@ -1,111 +1,87 @@
-"""`Rubric`: what raters look at, as a small YAML file whose version goes into every label."""
+"""`Rubric`: the question that raters answer and the criteria they consider, read from a small YAML file."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.html import visible
 
-
-@dataclass(frozen=True)
-class Criterion:
-    """One thing to look at. `anchors`: what each grade means, by its name."""
-
-    name: str
-    description: str
-    anchors: Mapping[str, str] = field(default_factory=dict)
-    examples: tuple[str, ...] = ()
+SHOW_AS = ("text", "code", "json", "sql")
 
 
 @dataclass(frozen=True)
 class Rubric:
-    """A question, and criteria that are compared one by one. `version` is a hash of what it says."""
+    """A question, and the criteria that raters consider, as text."""
 
     name: str
     question: str
-    criteria: tuple[Criterion, ...] = ()
-    show_as: str = "text"  # how answers are shown: text, code, json or sql
+    criteria: str = ""
+    show_as: str = "text"  # how answers are displayed, one of SHOW_AS
 
     @property
     def version(self) -> str:
-        text = repr((self.name, self.question, [_flat(c) for c in self.criteria]))
-        return f"{self.name}-{hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=5).hexdigest()}"
+        """The name and a hash of the wording. It is stored with every label: labels under an older wording differ."""
+        content = f"{self.name}\0{self.question}\0{self.criteria}".encode("utf-8", "surrogatepass")
+        return f"{self.name}-{hashlib.blake2b(content, digest_size=5).hexdigest()}"
 
     @classmethod
     def load(cls, source: str | Path | Rubric | None) -> Rubric:
-        """A rubric from a YAML file, or a template by the name of a built-in task; None: a plain question.
+        """A rubric from a YAML file, or the template of a built-in task by the task's name. None asks one question.
 
         Raises:
-            WorkbenchError: no such file or template, no YAML, or a part is missing or unknown.
+            WorkbenchError: there is no such file or template, it is not YAML, or a part is missing or unknown.
         """
         if isinstance(source, Rubric):
             return source
         if source is None:
             return cls("plain", "Which answer is better?")
-        template = data_folder() / "rubrics" / f"{source}.yaml"
-        path = Path(source) if Path(source).is_file() else template
-        if not path.is_file():
-            have = sorted(p.stem for p in (data_folder() / "rubrics").glob("*.yaml"))
-            raise WorkbenchError(
-                f"`rubric` must be a YAML file or a template. Got {str(source)!r}. Templates: {', '.join(have)}."
-            )
-        import yaml
-
+        templates = {path.stem: path for path in (data_folder() / "rubrics").glob("*.yaml")}
+        path = Path(source) if Path(source).is_file() else templates.get(str(source))
+        if path is None:
+            names = ", ".join(sorted(templates))
+            raise WorkbenchError(f"`rubric` must be a YAML file or a template ({names}). Got {str(source)!r}.")
         try:
-            read = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise WorkbenchError(f"A rubric must be YAML. Got {' '.join(str(error).split())} ({path}).") from error
-        return cls._from(read, path)
-
-    @classmethod
-    def _from(cls, read: Any, path: Path) -> Rubric:
-        def wrong(what: str) -> WorkbenchError:
-            return WorkbenchError(
-                f"A rubric must have `question` and `criteria`, each with `name` and `description`. Got {what} "
-                f"({path}). Start from a template of data/rubrics."
+        if problem := _problem(content):
+            raise WorkbenchError(
+                "A rubric must have a `question`, and each of its `criteria` a `name` and a `description`. "
+                f"{path}: {problem}. Start from a template in data/rubrics."
             )
-
-        if not isinstance(read, dict) or not isinstance(read.get("question"), str):
-            raise wrong("no `question`")
-        if unknown := set(read) - {"name", "question", "criteria", "show_as"}:
-            raise wrong(f"an unknown part {sorted(map(str, unknown))[0]!r}")
-        criteria = []
-        for number, row in enumerate(read.get("criteria") or [], 1):
-            if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in ("name", "description")):
-                raise wrong(f"criterion {number} without name or description")
-            anchors = row.get("anchors") or {}
-            if not isinstance(anchors, dict):
-                raise wrong(f"`anchors` of {row['name']!r} that are no list of grade: meaning")
-            examples = tuple(map(str, row.get("examples") or ()))
-            criteria.append(
-                Criterion(row["name"], row["description"], {str(k): str(v) for k, v in anchors.items()}, examples)
-            )
-        names = [c.name.casefold() for c in criteria]
-        if len(set(names)) < len(names):
-            raise wrong("a criterion name twice")
-        shown = read.get("show_as", "text")
-        if shown not in ("text", "code", "json", "sql"):
-            raise wrong(f"`show_as: {shown}`, which is none of text, code, json, sql")
-        return cls(str(read.get("name") or path.stem), read["question"], tuple(criteria), shown)
+        criteria = "\n".join(map(_text, content.get("criteria") or []))
+        name = str(content.get("name") or path.stem)
+        return cls(name, content["question"], criteria, content.get("show_as", "text"))
 
     def __repr__(self) -> str:
-        lines = [f"Rubric {self.version}: {self.question}"]
-        for c in self.criteria:
-            lines.append(f"  {c.name}: {c.description}")
-            lines += [f"    {grade}: {meaning}" for grade, meaning in c.anchors.items()]
-            lines += [f"    for example: {example}" for example in c.examples]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import pre
-
-        return pre(repr(self))
+        return visible(f"Rubric {self.version}: {self.question}\n{self.criteria}".rstrip())
 
 
-def _flat(c: Criterion) -> tuple[Any, ...]:
-    return c.name, c.description, sorted(c.anchors.items()), c.examples
+def _text(criterion: dict[str, Any]) -> str:
+    lines = [f"{criterion['name']}: {criterion['description']}"]
+    lines += [f"  {grade}: {meaning}" for grade, meaning in (criterion.get("anchors") or {}).items()]
+    lines += [f"  For example: {example}" for example in criterion.get("examples") or ()]
+    return "\n".join(lines)
+
+
+def _problem(content: Any) -> str | None:
+    """What is wrong with the content of a rubric file; None if nothing is."""
+    if not isinstance(content, dict) or not isinstance(content.get("question"), str):
+        return "it has no `question`"
+    if unknown := sorted(map(str, set(content) - {"name", "question", "criteria", "show_as"})):
+        return f"it has an unknown part {unknown[0]!r}"
+    for number, row in enumerate(content.get("criteria") or [], 1):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("name", "description")):
+            return f"criterion {number} has no name or no description"
+        if not isinstance(row.get("anchors") or {}, dict):
+            return f"`anchors` of {row['name']!r} must map each grade to its meaning"
+    if content.get("show_as", "text") not in SHOW_AS:
+        return f"`show_as` must be one of {', '.join(SHOW_AS)}, not {content['show_as']!r}"
+    return None

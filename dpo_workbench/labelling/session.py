@@ -1,11 +1,11 @@
-"""`Session`: one rater going through items. All that a widget, a text cell or a terminal does goes through `do`."""
+"""`Session`: one rater working through items. The widget, the text version and tests all drive it through `do`."""
 
 from __future__ import annotations
 
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.labelling.events import CHOICES, Event, Store, answer_key
@@ -13,32 +13,39 @@ from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.study import Item
 from dpo_workbench.pairs.pair import Pair
 
-QUICK = 0.3  # seconds after an item appears in which a vote is taken for the second half of a double click
+QUICK = 0.3  # seconds; a vote that comes sooner after an item appears is taken for a double click and ignored
+NOTE_LENGTH = 2000  # characters
 VOTES = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip"}
 HELP = (
-    "a, b: that answer is better · 1, 2, 3 before it: slightly, clearly, far · t: equally good · x: both bad · s: skip "
-    "· u: undo · r: redo · <, >: back, forward · g 12: go to item 12 · n text: note · c NAME a: by a criterion · "
-    "/word: search"
+    "a, b: this answer is better (a1, a2, a3: slightly, clearly, far better) · t: equally good · x: both bad · s: skip "
+    "· u: undo · r: redo · <, >: back, forward · g 12: go to item 12 · n text: note"
 )
 
 
 @dataclass
 class Draft:
-    """What was said of the item on show and is saved with the vote."""
+    """What the rater has entered for the current item. It is saved with the vote."""
 
     strength: int | None = None
-    criteria: dict[str, str] = field(default_factory=dict)
     note: str = ""
 
 
 class Session:
-    """State: the store's, and which item is on show. `message` says what the last command did.
+    """The labels of one rater and the item that is shown.
 
     Args:
         items: what this rater judges, in order.
-        pairs: by id, with all that the items name.
+        pairs: all pairs that the items name.
+        rater: stored with every label.
+        store: where labels are saved.
+        rubric: the question and criteria.
         quick: see `QUICK`; 0 where a double click cannot happen.
-        hints: after a vote, say what the verifier thinks of the pair.
+        clock: returns seconds; tests pass their own.
+
+    Attributes:
+        message: what the last command did.
+        position: index of the item that is shown.
+        draft: strength and note for the next vote.
     """
 
     def __init__(
@@ -50,107 +57,98 @@ class Session:
         rubric: Rubric,
         *,
         quick: float = QUICK,
-        hints: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         if not rater.strip():
-            raise WorkbenchError(
-                "`rater` must be a name. Got an empty one. Use initials, they are stored with each label."
-            )
-        by_id = {p.id: p for p in pairs}
-        if missing := [item.pair for item in items if item.pair not in by_id]:
-            raise WorkbenchError(
-                f"The plan must fit the pairs. Got an item for pair {missing[0]!r}, which is not there."
-            )
+            raise WorkbenchError("`rater` must be a name. Got an empty one. Initials are enough.")
         if not items:
             raise WorkbenchError(f"There must be something to label. Got no items for rater {rater!r}.")
+        self.pairs = {pair.id: pair for pair in pairs}
+        if missing := [item.pair for item in items if item.pair not in self.pairs]:
+            raise WorkbenchError(
+                f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them. Pass the pairs "
+                "that the plan was made for."
+            )
         self.items, self.rater, self.store, self.rubric = list(items), rater.strip(), store, rubric
-        self.pairs = by_id
-        self.quick, self.hints, self.clock = quick, hints, clock
+        self.quick, self.clock = quick, clock
         self.message = ""
-        self.position = 0
-        self.draft = Draft()
         self._show(self._next_open(0))
 
     @property
     def item(self) -> Item:
+        """The item that is shown."""
         return self.items[self.position]
 
     @property
     def pair(self) -> Pair:
+        """The pair that is shown."""
         return self.pairs[self.item.pair]
 
     @property
     def answers(self) -> tuple[str, str]:
-        """The texts of side A and side B."""
+        """The texts shown as A and B."""
         both = (self.pair.chosen, self.pair.rejected)
         return both[::-1] if self.item.swap else both
 
     @property
     def labels(self) -> dict[str, Event]:
-        """This rater's standing labels by item key."""
+        """This rater's current labels by item key."""
         return self.store.state.of(self.rater)
 
     @property
-    def standing(self) -> Event | None:
-        """The label of the item on show."""
-        return self.store.state.labels.get((self.rater, self.item.key))
-
-    @property
     def n_done(self) -> int:
-        have = self.labels
-        return sum(item.key in have for item in self.items)
+        """Number of items that have a label."""
+        labels = self.labels
+        return sum(item.key in labels for item in self.items)
 
     @property
     def finished(self) -> bool:
+        """Every item has a label."""
         return self.n_done == len(self.items)
 
     def status(self) -> str:
-        """Where the session stands, in words."""
-        label = self.standing
-        now = "" if label is None else f" Your label: {CHOICES[label.choice or 'skip']}."
-        if label is not None and label.strength:
-            now = now[:-1] + f", strength {label.strength}."
-        return f"Item {self.position + 1} of {len(self.items)}, {self.n_done} labelled.{now}"
+        """Position and progress in words, and the label of an item that has one."""
+        text = f"Item {self.position + 1} of {len(self.items)}, {self.n_done} labelled."
+        label = self.labels.get(self.item.key)
+        if label is not None:
+            strength = f", strength {label.strength}" if label.strength else ""
+            text += f" Your label: {CHOICES[label.choice or 'skip']}{strength}."
+        return text
 
     def do(self, command: str) -> str:
-        """Carry out one command (see `HELP`) and say what happened. An unknown one changes nothing.
+        """Carry out one command (see `HELP`) and return what happened. An unknown command changes nothing.
 
         Raises:
             WorkbenchError: a label could not be written.
         """
         self.store.refresh()
-        text = command.strip()
-        self.message = self._do(text)
+        self.message = self._run(command.strip())
         return self.message
 
-    def _do(self, text: str) -> str:
-        if vote := re.fullmatch(r"([abtxs])\s*([123])?", text, re.IGNORECASE):
-            return self._vote(VOTES[vote[1].lower()], int(vote[2]) if vote[2] else None)
-        if found := re.fullmatch(r"([123])", text):
-            self.draft.strength = int(found[1])
-            return f"Strength {found[1]}, saved with your vote."
+    def _run(self, text: str) -> str:
+        def matches(pattern: str) -> re.Match[str] | None:
+            return re.fullmatch(pattern, text, re.IGNORECASE)
+
+        if found := matches(r"([abtxs])\s*([123])?"):
+            return self._vote(VOTES[found[1].lower()], int(found[2]) if found[2] else None)
+        if matches(r"[123]"):
+            self.draft.strength = int(text)
+            return f"Strength {text}, saved with your vote."
         if text in ("<", ">"):
             return self._go(self.position + (1 if text == ">" else -1))
-        if found := re.fullmatch(r"g\s*(\d{1,9})", text, re.IGNORECASE):
+        if found := matches(r"g\s*(\d{1,9})"):
             return self._go(int(found[1]) - 1)
-        if text.lower() == "u":
-            return self._undo()
-        if text.lower() == "r":
-            return self._redo()
-        if text.startswith("/"):
-            return self._search(text[1:].strip())
-        if text.lower().startswith("n "):
-            self.draft.note = text[2:].strip()[:2000]
-            return "Note kept, saved with your vote."
-        if found := re.fullmatch(r"c\s+(.+?)\s+(a|b|t|tie)", text, re.IGNORECASE):
-            return self._criterion(found[1], {"t": "tie"}.get(found[2].lower(), found[2].lower()))
+        if matches("[ur]"):
+            return self._undo_or_redo("undo" if text.lower() == "u" else "redo")
+        if found := matches(r"n\s+(.+)"):
+            self.draft.note = found[1][:NOTE_LENGTH]
+            return "Note saved with your vote."
         return f"Not a command: {text[:40]!r}. {HELP}"
 
     def _vote(self, choice: str, strength: int | None) -> str:
-        shown = self.clock() - self._shown_at
-        if shown < self.quick:
-            return f"Too quick: that came {shown:.2f} s after this item appeared, so it was not taken for it."
+        seconds = self.clock() - self._shown_at
+        if seconds < self.quick:
+            return f"Too quick: the vote came {seconds:.2f} s after this item appeared, so it was ignored."
         a, b = self.answers
         self.store.add(
             "label",
@@ -160,59 +158,32 @@ class Session:
             left=answer_key(a),
             right=answer_key(b),
             strength=(strength or self.draft.strength) if choice in ("a", "b") else None,
-            criteria=self.draft.criteria if choice != "skip" else {},
             note=self.draft.note,
             rubric=self.rubric.version,
-            seconds=round(shown, 3),
+            seconds=round(seconds, 3),
         )
-        said = f"Saved: item {self.position + 1}, {CHOICES[choice]}."
-        if self.hints and choice != "skip":
-            said += f" {self._hint()}"
+        text = f"Saved: item {self.position + 1}, {CHOICES[choice]}."
         self._show(self._next_open(self.position + 1))
-        return said + (" All items are labelled." if self.finished else "")
+        return text + (" All items are labelled." if self.finished else "")
 
-    def _hint(self) -> str:
-        pair, swap = self.pair, self.item.swap
-        words = [
-            "no score" if score is None else f"{score:.2f}" + (f" ({failure})" if failure else "")
-            for score, failure in ((pair.chosen_score, None), (pair.rejected_score, pair.failure))
-        ]
-        a, b = words[::-1] if swap else words
-        return f"The verifier's view: A {a}, B {b}."
-
-    def _undo(self) -> str:
-        done = self.store.state.done.get(self.rater, [])
-        if not done:
-            return "Nothing to undo."
-        return self._turn("undo", done[-1])
-
-    def _redo(self) -> str:
-        undone = self.store.state.undone.get(self.rater, [])
-        if not undone:
-            return "Nothing to redo."
-        return self._turn("redo", undone[-1])
-
-    def _turn(self, action: str, label: Event) -> str:
-        """Take a label back, or bring it back, and show its item."""
+    def _undo_or_redo(self, action: str) -> str:
+        """Take the last label back, or restore it, and show its item."""
+        state = self.store.state
+        labels = (state.done if action == "undo" else state.undone).get(self.rater, [])
+        if not labels:
+            return f"Nothing to {action}."
+        label = labels[-1]
         self.store.add(action, self.rater, label.item, target=label.id)
-        words = f"{'Undone' if action == 'undo' else 'Again as it was'}: {CHOICES[label.choice or 'skip']}"
+        text = f"{'Undone' if action == 'undo' else 'Restored'}: {CHOICES[label.choice or 'skip']}"
         place = next((k for k, item in enumerate(self.items) if item.key == label.item), None)
         if place is None:
-            return f"{words}, of a pair that is not in this list."
+            return f"{text}, of a pair that is not in this list."
         if action == "redo":
             self._show(self._next_open(place + 1))
         else:
             self._show(place)
-            self.draft = Draft(label.strength, dict(label.criteria), label.note)
-        return f"{words}, item {place + 1}."
-
-    def _criterion(self, name: str, choice: str) -> str:
-        near = [c.name for c in self.rubric.criteria if c.name.casefold().startswith(name.casefold())]
-        if len(near) != 1:
-            have = ", ".join(c.name for c in self.rubric.criteria) or "none"
-            return f"Not a criterion of this rubric: {name[:40]!r}. It has: {have}."
-        self.draft.criteria[near[0]] = choice
-        return f"{near[0]}: {CHOICES[choice]}, saved with your vote."
+            self.draft = _draft_of(label)  # so that the vote can be changed without typing the rest again
+        return f"{text}, item {place + 1}."
 
     def _go(self, place: int) -> str:
         if not 0 <= place < len(self.items):
@@ -220,28 +191,18 @@ class Session:
         self._show(place)
         return f"Item {place + 1}."
 
-    def _search(self, word: str) -> str:
-        """The next item after this one whose prompt or answers have the word."""
-        if not word:
-            return "Write a word after the slash."
-        n = len(self.items)
-        for step in range(1, n + 1):
-            place = (self.position + step) % n
-            pair = self.pairs[self.items[place].pair]
-            if word.casefold() in f"{pair.prompt}\n{pair.chosen}\n{pair.rejected}".casefold():
-                self._show(place)
-                return f"Found in item {place + 1}."
-        return f"No item has {word[:40]!r}."
-
     def _next_open(self, start: int) -> int:
-        """The first item without a label from `start` on, around the end; where all have one, the last one shown."""
-        have, n = self.labels, len(self.items)
-        return next(
-            (k % n for k in range(start, start + n) if self.items[k % n].key not in have), max(0, min(start, n) - 1)
-        )
+        """The first item without a label from `start` on, then from the top; else the one before `start`."""
+        labels, n = self.labels, len(self.items)
+        places = (k % n for k in range(start, start + n))
+        return next((k for k in places if self.items[k].key not in labels), max(0, min(start, n) - 1))
 
     def _show(self, place: int) -> None:
         self.position = place
-        label = self.standing
-        self.draft = Draft(label.strength, dict(label.criteria), label.note) if label else Draft()
+        label = self.labels.get(self.item.key)
+        self.draft = _draft_of(label) if label else Draft()
         self._shown_at = self.clock()
+
+
+def _draft_of(label: Event) -> Draft:
+    return Draft(label.strength, label.note)

@@ -1,8 +1,9 @@
-"""`plan_labelling`: who judges which pair, what is judged twice, in which order, and how precise that will be."""
+"""`plan_labelling`: who judges which pair, which pairs are judged twice, and how precise the result will be."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 from collections import Counter
@@ -14,126 +15,114 @@ from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_json
+from dpo_workbench.common.html import visible
 from dpo_workbench.labelling.events import answer_key, item_key
 from dpo_workbench.pairs.pair import Pair
 
-AGAIN = ":again"  # marks the second showing of an item to the same rater
+AGAIN = ":again"  # suffix of the key when an item is shown to the same rater a second time
 KINDS = ("single", "shared", "gold", "again")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One showing of a pair to a rater. `swap`: the pair's rejected answer stands on side A."""
+    """One showing of a pair to a rater."""
 
     key: str
-    pair: str  # id
-    swap: bool
+    pair: str  # id of the pair
+    swap: bool  # the pair's rejected answer is shown as A
     kind: str = "single"  # one of KINDS
-    drawn: str = "random"  # or active: taken for its priority, so not fit for estimates of shares
 
     @property
     def content(self) -> str:
-        """The key of the pair, without the mark of a second showing."""
+        """The key of the pair, the same for both showings."""
         return self.key.removesuffix(AGAIN)
 
 
-def side(*parts: Any) -> bool:
-    """A fair coin that falls the same way each time for the same parts."""
-    return bool(
-        hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=1).digest()[0] & 1
-    )
-
-
 def all_items(pairs: Sequence[Pair], rater: str, seed: int = 0) -> list[Item]:
-    """Each pair once, in the order given, sides drawn by rater and content."""
-    seen: dict[str, Item] = {}
+    """Each distinct pair once, in the given order. Sides are drawn by rater and content."""
+    items: dict[str, Item] = {}
     for pair in pairs:
         key = item_key(pair)
-        seen.setdefault(key, Item(key, pair.id, _swap(pair, rater, seed)))
-    return list(seen.values())
+        items.setdefault(key, Item(key, pair.id, _swap(pair, rater, seed)))
+    return list(items.values())
 
 
 def _swap(pair: Pair, rater: str, seed: int) -> bool:
-    """Which answer stands on side A depends on contents alone, not on which one is called chosen."""
-    first = min(answer_key(pair.chosen), answer_key(pair.rejected))
-    return side(seed, rater, item_key(pair)) == (answer_key(pair.chosen) == first)
+    """A fair coin that depends on rater and contents, but not on which answer is called chosen."""
+    text = f"{seed}\0{rater}\0{item_key(pair)}".encode("utf-8", "surrogatepass")
+    first_is_a = bool(hashlib.blake2b(text, digest_size=1).digest()[0] & 1)
+    chosen_is_first = answer_key(pair.chosen) == min(answer_key(pair.chosen), answer_key(pair.rejected))
+    return first_is_a == chosen_is_first
 
 
 @dataclass
 class Plan:
-    """The items of each rater, in order. `gold`: item key -> key of the better answer."""
+    """The items of each rater, in order. `gold` maps an item's key to the key of the better answer."""
 
     items: dict[str, list[Item]]
     gold: dict[str, str]
     settings: dict[str, Any]
 
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON."""
+        """Write the plan as JSON."""
         rows = {rater: [asdict(item) for item in items] for rater, items in self.items.items()}
         write_json(Path(path), {"items": rows, "gold": self.gold, "settings": self.settings})
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
-        """Read what `save` wrote.
+    def load(cls, source: str | Path | Plan) -> Plan:
+        """Read a file that `save` wrote; a plan is returned as it is.
 
         Raises:
-            WorkbenchError: it is not such a file.
+            WorkbenchError: the file is missing or not a plan.
         """
-        import json
-
+        if isinstance(source, Plan):
+            return source
         try:
-            read = json.loads(Path(path).read_text(encoding="utf-8"))
-            items = {rater: [Item(**row) for row in rows] for rater, rows in read["items"].items()}
-            return cls(items, read["gold"], read["settings"])
+            content = json.loads(Path(source).read_text(encoding="utf-8"))
+            items = {
+                rater: [Item(row["key"], row["pair"], row["swap"], row["kind"]) for row in rows]
+                for rater, rows in content["items"].items()
+            }
+            return cls(items, content["gold"], content["settings"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise WorkbenchError(f"A plan must be a file that `Plan.save` wrote. Got {path} ({error}).") from error
+            raise WorkbenchError(f"A plan must be a file that `Plan.save` wrote. Got {source} ({error}).") from error
 
     def counts(self) -> dict[str, Counter[str]]:
-        """How many items of each kind a rater has."""
+        """How many items of each kind every rater has."""
         return {rater: Counter(item.kind for item in items) for rater, items in self.items.items()}
 
     def precision(self) -> list[dict[str, Any]]:
-        """What numbers of judged pairs can tell, at 95 %; see `precision`. The plan's own numbers are among them."""
-        planned = len({item.content for items in self.items.values() for item in items})
-        shared = len({item.content for items in self.items.values() for item in items if item.kind == "shared"})
+        """What different numbers of judged pairs can tell, among them the plan's own numbers; see `precision`."""
+        every = [item for items in self.items.values() for item in items]
+        planned = len({item.content for item in every})
+        shared = len({item.content for item in every if item.kind == "shared"})
         return [precision(n) for n in sorted({50, 100, 200, 400, 800, planned, shared} - {0})]
 
     def __repr__(self) -> str:
         lines = [f"Plan: {len(self.items)} raters, {self.settings['pairs']} pairs"]
         for rater, kinds in self.counts().items():
-            words = ", ".join(f"{kinds[k]} {k}" for k in KINDS if kinds[k])
-            lines.append(f"  {rater}: {kinds.total()} items ({words})")
-        lines.append("  judged   a share is known to   an agreement (kappa) to   repeated flips above are noticed")
+            words = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
+            lines.append(f"  {visible(rater)}: {kinds.total()} items ({words})")
+        lines.append("  half width of a 95 % interval, by the number of judged pairs:")
         for row in self.precision():
-            lines.append(
-                f"  {row['n']:6}   +-{100 * row['share']:.0f} points{'':12} +-{row['kappa']:.2f}{'':19} "
-                f"{100 * row['flips_noticed']:.0f} %"
-            )
+            lines.append(f"  {row['n']:6} pairs: a share ±{100 * row['share']:.0f} points, kappa ±{row['kappa']:.2f}")
         return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import pre
-
-        return pre(repr(self))
 
 
 def precision(n: int, agreement: float = 0.8) -> dict[str, Any]:
-    """What `n` judged pairs can tell: half widths of 95 % intervals.
+    """Half widths of the 95 % intervals that `n` judged pairs give.
 
-    `share`: of a win rate near 0.5 (Wilson 1927). `kappa`: of Cohen's kappa of two raters who agree on `agreement` of
-    the pairs with even choices, by its large-sample standard error sqrt(p (1 - p) / n) / (1 - 0.5) (Cohen 1960, eq. 7).
-    `flips_noticed`: the smallest share of flipped repeats that is seen at least once with 95 %, 1 - 0.05^(1 / n).
+    Returns:
+        `n`; `share`: for a win rate near 0.5 (Wilson 1927); `kappa`: for Cohen's kappa of two raters who agree on a
+        share `agreement` of the pairs and choose A and B equally often, by the large-sample standard error
+        sqrt(p (1 - p) / n) / (1 - 0.5) (Cohen 1960, equation 7).
     """
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(n // 2, n, method="wilson")
-    return {
-        "n": n,
-        "share": float(high - low) / 2,
-        "kappa": 1.96 * math.sqrt(agreement * (1 - agreement) / n) / 0.5,
-        "flips_noticed": 1 - 0.05 ** (1 / n),
-    }
+    kappa = 1.96 * math.sqrt(agreement * (1 - agreement) / n) / 0.5
+    return {"n": n, "share": float(high - low) / 2, "kappa": kappa}
 
 
 def plan_labelling(
@@ -144,103 +133,73 @@ def plan_labelling(
     raters_each: int = 2,
     repeats: float = 0.05,
     gold: Mapping[str, str] | None = None,
-    priority: Mapping[str, float] | None = None,
-    control: float = 0.2,
     seed: int = 0,
 ) -> Plan:
-    """Share out pairs among raters: balanced within one item, some seen by several, some shown twice, some with a key.
+    """Divide pairs among raters, so that their lists differ by at most one item (repeats aside).
 
     Args:
-        pairs: what is to be judged.
+        pairs: the pairs to judge.
         raters: names, or how many.
-        overlap: share of the pairs that `raters_each` raters see, so that agreement can be measured.
-        raters_each: how many see a shared pair; each two raters share as many as any other two.
-        repeats: share of a rater's items that come again, sides swapped, at least a third of the list later.
-        gold: pairs with a known winner, `{pair id: "chosen" or "rejected"}`; every rater gets all of them.
-        priority: by pair id; larger is asked earlier. Default: where both scores are known, the nearer they are.
-            Pass `{}` for random order.
-        control: share of each rater's places that are filled at random all the same; shares (a win rate, an error
-            rate) are estimated from these alone.
-        seed: of all draws.
+        overlap: share of the pairs that several raters judge, so that agreement can be measured.
+        raters_each: how many raters judge such a shared pair.
+        repeats: share of a rater's items that are shown again with sides swapped, at least a third of the list later.
+        gold: pairs with a known winner, `{pair id: "chosen" or "rejected"}`. Every rater judges all of them.
+        seed: for all random draws.
 
     Raises:
-        WorkbenchError: no raters, a name twice, a share outside [0, 1], more raters each than raters, unknown gold.
+        WorkbenchError: no raters, a repeated name, a share outside [0, 1], too few raters, or an unknown gold pair.
     """
     names = [f"rater {k + 1}" for k in range(raters)] if isinstance(raters, int) else list(raters)
-    shares = {"overlap": overlap, "repeats": repeats, "control": control}
-    if not names or len(set(names)) < len(names) or not all(n.strip() for n in names):
+    if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):
         raise WorkbenchError(f"`raters` must be different names, or how many. Got {raters!r}.")
-    if wrong := [f"{k}={v}" for k, v in shares.items() if not 0 <= v <= 1]:
-        raise WorkbenchError(f"Shares must lie in [0, 1]. Got {wrong[0]}. Write 0.2 for a fifth.")
+    if not (0 <= overlap <= 1 and 0 <= repeats <= 1):
+        raise WorkbenchError(f"`overlap` and `repeats` must be shares in [0, 1]. Got {overlap} and {repeats}.")
     if overlap and not 1 < raters_each <= len(names):
         raise WorkbenchError(
-            f"`raters_each` must be from 2 to the number of raters. Got {raters_each} of {len(names)}. With one rater, "
-            "set overlap=0 and measure agreement with oneself by `repeats`."
+            f"`raters_each` must be from 2 to the number of raters. Got {raters_each} with {len(names)} raters. With "
+            "one rater, set overlap=0 and use `repeats` to measure how consistent the rater is."
         )
     rng = random.Random(seed)
     distinct = {item_key(p): p for p in reversed(list(pairs))}
-    ids = {p.id: key for key, p in distinct.items()}
-    keyed: dict[str, str] = {}
-    for pair_id, winner in (gold or {}).items():
-        if pair_id not in ids or winner not in ("chosen", "rejected"):
-            raise WorkbenchError(f"`gold` must map pair ids to 'chosen' or 'rejected'. Got {pair_id!r}: {winner!r}.")
-        keyed[ids[pair_id]] = answer_key(getattr(distinct[ids[pair_id]], winner))
-    open_keys = [key for key in distinct if key not in keyed]
-    rng.shuffle(open_keys)
-    n_shared = round(overlap * len(open_keys))
-    given: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
-    for number, key in enumerate(open_keys[:n_shared]):
-        groups = list(combinations(names, raters_each))
+    keyed = _gold_keys(distinct, gold or {})
+    rest = [key for key in distinct if key not in keyed]
+    rng.shuffle(rest)
+    n_shared = round(overlap * len(rest))
+    kinds: dict[str, dict[str, str]] = {name: {} for name in names}  # rater -> key -> kind
+    groups = list(combinations(names, raters_each))
+    for number, key in enumerate(rest[:n_shared]):
         for name in groups[number % len(groups)]:
-            given[name].append((key, "shared"))
-    for key in open_keys[n_shared:]:
-        given[min(names, key=lambda name: len(given[name]))].append((key, "single"))
-    wanted = _priority(distinct, priority)
+            kinds[name][key] = "shared"
+    for key in rest[n_shared:]:
+        shortest = min(names, key=lambda name: len(kinds[name]))
+        kinds[shortest][key] = "single"
     plan = {}
-    for name, keys in given.items():
-        ordered = _order(keys, wanted, control, rng)
-        items = [Item(key, distinct[key].id, _swap(distinct[key], name, seed), kind, by) for key, kind, by in ordered]
-        for key in keyed:
-            item = Item(key, distinct[key].id, _swap(distinct[key], name, seed), "gold")
-            items.insert(rng.randint(0, len(items)), item)
+    for name in names:
+        own = kinds[name] | dict.fromkeys(keyed, "gold")
+        items = [Item(key, distinct[key].id, _swap(distinct[key], name, seed), kind) for key, kind in own.items()]
+        rng.shuffle(items)
         plan[name] = _with_repeats(items, repeats, rng)
-    settings = {**shares, "raters_each": raters_each, "seed": seed, "pairs": len(distinct), "active": bool(wanted)}
-    return Plan(plan, keyed, settings)
+    settings = {"overlap": overlap, "repeats": repeats, "raters_each": raters_each, "seed": seed}
+    return Plan(plan, keyed, {**settings, "pairs": len(distinct)})
 
 
-def _priority(distinct: Mapping[str, Pair], given: Mapping[str, float] | None) -> dict[str, float]:
-    if given is not None:
-        return {key: given[p.id] for key, p in distinct.items() if p.id in given}
-    return {
-        key: -abs(p.chosen_score - p.rejected_score)
-        for key, p in distinct.items()
-        if p.chosen_score is not None and p.rejected_score is not None
-    }
-
-
-def _order(
-    keys: Sequence[tuple[str, str]], wanted: Mapping[str, float], control: float, rng: random.Random
-) -> list[tuple[str, str, str]]:
-    """Key, kind and how it was drawn: by priority, but a random one with probability `control`."""
-    left = list(keys)
-    rng.shuffle(left)
-    if not wanted:
-        return [(key, kind, "random") for key, kind in left]
-    left.sort(key=lambda one: -wanted.get(one[0], -math.inf))
-    found = []
-    while left:
-        by_chance = rng.random() < control
-        key, kind = left.pop(rng.randrange(len(left)) if by_chance else 0)
-        found.append((key, kind, "random" if by_chance else "active"))
+def _gold_keys(distinct: Mapping[str, Pair], gold: Mapping[str, str]) -> dict[str, str]:
+    """Item key -> key of the better answer."""
+    keys = {pair.id: key for key, pair in distinct.items()}
+    found = {}
+    for pair_id, winner in gold.items():
+        if pair_id not in keys or winner not in ("chosen", "rejected"):
+            raise WorkbenchError(f"`gold` must map pair ids to 'chosen' or 'rejected'. Got {pair_id!r}: {winner!r}.")
+        found[keys[pair_id]] = answer_key(getattr(distinct[keys[pair_id]], winner))
     return found
 
 
 def _with_repeats(items: list[Item], share: float, rng: random.Random) -> list[Item]:
-    """Some of the items once more, sides swapped, a third of the list later or more."""
-    n, gap = round(share * len(items)), max(1, len(items) // 3)
+    """The items, some of them a second time with sides swapped, at least a third of the list later."""
+    gap = max(1, len(items) // 3)
     early = items[: max(1, len(items) - gap)]
-    for item in rng.sample(early, min(n, len(early))):
-        place = items.index(item) + gap
-        again = Item(item.key + AGAIN, item.pair, not item.swap, "again", item.drawn)
-        items.insert(rng.randint(min(place, len(items)), len(items)), again)
+    for item in rng.sample(early, min(round(share * len(items)), len(early))):
+        earliest = min(items.index(item) + gap, len(items))
+        again = Item(item.key + AGAIN, item.pair, not item.swap, "again")
+        items.insert(rng.randint(earliest, len(items)), again)
     return items

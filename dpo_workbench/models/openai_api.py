@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server by the package openai, and what may go wrong with it in plain words."""
+"""One request to an OpenAI-compatible server with the package openai, and plain messages for what can go wrong."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from urllib.parse import urlsplit
 
 from dpo_workbench.common.errors import WorkbenchError
 
-TIMEOUT = 600.0  # seconds that one request may take, its wait in the server's queue included
-RETRIES = 3  # of a request that got no connection, no answer in time, 408, 409, 429 or 5xx; the pauses grow
+TIMEOUT = 600.0  # seconds that a request may take, including its wait in the server's queue
+RETRIES = 3  # after a lost connection, a timeout, or status 408, 409, 429 or 5xx; the pauses grow
 _ENDS = {"stop": True, "eos_token": True, "length": False}  # finish_reason -> Answer.finished
 
 
 class Refused(WorkbenchError):
-    """The server does not accept the request as it is (400 or 422)."""
+    """The server rejected the request (status 400 or 422)."""
 
 
-def checked_address(engine: str) -> str:
-    """The address without a slash at its end.
+def check_address(engine: str) -> str:
+    """The address without a trailing slash.
 
     Raises:
-        WorkbenchError: it is none, or holds a password or parameters, which would end up in notebooks and results.
+        WorkbenchError: not an address, or one with a password or parameters, which would end up in results.
     """
     try:
         parts = urlsplit(engine)
@@ -31,29 +31,29 @@ def checked_address(engine: str) -> str:
     secret = any(sign in str(engine) for sign in "@?#")
     if secret or not good:
         raise WorkbenchError(
-            "`engine` must be a server's address, such as http://127.0.0.1:8000/v1, with nothing secret in it. Got "
-            f"{'one with a password or parameters' if secret else repr(engine)}. A key goes into the variable "
-            "OPENAI_API_KEY."
+            "`engine` must be a server's address, such as http://127.0.0.1:8000/v1, without anything secret in it. Got "
+            f"{'one with a password or parameters' if secret else repr(engine)}. A key belongs in the "
+            "environment variable OPENAI_API_KEY."
         )
     return engine.rstrip("/")
 
 
 def open_client(url: str) -> Any:
-    """OpenAI's client, with its own retries and pauses (it heeds Retry-After). Close it after use.
+    """OpenAI's client, which retries by itself and honors Retry-After. Close it after use.
 
     Raises:
-        WorkbenchError: the package openai is missing, or the key in OPENAI_API_KEY cannot be one.
+        WorkbenchError: the package openai is missing, or OPENAI_API_KEY cannot be a key.
     """
     openai = _openai()
-    key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # most servers of one's own want none
+    key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"  # most self-hosted servers need none
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise WorkbenchError("OPENAI_API_KEY must be one word of ASCII signs. Got something else. Set it again.")
+        raise WorkbenchError("OPENAI_API_KEY must be one word of ASCII characters. Got something else. Set it again.")
     timeout = openai.Timeout(TIMEOUT, connect=min(10.0, TIMEOUT))
     return openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=RETRIES)
 
 
 def served_names(client: Any) -> tuple[str, ...]:
-    """What the server says it serves (`transformers serve`: what lies in its cache).
+    """The names of the models that the server lists (`transformers serve` lists its cache).
 
     Raises:
         WorkbenchError: no server, or one without such a list.
@@ -69,14 +69,14 @@ def served_names(client: Any) -> tuple[str, ...]:
 
 
 def chat(client: Any, prompt: str, n: int, request: dict[str, Any]) -> tuple[list[str], list[bool], int | None]:
-    """Ask for n answers to one user turn.
+    """Ask for n answers to one user message.
 
     Returns:
-        At least one text and at most n; whether each is finished; the tokens of all, None where the server is silent.
+        The texts (at least one, at most n); whether each is finished; their tokens together, or None if not given.
 
     Raises:
-        Refused: as the name says.
-        WorkbenchError: no answer after all retries, or a reply that is none. No text of these holds the key.
+        Refused: the server rejected the request.
+        WorkbenchError: no valid reply after all retries. The message never contains the key.
     """
     openai = _openai()
     messages = [{"role": "user", "content": prompt}]
@@ -85,7 +85,7 @@ def chat(client: Any, prompt: str, n: int, request: dict[str, Any]) -> tuple[lis
         response = client.chat.completions.with_raw_response.create(messages=messages, **request, **several)
     except UnicodeEncodeError:
         raise WorkbenchError(
-            f"A prompt must be text that UTF-8 can write. Got half of a surrogate pair in {prompt[:60]!r}. Mend it."
+            f"A prompt must be valid Unicode. Got half of a surrogate pair in {prompt[:60]!r}. Remove it."
         ) from None
     except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
         raise Refused(_explain(error, client, prompt) + _listed(client)) from None
@@ -112,7 +112,7 @@ def _read(response: Any, n: int) -> tuple[list[str], list[bool], int | None]:
 def _not_the_api(what: str, response: Any) -> WorkbenchError:
     return WorkbenchError(
         f"{response.url} must reply with {what}. Got {_clean(response.text)!r}. Check that the address is that of an "
-        "OpenAI-compatible API (mostly it ends in /v1), and that the server leaves tool calls and thinking in the text."
+        "OpenAI-compatible API (usually ending in /v1), and that the server leaves tool calls and thinking in the text."
     )
 
 
@@ -120,17 +120,17 @@ def _listed(client: Any) -> str:
     try:
         return f" It lists the models: {', '.join(served_names(client)) or 'none'}."
     except WorkbenchError:
-        return ""  # the error before this one counts
+        return ""  # the first error matters more
 
 
 def _explain(error: Any, client: Any, prompt: str = "") -> str:
-    """What a failed request means and what to do."""
+    """What a failed request means, and what to do about it."""
     openai, url = _openai(), str(client.base_url).rstrip("/")
     to = f" to the prompt {prompt[:40]!r}" if prompt else ""
     if isinstance(error, openai.APITimeoutError):
         return (
             f"The server at {url} must answer in {TIMEOUT:g} s. It did not, {RETRIES + 1} times in a row{to}. Look at "
-            "its log; ask less at one time, or wait longer (CONCURRENT and TIMEOUT, docs/server.md)."
+            "its log; send fewer requests at a time, or wait longer (CONCURRENT and TIMEOUT, docs/server.md)."
         )
     if not isinstance(error, openai.APIStatusError):
         return (
@@ -138,11 +138,11 @@ def _explain(error: Any, client: Any, prompt: str = "") -> str:
             "such as `vllm serve MODEL` or `transformers serve MODEL` (docs/server.md), or check the address."
         )
     advice = {
-        400: "Look at what it does not accept: the model's name, a prompt that is too long.",
-        401: "Set the variable OPENAI_API_KEY to its key.",
-        403: "Set the variable OPENAI_API_KEY to its key.",
-        404: "Check the model's name, and the address: mostly it ends in /v1.",
-        429: "Ask less at one time (CONCURRENT, docs/server.md), or later.",
+        400: "Check the model's name and the length of the prompt.",
+        401: "Set OPENAI_API_KEY to its key.",
+        403: "Set OPENAI_API_KEY to its key.",
+        404: "Check the model's name, and the address, which usually ends in /v1.",
+        429: "Send fewer requests at a time (CONCURRENT, docs/server.md), or try later.",
     }
     said = _clean(f"{error.status_code} {error.response.text}")
     return f"The server at {url} must answer. It says{to}: {said}. {advice.get(error.status_code, 'Look at its log.')}"

@@ -22,11 +22,9 @@ class CurveDisplay:
     @classmethod
     def from_curve(cls, curve: Any, size: int) -> CurveDisplay:
         """From a `Curve`, with forecasts up to `size` pairs."""
-        from dpo_workbench.studies.learning_curve import forecast
-
         last = curve.sizes[-1]
         places = sorted({*(n for n in curve.sizes if n), *(round(last + (size - last) * k / 4) for k in range(1, 5))})
-        return cls(curve.sizes, curve.values, curve.metric, [forecast(curve, n) for n in places])
+        return cls(curve.sizes, curve.values, curve.metric, [curve.forecast(n) for n in places])
 
     @property
     def title(self) -> str:

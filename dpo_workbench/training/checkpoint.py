@@ -1,10 +1,9 @@
-"""Checkpoints that are whole or not there, without pickle: adapter, optimiser, step, random generators and history."""
+"""Checkpoints of a run: adapter, optimizer state, step and history. A checkpoint is complete or not there at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 import shutil
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,30 +23,33 @@ FILES = (*(f"{name}.safetensors" for name in TENSORS), "state.json")
 
 
 @dataclass
-class State:
-    """All that a run needs to go on in the same bits; the order of rows and the learning rate follow from the step."""
+class Checkpoint:
+    """Everything that a run needs to continue in the same bits.
+
+    The order of rows and the learning rate follow from the step, and nothing in the loop draws from global random
+    generators, so their state is not needed.
+    """
 
     step: int
     adapter: dict[str, torch.Tensor]
     best_adapter: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     facts: dict[str, Any]  # history, probes, best step: plain values
-    rng: dict[str, Any] = field(default_factory=dict)  # from `rng_state`
-    machine: dict[str, Any] = field(default_factory=dict)  # versions, threads: another one gives other last bits
+    machine: dict[str, Any] = field(default_factory=dict)  # versions, threads: if they differ, the last bits may too
 
 
 def run_folder(folder: Path, settings: dict[str, Any]) -> Path:
-    """Where a run with these settings keeps its checkpoints: runs with others beside it are never taken or lost."""
+    """The folder for checkpoints of a run with these settings. Runs with other settings get other folders."""
     return folder / hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def save_checkpoint(folder: Path, state: State, settings: dict[str, Any]) -> None:
-    """Write `folder/HASH/step-N` in one step, then drop all but the last two of this run.
+def save_checkpoint(folder: Path, state: Checkpoint, settings: dict[str, Any]) -> None:
+    """Write `folder/HASH/step-N` in one step, then delete all but the last two checkpoints of this run.
 
     Args:
-        folder: of all runs' checkpoints.
-        state: what to keep.
-        settings: plain values that name the run: its config, data and model.
+        folder: holds the checkpoints of all runs.
+        state: what to save.
+        settings: plain values that identify the run: its config, data and model.
     """
     own = run_folder(folder, settings)
     with replace_folder(own / f"step-{state.step:06d}") as fresh:
@@ -64,35 +65,35 @@ def save_checkpoint(folder: Path, state: State, settings: dict[str, Any]) -> Non
 
 def load_checkpoint(
     folder: Path, settings: dict[str, Any], adapter: dict[str, torch.Tensor], parameters: Sequence[torch.Tensor]
-) -> State | None:
-    """The newest whole checkpoint of this very run, or None. A damaged one is passed over with one line.
+) -> Checkpoint | None:
+    """The newest complete checkpoint of this very run, or None. A damaged one is skipped with a printed line.
 
     Args:
         folder, settings: as in `save_checkpoint`.
-        adapter: weights of the run's adapter, and
-        parameters: the same in the optimiser's order: a checkpoint's tensors must have their names and shapes.
+        adapter: weights of the run's adapter; a checkpoint's tensors must have the same names and shapes.
+        parameters: the same weights in the optimizer's order.
     """
     own = run_folder(folder, settings)
-    for stray in own.glob(".*step-*"):  # of a save that was killed
+    for stray in own.glob(".*step-*"):  # left by a save that was killed
         shutil.rmtree(stray, ignore_errors=True)
     for path in reversed(_checkpoints(own)):
         try:
             return _read(path, adapter, parameters)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            print(f"{path} is not whole ({error}): passed over")
+            print(f"{path} is damaged ({error}): skipped")
     if not own.is_dir():
         for other in sorted({path.parent for path in folder.glob("*/step-*")}):
-            print(f"{other} belongs to a run with other settings{_difference(other, settings)}: not taken")
+            print(f"{other} belongs to a run with other settings{_difference(other, settings)}: not used")
     return None
 
 
 def _checkpoints(own: Path) -> list[Path]:
-    """The run's checkpoints by step; other files in the folder are left alone."""
+    """The run's checkpoints in the order of their steps."""
     found = [path for path in own.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _read(path: Path, adapter: dict[str, torch.Tensor], parameters: Sequence[torch.Tensor]) -> State:
+def _read(path: Path, adapter: dict[str, torch.Tensor], parameters: Sequence[torch.Tensor]) -> Checkpoint:
     sums = json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))
     for name in FILES:
         if _sha256(path / name) != sums[name]:
@@ -100,7 +101,7 @@ def _read(path: Path, adapter: dict[str, torch.Tensor], parameters: Sequence[tor
     saved = json.loads((path / "state.json").read_text(encoding="utf-8"))
     del saved["settings"]
     saved |= {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
-    state = State(**saved)
+    state = Checkpoint(**saved)
     weights = {key: value.shape for key, value in adapter.items()}
     moments = {f"{i}.{key}": p.shape for i, p in enumerate(parameters) for key in ("exp_avg", "exp_avg_sq")}
     steps = {f"{i}.step": torch.Size() for i in range(len(parameters))}
@@ -112,7 +113,7 @@ def _read(path: Path, adapter: dict[str, torch.Tensor], parameters: Sequence[tor
 
 
 def _difference(other: Path, settings: dict[str, Any]) -> str:
-    """` (lr: 0.1 there, 0.2 here)`: what another run's newest checkpoint says of its settings."""
+    """How the settings of another run's newest checkpoint differ, such as ` (lr: 0.1 there, 0.2 here)`."""
     try:
         there = json.loads((_checkpoints(other)[-1] / "state.json").read_text(encoding="utf-8"))["settings"]
         return differences(there, settings)
@@ -127,34 +128,6 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     return f" ({said})" if said else ""
 
 
-def rng_state() -> dict[str, Any]:
-    """Where the global random generators stand (torch on CPU and GPU, NumPy, Python), as plain values.
-
-    The loop draws from generators of its own; a model with dropout or a task's `score` may draw from these.
-    """
-    version, keys, gauss = random.getstate()
-    legacy: Any = np.random.get_state()
-    name, numbers, *rest = legacy
-    cuda = torch.cuda.get_rng_state().numpy().tobytes().hex() if torch.cuda.is_initialized() else ""
-    return {
-        "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "cuda": cuda,
-        "numpy": [name, numbers.tolist(), *rest],
-        "python": [version, list(keys), gauss],
-    }
-
-
-def set_rng_state(saved: dict[str, Any]) -> None:
-    """Put back what `rng_state` gave."""
-    torch.set_rng_state(torch.tensor(list(bytes.fromhex(saved["torch"])), dtype=torch.uint8))
-    if saved["cuda"] and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(saved["cuda"])), dtype=torch.uint8))
-    name, numbers, *rest = saved["numpy"]
-    np.random.set_state((name, np.array(numbers, dtype=np.uint32), *rest))
-    version, keys, gauss = saved["python"]
-    random.setstate((version, tuple(keys), gauss))
-
-
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """AdamW's state as named tensors: `0.exp_avg`, `0.exp_avg_sq`, `0.step`, ..."""
     state = optimizer.state_dict()["state"]
@@ -162,7 +135,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `pack_optimizer` gave."""
+    """Load what `pack_optimizer` returned into an optimizer."""
     whole = optimizer.state_dict()
     rows: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():

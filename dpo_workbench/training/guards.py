@@ -1,84 +1,119 @@
-"""What keeps a run from harm: checks for values that are not finite, memory that runs out, answers that sink."""
+"""Checks that stop or warn during a run: values that are not finite, memory that runs out, signs of a harmful run."""
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import torch
+
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.memory import within_memory
+from dpo_workbench.common.memory import out_of_memory
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.packing import Row
 
 T = TypeVar("T")
 
 
-def check_finite(what: str, value: float, ids: Sequence[str], seen: dict[str, list[float]]) -> None:
-    """Raise when a loss, gradient or logps value is NaN or infinite, before anything is updated.
+def check_finite(what: str, value: float, ids: Sequence[str], terms: dict[str, list[float]]) -> None:
+    """Raise if a loss, gradient or log-probability is NaN or infinite. Call it before anything is updated.
 
     Args:
-        what: name of `value`.
-        value: a sum is enough, since one bad term spoils it.
-        ids: rows that it was computed from.
-        seen: terms by name, one value a row. They are checked too: an infinite log-ratio can hide in a loss of 0.
+        what: the name of `value`.
+        value: a sum is enough, because one bad term spoils it.
+        ids: the rows that it was computed from.
+        terms: values by name, one for each row. They are checked too, since an infinite log-ratio can hide in a loss
+            of 0.
 
     Raises:
-        WorkbenchError: names the terms that are not finite and their rows; all of `ids` when the terms are finite.
+        WorkbenchError: names the terms that are not finite and their rows, or all of `ids` if the terms are finite.
     """
-    terms = {key: bad for key, values in seen.items() if (bad := [v for v in values if not math.isfinite(v)])}
-    if not terms and math.isfinite(value):
+    bad_terms = {key: bad for key, values in terms.items() if (bad := [v for v in values if not math.isfinite(v)])}
+    if not bad_terms and math.isfinite(value):
         return
-    by_row = [values for values in seen.values() if len(values) == len(ids)]
+    by_row = [values for values in terms.values() if len(values) == len(ids)]
     bad_rows = {i for values in by_row for i, v in zip(ids, values, strict=True) if not math.isfinite(v)}
-    named = [i for i in ids if i in bad_rows or not bad_rows]
-    if math.isfinite(value):  # it hides the term
-        what, value = next((key, bad[0]) for key, bad in terms.items())
+    named = [i for i in ids if i in bad_rows] or list(ids)
+    if math.isfinite(value):
+        what, value = next((key, bad[0]) for key, bad in bad_terms.items())
     more = f" and {len(named) - 8} more" if len(named) > 8 else ""
-    listed = f" (terms: {', '.join(terms)})" if terms else ""
+    listed = f" (values: {', '.join(bad_terms)})" if bad_terms else ""
     raise WorkbenchError(
         f"The {what} must be finite. Got {value} in {'row' if len(named) == 1 else 'rows'} {', '.join(named[:8])}{more}"
-        f"{listed}. The model was not changed by this batch. Look at these rows; if they are sound, lower lr or load "
+        f"{listed}. The model was not changed by this batch. Look at these rows. If they are correct, lower lr or load "
         "the model with dtype=torch.float32."
     )
 
 
 def displacement(log_ratio: float, n_pairs: int) -> str:
-    """Words for held-out chosen answers that lost more than one nat, or "".
+    """A warning if held-out chosen answers became less likely by more than one nat on average, or "".
 
-    DPO widens the gap between two answers, also by making both less likely: likelihood displacement (arXiv 2410.08847).
+    DPO widens the gap between two answers, which also happens when both become less likely: likelihood displacement
+    (arXiv 2410.08847).
     """
     if log_ratio > -1:
         return ""
     return (
         f"likelihood displacement: the chosen answers of {n_pairs} held-out pairs became e^{-log_ratio:.1f} times less "
-        f"likely than at the start (log-ratio {log_ratio:.1f} nats). Raise nll_weight, lower lr, or take loss='dpop'."
+        f"likely than at the start (log-ratio {log_ratio:.1f} nats). Raise nll_weight, lower lr, or use loss='dpop'."
     )
 
 
-def rows_within_memory(
-    work: Callable[[TrainConfig], T], rows: Sequence[Row], n_rows: int, config: TrainConfig
-) -> tuple[T, TrainConfig]:
-    """`work(config)`; each time that memory runs out, again with half the micro_tokens, down to single rows.
+def smaller_micro_batches(config: TrainConfig, rows: Sequence[Row], problem: str) -> TrainConfig:
+    """Settings that need less memory and give the same result: smaller micro-batches, then activation checkpointing.
 
     Args:
-        work, config: the work, and the settings that it begins with.
-        rows: that are worked on, `n_rows` at most at one time.
+        config: the settings with which memory ran out.
+        rows: the rows that were being computed.
+        problem: the error's text.
+
+    Raises:
+        WorkbenchError: every micro-batch already holds a single row and checkpointing is on.
+    """
+    reason = problem.strip().split("\n")[0][:200]
+    lengths = sorted(row.n_tokens for row in rows)
+    if len(lengths) > 1 and config.micro_tokens >= sum(lengths[:2]):
+        config = replace(config, micro_tokens=min(config.micro_tokens, sum(lengths)) // 2)
+        print(f"memory ran out ({reason}): continuing with micro_tokens={config.micro_tokens}", flush=True)
+    elif not config.checkpointing:
+        config = replace(config, checkpointing=True)
+        print(f"memory ran out ({reason}): continuing with checkpointing=True (slower)", flush=True)
+    else:
+        longest = max(rows, key=lambda row: row.n_tokens)
+        raise WorkbenchError(
+            f"A single row must fit into memory. Row {longest.id!r} ({longest.n_tokens} tokens) does not: {reason}. "
+            "Shorten or drop it, or use a smaller model."
+        )
+    return config
+
+
+def rows_within_memory(
+    work: Callable[[TrainConfig], T], rows: Sequence[Row], config: TrainConfig
+) -> tuple[T, TrainConfig]:
+    """Call `work(config)`, and again with settings that need less memory each time it runs out.
+
+    Args:
+        work: computes something for `rows` in micro-batches.
+        rows: the rows.
+        config: the settings to begin with.
 
     Returns:
-        What `work` gave, and the settings that it gave it with.
+        The result of `work`, and the settings that it succeeded with.
+
     Raises:
-        WorkbenchError: one row alone does not fit; names the longest.
+        WorkbenchError: a single row does not fit.
     """
-    lengths, longest = sorted(r.n_tokens for r in rows), max(rows, key=lambda r: r.n_tokens)
-    largest = min(config.micro_tokens, min(len(rows), n_rows) * longest.n_tokens)  # in use; more is never filled
-    single = 2 * lengths[1] - 1 if len(rows) > 1 else largest  # where no two rows go together
-    hopeless = f"row {longest.id!r} ({longest.n_tokens} tokens) alone"
-    sized = {largest: config}  # the first try is with the settings as they are
-
-    def sized_work(size: int) -> T:
-        return work(sized.setdefault(size, replace(config, micro_tokens=size)))
-
-    done, size = within_memory(sized_work, largest, single, "micro_tokens", hopeless)
-    return done, sized[size]
+    while True:
+        try:
+            return work(config), config
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            problem = str(error) or "MemoryError"
+        # Outside of `except`, where the traceback no longer holds the tensors of the failed attempt.
+        gc.collect()
+        torch.cuda.empty_cache()
+        config = smaller_micro_batches(config, rows, problem)

@@ -1,25 +1,27 @@
-"""One row a prompt: what the answers share once, then the rest of each, which sees the shared part and itself only.
+"""Packing: one sequence for several pairs, in which each prompt occurs once and all its answers attend to it.
 
-Shared are the prompt and the answers' common beginning. A pair of 200 + 75 + 75 tokens costs 350 tokens instead of the
-550 of two whole sequences, and 290 where the answers part after 60. Exact: the answers' positions go on where the
-shared part ends, so each answer's log-probabilities are those of its own plain sequence (the idea of prefix sharing,
-arXiv 2410.20305, taken past the prompt).
+Both answers of a pair share the prompt, and often their first tokens too. A pair with a prompt of 200 tokens and two
+answers of 75 costs 350 tokens instead of the 550 of two whole sequences, or 290 if the answers differ only after 60
+tokens. The result is exact: positions of each answer continue where the shared part ends, and the mask hides the other
+answer, so each answer has the log-probabilities of its own plain sequence (prefix sharing, arXiv 2410.20305, extended
+to the answers' common beginning).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpo_workbench.models.attention import Layout
+from dpo_workbench.models.attention import SHARED, block_mask, dense_mask
 
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids of one prompt and its answers (two for a pair, one for supervised fine-tuning)."""
+    """Token ids of a prompt and its answers: two for a pair, one for supervised fine-tuning."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -27,29 +29,29 @@ class Row:
 
     @cached_property
     def n_shared(self) -> int:
-        """Tokens of the answers' common beginning; 0 for a single answer."""
+        """How many tokens the answers have in common at their beginning; 0 for a single answer."""
         if len(self.answer_ids) < 2:
             return 0
-        places = zip(*self.answer_ids, strict=False)
-        return next((i for i, ids in enumerate(places) if len(set(ids)) > 1), min(map(len, self.answer_ids)))
+        columns = zip(*self.answer_ids, strict=False)
+        return next((i for i, ids in enumerate(columns) if len(set(ids)) > 1), min(map(len, self.answer_ids)))
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the packed row: what the answers share is there once."""
+        """Tokens of the packed row, in which the shared beginning occurs once."""
         return len(self.prompt_ids) + sum(map(len, self.answer_ids)) - self.n_shared * (len(self.answer_ids) - 1)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a micro-batch as tensors. T tokens in all, A answers, N answer tokens in all."""
+    """Rows of a micro-batch as tensors: T tokens, A answers, N answer tokens in total."""
 
     ids: tuple[str, ...]
-    input_ids: Tensor  # (1, T) packed; (A, longest) when each answer is laid out by itself
-    position_ids: Tensor | None  # (1, T); None = counted by the model
-    layout: Layout | None  # who sees whom; None = plain causal sequences
-    source: Tensor  # (N,) flat index into input_ids: the position whose output predicts the token
+    input_ids: Tensor  # (1, T) for a pack; (A, longest) when every answer has its own sequence
+    position_ids: Tensor | None  # (1, T); None: counted by the model
+    attention_mask: Any  # (1, 1, T, T) boolean or a block mask; None: plain causal attention
+    source: Tensor  # (N,) flat index into input_ids of the token whose output predicts the answer token
     target: Tensor  # (N,) the answer token
-    owner: Tensor  # (N,) which answer the token belongs to, 0 .. A-1, row by row
+    owner: Tensor  # (N,) the answer that the token belongs to, 0 .. A-1, row by row
     n_answers: int
 
     @property
@@ -58,51 +60,61 @@ class Batch:
         return torch.bincount(self.owner, minlength=self.n_answers)
 
 
-def pack(rows: list[Row], device: torch.device | str = "cpu") -> Batch:
-    """Lay rows one after the other into a single sequence, without padding.
+def pack(rows: list[Row], device: torch.device | str = "cpu", flex: bool = False) -> Batch:
+    """Lay rows one after the other into a single sequence.
 
     Args:
         rows: at least one; every prompt and every answer has at least one token.
         device: where the tensors go.
+        flex: build the block mask of FlexAttention instead of a boolean mask.
     """
     tokens: list[int] = []
     positions: list[int] = []
-    layout: list[tuple[int, int, tuple[int, ...]]] = []
+    row_of: list[int] = []
+    segments: list[int] = []  # SHARED, or the number of the answer
     source: list[int] = []
-    for row in rows:
-        start, shared = len(tokens), row.prompt_ids + row.answer_ids[0][: row.n_shared]
-        rests = [answer[row.n_shared :] for answer in row.answer_ids]
-        layout.append((start, len(shared), tuple(map(len, rests))))
-        tokens += shared
-        positions += range(len(shared))
-        for rest in rests:
-            # a token is predicted at the place before it: the first one at the prompt's last place
-            places = [
-                *range(start + len(row.prompt_ids) - 1, start + len(shared)),
-                *range(len(tokens), len(tokens) + len(rest)),
-            ]
-            source += places[: row.n_shared + len(rest)]
-            tokens += rest
-            positions += range(len(shared), len(shared) + len(rest))
-    return _batch(rows, torch.tensor([tokens]), torch.tensor([positions]), Layout(tuple(layout)), source, device)
+
+    def append(new: tuple[int, ...], first_position: int, row: int, segment: int) -> list[int]:
+        """Add tokens to the sequence and return their indices in it."""
+        start = len(tokens)
+        tokens.extend(new)
+        positions.extend(range(first_position, first_position + len(new)))
+        row_of.extend([row] * len(new))
+        segments.extend([segment] * len(new))
+        return list(range(start, start + len(new)))
+
+    for number, row in enumerate(rows):
+        beginning = row.prompt_ids + row.answer_ids[0][: row.n_shared]
+        shared = append(beginning, 0, number, SHARED)[len(row.prompt_ids) - 1 :]
+        for segment, answer in enumerate(row.answer_ids, 1):
+            own = append(answer[row.n_shared :], len(beginning), number, segment)
+            source += (shared + own)[: len(answer)]  # each answer token is predicted by the token before it
+    if flex:  # a multiple of FlexAttention's block size; few different lengths also mean few compilations
+        append((0,) * (-len(tokens) % 128), 0, -1, SHARED)
+    place = torch.tensor([row_of, segments], device=device)
+    mask = block_mask(*place) if flex else dense_mask(*place)
+    return _batch(rows, torch.tensor([tokens]), torch.tensor([positions]), mask, source, device)
 
 
 def lay_out(rows: list[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Each answer after its own copy of the prompt, padded at the end, where a causal model does not look.
+    """Give every answer its own sequence after a copy of the prompt, padded on the right.
 
-    For models that cannot take a pack. Values and gradients are those of `pack`.
+    For models that cannot take a pack. Values and gradients are those of `pack`. A causal model never attends to the
+    padding, so no mask is needed.
 
     Args:
         rows: as for `pack`.
         pad_id: any valid token id.
         device: where the tensors go.
     """
-    whole = [row.prompt_ids + answer for row in rows for answer in row.answer_ids]
-    width = max(map(len, whole))
-    ids = torch.tensor([[*tokens, *[pad_id] * (width - len(tokens))] for tokens in whole])
-    firsts = [len(row.prompt_ids) - 1 for row in rows for _ in row.answer_ids]
+    sequences = [row.prompt_ids + answer for row in rows for answer in row.answer_ids]
+    first = [len(row.prompt_ids) - 1 for row in rows for _ in row.answer_ids]
+    width = max(map(len, sequences))
+    ids = torch.tensor([[*tokens, *[pad_id] * (width - len(tokens))] for tokens in sequences])
     source = [
-        a * width + i for a, (t, first) in enumerate(zip(whole, firsts, strict=True)) for i in range(first, len(t) - 1)
+        number * width + i
+        for number, (tokens, start) in enumerate(zip(sequences, first, strict=True))
+        for i in range(start, len(tokens) - 1)
     ]
     return _batch(rows, ids, None, None, source, device)
 
@@ -111,7 +123,7 @@ def _batch(
     rows: list[Row],
     ids: Tensor,
     positions: Tensor | None,
-    layout: Layout | None,
+    mask: Any,
     source: list[int],
     device: torch.device | str,
 ) -> Batch:
@@ -123,7 +135,7 @@ def _batch(
         ids=tuple(row.id for row in rows),
         input_ids=ids.to(device),
         position_ids=None if positions is None else positions.to(device),
-        layout=layout,
+        attention_mask=mask,
         source=flat[0],
         target=flat[1],
         owner=flat[2],

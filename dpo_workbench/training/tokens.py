@@ -1,4 +1,4 @@
-"""Texts -> token ids, with what the loss counts made visible."""
+"""From texts to token ids, and a view of what the loss counts."""
 
 from __future__ import annotations
 
@@ -6,44 +6,58 @@ from collections.abc import Iterable
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.pair import Pair
 from dpo_workbench.training.packing import Row
 
 
 class Unfinished(str):
-    """An answer that was cut off: the model never ended it, so the loss must not say that it did."""
+    """An answer that was cut off at the token limit. It gets no end token, since the model did not end it there."""
 
 
-def tokenise(model: Model, rows: Iterable[tuple[str, str, tuple[str, ...]]], max_tokens: int) -> list[Row]:
-    """Rows `(id, prompt, answers)` as token ids: prompt and answers apart, one end token after each answer.
+Texts = tuple[str, str, tuple[str, ...]]  # id, prompt, answers
 
-    An answer given as `Unfinished` was cut at the token limit and gets no end token. Nothing is cut here: a row that is
-    too long is an error that names it, since a cut answer loses its end in silence.
+
+def pair_texts(pair: Pair) -> Texts:
+    """A pair as (id, prompt, (chosen, rejected))."""
+    return pair.id, pair.prompt, (pair.chosen, pair.rejected if pair.rejected_finished else Unfinished(pair.rejected))
+
+
+def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
+    """Token ids of prompts and answers, with one end token after each answer that is finished.
+
+    Nothing is cut to fit: a row that is too long is an error, because a cut answer would silently lose its end.
 
     Raises:
-        WorkbenchError: a row has more than `max_tokens`, an empty prompt, an empty answer, or the end token inside.
+        WorkbenchError: rows with more than `max_tokens` tokens (all are counted, the first few are named); a row with
+            an empty prompt, an empty answer, or an end token inside an answer.
     """
     made = []
+    too_long = []
     end = model.tokenizer.eos_token_id
     for row_id, prompt, answers in rows:
-        row = Row(row_id, tuple(model.prompt_ids(prompt)), tuple(_answer(model, a) for a in answers))
+        row = Row(row_id, tuple(model.prompt_ids(prompt)), tuple(_answer_ids(model, answer) for answer in answers))
         texts = [ids if isinstance(a, Unfinished) else ids[:-1] for a, ids in zip(answers, row.answer_ids, strict=True)]
         if not row.prompt_ids or not all(texts):
             raise WorkbenchError(f"Prompt and answers must have text. Got an empty one in {row_id!r}. Drop the row.")
         if any(end in text for text in texts):
             raise WorkbenchError(
-                f"An answer must not hold the end token {model.tokenizer.eos_token!r} in its text. Got one in "
-                f"{row_id!r}. Remove it: the end token is added once, by itself."
+                f"An answer must not contain the end token {model.tokenizer.eos_token!r}. Got one in {row_id!r}. "
+                "Remove it: the end token is added automatically."
             )
         if row.n_tokens > max_tokens:
-            raise WorkbenchError(
-                f"A row must have at most max_tokens={max_tokens} tokens. Got {row.n_tokens} in {row_id!r}. Raise "
-                "max_tokens or drop the row; nothing is cut in silence."
-            )
+            too_long.append(row)
         made.append(row)
+    if too_long:
+        named = ", ".join(f"{row.id!r} ({row.n_tokens})" for row in too_long[:5])
+        more = f" and {len(too_long) - 5} more" if len(too_long) > 5 else ""
+        raise WorkbenchError(
+            f"Every row must have at most max_tokens={max_tokens} tokens. Got {len(too_long)} of {len(made)} rows with "
+            f"more: {named}{more}. Raise max_tokens or drop these rows; answers are never cut to fit."
+        )
     return made
 
 
-def _answer(model: Model, text: str) -> tuple[int, ...]:
+def _answer_ids(model: Model, text: str) -> tuple[int, ...]:
     ids = model.answer_ids(text)
     return tuple(ids[:-1] if isinstance(text, Unfinished) else ids)
 

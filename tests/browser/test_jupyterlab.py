@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "12_label_with_experts.ipynb"
 PICTURES = os.environ.get("DPO_WORKBENCH_PICTURES")  # a folder that takes the screenshots
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab is not installed"),
+]
 
 CONTRAST = """(root) => {
   const channel = (c) => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4 };
@@ -248,7 +251,7 @@ def test_model_text_creates_nothing_in_a_real_browser(browser, tmp_path):
     makers = {"pre": html.pre, "paragraph": html.paragraph, "table": lambda t: html.table([t], [[t]])}
     for kind in ("text", "code", "json", "sql"):
         makers[kind] = lambda t, kind=kind: view.answer_html(t, f"other {t[::-1]}", kind, t, lambda p, q: q)
-    makers["folded"] = view.folded
+    makers["box"] = lambda t: view.box(view.marked(t, "other"))
 
     def card(text):
         pair = dw.Pair("p", text + "?", text + "!", "other")

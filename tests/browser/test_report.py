@@ -6,6 +6,8 @@ from dpo_workbench.evaluation.report import write_report
 from dpo_workbench.evaluation.run import Evaluation, Judged
 from dpo_workbench.evaluation.verdict import verdict
 
+pytestmark = pytest.mark.slow
+
 # cells whose first word is broken: a word is one line, however narrow its column
 BROKEN = """() => [...document.querySelectorAll("th, td")].filter((cell) => {
   const text = cell.firstChild, range = document.createRange();

@@ -11,6 +11,8 @@ from dpo_workbench.evaluation.wording import NEXT
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.studies.side_effects import Effect, SideEffects
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Arm:
@@ -59,12 +61,12 @@ FINE = SideEffects((effect("task science", -0.1, 0.2), effect("plain text", -0.0
 
 CASES = {
     # worth it
-    "a third mended": Case("worth it", "keep", Arm(90), Arm(30)),
-    "all mended": Case("worth it", "keep", Arm(60), Arm(0)),
-    "twelve mended of twelve": Case("worth it", "keep", Arm(12), Arm(0)),
-    "much mended, a little broken": Case("worth it", "keep", Arm(90), Arm(30, broken=6)),
+    "a third fixed": Case("worth it", "keep", Arm(90), Arm(30)),
+    "all fixed": Case("worth it", "keep", Arm(60), Arm(0)),
+    "twelve fixed of twelve": Case("worth it", "keep", Arm(12), Arm(0)),
+    "much fixed, a little broken": Case("worth it", "keep", Arm(90), Arm(30, broken=6)),
     "few prompts, great change": Case("worth it", "keep", Arm(30), Arm(3), n=40),
-    "whole groups mended": Case("worth it", "keep", Arm(120), Arm(20), group=4),
+    "whole groups fixed": Case("worth it", "keep", Arm(120), Arm(20), group=4),
     "a rise of the score alone": Case("worth it", "keep", Arm(100), Arm(100, low=0.7)),
     "the control did nothing": Case("worth it", "keep", Arm(90), Arm(30), control=Arm(90)),
     "the control did a little less": Case("worth it", "keep", Arm(90), Arm(30), control=Arm(33)),
@@ -97,16 +99,16 @@ CASES = {
     "harm and a price": Case("harmful", "change loss", Arm(30), Arm(90), facts={"effects": HURT}),
     # cannot tell
     "nothing failed": Case("cannot tell", "stop", Arm(0), Arm(0)),
-    "three mended of three": Case("cannot tell", "more prompts", Arm(3), Arm(0), n=30),
+    "three fixed of three": Case("cannot tell", "more prompts", Arm(3), Arm(0), n=30),
     "a little better": Case("cannot tell", "more prompts", Arm(90), Arm(80, broken=5)),
     "few prompts, some change": Case("cannot tell", "more prompts", Arm(10), Arm(6), n=20),
     "one group": Case("cannot tell", "look again", Arm(90), Arm(30), group=200),
-    "as many broken as mended": Case("cannot tell", "look again", Arm(60), Arm(60, shift=60)),
+    "as many broken as fixed": Case("cannot tell", "look again", Arm(60), Arm(60, shift=60)),
     "no skill": Case(
         "cannot tell", "fine-tune first", Arm(90), Arm(90), facts={"headroom": headroom("train more first")}
     ),
     "no failures to learn from": Case(
-        "cannot tell", "stop", Arm(2), Arm(2), facts={"headroom": headroom("nothing to mend")}
+        "cannot tell", "stop", Arm(2), Arm(2), facts={"headroom": headroom("nothing to fix")}
     ),
     "few pairs, no change": Case("cannot tell", "label more", Arm(60), Arm(60, shift=60), facts={"pairs": CLEAN}),
     "few pairs, the start was kept": Case(
@@ -148,9 +150,9 @@ def test_the_verdict_is_the_known_one(judged, name):
 
 def test_equal_answers_are_named_and_equal_scores_are_not(judged):
     before, after = (answered(judged, name, Arm(60), 200, 1) for name in ("sft", "dpo"))
-    assert verdict(before, after).reason == "every answer is the one that was given before"
+    assert verdict(before, after).reason == "every answer is the same as before"
     other = replace(after, rows=tuple(replace(row, answer=f"{row.answer} again") for row in after.rows))
-    assert verdict(before, other).reason.startswith("this test set sees only differences of")
+    assert verdict(before, other).reason.startswith("this test set can't detect changes smaller than")
 
 
 def test_a_regression_is_in_the_reason_and_in_the_text(judged):

@@ -71,22 +71,6 @@ def test_settings_reach_the_model_and_the_result(answers):
     assert result.name == "warm"
 
 
-def test_another_arms_answers_are_drafts_by_id(answers):
-    answers(["a0", "x", "a2"])
-    before = evaluate(FakeModel(), task_with(3).test, show=False)
-    seen = answers(["a0", "a1", "a2", "a3"])
-    evaluate(FakeModel(), task_with(4).test, drafts=before, show=False)
-    assert seen["drafts"] == ["a0", "x", "a2", ""]  # one prompt was not asked before
-
-
-def test_without_another_arm_greedy_answers_are_looked_up_in_the_references(answers):
-    seen = answers(["a0", "x"])
-    evaluate(FakeModel(), task_with(2).test, show=False)
-    assert seen["drafts"] == [example.reference for example in task_with(2).test]
-    evaluate(FakeModel(), task_with(2).test, temperature=0.7, show=False)  # draws would depend on the guesses
-    assert seen["drafts"] is None
-
-
 def test_what_cannot_be_scored_is_neither_right_nor_wrong(answers, capsys):
     answers(["a0", "boom", "none", "x"])
     result = evaluate(FakeModel(), task_with(4).test)
@@ -147,7 +131,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_shown_as_text_and_as_escaped_html():
     text, html = str(evaluation()), evaluation()._repr_html_()
-    assert "any failure" in text and "50.0 %" in text and "see differences of about 100 points or more" in text
+    assert "any failure" in text and "50.0 %" in text and "can detect differences of about 100 points or more" in text
     assert "&lt;i&gt;" in html and "<i>" not in html
     assert "Wilson" in html
 

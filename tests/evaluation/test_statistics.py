@@ -13,11 +13,11 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation import statistics as s
 
 
-def arms(mended: int, broken: int, both: int = 0, n: int = 300) -> tuple[list[int], list[int], list[str]]:
-    """Failures before and after with that many of each kind, each prompt a group of its own."""
-    rest = n - mended - broken - both
-    before = [1] * mended + [0] * broken + [1] * both + [0] * rest
-    after = [0] * mended + [1] * broken + [1] * both + [0] * rest
+def arms(fixed: int, broken: int, both: int = 0, n: int = 300) -> tuple[list[int], list[int], list[str]]:
+    """Failures before and after with that many prompts of each kind, every prompt in its own group."""
+    rest = n - fixed - broken - both
+    before = [1] * fixed + [0] * broken + [1] * both + [0] * rest
+    after = [0] * fixed + [1] * broken + [1] * both + [0] * rest
     return before, after, [f"g{i}" for i in range(n)]
 
 
@@ -34,14 +34,14 @@ def test_a_share_of_nothing_raises(k, n):
         s.wilson(k, n)
 
 
-@pytest.mark.parametrize(("mended", "broken"), [(0, 0), (5, 0), (6, 0), (7, 1), (9, 2), (40, 17)])
-def test_mcnemar_equals_statsmodels_and_brute_force(mended, broken):
-    got = s.mcnemar_exact(mended, broken)
-    if mended + broken:
-        assert got == pytest.approx(mcnemar([[3, mended], [broken, 4]], exact=True).pvalue)
-        ways = [math.comb(mended + broken, k) / 2 ** (mended + broken) for k in range(mended + broken + 1)]
-        assert got == pytest.approx(sum(w for w in ways if w <= ways[mended] * (1 + 1e-9)))
-    assert got == pytest.approx(s.mcnemar_exact(broken, mended))
+@pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (5, 0), (6, 0), (7, 1), (9, 2), (40, 17)])
+def test_mcnemar_equals_statsmodels_and_brute_force(fixed, broken):
+    got = s.mcnemar_exact(fixed, broken)
+    if fixed + broken:
+        assert got == pytest.approx(mcnemar([[3, fixed], [broken, 4]], exact=True).pvalue)
+        ways = [math.comb(fixed + broken, k) / 2 ** (fixed + broken) for k in range(fixed + broken + 1)]
+        assert got == pytest.approx(sum(w for w in ways if w <= ways[fixed] * (1 + 1e-9)))
+    assert got == pytest.approx(s.mcnemar_exact(broken, fixed))
 
 
 def test_paired_difference_is_scipys_bca_for_groups_of_one():
@@ -61,11 +61,11 @@ def test_paired_difference_depends_on_the_seed_only_and_not_on_the_order_of_prom
     one, same, other = (s.paired_difference(before, after, groups, seed=seed) for seed in (1, 1, 2))
     assert one == same
     assert (one.low, one.high) != (other.low, other.high) or one.low == pytest.approx(other.low, abs=0.01)
-    turned = s.paired_difference(before[::-1], after[::-1], groups[::-1], seed=1)
-    assert (turned.low, turned.high) == (one.low, one.high)
+    reverse = s.paired_difference(before[::-1], after[::-1], groups[::-1], seed=1)
+    assert (reverse.low, reverse.high) == (one.low, one.high)
 
 
-def test_swapping_the_arms_turns_an_exact_interval_round():
+def test_swapping_the_arms_mirrors_an_exact_interval():
     before, after, groups = arms(7, 1)
     there, back = s.paired_difference(before, after, groups), s.paired_difference(after, before, groups)
     assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
@@ -74,10 +74,10 @@ def test_swapping_the_arms_turns_an_exact_interval_round():
 FEW = [(k, j) for k, j in itertools.product(range(10), range(10)) if k + j < 10]
 
 
-@pytest.mark.parametrize(("mended", "broken"), FEW)
-def test_few_changes_exclude_zero_just_where_exact_mcnemar_does(mended, broken):
-    interval = s.paired_difference(*arms(mended, broken))
-    significant = s.mcnemar_exact(mended, broken) <= 0.05
+@pytest.mark.parametrize(("fixed", "broken"), FEW)
+def test_few_changes_exclude_zero_exactly_where_mcnemar_does(fixed, broken):
+    interval = s.paired_difference(*arms(fixed, broken))
+    significant = s.mcnemar_exact(fixed, broken) <= 0.05
     assert (interval.clear_below_zero or interval.clear_above_zero) == significant
     assert "exact" in interval.method and interval.low < interval.high
 
@@ -86,7 +86,7 @@ def test_no_difference_at_all_has_width_and_says_why():
     interval = s.paired_difference(*arms(0, 0, 20))
     clopper_pearson = 1 - 0.025 ** (1 / 300)
     assert (interval.low, interval.high) == pytest.approx((-clopper_pearson, clopper_pearson))
-    assert interval.method == "exact (no group differs)"
+    assert interval.method == "exact (no group changes)"
 
 
 def test_the_same_difference_everywhere_has_width():
@@ -120,9 +120,9 @@ def test_relative_cut_counts_and_knows_its_edges():
     assert worse.estimate == pytest.approx(-11) and worse.high < 0
 
 
-@pytest.mark.parametrize("mended", range(1, 9))
-def test_no_failure_left_excludes_zero_just_where_exact_mcnemar_does(mended):
-    assert (s.relative_cut(*arms(mended, 0)).low > 0) == (s.mcnemar_exact(mended, 0) <= 0.05)
+@pytest.mark.parametrize("fixed", range(1, 9))
+def test_no_failure_left_excludes_zero_exactly_where_mcnemar_does(fixed):
+    assert (s.relative_cut(*arms(fixed, 0)).low > 0) == (s.mcnemar_exact(fixed, 0) <= 0.05)
 
 
 @pytest.mark.parametrize(
@@ -166,30 +166,34 @@ def test_holm_by_hand():
 
 
 def coverage(grouped: bool, tries: int = 120) -> float:
-    """Share of intervals that hold the true difference where whole groups are mended or not."""
+    """Share of intervals that contain the true difference where each group is fixed as a whole or not at all."""
     rng = np.random.default_rng(11)
     hits = 0
     for _ in range(tries):
-        mended = np.repeat(rng.random(40) < 0.3, 5)
-        before, after = np.ones(200), np.where(mended, 0.0, 1.0)
+        fixed = np.repeat(rng.random(40) < 0.3, 5)
+        before, after = np.ones(200), np.where(fixed, 0.0, 1.0)
         groups = [str(i // 5 if grouped else i) for i in range(200)]
         interval = s.paired_difference(before, after, groups, resamples=500)
         hits += interval.low <= -0.3 <= interval.high
     return hits / tries
 
 
+@pytest.mark.slow
 def test_intervals_by_group_cover_and_intervals_that_ignore_groups_do_not():
     assert coverage(grouped=True) >= 0.9
     assert coverage(grouped=False) < 0.8  # the negative control: what ignoring groups would claim
 
 
-def test_sign_flip_is_mcnemar_for_yes_and_no_and_sees_groups() -> None:
+def test_paired_p_is_mcnemar_for_yes_and_no_and_a_permutation_test_for_other_values_and_groups() -> None:
     before, after = [1.0] * 9 + [0.0] * 2 + [1.0] * 20, [0.0] * 9 + [1.0] * 2 + [1.0] * 20
     alone = [str(k) for k in range(31)]
-    assert s.sign_flip(before, after, alone) == pytest.approx(s.mcnemar_exact(9, 2))
-    assert s.sign_flip(before, after, ["one"] * 31) == 1.0  # one group that changed has one sign
-    assert s.sign_flip(before, before, alone) == 1.0
-    assert s.sign_flip([0.0] * 40, [0.1] * 40, [str(k) for k in range(40)]) < 0.001
+    assert s.paired_p(before, after, alone) == s.mcnemar_exact(9, 2)
+    halves = s.paired_p([v / 2 for v in before], [v / 2 for v in after], alone)
+    assert halves == pytest.approx(s.mcnemar_exact(9, 2))  # the permutation test of the same signs
+    assert s.paired_p(before, after, ["one"] * 31) == 1.0  # one group that changed has one sign
+    assert s.paired_p(before, before, alone) == 1.0
+    assert s.paired_p([0.0] * 40, [0.1] * 40, [str(k) for k in range(40)]) < 0.001
+    assert s.paired_p(before, after, [str(k // 3) for k in range(31)]) > s.mcnemar_exact(9, 2)
 
 
 def test_over_seeds_is_wider_than_prompts_alone_where_seeds_differ() -> None:
@@ -240,13 +244,6 @@ def test_mean_change_has_no_bounds_and_refuses_what_is_not_finite() -> None:
             s.mean_change(broken, broken)
 
 
-def test_paired_p_is_mcnemar_for_single_prompts_and_by_group_otherwise() -> None:
-    before, after = [1.0] * 12 + [0.0] * 3, [0.0] * 12 + [1.0] * 3
-    alone = [str(k) for k in range(15)]
-    assert s.paired_p(before, after, alone) == s.mcnemar_exact(12, 3)
-    assert s.paired_p(before, after, [str(k // 3) for k in range(15)]) > s.mcnemar_exact(12, 3)
-
-
 def _coverage():
     """benchmarks/interval_coverage.py, which is no part of the package."""
     import importlib.util
@@ -261,6 +258,7 @@ def _coverage():
     return module
 
 
+@pytest.mark.slow
 def test_a_small_version_of_the_coverage_benchmark() -> None:
     bench = _coverage()
     drawn = bench.World(400).failures(np.random.default_rng(0), [0.3, 0.1])
@@ -295,7 +293,7 @@ def test_few_groups_of_several_prompts_get_students_t() -> None:
     assert "Student" in found.method
 
 
-def test_few_groups_that_all_change_alike_do_not_get_an_interval_of_no_width() -> None:
+def test_few_groups_that_all_change_alike_get_an_interval_with_width() -> None:
     groups = [f"g{i}" for i in range(4) for _ in range(4)]
     found = s.paired_difference([0.0] * 16, [1.0, 0.0, 0.0, 0.0] * 4, groups)
     assert found.low < 0.25 < found.high and found.high - found.low > 0.1

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.evaluation import wording
 from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.verdict import OUTCOMES, verdict
 
@@ -18,20 +17,20 @@ def fails(*places: range, n: int = 300, failure: str = "loop") -> list[str | Non
 
 
 BEFORE = fails(range(0, 90))
-GOOD = fails(range(0, 30), range(100, 104))  # 60 mended, 4 broken
+GOOD = fails(range(0, 30), range(100, 104))  # 60 fixed, 4 broken
 
 CASES = {
     "failures fall": ("worth it", BEFORE, GOOD, None),
-    "all mended": ("worth it", BEFORE, fails(), None),
-    "six mended of six, none broken": ("worth it", fails(range(6)), fails(), None),
-    "five mended of five are too few": ("cannot tell", fails(range(5)), fails(), None),
+    "all fixed": ("worth it", BEFORE, fails(), None),
+    "six fixed of six, none broken": ("worth it", fails(range(6)), fails(), None),
+    "five fixed of five are too few": ("cannot tell", fails(range(5)), fails(), None),
     "nothing changes": ("cannot tell", BEFORE, BEFORE, None),
     "nothing failed": ("cannot tell", fails(), fails(), None),
-    "as many broken as mended": ("cannot tell", BEFORE, fails(range(30, 120)), None),
-    "a few more mended than broken": ("cannot tell", BEFORE, fails(range(12, 98)), None),
+    "as many broken as fixed": ("cannot tell", BEFORE, fails(range(30, 120)), None),
+    "a few more fixed than broken": ("cannot tell", BEFORE, fails(range(12, 98)), None),
     "failures rise": ("harmful", BEFORE, fails(range(0, 150)), None),
     "failures appear": ("harmful", fails(), fails(range(0, 12)), None),
-    "nine mended, two broken: interval and McNemar disagree": (
+    "nine fixed, two broken: interval and McNemar disagree": (
         "cannot tell",
         fails(range(0, 20)),
         fails(range(9, 20), range(50, 52)),
@@ -84,12 +83,12 @@ def test_control_with_a_clearly_lower_score_did_not_do_as_well(arm):
 def test_control_with_a_clearly_better_score_wins(arm):
     control = arm("control", fails(range(0, 30)), [0.9 + 0.01 * (i % 3) for i in range(300)])
     got = verdict(arm("before", BEFORE, [0.7] * 300), arm("after", fails(range(0, 24)), [0.8] * 300), control=control)
-    assert (got.outcome, got.reason) == ("not worth it", "the control arm did better in score")
+    assert (got.outcome, got.reason) == ("not worth it", "the control arm is better in score")
 
 
 def test_cannot_tell_names_the_smallest_difference(arm):
     got = verdict(arm("before", BEFORE), arm("after", fails(range(12, 98))))
-    assert re.search(r"this test set sees only differences of \d+ points or more", got.reason)
+    assert re.search(r"this test set can't detect changes smaller than \d+ points", got.reason)
     assert "prompts would show it" in got.text
 
 
@@ -99,11 +98,11 @@ def test_text_quotes_the_numbers_of_the_evaluations(arm):
     got = verdict(arm("before", BEFORE), arm("after", GOOD), control=control, mined=mined)
     for part in (
         "90 of 300 (30.0 %) before, 34 of 300 (11.3 %) after",
-        "60 prompts mended, 4 broken",
-        "p < 0.001",
-        "relative cut of 62.2 %",
+        "60 prompts fixed, 4 broken",
+        "exact McNemar p < 0.001",
+        "Relative change: -62.2 %",
         "The mined classes (loop, truncated)",
-        "Against the control arm 'more SFT': 70 of 300 (23.3 %) failed there, 34 of 300 here",
+        "The control arm 'more SFT' failed on 70 of 300 (23.3 %), this arm on 34",
         "80 % power",
     ):
         assert part in got.text
@@ -120,7 +119,7 @@ def test_mined_classes_are_reported_and_decide_nothing(arm):
 
 def test_a_mined_class_in_other_letters_is_told(arm):
     before, after = arm("sft", BEFORE), arm("dpo", GOOD)
-    assert verdict(before, after, mined=["echo"]).numbers["mined"]["before"] == 0  # a class that was mended before
+    assert verdict(before, after, mined=["echo"]).numbers["mined"]["before"] == 0  # a class that was fixed before
     with pytest.warns(UserWarning, match="No answer failed as 'lop'.* Did you mean 'loop'"):
         verdict(before, after, mined=["lop"])
     with pytest.raises(WorkbenchError, match="must be a list. Got the text 'loop'"):
@@ -128,27 +127,33 @@ def test_a_mined_class_in_other_letters_is_told(arm):
 
 
 def test_a_clear_rise_of_the_score_counts_where_failures_stay(arm):
-    """A field mended in 30 of 90 answers that fail for another reason, too."""
+    """A field fixed in 30 of 90 answers that fail for another reason, too."""
     was = [0.4 if f else 1.0 for f in BEFORE]
     after = [0.5 if k < 30 else v for k, v in enumerate(was)]
     got = verdict(arm("before", BEFORE, values=was), arm("after", BEFORE, values=after))
-    assert got.outcome == "worth it" and "the score rises clear of zero" in got.reason
+    assert got.outcome == "worth it" and "the mean score rises clearly" in got.reason
     few = [0.5 if k < 4 else v for k, v in enumerate(was)]  # four alone could be chance: p = 0.125
     assert verdict(arm("before", BEFORE, values=was), arm("after", BEFORE, values=few)).outcome == "cannot tell"
 
 
+def promised(forecast: float, target: tuple[str, ...] = ()) -> SimpleNamespace:
+    return SimpleNamespace(forecast=forecast, target=target, advice="go")
+
+
 def test_the_forecast_is_compared(arm):
-    headroom = SimpleNamespace(forecast=0.6, text="...")
+    headroom = promised(0.6)
     got = verdict(arm("before", BEFORE), arm("after", GOOD), headroom=headroom)
-    assert "put the cut at up to 60 %; it came to 62.2 %, and the forecast lies inside the interval" in got.text
-    far = verdict(arm("before", BEFORE), arm("after", GOOD), headroom=SimpleNamespace(forecast=0.05))
+    assert (
+        "forecast up to 60 % fewer failures; the result is 62.2 %, and the forecast is inside the interval" in got.text
+    )
+    far = verdict(arm("before", BEFORE), arm("after", GOOD), headroom=promised(0.05))
     assert "outside the interval" in far.text
     none = verdict(arm("before", fails()), arm("after", fails()), headroom=headroom)
-    assert "nothing to cut" in none.text
+    assert "nothing to reduce" in none.text
     assert "headroom" not in verdict(arm("before", BEFORE), arm("after", GOOD)).text
-    aimed = SimpleNamespace(forecast=0.9, target=("loop",))
+    aimed = promised(0.9, ("loop",))
     text = verdict(arm("before", BEFORE), arm("after", GOOD), mined=["loop"], headroom=aimed).text
-    assert "put the cut of the mined classes at up to 90 %" in text
+    assert "up to 90 % fewer failures of the mined classes" in text
 
 
 def test_other_prompts_or_another_split_are_refused(arm):
@@ -179,25 +184,17 @@ def test_unscored_prompts_are_left_out_and_named(arm):
 
 def test_order_of_the_rows_does_not_matter(arm):
     after = arm("after", GOOD)
-    turned = Evaluation("after", "receipts", "test", "nano", {}, after.rows[::-1])
-    assert verdict(arm("before", BEFORE), turned).numbers == verdict(arm("before", BEFORE), after).numbers
+    reverse = Evaluation("after", "receipts", "test", "nano", {}, after.rows[::-1])
+    assert verdict(arm("before", BEFORE), reverse).numbers == verdict(arm("before", BEFORE), after).numbers
 
 
 def test_shown_as_text_and_as_escaped_html(arm):
     got = verdict(arm("<b>before", BEFORE), arm("after", GOOD), control=arm("<script>", GOOD))
-    assert str(got).startswith("Not worth it: the control arm did as well.")
+    assert str(got).startswith("Not worth it: the control arm is as good.")
     html = got._repr_html_()
     assert "<script>" not in html and "&lt;script&gt;" in html and "Not worth it" in html
 
 
-@pytest.mark.parametrize(
-    ("cut", "said"),
-    [
-        ((0.8, 0.7, 0.9), "a relative cut of 80.0 % (95 % interval 70 to 90 %)"),
-        ((0.1, -2.0, 0.3), "a relative cut of 10.0 % (95 % interval less than -100 to 30 %)"),
-        ((-0.092, -0.16, -0.04), "a relative rise of 9.2 % (95 % interval 4 to 16 %)"),
-        ((-0.02, -1.3, 0.3), "a relative rise of 2.0 % (95 % interval -30 to more than 100 %)"),
-    ],
-)
-def test_a_rise_of_failures_is_called_a_rise(cut, said):
-    assert wording._cut(dict(zip(("estimate", "low", "high"), cut, strict=True))) == said
+def test_a_rise_of_failures_has_a_positive_sign(arm):
+    rise = verdict(arm("before", fails(range(50))), arm("after", fails(range(100))))
+    assert "Relative change: +100.0 % (95 % interval +" in rise.text

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from typer.testing import CliRunner
 
 from dpo_workbench import cli
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.export import runs as export_module
-from dpo_workbench.export.runs import export_merged, export_pairs, export_trl, record_run
+from dpo_workbench.export.runs import export_merged, export_pairs, export_trl
 from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.record import record_run
 from dpo_workbench.training.run import train
 
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
@@ -81,6 +83,7 @@ def trained(project) -> list[dict]:
     return [entry for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_trl_on_two_processes_has_this_loops_losses(run_folder, trained) -> None:
     ours = json.loads((run_folder / "history.json").read_text())
     assert len(ours) == len(trained) == 6
@@ -90,6 +93,7 @@ def test_trl_on_two_processes_has_this_loops_losses(run_folder, trained) -> None
     assert ours[0]["loss"] - ours[4]["loss"] > 0.3  # they move
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -112,12 +116,14 @@ def test_other_settings_have_other_losses(trained, change) -> None:
     assert max(gaps) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_end_token_after_a_cut_answer_has_other_losses(trained) -> None:
     ended = [replace(p, rejected_finished=True) for p in ROWS]
     gaps = [abs(t["loss"] - mine) for t, mine in zip(trained[:5], losses(Pairs(ended), CONFIG), strict=False)]
     assert max(gaps) > 1e-4
 
 
+@pytest.mark.slow
 def test_trls_adapter_comes_back(run_folder, project, trained) -> None:
     ours = load_adapter(nano(), run_folder / "adapter").adapter_tensors()
     theirs = load_adapter(nano(), project / "trained").adapter_tensors()
@@ -134,6 +140,16 @@ def test_script_is_short_and_made_of_the_folders_files_only(project) -> None:
     assert "dpo_workbench" not in text and str(project.parent) not in text + (project / "config.json").read_text()
     assert {p.name for p in project.iterdir()} >= {"adapter", "model", "tokenizer", "pairs.jsonl", "steps.jsonl"}
     assert json.loads((project / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "model"
+
+
+def test_readme_says_how_to_use_several_gpus(project) -> None:
+    text = (project / "README.md").read_text()
+    assert "10 pairs, 6 steps with 4 pairs each" in text and not {"N_PAIRS", "N_STEPS", "BATCH_SIZE"} & set(
+        text.split()
+    )
+    assert "accelerate launch --multi_gpu --num_processes 4 train.py" in text
+    for name in ("config.json", "pairs.jsonl", "steps.jsonl", "adapter", "model", "tokenizer", "requirements.txt"):
+        assert name in text and (project / name).exists()
 
 
 def test_ids_and_texts_are_the_runs(project) -> None:
@@ -176,6 +192,53 @@ def test_a_fresh_adapter_is_exported_as_it_began(tiny, tmp_path) -> None:
     copied = AutoModelForCausalLM.from_pretrained(out / "model").state_dict()
     original = AutoModelForCausalLM.from_pretrained(tiny.source).state_dict()
     assert copied.keys() == original.keys() and all(torch.equal(v, original[k]) for k, v in copied.items())
+
+
+@pytest.fixture(scope="module")
+def qwen_folder(tmp_path_factory, make_tiny_folder) -> Path:
+    """A random Qwen3 (normalized queries and keys, tied embeddings) with the tokenizer of the tiny model."""
+    folder = make_tiny_folder(tmp_path_factory.mktemp("qwen") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_qwen3_in_fp32_trains_and_is_exported(qwen_folder, tmp_path) -> None:
+    """Its attention once failed in training with "view size is not compatible"."""
+    config = replace(CONFIG, epochs=1, rank=4, max_tokens=2000)
+    model = load_model(qwen_folder, device="cpu", dtype=torch.float32)
+    run = recorded(tmp_path / "run", model, config)
+    trained = train(model, Pairs(ROWS), config, folder=run, show=False)
+    trained.model.save(run / "adapter")
+    project = export_trl(run, tmp_path / "trl").folder
+    merged = AutoModelForCausalLM.from_pretrained(export_merged(run, tmp_path / "merged").folder)
+
+    base = AutoModelForCausalLM.from_pretrained(project / "model")
+    policy = PeftModel.from_pretrained(base, project / "adapter")
+    pair = lines(project / "pairs.jsonl")[0]
+    ids = torch.tensor([pair["prompt_ids"] + pair["chosen_ids"]])
+    with torch.no_grad(), model.active() as network:
+        want = network(input_ids=ids).logits
+        assert torch.allclose(policy(input_ids=ids).logits, want, atol=1e-5)  # LoRA's start changes nothing
+    with torch.no_grad(), trained.model.active() as network:
+        assert torch.allclose(merged(input_ids=ids).logits, network(input_ids=ids).logits, atol=1e-4)
 
 
 def test_a_model_of_the_hub_is_named_not_copied(tiny, tmp_path, monkeypatch) -> None:
@@ -228,7 +291,7 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path, export) -> None:
     export(run, out, force=True)
     assert not (out / "mine.txt").exists()
     for place in (run, run.parent):
-        with pytest.raises(WorkbenchError, match="must not take the run's place"):
+        with pytest.raises(WorkbenchError, match="must not replace the run"):
             export(run, place, force=True)
     assert (run / "run.json").is_file()
 
@@ -236,13 +299,13 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path, export) -> None:
 def test_changed_weights_and_missing_parts_are_refused(make_tiny_folder, tmp_path) -> None:
     source = make_tiny_folder(tmp_path / "model")
     run = recorded(tmp_path / "run", load_model(source, device="cpu", dtype=torch.float32))
-    with pytest.raises(WorkbenchError, match="must hold the trained adapter"):
+    with pytest.raises(WorkbenchError, match="must contain the trained adapter"):
         export_merged(run, tmp_path / "out")
     export_trl(run, tmp_path / "out")  # negative control: the same weights
     make_tiny_folder(source, seed=1)
-    with pytest.raises(WorkbenchError, match="must be the one that the run began with"):
+    with pytest.raises(WorkbenchError, match="must be the one that the run started with"):
         export_trl(run, tmp_path / "out", force=True)
-    with pytest.raises(WorkbenchError, match="A run folder must hold run.json"):
+    with pytest.raises(WorkbenchError, match="A run folder must contain run.json"):
         export_trl(tmp_path, tmp_path / "out2")
     (run / "run.json").write_text("{")
     with pytest.raises(WorkbenchError, match="must be JSON"):
@@ -251,7 +314,7 @@ def test_changed_weights_and_missing_parts_are_refused(make_tiny_folder, tmp_pat
 
 def test_a_demos_folder_stands_for_its_dpo_run(tiny, tmp_path) -> None:
     recorded(tmp_path / "demo" / "dpo", tiny)
-    assert export_pairs(tmp_path / "demo", tmp_path / "out").notes[0] == "10 of 10 pairs in trl's format"
+    assert export_pairs(tmp_path / "demo", tmp_path / "out").notes[0] == "10 of 10 pairs in the format of trl"
 
 
 def logits(network, model) -> torch.Tensor:
@@ -298,8 +361,7 @@ def test_weights_that_are_not_finite_are_refused(tiny, tmp_path) -> None:
         export_merged(run, tmp_path / "out")
 
 
-def test_from_the_command_line(tiny_folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "_log", cli._log)
+def test_from_the_command_line(tiny_folder, tmp_path) -> None:
     Pairs(ROWS).save(tmp_path / "pairs.jsonl")
     run, go = str(tmp_path / "run"), CliRunner().invoke
     trains = ["train", str(tmp_path / "pairs.jsonl"), "--out", run, "--model", str(tiny_folder), "-a", "none"]

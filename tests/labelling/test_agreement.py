@@ -1,10 +1,8 @@
 """Agreement against the reference libraries and by hand; labels to pairs; the report's advice on built studies."""
 
 import itertools
-import json
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import Session
 from dpo_workbench.labelling.study import AGAIN, all_items
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "conala_grades" / "conala_grades.jsonl"
 PAIRS = [
     dw.Pair(
         f"p{k}", f"question {k}", f"right {k}" + " and more" * (k % 4 == 1), f"wrong {k}" + " and more" * (k % 4 == 3),
@@ -42,7 +39,7 @@ def test_alpha_equals_the_reference_library_on_200_tables_with_gaps(level):
         table = random_table(rng)
         n = 1 + max((i for row in table.values() for i in row), default=0)
         matrix = np.array([[row.get(i, np.nan) for i in range(n)] for row in table.values()])
-        mine = stats.alpha(table, level, resamples=0).value
+        mine = stats.alpha(table, level, resamples=1).value
         try:
             reference = krippendorff.alpha(reliability_data=matrix, level_of_measurement=level)
         except ValueError:
@@ -54,6 +51,7 @@ def test_alpha_equals_the_reference_library_on_200_tables_with_gaps(level):
     assert compared > 150
 
 
+@pytest.mark.slow
 def test_kappas_equal_their_definitions_on_200_tables():
     rng = random.Random(1)
     for _ in range(200):
@@ -68,40 +66,27 @@ def test_kappas_equal_their_definitions_on_200_tables():
         seen = np.mean([one[i] == other[i] for i in both])
         chance = sum(np.mean([one[i] == v for i in both]) * np.mean([other[i] == v for i in both]) for v in values)
         assert abs(found.value - (seen - chance) / (1 - chance)) <= 1e-9
-        fleiss = stats.fleiss_kappa(table, resamples=0)
-        items = [i for i in table["r0"] if all(i in row for row in table.values())]
-        domain = sorted({row[i] for row in table.values() for i in items})
-        if len(domain) < 2:
-            assert math.isnan(fleiss.value)
-            continue
-        counts = np.array([[sum(row[i] == v for row in table.values()) for v in domain] for i in items])
-        k = len(table)
-        observed = ((counts**2).sum(1) - k).mean() / (k * (k - 1))
-        expected = ((counts.sum(0) / counts.sum()) ** 2).sum()
-        assert abs(fleiss.value - (observed - expected) / (1 - expected)) <= 1e-9
 
 
-def test_alpha_of_real_graders():
-    if not SHARED.is_file():
-        pytest.skip("the graded snippets are not beside this checkout")
-    table = stats.graded_table([json.loads(line) for line in SHARED.read_text(encoding="utf-8").splitlines()])
-    found = stats.summary_of(table, resamples=200)
-    assert round(found["interval"].value, 2) == 0.70 and round(found["nominal"].value, 2) == 0.34
-    assert found["interval"].low < 0.70 < found["interval"].high
-
-
-def test_the_bootstrap_interval_covers_what_the_panel_was_built_with():
-    """Two raters who each flip a fair truth with 10 %: nominal alpha is (1 - 2 e)^2 = 0.64."""
-    rng, hits = random.Random(0), 0
+@pytest.mark.slow
+def test_the_intervals_cover_what_the_panel_was_built_with():
+    """Two raters who each flip a fair truth with 10 %: nominal alpha and kappa are (1 - 2 e)^2 = 0.64."""
+    rng, alphas, kappas = random.Random(0), 0, 0
     for study in range(60):
         table: dict[str, dict[int, float]] = {"a": {}, "b": {}}
         for i in range(120):
             truth = rng.choice((1, -1))
             for rater in table:
                 table[rater][i] = float(-truth if rng.random() < 0.1 else truth)
-        found = stats.alpha(table, resamples=300, seed=study)
-        hits += found.low <= 0.64 <= found.high
-    assert hits >= 52  # 95 % of 60 is 57; fewer than 52 has probability 0.01
+        found, kappa = stats.alpha(table, resamples=300, seed=study), stats.cohen_kappa(table["a"], table["b"])
+        alphas += found.low <= 0.64 <= found.high
+        kappas += kappa.low <= 0.64 <= kappa.high
+    assert alphas >= 52 and kappas >= 52  # 95 % of 60 is 57; fewer than 52 has probability 0.01
+
+
+def test_full_agreement_has_an_interval():
+    row = {k: float(k % 2) for k in range(30)}
+    assert stats.cohen_kappa(row, row) == stats.Estimate(1.0, 1.0, 1.0, 30)
 
 
 def test_an_unknown_level_and_a_value_that_is_no_number_are_refused():
@@ -109,23 +94,6 @@ def test_an_unknown_level_and_a_value_that_is_no_number_are_refused():
         stats.alpha({"a": {1: 1.0}}, "ratio")
     with pytest.raises(dw.WorkbenchError, match="finite"):
         stats.alpha({"a": {1: math.nan}, "b": {1: 1.0}})
-
-
-def test_bradley_terry_finds_the_strengths_that_made_the_games():
-    rng, truth = random.Random(0), {"x": 1.0, "y": 0.0, "z": -1.0}
-    games = []
-    for one, other in itertools.combinations(truth, 2):
-        for _ in range(600):
-            p = 1 / (1 + math.exp(truth[other] - truth[one]))
-            games.append((one, other, float(rng.random() < p)))
-    found = stats.bradley_terry(games)
-    assert all(abs(found[name] - truth[name]) < 0.15 for name in truth)
-    level = stats.bradley_terry([("x", "y", 0.5)] * 5)
-    assert abs(level["x"]) < 1e-6
-    lone = stats.bradley_terry([("x", "y", 1.0)] * 3)
-    assert 0 < lone["x"] < 10  # a winner of all stays finite
-    with pytest.raises(dw.WorkbenchError, match="result"):
-        stats.bradley_terry([("x", "y", 2.0)])
 
 
 @pytest.mark.parametrize("rate", (0.05, 0.1, 0.2, 0.3))
@@ -157,7 +125,7 @@ def study(tmp_path, votes, plan=None, pairs=PAIRS):
 def test_ties_and_both_bad_never_become_pairs(tmp_path):
     kinds = ["chosen", "rejected", "tie", "bad", "skip"]
     labels = study(tmp_path, {"ann": lambda k: kinds[k % 5]})
-    for how in ("majority", "weighted", "bradley-terry"):
+    for how in ("majority", "weighted"):
         pairs = labels.pairs(how)
         named = {p.prompt for p in pairs}
         assert named == {PAIRS[k].prompt for k in range(60) if k % 5 < 2}
@@ -193,15 +161,6 @@ def test_strength_and_disagreement_set_the_weight(tmp_path):
     assert found.weight == pytest.approx((1.5 + 0.5 - 0.5) / 3)
 
 
-def test_bradley_terry_ranks_answers_that_nobody_compared(tmp_path):
-    texts = ["best", "middle", "worst"]
-    pairs = [dw.Pair("ab", "q", texts[0], texts[1]), dw.Pair("bc", "q", texts[1], texts[2])]
-    labels = study(tmp_path, {"ann": lambda k: "chosen", "bob": lambda k: "chosen"}, pairs=pairs)
-    found = {(p.chosen, p.rejected): p.weight for p in labels.pairs("bradley-terry")}
-    assert set(found) == {("best", "middle"), ("middle", "worst"), ("best", "worst")}
-    assert found["best", "worst"] > found["best", "middle"] > 0
-
-
 def test_a_noisy_panel_sets_the_epsilon_of_the_robust_loss(tmp_path):
     rng = random.Random(3)
     noisy = lambda k: "rejected" if rng.random() < 0.2 else "chosen"  # noqa: E731
@@ -234,10 +193,9 @@ def test_the_report_names_a_side_leaner_a_gold_misser_and_a_changer_of_mind(tmp_
     assert by_name["ann"].gold.value == 1 and by_name["ann"].repeats.value == 1 and by_name["ann"].side_a_p > 0.01
     assert by_name["lea"].side_a.value == 1 and by_name["lea"].repeats.value == 0
     advice = " ".join(report.advice)
-    assert "lea leans to side A" in advice and "lea decides otherwise" in advice and "bob misses gold" in advice
+    assert "lea prefers side A" in advice and "lea often votes differently" in advice and "bob misjudges gold" in advice
     assert "ann" not in advice and report.discuss
     assert report.against["verifier"]["share"].n > 20
-    assert json.dumps(report.to_dict())
 
 
 def test_a_clean_study_has_nothing_to_discuss(tmp_path):
@@ -248,7 +206,7 @@ def test_a_clean_study_has_nothing_to_discuss(tmp_path):
     assert report.alpha["nominal"].value == 1 and report.discuss == ()
     assert report.against["judge"]["share"].value == 1
     with pytest.raises(dw.WorkbenchError, match="judge"):
-        dw.agreement(labels, judge={"p0": "left"}, resamples=0)
+        dw.agreement(labels, judge={"p0": "left"}, resamples=10)
 
 
 def test_raters_who_all_prefer_the_chosen_answers_agree(tmp_path):
@@ -259,30 +217,10 @@ def test_raters_who_all_prefer_the_chosen_answers_agree(tmp_path):
     assert report.against["verifier"]["kappa"].value == 1
 
 
-def test_systems_are_ranked(tmp_path):
-    labels = study(tmp_path, {"ann": lambda k: "chosen" if k % 4 else "rejected"})
-    report = dw.agreement(labels, systems={p.id: ("new", "old") for p in PAIRS}, resamples=0)
-    assert list(report.systems) == ["new", "old"]
-    assert report.systems["new"] - report.systems["old"] == pytest.approx(math.log(3), abs=0.1)
-
-
-def test_criteria_are_compared_one_by_one(tmp_path):
-    for rater, last in (("ann", "b"), ("bob", "a")):
-        work = Session(all_items(PAIRS, "x"), PAIRS, rater, Store(tmp_path / "l.jsonl"), Rubric.load("python"), quick=0)
-        while not work.finished:
-            swap = work.item.swap
-            work.do(f"c correct {'b' if swap == (int(work.pair.id[1:]) % 2) else 'a'}")
-            work.do(f"c readable {last}")
-            work.do("a")
-    report = dw.agreement(dw.read_labels(tmp_path / "l.jsonl", PAIRS), resamples=50)
-    assert report.criteria["correct"].value == 1 and report.criteria["readable"].value < 0
-    assert any("'readable' is the least clear" in line for line in report.advice)
-
-
 @pytest.mark.parametrize("raters", (1, 2, 3, 7))
 def test_a_plan_is_balanced_and_covers_all(raters):
     plan = dw.plan_labelling(
-        PAIRS, raters, overlap=0.2 if raters > 1 else 0.0, repeats=0.1, gold={"p0": "chosen"}, priority={}, seed=4
+        PAIRS, raters, overlap=0.2 if raters > 1 else 0.0, repeats=0.1, gold={"p0": "chosen"}, seed=4
     )
     counts = plan.counts()
     sizes = [c.total() - c["again"] for c in counts.values()]
@@ -303,16 +241,6 @@ def test_a_plan_is_balanced_and_covers_all(raters):
 def test_sides_are_even_over_raters_and_pairs():
     swaps = [item.swap for r in range(20) for item in all_items(PAIRS, f"rater {r}")]
     assert abs(np.mean(swaps) - 0.5) < 0.05
-
-
-def test_active_order_asks_close_calls_first_but_keeps_a_random_share():
-    pairs = [dw.Pair(f"p{k}", f"q{k}", "a", "b", chosen_score=1.0, rejected_score=k / 100) for k in range(100)]
-    plan = dw.plan_labelling(pairs, ["ann"], overlap=0, repeats=0, seed=2)
-    items = plan.items["ann"]
-    active = [int(i.pair[1:]) for i in items if i.drawn == "active"]
-    assert active == sorted(active, reverse=True)
-    assert 8 <= sum(i.drawn == "random" for i in items) <= 35
-    assert all(i.drawn == "random" for i in dw.plan_labelling(pairs, ["ann"], overlap=0, priority={}).items["ann"])
 
 
 def test_a_plan_goes_to_a_file_and_back(tmp_path):
@@ -339,7 +267,7 @@ def test_a_wrong_plan_is_refused(more):
 def test_labels_of_other_pairs_are_counted_or_refused(tmp_path):
     study(tmp_path, {"ann": lambda k: "chosen"})
     labels = dw.read_labels(tmp_path / "l.jsonl", PAIRS[:10])
-    assert len(labels.votes) == 10 and labels.strangers == 50
+    assert len(labels.votes) == 10 and labels.unmatched == 50
     with pytest.raises(dw.WorkbenchError, match="belong to the pairs"):
         dw.read_labels(tmp_path / "l.jsonl", [dw.Pair("z", "z", "y", "x")])
     with pytest.raises(dw.WorkbenchError, match="must exist"):

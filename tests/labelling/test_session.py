@@ -45,14 +45,14 @@ def test_a_double_click_never_labels_the_next_item(tmp_path):
     assert work.do("a").startswith("Saved") and work.n_done == 2
 
 
-def test_strength_criteria_and_note_go_with_the_vote_and_not_to_the_next(tmp_path):
+def test_strength_and_note_go_with_the_vote_and_not_to_the_next(tmp_path):
     work = make(tmp_path)
-    work.do("3"), work.do("c corr a"), work.do("c Readable t"), work.do("n because of\tthe edge")
+    work.do("3"), work.do("n because of\tthe edge")
     work.do("b")
     (event,) = work.store.events.values()
     assert (event.choice, event.strength, event.note) == ("b", 3, "because of\tthe edge")
-    assert event.criteria == {"correct": "a", "readable": "tie"} and event.rubric == work.rubric.version
-    assert work.draft.strength is None and work.draft.criteria == {} and work.draft.note == ""
+    assert event.rubric == work.rubric.version
+    assert work.draft.strength is None and work.draft.note == ""
     work.do("u")
     assert work.draft.strength == 3 and work.draft.note == "because of\tthe edge"  # to be changed, not typed again
 
@@ -68,7 +68,7 @@ def test_a_strength_says_nothing_about_a_tie(tmp_path):
     [
         ("", "Not a command"), ("ab", "Not a command"), ("4", "Not a command"), ("g 99", "items 1 to 8"),
         ("g 0", "items 1"), ("x" * 10_000, "Not a command"),
-        ("<", "items 1 to 8"), ("/", "Write a word"), ("/nowhere", "No item"), ("c speed a", "Not a criterion"),
+        ("<", "items 1 to 8"), ("n", "Not a command"),
         ("r", "Nothing to redo"), ("u", "Nothing to undo"), ("<script>", "Not a command"),
     ],
 )  # fmt: skip
@@ -78,14 +78,10 @@ def test_what_cannot_be_done_changes_nothing(tmp_path, command, said):
     assert work.position == 0 and not work.store.events
 
 
-def test_moving_and_searching(tmp_path):
+def test_moving(tmp_path):
     work = make(tmp_path)
-    work.do(">"), work.do(">")
-    assert work.position == 2
-    work.do("/QUESTION 7")
-    assert work.position == 7
-    work.do("/question")
-    assert work.position == 0  # around the end
+    work.do(">"), work.do(">"), work.do("<")
+    assert work.position == 1
     work.do("g 5")
     assert "Item 5 of 8" in work.status()
 
@@ -94,14 +90,6 @@ def test_nothing_on_the_card_says_where_an_answer_came_from(tmp_path):
     work = make(tmp_path)
     shown = " ".join(view.card(work).values()) + view.text_card(work)
     assert not any(word in shown for word in ("reference", "own", "0.25", "1.00", "wrong_value", "chosen", "rejected"))
-
-
-def test_the_verifier_speaks_after_the_vote_and_only_where_wanted(tmp_path):
-    work = make(tmp_path, hints=True)
-    swap = work.item.swap
-    said = work.do("a")
-    assert said.endswith("A 0.25 (wrong_value), B 1.00." if swap else "A 1.00, B 0.25 (wrong_value).")
-    assert "verifier" not in make(tmp_path / "other").do("a")
 
 
 def test_all_done_is_said(tmp_path):
@@ -138,22 +126,21 @@ def test_the_box_takes_keys_at_once_and_words_with_enter(tmp_path):
     assert widget.session.position == 1  # not before Enter
     widget._enter(None)
     assert widget.session.position == 6 and widget.typed.value == ""
-    widget.typed.value = "question 3"
-    widget.find.click()
+    widget.typed.value = "4"
+    widget.go.click()
     assert widget.session.position == 3
-    widget.find.click()
-    assert "Write a word" in widget.parts["message"].value
+    widget.go.click()
+    assert "Not a command" in widget.parts["message"].value
 
 
 def test_what_is_set_on_the_widget_goes_with_the_vote(tmp_path):
     widget = dw.label(PAIRS, rubric="python", rater="ann", store=tmp_path / "l.jsonl")
     widget.session.quick = 0.0
     widget.strength.value, widget.note.value = 3, "edge"
-    widget.criteria["correct"].value = "b"
     widget.buttons["a"].click()
     (event,) = widget.session.labels.values()
-    assert (event.strength, event.note, event.criteria) == (3, "edge", {"correct": "b"})
-    assert widget.strength.value == 0 and widget.note.value == "" and widget.criteria["correct"].value == ""
+    assert (event.strength, event.note) == (3, "edge")
+    assert widget.strength.value == 0 and widget.note.value == ""
 
 
 def test_a_failure_in_a_callback_is_shown(tmp_path, monkeypatch):
@@ -213,22 +200,23 @@ def test_no_text_becomes_an_element(show_as):
     ]  # fmt: skip
     for payload in payloads:
         html = view.answer_html(payload, "other " + payload[::-1], show_as, payload, lambda p, q: q)
-        Looks().feed(html + view.folded(payload))
+        Looks().feed(html + view.box(view.escape(payload)))
     assert Looks.found <= allowed
 
 
-def test_json_is_a_table_and_a_difference_is_marked():
-    html = view.answer_html('{"items": [["pen", 2], ["ink", 3]], "total": 5}', "{}", "json")
-    assert html.count("<tr>") == 5 and ">pen<" in html and "2 rows" in html
-    assert "Not JSON" in view.answer_html("{broken", "{}", "json")
+def test_a_difference_is_marked_and_json_is_indented():
     marked = view.marked("the cat sat", "the dog sat")
     assert marked.count("<mark") == 1 and ">cat</mark>" in marked
+    html = view.answer_html('{"total": 5, "items": ["pen"]}', '{"items":["pen"],"total":5}', "json")
+    assert "\n  &quot;total&quot;" in html and "Not valid JSON" not in html
+    assert "Not valid JSON" in view.answer_html("{broken", "{}", "json")
+    assert "Not valid JSON" in view.answer_html("[" * 100_000, "{}", "json")
 
 
-def test_a_long_answer_folds():
-    html = view.marked("word " * 2000, "word " * 1999 + "end ")
-    assert "<details>" in html and "10,000 characters" in html
-    assert len(view.folded("x" * 10_000_000)) < 60_000
+def test_a_long_answer_scrolls():
+    html = view.answer_html("word " * 2000, "word " * 1999 + "end ", "text")
+    assert "overflow: auto" in html and "<mark" not in html
+    assert len(view.answer_html("x" * 10_000_000, "y", "text")) < 60_000
 
 
 def test_a_query_comes_with_its_result():
@@ -236,7 +224,7 @@ def test_a_query_comes_with_its_result():
     example = task.dev[0]
     results = dw.sql_results(task)
     shown = view.answer_html(example.reference, "SELECT 1", "sql", example.prompt, results)
-    assert "Its result" in shown
+    assert "Result:" in shown
     assert "unknown_name" not in results(example.prompt, example.reference)
     assert "no database" in results("another prompt", "SELECT 1")
     assert results(example.prompt, "SELECT x FROM nowhere").startswith("unknown_name")
@@ -245,9 +233,8 @@ def test_a_query_comes_with_its_result():
 
 @pytest.mark.parametrize("name", ("receipts", "python", "science", "briefs", "sql"))
 def test_each_domain_has_a_rubric(name):
-    rubric = Rubric.load(name)
-    assert len(rubric.criteria) == 3 and all(set(c.anchors) == {"strong", "weak", "failing"} for c in rubric.criteria)
-    assert any(c.examples for c in rubric.criteria)
+    text = repr(Rubric.load(name))
+    assert all(text.count(f"  {grade}: ") == 3 for grade in ("strong", "weak", "failing")) and "For example" in text
 
 
 def test_the_version_follows_what_the_rubric_says(tmp_path):
@@ -262,7 +249,6 @@ def test_the_version_follows_what_the_rubric_says(tmp_path):
     "text",
     [
         "- a", "question: 3", "question: Which?\nmore: 1", "question: Which?\ncriteria: [{name: x}]", "question: [",
-        "question: Which?\ncriteria: [{name: x, description: d}, {name: X, description: d}]",
         "question: Which?\nshow_as: pdf", "question: Which?\ncriteria: [{name: x, description: d, anchors: [1]}]",
         "question: !!python/object/apply:os.system ['true']",
     ],
@@ -274,7 +260,7 @@ def test_a_broken_rubric_says_what_is_wrong(tmp_path, text):
 
 
 def test_wrong_beginnings(tmp_path):
-    with pytest.raises(dw.WorkbenchError, match="Templates: briefs"):
+    with pytest.raises(dw.WorkbenchError, match=r"template \(briefs, python"):
         dw.label(PAIRS, rubric="nope", rater="ann", store=tmp_path / "l.jsonl")
     with pytest.raises(dw.WorkbenchError, match="rater"):
         dw.label(PAIRS, rater=" ", store=tmp_path / "l.jsonl")

@@ -1,4 +1,4 @@
-"""`branch`: one beginning, a better ending of the model's own, and pairs that take it first."""
+"""`branch`: the same beginning with a better ending by the model, and pairs that prefer it."""
 
 import os
 
@@ -11,7 +11,7 @@ from dpo_workbench.tasks.task import Score, Task
 
 
 def half(example, answer: str) -> Score:
-    """An answer passes if its length is even: another ending often mends it."""
+    """An answer passes if its length is even: another ending often fixes it."""
     return Score(1.0) if len(answer) % 2 == 0 else Score(0.25, "odd")
 
 
@@ -30,13 +30,13 @@ def test_better_endings_of_failed_answers(found, branched) -> None:
     plain = [s for _, samples in found.rows for s in samples]
     seen = [s for _, samples in branched.rows for s in samples]
     assert [(s.text, s.failure) for s in seen] == [(s.text, s.failure) for s in plain]
-    mended = [s for s in seen if s.better]
-    assert len(mended) > 2 and {s.failure for s in mended} == {"odd"}
-    for s in mended:
+    fixed = [s for s in seen if s.better]
+    assert len(fixed) > 2 and {s.failure for s in fixed} == {"odd"}
+    for s in fixed:
         assert s.better.finished and s.better.failure is None and s.better.value == 1.0
-    shared = [len(os.path.commonprefix([s.text, s.better.text])) / len(s.text) for s in mended]
+    shared = [len(os.path.commonprefix([s.text, s.better.text])) / len(s.text) for s in fixed]
     assert sorted(shared)[len(shared) // 2] > 0.3  # most begin alike; two samples from scratch do not
-    assert sum(s.failure == "odd" for s in seen) >= len(mended)
+    assert sum(s.failure == "odd" for s in seen) >= len(fixed)
     assert branched.settings["branch"]["classes"] == ["odd"] and "branch" not in found.settings
 
 
@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_endings(tiny, found, branched) -> None:
     assert branch(tiny, found, ("odd",), seed=9, show=False).rows != branched.rows
 
 
-def test_at_most_so_many_a_prompt(tiny, found) -> None:
+def test_at_most_per_prompt_samples_of_each_prompt(tiny, found) -> None:
     one = branch(tiny, found, ("odd",), per_prompt=1, show=False)
     assert max(sum(s.better is not None for s in samples) for _, samples in one.rows) == 1
 
@@ -58,11 +58,11 @@ def test_pairs_take_better_endings_first_and_survive_the_disk(branched, tmp_path
     assert len(pairs) == 3 and all(p.chosen == endings[p.rejected] and p.chosen_from == "own" for p in pairs)
 
 
-def test_nothing_to_branch_and_no_class(tiny, found) -> None:
-    for mend in (lambda c: branch(tiny, found, c, show=False), lambda c: found.pairs(classes=c)):
+def test_missing_and_unknown_classes_are_refused(tiny, found) -> None:
+    for call in (lambda c: branch(tiny, found, c, show=False), lambda c: found.pairs(classes=c)):
         with pytest.raises(WorkbenchError, match="must be among those that were found: .*odd.* Got no such class"):
-            mend(("no such class",))
-    with pytest.raises(WorkbenchError, match="must know what to mend"):
+            call(("no such class",))
+    with pytest.raises(WorkbenchError, match="must know what to fix"):
         branch(tiny, found, (), show=False)
     with pytest.raises(WorkbenchError, match="must be a list. Got the text 'odd'"):
         branch(tiny, found, "odd", show=False)

@@ -1,4 +1,4 @@
-"""`mine`: samples with scores, what it refuses, and what comes of a task that always or never passes."""
+"""`mine`: scored samples, bad input, and tasks that always or never pass."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ import pytest
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.mining.sample import Found, Sample, mine
 from dpo_workbench.models.generation import generate
-from dpo_workbench.studies.demo import common_failures, right_and_wrong
+from dpo_workbench.studies.study import common_failures, right_and_wrong
 from dpo_workbench.tasks.task import Score, Task
 
 
@@ -120,12 +120,12 @@ def test_empty_split_is_refused(tiny, toy_task) -> None:
         mine(tiny, toy_task.train[:0], 2, show=False)
 
 
-def test_a_task_that_always_passes_leaves_nothing_to_mend(tiny, toy_task, monkeypatch) -> None:
+def test_a_task_that_always_passes_leaves_nothing_to_fix(tiny, toy_task, monkeypatch) -> None:
     task = judged(toy_task, lambda e, a: Score(1.0))
     monkeypatch.setattr(task, "score", lambda e, a, finished=True: Score(1.0))
     found = mine(tiny, task.train, 2, show=False)
-    assert found.headroom().advice == "nothing to mend" and not found.failures
-    with pytest.raises(WorkbenchError, match="every sample passed, so there is nothing to mend"):
+    assert found.headroom().advice == "nothing to fix" and not found.failures
+    with pytest.raises(WorkbenchError, match="every sample passed, so there is nothing to fix"):
         found.pairs()
 
 

@@ -1,7 +1,7 @@
-"""Tiny models of other architectures answer as transformers' own `generate`, and train on their own log-probabilities.
+"""Tiny models of many architectures: they generate what transformers' own `generate` does, and they train.
 
-What they differ in: sliding windows, capped scores, sinks, heads with a bias, a scale or a cap, attention of their own,
-recurrent layers, compressed keys, positions that no one else has.
+They differ in sliding windows, capped scores, attention sinks, output heads with a bias, a scale or a cap, recurrent
+layers, compressed keys, and positions.
 """
 
 import pytest
@@ -10,11 +10,12 @@ import transformers as hf
 from transformers import AutoModelForCausalLM
 
 import dpo_workbench as dw
-from dpo_workbench.models import generation
 from dpo_workbench.models.generation import generate
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.reference import prove_packing, reference_logps
-from dpo_workbench.training.tokens import tokenise
+from dpo_workbench.training.reference import choose_packing, reference_logps
+from dpo_workbench.training.tokens import tokenize
+
+pytestmark = pytest.mark.slow
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0,
@@ -32,19 +33,20 @@ LATENT = {
     "first_k_dense_replace": 1, "moe_intermediate_size": 16,
 }  # fmt: skip
 LOCAL = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 16}
-MODELS = {  # configuration, and how it is read
-    "mistral": (hf.MistralConfig, WINDOW, "copies"),
-    "gemma2": (hf.Gemma2Config, HEADS | WINDOW | {"query_pre_attn_scalar": 8}, "copies"),
-    "gpt_oss": (hf.GptOssConfig, HEADS | WINDOW | MOE, "copies"),
-    "phi": (hf.PhiConfig, {}, "fronts"),
-    "cohere": (hf.CohereConfig, {"logit_scale": 0.25}, "fronts"),
-    "gpt2": (hf.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4}, "fronts"),
-    "nemotron": (hf.NemotronConfig, HEADS, "copies"),
-    "deepseek_v3": (hf.DeepseekV3Config, LATENT, "padded"),
-    "qwen3_5": (hf.Qwen3_5TextConfig, HEADS | LINEAR, "padded"),
-    "mamba2": (hf.Mamba2Config, {"head_dim": 8, "num_heads": 8, "n_groups": 1, "state_size": 8}, "padded"),
-    "bloom": (hf.BloomConfig, {"n_layer": 2, "n_head": 4}, "padded"),
-    "gpt_neo": (hf.GPTNeoConfig, LOCAL, "padded"),
+MODELS = {  # configuration, and whether its rows can be packed on a CPU
+    "mistral": (hf.MistralConfig, WINDOW, False),  # the rows below are longer than its window
+    "gemma2": (hf.Gemma2Config, HEADS | WINDOW | {"query_pre_attn_scalar": 8}, False),
+    "gpt_oss": (hf.GptOssConfig, HEADS | WINDOW | MOE, False),
+    "phi": (hf.PhiConfig, {}, True),
+    "cohere": (hf.CohereConfig, {"logit_scale": 0.25}, True),
+    "granite": (hf.GraniteConfig, {"logits_scaling": 4.0}, True),
+    "gpt2": (hf.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4}, True),
+    "nemotron": (hf.NemotronConfig, HEADS, True),
+    "deepseek_v3": (hf.DeepseekV3Config, LATENT, True),
+    "qwen3_5": (hf.Qwen3_5TextConfig, HEADS | LINEAR, False),
+    "mamba2": (hf.Mamba2Config, {"head_dim": 8, "num_heads": 8, "n_groups": 1, "state_size": 8}, False),
+    "bloom": (hf.BloomConfig, {"n_layer": 2, "n_head": 4}, False),
+    "gpt_neo": (hf.GPTNeoConfig, LOCAL, False),
 }
 PROMPTS = ["ab cd " * 12, "the answer to the question is yes: 12", "no"]
 
@@ -68,7 +70,7 @@ def pair(request, tiny, tmp_path):
 
 
 def test_answers_are_those_of_transformers(pair) -> None:
-    name, model, theirs = pair
+    _, model, theirs = pair
     drawn = []
     for prompt in PROMPTS:
         ids = torch.tensor([model.prompt_ids(prompt)])
@@ -76,7 +78,6 @@ def test_answers_are_those_of_transformers(pair) -> None:
         drawn.append(theirs.generate(input_ids=ids, **settings)[0, ids.shape[1] :].tolist())
     want = model.tokenizer.batch_decode(drawn, skip_special_tokens=True)
     assert [a.text for (a,) in generate(model, PROMPTS, max_new_tokens=24)] == want
-    assert generation._reading(model) == MODELS[name][2]
     several = generate(model, PROMPTS, samples=2, temperature=1e-6, max_new_tokens=24)
     assert [[a.text for a in answers] for answers in several] == [[text] * 2 for text in want]
     begun = [tokens[:k] for k, tokens in enumerate(drawn)]
@@ -86,10 +87,12 @@ def test_answers_are_those_of_transformers(pair) -> None:
 
 
 def test_log_probabilities_are_the_models_own(pair, capsys) -> None:
-    _, model, theirs = pair
+    name, model, theirs = pair
     texts = [(f"q{k}", p, ("yes: 12 and more", "no, the question " * (k + 1))) for k, p in enumerate(PROMPTS)]
-    rows = tokenise(model, texts, 1024)
-    config = prove_packing(model, rows, TrainConfig(batch_size=2))
+    rows = tokenize(model, texts, 1024)
+    config = choose_packing(model, rows, TrainConfig(batch_size=2))
+    assert config.packing == MODELS[name][2]
+    assert ("cannot take packed rows" in capsys.readouterr().out) != config.packing
     found = reference_logps(model, rows, config, None)
     for row in rows:
         for answer, value in zip(row.answer_ids, found[row.id], strict=True):

@@ -1,4 +1,4 @@
-"""Generation: transformers' own greedy answers, reproducible samples, rows that leave the batch, and merged weights."""
+"""Generation: transformers' own greedy answers, samples with the model's probabilities, and base weights unharmed."""
 
 from collections import Counter
 
@@ -6,20 +6,11 @@ import pytest
 import torch
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.models import adapter as lora
 from dpo_workbench.models import generation
-from dpo_workbench.models.adapter import merged_weights
-from dpo_workbench.models.attention import Front
-from dpo_workbench.models.generation import generate
-from dpo_workbench.models.guesses import guesses
+from dpo_workbench.models.generation import Sampler, generate
 
 PROMPTS = ["ab", "the answer to the question is yes: 12", *(f"question {k} {'and more ' * (k % 4)}" for k in range(9))]
-
-
-@pytest.fixture
-def tiny(tiny):
-    """How it can be read is found out before passes are counted."""
-    assert generation._reading(tiny) == generation.FRONTS
-    return tiny
 
 
 def theirs(model, prompt: str, limit: int) -> tuple[str, int, bool]:
@@ -30,19 +21,36 @@ def theirs(model, prompt: str, limit: int) -> tuple[str, int, bool]:
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=limit
         )
     new = out[0, ids.shape[1] :].tolist()
-    ended = new[-1] == model.tokenizer.eos_token_id
-    return model.tokenizer.decode(new, skip_special_tokens=True), len(new), ended
+    ended = new[-1] in model.stop_ids
+    return model.tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=True), len(new), ended
+
+
+def plain(answers) -> list[tuple[str, int, bool]]:
+    return [(a.text, a.n_tokens, a.finished) for (a,) in answers]
+
+
+@pytest.fixture
+def batches(monkeypatch) -> list[int]:
+    """The number of answers in each forward pass of the network."""
+    sizes: list[int] = []
+    honest = Sampler.__call__
+
+    def counted(self, logits, drawn):
+        sizes.append(len(logits))
+        return honest(self, logits, drawn)
+
+    monkeypatch.setattr(Sampler, "__call__", counted)
+    return sizes
 
 
 @pytest.mark.parametrize("handle", ["tiny", "moved"])
-@pytest.mark.parametrize("rows", [1, 3, 64])
-def test_greedy_equals_transformers(request, handle: str, rows: int) -> None:
+def test_greedy_equals_transformers(request, handle: str) -> None:
     model = request.getfixturevalue(handle)
-    got = generate(model, PROMPTS, max_new_tokens=24, rows=rows)
     want = [theirs(model, p, 24) for p in PROMPTS]
-    assert [(a.text, a.n_tokens, a.finished) for (a,) in got] == want
-    lengths = {a.n_tokens for (a,) in got}
-    assert len(lengths) > 3, "rows must end at different places for this test to say something"
+    for rows in (1, 3, 64):
+        assert plain(generate(model, PROMPTS, max_new_tokens=24, rows=rows)) == want
+    lengths = {n for _, n, _ in want}
+    assert len(lengths) > 3, "the answers must end at different places for this test to mean something"
 
 
 def test_some_answers_end_and_some_are_cut(tiny) -> None:
@@ -52,136 +60,35 @@ def test_some_answers_end_and_some_are_cut(tiny) -> None:
     assert "<|end|>" not in "".join(a.text for a in answers)
 
 
-def test_rows_that_ended_leave_the_batch(tiny, monkeypatch) -> None:
-    sizes, step = [], generation._next
-    monkeypatch.setattr(
-        generation, "_next", lambda network, ids, *rest: sizes.append(len(ids)) or step(network, ids, *rest)
-    )
-    dropped = generate(tiny, PROMPTS, max_new_tokens=24)
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 2 and sizes[0] > len(PROMPTS) / 2
-    assert dropped == generate(tiny, PROMPTS, max_new_tokens=24, rows=1)
+def test_finished_answers_leave_the_batch_and_change_no_other(tiny, monkeypatch, batches) -> None:
+    left = {}
+    for every in (1, 5, 1000):
+        monkeypatch.setattr(generation, "CHECK_EVERY", every)
+        batches.clear()
+        left[every] = generate(tiny, PROMPTS, max_new_tokens=40)
+        assert batches[0] == len(PROMPTS) and batches == sorted(batches, reverse=True)
+        assert (batches[-1] < len(PROMPTS)) == (every < 1000)  # at 1000 no one leaves: the negative control
+    assert left[1] == left[5] == left[1000]
 
 
-def test_unwritten_memory_is_not_seen(moved, monkeypatch) -> None:
-    """What lies in the buffers beyond a row's own tokens must not reach an answer."""
-    want = generate(moved, PROMPTS, max_new_tokens=24)
-    zeros = torch.Tensor.new_zeros
-    monkeypatch.setattr(torch.Tensor, "new_zeros", lambda x, *shape: zeros(x, *shape).fill_(50))
-    assert generate(moved, PROMPTS, max_new_tokens=24) == want
-    assert (torch.ones(1).new_zeros(2) == 50).all()  # the trap was set
+def test_generation_stops_when_every_answer_has_finished(tiny, monkeypatch, batches) -> None:
+    monkeypatch.setattr(generation, "CHECK_EVERY", 1)
+    answers = generate(tiny, PROMPTS, max_new_tokens=24)
+    ends = [p for p, (answer,) in zip(PROMPTS, answers, strict=True) if answer.finished and answer.n_tokens < 20]
+    batches.clear()
+    generate(tiny, ends, max_new_tokens=1000)
+    assert ends and len(batches) < 30
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3, 12])
-def test_guesses_change_no_answer_and_save_passes(tiny, monkeypatch, ahead: int) -> None:
-    """Rows that repeat themselves: with guesses the same answers come in fewer passes, one token at a time in none."""
-    passes, step = [], generation._next
-    monkeypatch.setattr(generation, "_next", lambda *args: passes.append(1) or step(*args))
-    monkeypatch.setattr(generation, "AHEAD", 0)
-    prompts = [p + " ab ab ab ab" for p in PROMPTS]
-    want = generate(tiny, prompts, max_new_tokens=40)
-    alone = len(passes)
-    passes.clear()
-    monkeypatch.setattr(generation, "AHEAD", ahead)
-    assert generate(tiny, prompts, max_new_tokens=40) == want
-    assert len(passes) < alone if ahead else len(passes) == alone
-
-
-def test_sampled_guesses_keep_the_distribution(tiny) -> None:
-    """The second and third token of many samples, drawn with guesses and without, in total variation."""
-
-    def drawn(seed: int, penalty: float) -> Counter[str]:  # a penalty other than 1, however small, forbids guesses
-        (answers,) = generate(
-            tiny, ["ab ab"], samples=6000, temperature=0.5, max_new_tokens=3, rows=6000, seed=seed,
-            repetition_penalty=penalty,
-        )  # fmt: skip
-        return Counter(a.text for a in answers)
-
-    def distance(one: Counter[str], other: Counter[str]) -> float:
-        return sum(abs(one[k] - other[k]) for k in {*one, *other}) / 12000
-
-    alone = drawn(0, 1.0 + 1e-9)
-    assert distance(drawn(1, 1.0), alone) < 1.25 * distance(drawn(2, 1.0 + 1e-9), alone)
-
-
-TEXT = torch.tensor([[1, 2, 3, 9, 2, 3, 8, 1, 2, 3, 0, 0, 0], [5, 7, 5, 6, 5, 0, 0, 0, 0, 0, 0, 0, 0]])
-LENGTHS, YES = torch.tensor([10, 5]), torch.tensor([True, True])
-
-
-def test_a_guess_is_what_followed_the_longest_and_latest_match() -> None:
-    none, aim = TEXT[:, :1] * 0, torch.tensor([0, 0])
-    assert guesses(TEXT, LENGTHS, 2, none, aim, YES)[:, 0].tolist() == [[9, 2], [6, 5]]
-    assert guesses(TEXT, LENGTHS, 1, none, aim, YES)[:, 0].tolist() == [[9], [6]]
-
-
-def test_a_guess_from_the_hint_is_the_longest_match_and_the_nearest_to_where_the_answer_is() -> None:
-    hint = torch.tensor([[4, 2, 3, 6, 1, 2, 0, 0], [7, 5, 4, 4, 7, 5, 2, 2]])  # shorter than the text's match; as long
-    for near, want in ((1, [4, 4]), (5, [2, 2])):
-        found = guesses(TEXT, LENGTHS, 2, hint, torch.tensor([near, near]), YES)
-        assert found.tolist() == [[[9, 2], [9, 2], [6, 1]], [want, [6, 5], want]]  # taken, of the text, of the hint
-    found = guesses(TEXT, LENGTHS, 2, hint, torch.tensor([1, 1]), ~YES)
-    assert found[:, 0].tolist() == [[9, 2], [6, 5]]  # of two as long, the one that is trusted
-
-
-@pytest.mark.parametrize("rows", [6, 64])
-@pytest.mark.parametrize("temperature", [1e-5, 1.0])
-def test_samples_that_share_their_prompt_are_those_of_copied_prompts(tiny, monkeypatch, rows, temperature) -> None:
-    """Keys and values of a prompt kept once for its samples, or once for each: the same answers."""
-    fronts, step = [], generation._next
-    monkeypatch.setattr(generation, "_next", lambda *args: fronts.append(args[-1]) or step(*args))
-    reads, read = Counter(), Front.read
-    monkeypatch.setattr(Front, "read", lambda front, *args: reads.update([id(front)]) or read(front, *args))
-    begun = [tiny.answer_ids("no ab yes")[: k % 4] for k in range(len(PROMPTS))]
-    settings = {"samples": 3, "temperature": temperature, "max_new_tokens": 24, "rows": rows, "begun": begun}
-    shared = generate(tiny, PROMPTS, **settings)
-    layers = tiny.network.config.num_hidden_layers
-    assert all(reads[id(front)] >= layers for some in fronts for front in some) and all(fronts)
-    fronts.clear()
-    monkeypatch.setattr(generation, "_reading", lambda model: generation.COPIES)
-    assert generate(tiny, PROMPTS, **settings) == shared
-    assert not any(fronts)
-    assert len({a.n_tokens for answers in shared for a in answers}) > 3  # rows left the batch at different places
-
-
-@pytest.mark.parametrize("samples", [1, 2])
-def test_drafts_change_no_answer_and_save_passes(tiny, monkeypatch, samples: int) -> None:
-    """Right drafts, drafts of other prompts, and none: the same answers, in fewer passes where they are right."""
-    passes, step = [], generation._next
-    monkeypatch.setattr(generation, "_next", lambda *args: passes.append(1) or step(*args))
-    settings = {"max_new_tokens": 40, "samples": samples, "temperature": 1e-5 if samples > 1 else 0.0}
-    want = generate(tiny, PROMPTS, **settings)
-    alone = len(passes)
-    texts = [answers[0].text for answers in want]
-    for drafts, fewer in ((texts, True), (texts[::-1], False), ([""] * len(texts), False)):
-        passes.clear()
-        assert generate(tiny, PROMPTS, **settings, drafts=drafts) == want
-        assert not fewer or len(passes) < 0.8 * alone  # these answers are not of whole characters, nor the drafts
-
-
-def test_a_draft_that_ends_where_the_answer_goes_round_does_not_slow_it_down(tiny, monkeypatch) -> None:
-    """Once the answer repeats itself, its own text is the better guide: the one that was right last is followed."""
-    one, two = 40, 41
-    following = torch.arange(len(tiny.tokenizer))
-    following[one], following[two] = two, one  # a model that says two tokens in turn, for ever
-    monkeypatch.setattr(type(tiny), "answer_ids", lambda model, text: [one, two] * 8 + [42, 43])
-    passes = []
-
-    def forward(network, tokens, positions, mask, cache, places, **kwargs) -> torch.Tensor:
-        for layer in cache.layers:
-            layer.update(*[torch.zeros(*tokens.shape, 1)[:, None]] * 2)
-        passes.append(1)
-        return torch.nn.functional.one_hot(following[tokens[:, places]], len(following)).float()
-
-    monkeypatch.setattr(generation, "_forward", forward)
-    (want,) = generate(tiny, ["ab"], max_new_tokens=200, begun=[[one]])
-    alone = len(passes)
-    passes.clear()
-    assert generate(tiny, ["ab"], max_new_tokens=200, begun=[[one]], drafts=["both, and then others"]) == [want]
-    assert len(passes) <= alone + 3 < 80  # one pass a token would be 199
+def test_results_come_in_the_order_of_prompts(tiny) -> None:
+    forward = generate(tiny, PROMPTS, max_new_tokens=12)
+    assert forward[::-1] == generate(tiny, PROMPTS[::-1], max_new_tokens=12)
+    assert [generate(tiny, [p], max_new_tokens=12)[0] for p in PROMPTS] == forward
 
 
 def test_samples_follow_the_seed(tiny) -> None:
-    def draw(seed: int, prompts=PROMPTS[:4]):
-        return generate(tiny, prompts, samples=3, temperature=1.0, max_new_tokens=16, seed=seed)
+    def draw(seed: int):
+        return generate(tiny, PROMPTS[:4], samples=3, temperature=1.0, max_new_tokens=16, seed=seed)
 
     one = draw(1)
     assert [len(answers) for answers in one] == [3] * 4
@@ -193,52 +100,93 @@ def test_samples_follow_the_seed(tiny) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_samples_have_the_models_probabilities(tiny) -> None:
-    """The first tokens of 4000 samples against softmax(logits / T), in total variation."""
+def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float, int]:
+    """Pearson's statistic and its degrees of freedom; tokens that are expected fewer than 5 times count as one."""
+    expected = probabilities * counts.sum()
+    rare = expected < 5
+    counts, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (counts, expected))
+    keep = expected > 0
+    return float(((counts - expected)[keep] ** 2 / expected[keep]).sum()), int(keep.sum()) - 1
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_tokens_are_drawn_with_the_models_probabilities(temperature: float) -> None:
+    """20,000 draws from eight logits. By chance the statistic is above its mean plus 4.5 deviations in 1 of 10,000."""
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0, -1e9]).repeat(20_000, 1)
+    sampler = Sampler(temperature, 1.0, torch.Generator().manual_seed(3))
+    counts = torch.bincount(sampler(logits, torch.zeros(20_000, 0, dtype=torch.long)), minlength=8).double()
+    right, df = chi_square(counts, (logits[0].double() / temperature).softmax(0))
+    assert right < df + 4.5 * (2 * df) ** 0.5
+    assert counts[-1] == 0  # a token of probability 0
+    wrong, df = chi_square(counts, (logits[0].double() / temperature / 1.1).softmax(0))
+    assert wrong > df + 4.5 * (2 * df) ** 0.5  # negative control: a temperature that is 10 % off
+
+
+@pytest.mark.parametrize("way", ["own loop", "transformers"])
+def test_second_tokens_of_samples_follow_their_first(tiny, monkeypatch, way: str) -> None:
+    """The pairs of tokens that 3,000 samples begin with, against p(first) p(second | first) from two passes."""
+    if way == "transformers":
+        monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
+    drawn = []
+    monkeypatch.setattr(generation, "_answer", lambda model, tokens: drawn.append(tuple(tokens)))
+    generate(tiny, ["ab"], samples=3000, temperature=0.7, max_new_tokens=2, rows=3000, seed=5)
+    prompt = tiny.prompt_ids("ab")
     with tiny.active() as network, torch.no_grad():
-        logits = network(torch.tensor([tiny.prompt_ids("ab")])).logits[0, -1]
-    want = (logits / 1.5).softmax(0)
-    (answers,) = generate(tiny, ["ab"], samples=4000, temperature=1.5, max_new_tokens=1, rows=4000)
-    texts = [tiny.tokenizer.decode([i], skip_special_tokens=True) for i in range(len(want))]
-    got, expected = {}, {}
-    for text, p in zip(texts, want.tolist(), strict=True):
-        expected[text] = expected.get(text, 0.0) + p
-    for a in answers:
-        got[a.text] = got.get(a.text, 0.0) + 1 / len(answers)
-    distance = sum(abs(expected.get(k, 0) - got.get(k, 0)) for k in {*expected, *got}) / 2
-    assert distance < 0.15
-    flat = sum(abs(1 / len(expected) - got.get(k, 0)) for k in expected) / 2
-    assert flat > 0.3  # negative control: a uniform draw would be found out
+        first = (network(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(0)
+        likely = first.topk(12).indices.tolist()
+        ids = torch.tensor([[*prompt, token] for token in likely])
+        second = (network(ids).logits[:, -1] / 0.7).softmax(-1)
+    counts = Counter(drawn)
+    pairs = [(a, b) for a in likely if a not in tiny.stop_ids for b in range(second.shape[1])]
+    seen = torch.tensor([counts[pair] for pair in pairs]).double()
+    want = torch.tensor([float(first[a] * second[likely.index(a), b]) for a, b in pairs]).double()
+    rest = torch.tensor([len(drawn) - seen.sum()]), torch.tensor([1 - want.sum()])
+    statistic, df = chi_square(torch.cat([seen, rest[0]]), torch.cat([want, rest[1]]))
+    assert df > 10 and statistic < df + 4.5 * (2 * df) ** 0.5
 
 
-def test_results_come_in_the_order_of_prompts(tiny) -> None:
-    forward = generate(tiny, PROMPTS, max_new_tokens=12)
-    assert forward[::-1] == generate(tiny, PROMPTS[::-1], max_new_tokens=12)
-    assert [generate(tiny, [p], max_new_tokens=12)[0] for p in PROMPTS] == forward
-
-
-def test_a_begun_answer_goes_on_as_it_would_have(tiny) -> None:
-    """Greedy answers cut anywhere and taken up again are the same answers: text, length and limit."""
+def test_an_answer_that_is_begun_continues_as_it_would_have(tiny) -> None:
+    """Greedy answers cut anywhere and continued are the same answers: text, length and limit."""
     whole = [a for (a,) in generate(tiny, PROMPTS, max_new_tokens=24)]
     ids = [tiny.tokenizer(a.text, add_special_tokens=False)["input_ids"] for a in whole]
     same = [k for k, (a, i) in enumerate(zip(whole, ids, strict=True)) if len(i) + a.finished == a.n_tokens]
-    assert len(same) > 1  # answers whose text is cut into the tokens that were drawn
+    assert len(same) > 1  # answers whose text is tokenized into the tokens that were drawn
     for share in (0.3, 0.8):
         begun = [ids[k][: int(share * len(ids[k]))] for k in same]
         again = generate(tiny, [PROMPTS[k] for k in same], begun=begun, max_new_tokens=24)
         assert [a for (a,) in again] == [whole[k] for k in same]
 
 
-@pytest.mark.parametrize("reading", ["padded", "alone"])
+def test_begun_answers_may_fill_the_limit(tiny) -> None:
+    ids = tiny.answer_ids("no ab yes")[:-1]
+    (full,), (longer,) = generate(tiny, ["ab", "cd"], begun=[ids, ids[:1]], max_new_tokens=len(ids))
+    assert (full.text, full.n_tokens, full.finished) == ("no ab yes", len(ids), False)
+    assert longer.n_tokens <= len(ids)
+
+
+def test_stop_tokens_of_the_generation_settings_end_an_answer(tiny) -> None:
+    """Some models end a turn with another token than their tokenizer's end token."""
+    (before,) = generate(tiny, ["ab"], max_new_tokens=24)[0]
+    drawn = tiny.tokenizer(before.text, add_special_tokens=False)["input_ids"]
+    other = drawn[2]
+    assert not (drawn[:2].count(other))
+    tiny.network.generation_config.eos_token_id = [tiny.tokenizer.eos_token_id, other]
+    (after,) = generate(tiny, ["ab"], max_new_tokens=24)[0]
+    assert (after.text, after.n_tokens, after.finished) == (tiny.tokenizer.decode(drawn[:2]), 3, True)
+    assert plain(generate(tiny, PROMPTS, max_new_tokens=24)) == [theirs(tiny, p, 24) for p in PROMPTS]
+    tiny.network.generation_config.eos_token_id = other  # one number; the tokenizer's own token still counts
+    assert tiny.stop_ids == sorted({tiny.tokenizer.eos_token_id, other})
+
+
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_generate_of_transformers_gives_the_same_answers(tiny, monkeypatch, reading: str, penalty: float) -> None:
-    """The way for models that cannot be read otherwise: limits, begun answers, penalty and seeds as here."""
+def test_transformers_generate_gives_the_same_answers(tiny, monkeypatch, penalty: float) -> None:
+    """The way for models that the own loop cannot run: limits, begun answers, penalty and seeds mean the same."""
     begun = [tiny.answer_ids("no ab yes")[: k % 4] for k in range(len(PROMPTS))]
     settings = {"max_new_tokens": 24, "begun": begun, "repetition_penalty": penalty}
     want = generate(tiny, PROMPTS, **settings)
+    monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
+    monkeypatch.setattr(generation, "_decode", None)
     counts: list[int] = []
-    monkeypatch.setattr(generation, "_reading", lambda model: reading)
-    monkeypatch.setattr(generation, "_batch", None)
     assert generate(tiny, PROMPTS, **settings, on_answers=counts.append) == want
     assert sum(counts) == len(PROMPTS)
     before = torch.get_rng_state()
@@ -247,14 +195,96 @@ def test_generate_of_transformers_gives_the_same_answers(tiny, monkeypatch, read
     assert torch.equal(before, torch.get_rng_state())  # the global generator is as it was
 
 
-def test_repetition_penalty_forbids_what_was_said(tiny) -> None:
-    (plain,), (without) = (
-        generate(tiny, ["ab"], max_new_tokens=20)[0],
-        generate(tiny, ["ab"], max_new_tokens=20, repetition_penalty=1e9)[0],
-    )
-    ids = tiny.tokenizer(without[0].text, add_special_tokens=False)["input_ids"]
-    assert plain.text != without[0].text or len(set(ids)) == len(ids)
-    assert len(set(ids)) >= 0.8 * len(ids)  # text can be cut into other tokens than were drawn
+@pytest.mark.parametrize("way", ["own loop", "transformers"])
+def test_sampling_settings_of_the_model_do_not_count(tiny, monkeypatch, way: str) -> None:
+    """Many models ship top_k, top_p and a penalty. Samples follow the arguments of `generate` alone."""
+    if way == "transformers":
+        monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
+    settings = {"samples": 60, "temperature": 1.5, "max_new_tokens": 3}
+    want = generate(tiny, ["ab"], **settings)
+    assert len({a.text for a in want[0]}) > 20
+    own = tiny.network.generation_config
+    own.top_k, own.top_p, own.repetition_penalty, own.min_new_tokens = 1, 0.1, 5.0, 2
+    assert generate(tiny, ["ab"], **settings) == want
+    assert tiny.network.generation_config is own and own.top_k == 1  # and they are left as they were
+
+
+def test_repetition_penalty_forbids_what_was_said(tiny, monkeypatch) -> None:
+    drawn: list[list[int]] = []
+    monkeypatch.setattr(generation, "_answer", lambda model, tokens: drawn.append(tokens))
+    for penalty, repeats in ((1e9, False), (1.0, True)):
+        drawn.clear()
+        generate(tiny, PROMPTS, max_new_tokens=20, repetition_penalty=penalty)
+        assert any(len(set(tokens)) < len(tokens) for tokens in drawn) == repeats
+
+
+@pytest.mark.parametrize("way", ["own loop", "transformers"])
+def test_repetition_penalty_counts_the_tokens_that_were_begun(tiny, monkeypatch, way: str) -> None:
+    if way == "transformers":
+        monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
+    drawn: list[list[int]] = []
+    monkeypatch.setattr(generation, "_answer", lambda model, tokens: drawn.append(tokens))
+    settings = {"max_new_tokens": 12, "repetition_penalty": 1e9}
+    generate(tiny, PROMPTS, **settings)
+    whole = [drawn[k] for k in range(len(PROMPTS))]
+    drawn.clear()
+    order = sorted(range(len(PROMPTS)), key=lambda i: (-len(tiny.prompt_ids(PROMPTS[i])), i))
+    begun = [[] for _ in PROMPTS]
+    for i, tokens in zip(order, whole, strict=True):
+        begun[i] = tokens[:2] if len(tokens) > 2 else []
+    generate(tiny, PROMPTS, begun=begun, **settings)
+    assert sorted(drawn) == sorted(whole)
+
+
+def test_penalty_lowers_only_what_was_said() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, -1.0], [2.0, -2.0, 1.0, -1.0]])
+    said = torch.tensor([[0, 1], [0, 0]])
+    got = Sampler(0.0, 2.0, torch.Generator()).penalize(logits, said)
+    assert got.tolist() == [[1.0, -4.0, 1.0, -1.0], [1.0, -2.0, 1.0, -1.0]]
+    got = Sampler(0.0, 2.0, torch.Generator()).penalize(logits, torch.tensor([[-1, 1], [-1, -1]]))  # -1 is no token
+    assert got.tolist() == [[2.0, -4.0, 1.0, -1.0], [2.0, -2.0, 1.0, -1.0]]
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_answer(tiny, monkeypatch, capsys, batches) -> None:
+    want = generate(tiny, PROMPTS, max_new_tokens=24)
+    honest, failed = generation._decode, []
+
+    def decode(network, batch):
+        if len(batch.ids) > 6:
+            failed.append(len(batch.ids))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return honest(network, batch)
+
+    monkeypatch.setattr(generation, "_decode", decode)
+    counts: list[int] = []
+    batches.clear()
+    assert generate(tiny, PROMPTS, max_new_tokens=24, on_answers=counts.append) == want
+    assert failed == [len(PROMPTS)] and max(batches) == len(PROMPTS) // 2 and sum(counts) == len(PROMPTS)
+    assert "memory ran out" in capsys.readouterr().out
+
+
+def test_out_of_memory_with_one_prompt_is_an_error(moved, monkeypatch) -> None:
+    def decode(network, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    before = state(moved)
+    monkeypatch.setattr(generation, "_decode", decode)
+    with pytest.raises(WorkbenchError, match="one prompt's samples.*CUDA out of memory"):
+        generate(moved, PROMPTS[:2], max_new_tokens=24)
+    assert equal(state(moved), before)
+
+
+def test_other_errors_are_not_taken_for_memory(tiny, monkeypatch) -> None:
+    calls = []
+
+    def decode(network, batch):
+        calls.append(1)
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(generation, "_decode", decode)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        generate(tiny, PROMPTS, max_new_tokens=4)
+    assert len(calls) == 1
 
 
 def test_no_prompts_raise(tiny) -> None:
@@ -288,24 +318,38 @@ def test_every_answer_is_counted_once(tiny) -> None:
     assert sum(counts) == 2 * len(PROMPTS)
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-def test_merged_weights_come_back_bit_for_bit(moved, error) -> None:
-    def state() -> dict[str, torch.Tensor]:
-        return {k: v.clone() for k, v in moved.network.state_dict().items()}
+def state(model) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.network.state_dict().items()}
 
-    before, inside = state(), {}
-    try:
-        with merged_weights(moved.network, moved.adapter):
-            inside = state()
-            if error:
-                raise error
-    except (RuntimeError, KeyboardInterrupt):
-        assert error is not None
-    after = state()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    assert any(not torch.equal(before[k], inside[k]) for k in before)  # negative control: inside they differ
-    with moved.active() as network:
-        assert any(p.data_ptr() for p in network.parameters())
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_adapter_is_merged_while_generating_and_taken_out_bit_for_bit(moved, monkeypatch, error) -> None:
+    before, inside = state(moved), []
+    honest = generation._decode
+
+    def decode(network, batch):
+        assert not any(isinstance(m, lora.PeftModel) for m in [network])
+        inside.append(state(moved))
+        if error:
+            raise error
+        return honest(network, batch)
+
+    monkeypatch.setattr(generation, "_decode", decode)
+    if error:
+        with pytest.raises(error):
+            generate(moved, PROMPTS[:3], max_new_tokens=4)
+    else:
+        generate(moved, PROMPTS[:3], max_new_tokens=4)
+    assert equal(state(moved), before)
+    assert not equal(inside[0], before)  # negative control: inside they differ
+    monkeypatch.undo()
+    ids = torch.tensor([moved.prompt_ids("ab")])
+    with moved.active() as network, torch.no_grad():
+        assert (network(ids).logits - moved._causal()(ids).logits).abs().max() == 0  # the adapter is switched on again
 
 
 def test_merged_weights_compute_what_the_adapter_does(moved) -> None:
@@ -319,18 +363,26 @@ def test_merged_weights_compute_what_the_adapter_does(moved) -> None:
             assert torch.equal(network(ids).logits, want)
 
 
-def test_rows_follow_from_the_memory_of_keys_and_values(tiny, monkeypatch) -> None:
-    config = tiny.network.config
-    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tiny.dtype.itemsize
-    longest = max(len(tiny.prompt_ids(p)) for p in PROMPTS) + 24
-    sizes = []
-    batch = generation._batch
-    monkeypatch.setattr(
-        generation,
-        "_batch",
-        lambda network, prompts, *rest: sizes.append(len(prompts)) or batch(network, prompts, *rest),
-    )
-    whole = generate(tiny, PROMPTS, max_new_tokens=24)
-    monkeypatch.setattr(generation, "KEYS", 2 * one * longest)
-    assert generate(tiny, PROMPTS, max_new_tokens=24) == whole
-    assert sizes[0] == len(PROMPTS) and max(sizes[1:]) <= 3 and sum(sizes[1:]) == len(PROMPTS)
+def test_without_room_for_merged_weights_the_adapter_is_applied_separately(moved, monkeypatch, capsys) -> None:
+    want, before = generate(moved, PROMPTS[:4], max_new_tokens=12), state(moved)
+    calls = []
+    for kind in {type(m) for m in moved.network.modules() if isinstance(m, lora.LoraLayer)}:
+        honest = kind.get_delta_weight
+
+        def limited(layer, name, honest=honest):
+            calls.append(1)
+            if len(calls) == 5:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return honest(layer, name)
+
+        monkeypatch.setattr(kind, "get_delta_weight", limited)
+    assert generate(moved, PROMPTS[:4], max_new_tokens=12) == want
+    assert len(calls) == 5 and "applied separately" in capsys.readouterr().out
+    assert equal(state(moved), before)
+
+
+def test_a_handle_without_adapter_generates_with_the_base_weights(tiny, moved) -> None:
+    """Both handles share one network: the one without adapter must not see the other's."""
+    base = generate(tiny, PROMPTS[:4], max_new_tokens=12)
+    assert base != generate(moved, PROMPTS[:4], max_new_tokens=12)
+    assert generate(tiny, PROMPTS[:4], max_new_tokens=12) == base

@@ -53,12 +53,12 @@ def test_pickled_weights_are_never_read(tiny_folder, tmp_path, monkeypatch, name
 
 @pytest.mark.parametrize("name", ["./no/such", "/no/such/folder", "a/b/c", "~/model"])
 def test_missing_path(name: str) -> None:
-    with pytest.raises(WorkbenchError, match="which is no folder. Check the path"):
+    with pytest.raises(WorkbenchError, match="which is not a folder. Check the path"):
         load_model(name)
 
 
 def test_path_to_a_file(tiny_folder) -> None:
-    with pytest.raises(WorkbenchError, match="which is no folder"):
+    with pytest.raises(WorkbenchError, match="which is not a folder"):
         load_model(tiny_folder / "config.json")
 
 
@@ -115,14 +115,14 @@ def test_unknown_adapter_lists_the_shipped_ones(tiny, tmp_path, monkeypatch) -> 
 
 def test_dtype_and_device_as_asked(tiny_folder, tiny, monkeypatch) -> None:
     assert load_model(tiny_folder, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
-    assert (tiny.dtype, tiny.device.type, tiny.dtype_reason) == (torch.float32, "cpu", "as asked")
+    assert (tiny.dtype, tiny.device.type, tiny.dtype_reason) == (torch.float32, "cpu", "as requested")
     monkeypatch.setattr(loading, "choose_dtype", lambda device: (torch.bfloat16, "as measured"))
     chosen = load_model(tiny_folder, device="cpu")
     assert (chosen.dtype, chosen.dtype_reason) == (torch.bfloat16, "as measured")
-    assert "no adapter, float32 on cpu: as asked" in repr(tiny)
+    assert "no adapter, float32 on cpu: as requested" in repr(tiny)
     monkeypatch.setattr(loading, "choose_dtype", lambda device: (torch.float32, "no bf16 here"))
     slow = load_model(tiny_folder, device="cpu", dtype=torch.bfloat16)
-    assert (slow.dtype, slow.dtype_reason) == (torch.bfloat16, "as asked, but no bf16 here")
+    assert (slow.dtype, slow.dtype_reason) == (torch.bfloat16, "as requested, but no bf16 here")
 
 
 def test_new_adapter_changes_nothing_yet_and_base_stays_apart(tiny) -> None:

@@ -225,10 +225,10 @@ def test_passing_faults_are_tried_again(faulty, fault) -> None:
     ("fault", "words"),
     [
         ((500, {"error": "out of order"}), "It says to the prompt 'p': 500 .*out of order.* Look at its log"),
-        ((429, {}, [("Retry-After", "0.01")]), "429.*Ask less at one time"),
-        ((401, {"error": "no key"}), "401.*Set the variable OPENAI_API_KEY"),
+        ((429, {}, [("Retry-After", "0.01")]), "429.*Send fewer requests"),
+        ((401, {"error": "no key"}), "401.*Set OPENAI_API_KEY"),
         ((404, {"error": "no model toy"}), "404 .*no model toy.*Check the model's name.*lists the models: toy, other"),
-        ((200, "<html>Welcome</html>"), "must reply with choices.*Got '<html>Welcome</html>'.*ends in /v1"),
+        ((200, "<html>Welcome</html>"), "must reply with choices.*Got '<html>Welcome</html>'.*ending in /v1"),
         ((200, {"object": "x"}), "must reply with choices"),
         ((200, {"choices": []}), "must reply with choices"),
         ((200, []), "must reply with choices"),
@@ -244,7 +244,7 @@ def test_lasting_faults_say_what_to_do(faulty, monkeypatch, fault, words: str) -
     one.models = ("toy", "other")
     with pytest.raises(WorkbenchError, match=words) as caught:
         ask(connect(one.url, "toy"), ["p"])
-    assert "0 of 1 answers are kept" in str(caught.value) and len(str(caught.value)) < 900
+    assert "0 of 1 answers are saved" in str(caught.value) and len(str(caught.value)) < 900
     assert len(one.bodies) == (2 if fault[0] in (500, 429) else 1)
 
 
@@ -300,24 +300,24 @@ def test_the_same_call_goes_on_where_the_server_died(faulty, monkeypatch, tmp_pa
             ask(connect(one.url, "toy"), PROMPTS, **call)
         one.die()
         for thread in threading.enumerate():  # a thread of an interrupted call must not ask the next server
-            if thread.name.endswith("(_work)"):
+            if thread.name.startswith("ask"):
                 thread.join(10)
         rows = written(tmp_path)
         have = len(rows)
         assert have == sum(counts) == 7 * (k + 1)
         if end == "it dies":
-            assert f"{have} of 24 answers are kept; the same call" in str(caught.value)
+            assert f"{have} of 24 answers are saved; the same call" in str(caught.value)
     assert texts(got) == wanted(PROMPTS, 2, 1)  # none lost, none doubled, in order
     lacking = Counter(dict.fromkeys(PROMPTS, 2)) - Counter(PROMPTS[row["prompt"]] for row in rows)
     assert one.asked() == lacking and lacking.total() == 24 - have
     assert counts[0] == have and sum(counts) == 24 and kept(tmp_path) == []
-    assert f"going on: {have} of 24 answers" in capsys.readouterr().out
+    assert f"continuing: {have} of 24 answers" in capsys.readouterr().out
 
 
 def test_other_settings_do_not_take_what_was_kept(faulty, monkeypatch) -> None:
     monkeypatch.setattr(openai_api, "RETRIES", 0)
     one = faulty(lambda number, body: (500, {}) if number > 3 else None)
-    with pytest.raises(WorkbenchError, match="3 of 12 answers are kept"):
+    with pytest.raises(WorkbenchError, match="3 of 12 answers are saved"):
         ask(connect(one.url, "toy"), PROMPTS)
     one.fault = None
     for change in ({"seed": 1}, {"max_new_tokens": 9}, {"temperature": 0.5}):
@@ -348,9 +348,7 @@ def test_the_only_model_is_taken_and_of_several_one_must_be_named(faulty, tiny, 
     one = faulty()
     assert connect(one.url + "/", None) == server.Server(one.url, "toy")
     assert connect(one.url, "what I say").model == "what I say"  # a list may be incomplete
-    assert (
-        connect(one.url, tiny).model == "toy" and "'toy', the only model there; it is taken" in capsys.readouterr().out
-    )
+    assert connect(one.url, tiny).model == "toy" and "'toy', its only model, in place of" in capsys.readouterr().out
     one.models = ("a", tiny.source)
     assert connect(one.url, tiny).model == tiny.source and capsys.readouterr().out == ""
     one.models = ("a", "b")
@@ -449,20 +447,20 @@ def test_the_command_line(faulty, monkeypatch, tmp_path, capsys) -> None:
     assert {b["model"] for b in one.bodies} == {"toy", "named"}
     for more, words in (
         (("-a", "receipts"), "--adapter receipts"),
-        (("--target", "loop"), "--target takes answers up"),
+        (("--target", "loop"), "--target continues answers"),
     ):
         code, out = run("mine", "--out", "m", *more)
         assert code == 1 and words in out, out
     one.fault = lambda number, body: (500, "broken by sk-hunter2")
     code, out = run("evaluate", "--out", "f/e.jsonl", "-n", "2")
     log = (tmp_path / "f" / "error.log").read_text()
-    assert code == 1 and "500 broken by ***" in out and "0 of 2 answers are kept" in out
+    assert code == 1 and "500 broken by ***" in out and "0 of 2 answers are saved" in out
     assert "hunter2" not in out + log and "WorkbenchError" in log
 
 
 def test_a_server_that_does_not_sample_is_noticed(faulty, recwarn) -> None:
     same = faulty(lambda number, body: Faulty.reply(same, {**body, "seed": 0, "n": 1}))
-    with pytest.warns(UserWarning, match="All 2 samples of each prompt are the same.*do_sample"):
+    with pytest.warns(UserWarning, match="All 2 samples of each prompt are equal.*do_sample"):
         ask(connect(same.url, "toy"), PROMPTS, samples=2, temperature=1.0)
     ask(connect(faulty().url, "toy"), PROMPTS, samples=2, temperature=1.0)
     ask(connect(same.url, "toy"), PROMPTS)
@@ -511,6 +509,7 @@ def served(tiny_folder, tmp_path_factory):
 LIMIT = 24
 
 
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_generate(served, tiny) -> None:
     """Text, tokens and end. The server calls an answer cut off whose end token is the last one allowed."""
     url, name = served
@@ -521,12 +520,14 @@ def test_greedy_answers_are_those_of_generate(served, tiny) -> None:
     assert {a.finished for (a,) in got} == {True, False} and len({a.text for (a,) in got}) > 6
 
 
+@pytest.mark.slow
 def test_samples_of_a_real_server_differ(served) -> None:
     url, name = served
     got = ask(connect(url, name), PROMPTS[:3], samples=3, temperature=1.0, max_new_tokens=LIMIT)
     assert [len(drawn) for drawn in got] == [3] * 3 and len({a.text for drawn in got for a in drawn}) > 3
 
 
+@pytest.mark.slow
 def test_a_real_server_without_that_model(served) -> None:
     url, _ = served
     with pytest.raises(WorkbenchError, match="says to the prompt 'p': 400 .*requested 'nobody/nothing'"):

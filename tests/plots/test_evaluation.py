@@ -1,4 +1,4 @@
-"""The numbers that the Displays of evaluations hold, what they say, and that they draw."""
+"""Displays of evaluations: their numbers, their text, and what they draw."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from dpo_workbench.plots.evaluation import ArmsDisplay, FailureClassesDisplay, plain
+from dpo_workbench.plots.evaluation import ArmsDisplay, DifferencesDisplay, FailureClassesDisplay, plain
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_classes_title_is_the_finding():
     assert same.title.endswith("no class changed")
 
 
-def test_classes_draw_the_shares_and_stay_readable_in_grey():
+def test_classes_draw_the_shares_and_stay_readable_in_greyscale():
     display = classes()
     assert display.plot() is display
     bars = display.ax_.containers
@@ -37,7 +37,7 @@ def test_classes_draw_the_shares_and_stay_readable_in_grey():
     assert widths == [[20.0, 5.0, 0.0], [5.0, 0.0, 10.0]]
     assert {bar.get_hatch() for group in bars for bar in group.patches} == {"", "///"}
     assert "n = 200 and 100" in display.ax_.get_xlabel() and "(%)" in display.ax_.get_xlabel()
-    display.figure_.canvas.draw()  # a name with dollar signs is no formula
+    display.figure_.canvas.draw()  # a name with dollar signs is not a formula
 
 
 def test_classes_as_text():
@@ -76,5 +76,21 @@ def test_arms_that_tie_are_both_named():
     assert display.title.startswith("one and two failed least")
 
 
-def test_plain_text_is_no_formula():
+def test_differences_name_what_is_clearly_better_and_fill_its_point():
+    def row(arm: str, change: float, p: float) -> dict:
+        return {
+            "arm": arm,
+            "difference": {"estimate": change, "low": change - 0.1, "high": change + 0.1, "n": 50},
+            "holm_p": p,
+        }
+
+    display = DifferencesDisplay.from_rows([{"arm": "sft"}, row("dpo", 0.2, 0.01), row("more", 0.0, 1.0)], "sft").plot()
+    assert display.title == "Compared with sft: dpo better" and "+0.200  (+0.100 to +0.300, Holm p 0.010)" in str(
+        display
+    )
+    points = [line for line in display.ax_.lines if line.get_marker() == "o"]
+    assert [point.get_markerfacecolor() for point in points] == ["#0072B2", "white"]
+
+
+def test_plain_text_is_not_a_formula():
     assert plain("$x$") == r"\$x\$"

@@ -1,4 +1,4 @@
-"""Colours that colour-blind readers tell apart, and pictures that lose nothing in grey or in print."""
+"""Colour-blind readers can tell the colours apart, and figures stay readable in greyscale."""
 
 from itertools import combinations
 from types import SimpleNamespace
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from dpo_workbench.plots import evaluation, pairs, scaling, training
+from dpo_workbench.plots import evaluation, learning_curve, pairs, training
 
 PALETTE = {name: getattr(evaluation, name) for name in ("BLUE", "ORANGE", "GREEN", "GREY")}
-# Machado, Oliveira and Fernandes 2009, severity 1.0: what each kind of reader sees of linear RGB
+# Machado, Oliveira and Fernandes 2009, severity 1.0: how each kind of reader sees linear RGB
 SEEN = {
     "all cones": np.eye(3),
     "no long cones": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.052]],
@@ -23,7 +23,7 @@ TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 
 
 
 def lab(colour, seen="all cones") -> np.ndarray:
-    """CIELAB of a colour as such a reader sees it."""
+    """CIELAB values of a colour as that kind of reader sees it."""
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     x, y, z = np.cbrt(TO_XYZ @ np.clip(SEEN[seen] @ linear, 0.01, 1) / TO_XYZ.sum(1))
@@ -34,10 +34,10 @@ def lab(colour, seen="all cones") -> np.ndarray:
 def test_any_two_colours_differ_for_every_reader(seen):
     for one, other in combinations(PALETTE, 2):
         distance = np.linalg.norm(lab(PALETTE[one], seen) - lab(PALETTE[other], seen))
-        assert distance > 15, f"{one} and {other} are {distance:.0f} apart; 2 can just be seen side by side"
+        assert distance > 15, f"{one} and {other} are only {distance:.0f} apart (2 is just noticeable)"
 
 
-def test_the_measure_turns_red_beside_green_down():
+def test_the_measure_rejects_red_next_to_green():
     red, green = "#d62728", "#2ca02c"  # a common default
     distance = {seen: np.linalg.norm(lab(red, seen) - lab(green, seen)) for seen in SEEN}
     assert distance["all cones"] > 100 and distance["no medium cones"] < 15
@@ -51,12 +51,9 @@ def drawn() -> dict[str, object]:
         "classes": evaluation.FailureClassesDisplay({"a": 4, "b": 1}, {"a": 1}, 9, 9),
         "arms": evaluation.ArmsDisplay(["a", "b"], [0.5, 0.2], [0.4, 0.1], [0.6, 0.3], 50),
         "differences": evaluation.DifferencesDisplay(["a", "b"], [0.1, 0], [0, -0.1], [0.2, 0.1], [0.01, 1], 50, "c"),
-        "forecast": evaluation.ForecastDisplay([0.5] * 5, [0.4] * 5, list("abcde")),
         "lengths": pairs.LengthsDisplay([3, 4], [5, 6], 0.5),
         "difficulty": pairs.DifficultyDisplay([-1, 1, 2, -2], [1, 2, -1, -2], states),
-        "likeness": pairs.LikenessDisplay([0.1, 0.5], [0.2, 0.3]),
-        "tokens": pairs.TokenHeatmapDisplay((["a", "b"], ["a", "c"]), ([0.1, 0.5], [0.1, -0.5]), 1, True),
-        "curve": scaling.CurveDisplay((8, 16), ((0.1, 0.2), (0.2, 0.3)), "score", ahead),
+        "curve": learning_curve.CurveDisplay((8, 16), ((0.1, 0.2), (0.2, 0.3)), "score", ahead),
         "training": training.TrainingDisplay(history, [{"step": 0, "score": 0.5, "failed": 0.4}], 0),
     }
 
@@ -69,7 +66,7 @@ def panels(request):
     plt.close("all")
 
 
-def test_only_the_palette_is_drawn(panels):
+def test_only_colours_of_the_palette_are_drawn(panels):
     known = {to_rgb(colour) for colour in (*PALETTE.values(), "black", "white")}
     used = set()
     for panel in panels:
@@ -79,8 +76,8 @@ def test_only_the_palette_is_drawn(panels):
     assert used <= known
 
 
-def test_what_the_legend_names_differs_in_more_than_hue(panels):
-    """Marker, dashes or hatching, or lightness: a grey print and a reader without colour have no hue."""
+def test_legend_entries_differ_in_more_than_hue(panels):
+    """They must differ in marker, dashes, hatching or lightness, because a greyscale print has no hue."""
     for panel in panels:
         handles, labels = panel.get_legend_handles_labels()
         looks = []

@@ -1,4 +1,4 @@
-"""What the training Display holds, says and draws."""
+"""The training Display: its numbers, text and figure."""
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ def test_panels_follow_the_data():
     assert TrainingDisplay([{"step": 1, "loss": 2.0}]).panels == ["loss"]
 
 
-def test_the_title_names_the_probe_that_was_kept():
+def test_the_title_names_the_probe_whose_adapter_is_kept():
     assert TrainingDisplay(HISTORY, PROBES, 0).title == "Probe score 0.700 at step 0, 0.700 at step 0"
     assert TrainingDisplay(HISTORY, PROBES, 24).title == "Probe score 0.700 at step 0, 0.800 at step 24"
     assert "no probe" in TrainingDisplay(HISTORY).title

@@ -61,6 +61,7 @@ def test_each_reference_is_right(name: str) -> None:
             assert (score.value, score.failure) == (1.0, None), (example, score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("python", "sql"))
 def test_two_hundred_references_pass_in_the_sandbox(name: str) -> None:
     task = load_task(name, allow_weak_sandbox=True)
@@ -104,6 +105,7 @@ def test_words_of_the_test_split_are_its_own() -> None:
         assert len(wordings) == len(set(wordings)) == 4, family
 
 
+@pytest.mark.slow
 def test_hidden_tests_kill_the_mutants_of_the_reference() -> None:
     """Of each function's mutants that differ on 200 fresh arguments, the hidden tests must refuse 95 %."""
     module = generator("python")

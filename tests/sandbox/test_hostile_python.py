@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -155,8 +156,9 @@ def attack(outside, parent, port):
 
 
 @pytest.fixture
-def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def outside(tmp_path: Path, tmp_path_factory, monkeypatch: pytest.MonkeyPatch):
     """A folder with a secret, a listening port and socket; whatever the snippet does, they stay as they are."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("sandboxes")))  # of this test alone
     monkeypatch.setenv("DPO_TEST_SECRET", "secret-7")
     token = tmp_path / "token"
     token.write_text("secret-7")
@@ -182,9 +184,10 @@ def left_over() -> list[str]:
 
 
 def is_sandbox(process: psutil.Process) -> bool:
+    """Does it run in a sandbox of this test? Other tests may run theirs at the same time."""
     try:
-        return process.cwd().split("/")[-1].startswith("dpo-sandbox-") or "dpo-sandbox-" in process.environ().get(
-            "HOME", ""
+        return any(
+            path.startswith(tempfile.gettempdir()) for path in (process.cwd(), process.environ().get("HOME", ""))
         )
     except psutil.Error:
         return False

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.tasks.task import Score
 
+pytestmark = pytest.mark.slow
+
 TASKS = {name: load_task(name, allow_weak_sandbox=True) for name in task_names()}
 WORDS = "Answer: 3 m/s = 2 * 3 ^ ( ) [ ] { } \" ' SELECT FROM WHERE return for v in xs : \n    , ; ``` ```python 1e999 \x00 °C %".split(
     " "

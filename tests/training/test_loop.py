@@ -1,171 +1,221 @@
-"""The loop: accumulation, the order of rows, the learning rate, and a stop before harm is done."""
+"""The loop: micro-batches, the order of rows, the learning rate, fp16, memory, and a stop before harm is done."""
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.interrupts import Interrupts, Stopped
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.training import loop
+from dpo_workbench.training import loop, objectives
+from dpo_workbench.training.batches import micro_batches, rows_of_step, steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.losses import LOSSES, PairLogps
+from dpo_workbench.training.objectives import Likelihood, Preference
 from dpo_workbench.training.packing import Row
 from dpo_workbench.training.reference import reference_logps
-from dpo_workbench.training.run import _row
-from dpo_workbench.training.tokens import tokenise
+from dpo_workbench.training.tokens import pair_texts, tokenize
 
 CONFIG = TrainConfig(lr=1e-2, batch_size=5, rank=4, alpha=8, nll_weight=0.2)
 ROWS = [Row(f"r{k}", (1,), ((2,),)) for k in range(13)]
 
 
-def one_step(model, pairs, config: TrainConfig, reference=None, objective=None, weights=None):
-    """One step from a fresh adapter on the first batch: the adapter's weights after it, and the metrics."""
+def rows_of(model, pairs, config: TrainConfig = CONFIG) -> list[Row]:
+    return tokenize(model, map(pair_texts, pairs), config.max_tokens)
+
+
+def start(model, config: TrainConfig, step: int = 1) -> loop.TrainState:
+    """The state of a fresh adapter; by default not at step 0, which insists on the model's own reference."""
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=3)
-    rows = tokenise(policy, map(_row, pairs), config.max_tokens)[: config.batch_size]
-    if reference is None:
-        reference = reference_logps(model, rows, config, None)
-    batches = list(loop.micro_batches(rows, policy, config))
-    parameters = policy.adapter_parameters()
-    optimizer = loop.optimizer_for(parameters, config)
-    made = objective or loop.preference_objective(reference, config, rows, policy, weights)
-    with policy.active(trainable=True) as network:
-        seen = loop.train_step(network, batches, made, parameters, optimizer, config)
-    grads = torch.cat([p.grad.flatten() for p in parameters])
-    return policy, grads, seen, len(batches)
+    state = loop.new_state(policy, config)
+    state.step = step
+    return state
 
 
-def shifted(model, pairs, config: TrainConfig) -> loop.Reference:
+def gradient(state: loop.TrainState) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in state.parameters]).clone()
+
+
+def one_step(model, rows, config: TrainConfig, reference, weights=None, step: int = 1):
+    """One step from a fresh adapter: the state after it, its gradient, and the metrics."""
+    state = start(model, config, step)
+    metrics = loop.train_step(state, rows, Preference(reference, config, weights or {}), Interrupts())
+    return state, gradient(state), metrics
+
+
+def shifted(model, rows, config: TrainConfig) -> dict[str, tuple[float, float]]:
     """A reference from which the policy has moved, by another amount for each answer."""
-    honest = reference_logps(model, tokenise(model, map(_row, pairs), config.max_tokens), config, None)
+    honest = reference_logps(model, rows, config, None)
     draw = torch.Generator().manual_seed(5)
     return {i: tuple(x + 3 * torch.randn((), generator=draw).item() for x in honest[i]) for i in sorted(honest)}
 
 
 @pytest.mark.parametrize("name", [*LOSSES, "a sum"])
-def test_any_number_of_micro_batches_gives_the_same_step(tiny, toy_pairs, name: str) -> None:
+@pytest.mark.parametrize("packing", [True, False])
+def test_any_number_of_micro_batches_gives_the_same_step(tiny, toy_pairs, name: str, packing: bool) -> None:
     loss = {"aot": 0.5, "sigmoid": 2.0, "sft": 0.1} if name == "a sum" else name
     smoothing = 0.1 if name == "a sum" or "label_smoothing" in LOSSES[name].settings else 0.0
-    config = replace(CONFIG, loss=loss, label_smoothing=smoothing, max_grad_norm=1e9)
-    reference = shifted(tiny, toy_pairs, config)
-    _, whole, seen, one = one_step(tiny, toy_pairs, config, reference)
-    _, parts, seen_parts, many = one_step(tiny, toy_pairs, replace(config, micro_tokens=1), reference)
-    assert (one, many) == (1, 5)
+    config = replace(CONFIG, loss=loss, label_smoothing=smoothing, max_grad_norm=1e9, packing=packing)
+    rows = rows_of(tiny, toy_pairs)[:5]
+    reference = shifted(tiny, rows, config)
+    _, whole, metrics = one_step(tiny, rows, config, reference)
+    _, parts, metrics_of_parts = one_step(tiny, rows, replace(config, micro_tokens=1), reference)
     assert (parts - whole).norm() <= 1e-5 * whole.norm() and whole.norm() > 0
-    assert seen_parts["loss"] == pytest.approx(seen["loss"], rel=1e-6)
-    assert seen_parts["logps/chosen"] == pytest.approx(seen["logps/chosen"], rel=1e-6)
+    assert metrics_of_parts == pytest.approx(metrics, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired", "sft"])
-def test_what_looks_across_the_batch_needs_the_whole_batch(tiny, toy_pairs, monkeypatch, name: str) -> None:
-    """The negative control of the test above: the same losses of micro-batches alone take another step."""
+def test_losses_that_look_across_the_batch_need_the_whole_batch(tiny, toy_pairs, monkeypatch, name: str) -> None:
+    """The negative control of the test above: without the whole batch the same losses take another step."""
     config = replace(CONFIG, loss=name, nll_weight=0.0, max_grad_norm=1e9)
-    mixed = [replace(p, chosen=p.rejected, rejected=p.chosen) if k % 2 else p for k, p in enumerate(toy_pairs)]
-    found = shifted(tiny, mixed, config)
+    mixed = [replace(p, chosen=p.rejected, rejected=p.chosen) if k % 2 else p for k, p in enumerate(toy_pairs)][:5]
+    rows = rows_of(tiny, mixed)
+    found = shifted(tiny, rows, config)
     reference = dict(zip(found, [*list(found.values())[1:], found["p0"]], strict=True))  # sorts in another order
-    whole = one_step(tiny, mixed, config, reference)[1]
-    right = one_step(tiny, mixed, replace(config, micro_tokens=1), reference)[1]
+    whole = one_step(tiny, rows, config, reference)[1]
+    right = one_step(tiny, rows, replace(config, micro_tokens=1), reference)[1]
     assert (right - whole).norm() <= 1e-5 * whole.norm()
-    monkeypatch.setitem(loop.LOSSES, name, LOSSES[name]._replace(whole_batch=False))
-    monkeypatch.setattr(PairLogps, "_replace", lambda logps, **_: logps)
-    parts = one_step(tiny, mixed, replace(config, micro_tokens=1), reference)[1]
+    monkeypatch.setitem(LOSSES, name, LOSSES[name]._replace(whole_batch=False))
+    monkeypatch.setattr(PairLogps, "_replace", lambda logps, **_: logps)  # and without the mean length of all
+    parts = one_step(tiny, rows, replace(config, micro_tokens=1), reference)[1]
     assert (parts - whole).norm() > 1e-2 * whole.norm()
 
 
 def test_weights_scale_the_gradients_of_their_pairs(tiny, toy_pairs) -> None:
     """Five pairs weighing 3, 1, 1, 1, 1, which is 15/7 and 5/7 with a mean of 1."""
     config = replace(CONFIG, loss="hinge", max_grad_norm=1e9)
-    reference, some = shifted(tiny, toy_pairs, config), toy_pairs[:5]
-    weights = {p.id: (15 if k == 0 else 5) / 7 for k, p in enumerate(some)}
-    each = [one_step(tiny, some[k : k + 1], config, reference)[1] for k in range(5)]
-    want = sum(g * weights[p.id] for g, p in zip(each, some, strict=True)) / 5
+    rows = rows_of(tiny, toy_pairs)[:5]
+    reference = shifted(tiny, rows, config)
+    weights = {row.id: (15 if k == 0 else 5) / 7 for k, row in enumerate(rows)}
+    each = [one_step(tiny, [row], config, reference)[1] for row in rows]
+    want = sum(g * weights[row.id] for g, row in zip(each, rows, strict=True)) / 5
     for micro_tokens in (1, 100, 10_000):
-        got = one_step(tiny, some, replace(config, micro_tokens=micro_tokens), reference, weights=weights)[1]
+        got = one_step(tiny, rows, replace(config, micro_tokens=micro_tokens), reference, weights)[1]
         assert (got - want).norm() <= 1e-5 * want.norm()
-    even = one_step(tiny, some, config, reference)[1]
+    even = one_step(tiny, rows, config, reference)[1]
     assert (even - want).norm() > 1e-2 * want.norm()  # negative control
 
 
-def test_accumulated_sft_weighs_tokens_not_rows(tiny, toy_task) -> None:
-    rows = tokenise(tiny, [("a", "ab", ("yes",)), ("b", "cd", ("no: cd cd cd 12 34 56",))], 100)
-    n_tokens = sum(len(r.answer_ids[0]) for r in rows)
-    totals = []
-    for micro_tokens in (1, 1000):
-        batches = list(loop.micro_batches(rows, tiny, replace(CONFIG, micro_tokens=micro_tokens)))
-        objective = loop.sft_objective(n_tokens)
-        with torch.no_grad():
-            totals.append(sum(objective(tiny.network, b)[0].item() for b in batches))
-    assert totals[0] == pytest.approx(totals[1], rel=1e-6)
-    with torch.no_grad():
-        by_row = [objective(tiny.network, b)[1]["mean_logps"] for b in batches]
-    lengths = [len(r.answer_ids[0]) for r in sorted(rows, key=lambda r: -r.n_tokens)]
-    want = -sum(m * n for m, n in zip(by_row[0].tolist(), lengths, strict=True)) / n_tokens
-    assert totals[1] == pytest.approx(want, rel=1e-5) and lengths[0] != lengths[1]
+def test_fine_tuning_weighs_tokens_and_not_rows(tiny) -> None:
+    rows = tokenize(tiny, [("a", "ab", ("yes",)), ("b", "cd", ("no: cd cd cd 12 34 56",))], 100)
+    lengths = [len(r.answer_ids[0]) for r in rows]
+    states = [start(tiny, replace(CONFIG, micro_tokens=n, max_grad_norm=1e9)) for n in (1, 1000)]
+    metrics = [loop.train_step(state, rows, Likelihood(), Interrupts()) for state in states]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
+    torch.testing.assert_close(gradient(states[0]), gradient(states[1]), rtol=1e-4, atol=1e-6)
+    alone = [loop.train_step(start(tiny, CONFIG), [row], Likelihood(), Interrupts())["loss"] for row in rows]
+    by_token = sum(loss * n for loss, n in zip(alone, lengths, strict=True)) / sum(lengths)
+    assert metrics[1]["loss"] == pytest.approx(by_token, rel=1e-5) != pytest.approx(sum(alone) / 2, rel=1e-2)
 
 
-def test_step_at_the_start_is_log_two_plus_nll(tiny, toy_pairs) -> None:
-    config = replace(CONFIG, nll_weight=0.0)
-    assert one_step(tiny, toy_pairs, config)[2]["loss"] == pytest.approx(0.693147, abs=1e-5)
-    seen = one_step(tiny, toy_pairs, CONFIG)[2]
-    assert seen["loss"] > 0.75 and seen["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
-    assert {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/rejected", "grad_norm"} <= set(seen)
+def test_first_step_is_log_two_plus_nll(tiny, toy_pairs) -> None:
+    rows = rows_of(tiny, toy_pairs)[:5]
+    reference = reference_logps(tiny, rows, CONFIG, None)
+    without = one_step(tiny, rows, replace(CONFIG, nll_weight=0.0), reference, step=0)[2]
+    assert without["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    metrics = one_step(tiny, rows, CONFIG, reference, step=0)[2]
+    assert metrics["loss"] > 0.75 and metrics["rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+    assert {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/rejected", "grad_norm"} <= set(metrics)
 
 
-def test_gradient_is_shortened_to_its_limit(tiny, toy_pairs) -> None:
-    _, _, free, _ = one_step(tiny, toy_pairs, replace(CONFIG, max_grad_norm=1e9))
-    _, grads, seen, _ = one_step(tiny, toy_pairs, replace(CONFIG, max_grad_norm=1e-3))
-    assert grads.norm().item() == pytest.approx(1e-3, rel=1e-2)
-    assert seen["grad_norm"] == pytest.approx(free["grad_norm"]) and free["grad_norm"] > 1e-3
+def test_a_long_gradient_is_shortened_to_the_limit(tiny, toy_pairs) -> None:
+    rows = rows_of(tiny, toy_pairs)[:5]
+    reference = shifted(tiny, rows, CONFIG)
+    _, _, free = one_step(tiny, rows, replace(CONFIG, max_grad_norm=1e9), reference)
+    _, short, metrics = one_step(tiny, rows, replace(CONFIG, max_grad_norm=1e-3), reference)
+    assert short.norm().item() == pytest.approx(1e-3, rel=1e-2)
+    assert metrics["grad_norm"] == pytest.approx(free["grad_norm"]) and free["grad_norm"] > 1e-3
 
 
-def test_nan_loss_stops_before_the_update(tiny, toy_pairs) -> None:
-    reference = {p.id: (float("nan") if p.id == "p1" else -1.0, -1.0) for p in toy_pairs}
-    fresh = tiny.with_new_adapter(rank=4, alpha=8, seed=3).adapter_tensors()
-    with pytest.raises(WorkbenchError, match="loss must be finite. Got nan.*p1.*terms: .*rewards/chosen.*not changed"):
-        one_step(tiny, toy_pairs, CONFIG, reference)
-    policy = tiny.__class__(**{**vars(tiny), "adapter": f"adapter{tiny._shared.n_adapters}"})
-    assert all(torch.equal(v, fresh[k]) for k, v in policy.adapter_tensors().items())
-    sound, _, _, _ = one_step(tiny, toy_pairs, CONFIG)  # negative control: a sound reference does move it
-    assert any(not torch.equal(v, fresh[k]) for k, v in sound.adapter_tensors().items())
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
 
 
-def test_infinite_gradient_stops_before_the_update(tiny, toy_pairs) -> None:
-    """The loss is finite and its slope is not: sqrt at zero."""
+def test_a_loss_that_is_nan_stops_before_the_update(tiny, toy_pairs) -> None:
+    rows = rows_of(tiny, toy_pairs)[:5]
+    bad = {row.id: (float("nan") if row.id == "p1" else -1.0, -1.0) for row in rows}
+    state = start(tiny, CONFIG)
+    before = state.policy.adapter_tensors()
+    with pytest.raises(WorkbenchError, match="loss must be finite. Got nan.*p1.*values: .*rewards/chosen"):
+        loop.train_step(state, rows, Preference(bad, CONFIG), Interrupts())
+    assert equal(state.policy.adapter_tensors(), before) and not state.optimizer.state
+    good = reference_logps(tiny, rows, CONFIG, None)
+    loop.train_step(state, rows, Preference(good, CONFIG), Interrupts())
+    assert not equal(state.policy.adapter_tensors(), before)  # negative control: a finite loss does move it
 
-    def objective(network, batch):
-        sums = loop.answer_logps(network, batch)
-        return ((sums - sums.detach()).sum() + 0.0).abs().sqrt(), {}
 
-    before = tiny.with_new_adapter(rank=4, alpha=8, seed=3).adapter_tensors()
+@dataclass
+class RootAtZero:
+    """A finite loss whose gradient is not: the square root at zero."""
+
+    whole_batch: bool = False
+
+    def loss(self, network, batch, rows, step):
+        sums = objectives.answer_logps(network, batch)
+        return (sums - sums.detach()).sum().abs().sqrt(), {}
+
+
+def test_an_infinite_gradient_stops_before_the_update(tiny, toy_pairs) -> None:
+    state = start(tiny, CONFIG)
+    before = state.policy.adapter_tensors()
     with pytest.raises(WorkbenchError, match="gradient must be finite.*p0"):
-        one_step(tiny, toy_pairs, CONFIG, {}, objective)
-    policy = tiny.__class__(**{**vars(tiny), "adapter": f"adapter{tiny._shared.n_adapters}"})
-    assert all(torch.equal(v, before[k]) for k, v in policy.adapter_tensors().items())
+        loop.train_step(state, rows_of(tiny, toy_pairs)[:5], RootAtZero(), Interrupts())
+    assert equal(state.policy.adapter_tensors(), before) and not state.optimizer.state
+
+
+def test_an_interrupt_is_seen_between_micro_batches(tiny, toy_pairs) -> None:
+    """A step of five micro-batches is left after the third, without an update."""
+    rows = rows_of(tiny, toy_pairs)[:5]
+    config = replace(CONFIG, micro_tokens=1)
+    interrupts, done = Interrupts(), []
+
+    class Interrupting(Preference):
+        def loss(self, network, batch, rows, step):
+            done.append(batch.ids)
+            if len(done) == 3:
+                interrupts.seen = 2  # as the handler of Ctrl-C does
+            return super().loss(network, batch, rows, step)
+
+    state = start(tiny, config)
+    before = state.policy.adapter_tensors()
+    objective = Interrupting(shifted(tiny, rows, config), config)
+    with pytest.raises(Stopped):
+        next(loop.training_steps(state, rows, objective, interrupts))
+    assert len(done) == 3 and state.step == 1
+    assert equal(state.policy.adapter_tensors(), before) and not state.optimizer.state
+    interrupts.seen = None
+    after = one_step(tiny, rows, config, objective.reference)[0]
+    loop.train_step(state, rows, Preference(objective.reference, config), interrupts)
+    assert equal(state.policy.adapter_tensors(), after.policy.adapter_tensors())  # the same step, as if left alone
 
 
 def test_each_epoch_is_a_permutation() -> None:
-    per_epoch = loop.steps_per_epoch(len(ROWS), CONFIG)
-    assert per_epoch == 3
-    epochs = [[r.id for s in range(e * 3, e * 3 + 3) for r in loop.batch_rows(ROWS, CONFIG, s)] for e in range(3)]
+    assert steps_per_epoch(len(ROWS), CONFIG) == 3
+    epochs = [[r.id for s in range(e * 3, e * 3 + 3) for r in rows_of_step(ROWS, CONFIG, s)] for e in range(3)]
     assert all(sorted(ids) == sorted(r.id for r in ROWS) for ids in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert [len(loop.batch_rows(ROWS, CONFIG, s)) for s in range(4)] == [5, 5, 3, 5]
+    assert [len(rows_of_step(ROWS, CONFIG, s)) for s in range(4)] == [5, 5, 3, 5]
 
 
-def test_rows_of_a_step_are_a_pure_function_of_seed_and_step() -> None:
-    want = [[r.id for r in loop.batch_rows(ROWS, CONFIG, s)] for s in range(9)]
+def test_rows_of_a_step_depend_on_seed_and_step_alone() -> None:
+    want = [[r.id for r in rows_of_step(ROWS, CONFIG, s)] for s in range(9)]
     torch.manual_seed(123)
-    assert [[r.id for r in loop.batch_rows(ROWS, CONFIG, s)] for s in reversed(range(9))] == want[::-1]
+    assert [[r.id for r in rows_of_step(ROWS, CONFIG, s)] for s in reversed(range(9))] == want[::-1]
     other = replace(CONFIG, seed=1)
-    assert [[r.id for r in loop.batch_rows(ROWS, other, s)] for s in range(9)] != want
+    assert [[r.id for r in rows_of_step(ROWS, other, s)] for s in range(9)] != want
 
 
-def test_micro_batches_hold_each_row_once_and_stay_small(tiny, toy_pairs) -> None:
-    rows = tokenise(tiny, map(_row, toy_pairs), 1000)
+@pytest.mark.parametrize("packing", [True, False])
+def test_micro_batches_have_each_row_once_and_stay_small(tiny, toy_pairs, packing: bool) -> None:
+    rows = rows_of(tiny, toy_pairs)
     for micro_tokens in (1, 60, 130, 10_000):
-        batches = list(loop.micro_batches(rows, tiny, replace(CONFIG, micro_tokens=micro_tokens)))
+        config = replace(CONFIG, micro_tokens=micro_tokens, packing=packing)
+        batches = list(micro_batches(rows, tiny, config))
         assert sorted(i for b in batches for i in b.ids) == sorted(r.id for r in rows)
         assert all(b.input_ids.numel() <= micro_tokens or len(b.ids) == 1 for b in batches)
+        assert len(list(micro_batches(rows, tiny, config, whole=True))) == 1
     assert len(batches) == 1
 
 
@@ -194,32 +244,129 @@ def half(tiny_folder):
 def test_loss_scaling_saves_small_gradients_of_fp16(tiny, half, toy_pairs) -> None:
     """Gradients below fp16's smallest number are lost without it, and those of fp32 with it."""
     small = replace(CONFIG, beta=1e-6, nll_weight=0.0, max_grad_norm=1e9)
-    reference = shifted(tiny, toy_pairs, small)
-
-    def gradient(model, scale: float) -> torch.Tensor:
-        policy = model.with_new_adapter(rank=4, alpha=8, seed=3)
-        assert all(p.dtype == torch.float32 for p in policy.adapter_parameters())
-        rows = tokenise(policy, map(_row, toy_pairs), small.max_tokens)[: small.batch_size]
-        batches = list(loop.micro_batches(rows, policy, small))
-        parameters = policy.adapter_parameters()
-        objective = loop.preference_objective(reference, small, rows, policy)
-        with policy.active(trainable=True) as network:
-            optimizer = loop.optimizer_for(parameters, small)
-            loop.train_step(network, batches, objective, parameters, optimizer, small, scale)
-        return torch.cat([p.grad.flatten() for p in parameters])
-
-    want, scaled, plain = gradient(tiny, 1.0), gradient(half, 2.0**14), gradient(half, 1.0)
-    assert (scaled - want).norm() < 0.02 * want.norm()
-    assert (plain - want).norm() > 0.2 * want.norm()
+    rows = rows_of(tiny, toy_pairs)[:5]
+    reference = shifted(tiny, rows, small)
+    found = {}
+    for name, model, scaling in (("fp32", tiny, True), ("scaled", half, True), ("unscaled", half, False)):
+        state = start(model, small)
+        assert all(p.dtype == torch.float32 for p in state.parameters)
+        assert state.scaler.is_enabled() == (model is half)  # fp32 needs none
+        if not scaling:
+            state.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        loop.train_step(state, rows, Preference(reference, small), Interrupts())
+        found[name] = gradient(state)
+    want = found["fp32"]
+    assert (found["scaled"] - want).norm() < 0.02 * want.norm()
+    assert (found["unscaled"] - want).norm() > 0.2 * want.norm()
 
 
-def test_fp16_that_overflows_updates_nothing(half, toy_pairs) -> None:
-    rows = tokenise(half, map(_row, toy_pairs), CONFIG.max_tokens)[: CONFIG.batch_size]
-    policy = half.with_new_adapter(rank=4, alpha=8, seed=3)
-    parameters, before = policy.adapter_parameters(), policy.adapter_tensors()
-    objective = loop.preference_objective(reference_logps(half, rows, CONFIG, None), CONFIG, rows, policy)
-    with policy.active(trainable=True) as network, pytest.raises(loop.Overflow):
-        batches = list(loop.micro_batches(rows, policy, CONFIG))
-        optimizer = loop.optimizer_for(parameters, CONFIG)
-        loop.train_step(network, batches, objective, parameters, optimizer, CONFIG, 2.0**40)
-    assert all(torch.equal(v, before[k]) for k, v in policy.adapter_tensors().items())
+def scaled(state: loop.TrainState, scale: float, growth_interval: int = 100) -> torch.amp.GradScaler:
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=growth_interval)
+    return state.scaler
+
+
+def test_an_fp16_step_that_overflows_updates_nothing_and_is_repeated(half, toy_pairs, capsys) -> None:
+    rows = rows_of(half, toy_pairs)[:5]
+    objective = Preference(reference_logps(half, rows, CONFIG, None), CONFIG)
+    state = start(half, CONFIG)
+    scaler, before = scaled(state, 2.0**40), state.policy.adapter_tensors()
+    assert loop.train_step(state, rows, objective, Interrupts()) is None
+    assert scaler.get_scale() == 2.0**39 and "the loss scale is now" in capsys.readouterr().out
+    assert equal(state.policy.adapter_tensors(), before) and not state.optimizer.state
+
+    repeated = start(half, CONFIG)
+    scaler = scaled(repeated, 2.0**40)
+    metrics = next(loop.training_steps(repeated, rows, objective, Interrupts()))
+    assert metrics["step"] == 2 and repeated.step == 2 and scaler.get_scale() < 2.0**35
+    n_halvings = capsys.readouterr().out.count("the loss scale is now")
+    assert scaler.get_scale() == 2.0 ** (40 - n_halvings)
+    plain = start(half, CONFIG)
+    scaled(plain, scaler.get_scale())
+    assert next(loop.training_steps(plain, rows, objective, Interrupts())) == metrics  # the same step, at last
+    assert equal(plain.policy.adapter_tensors(), repeated.policy.adapter_tensors())
+
+
+def test_the_loss_scale_grows_again(half, toy_pairs) -> None:
+    rows = rows_of(half, toy_pairs)[:5]
+    state = start(half, CONFIG)
+    scaler = scaled(state, 64.0, growth_interval=3)
+    objective, scales = Preference(shifted(half, rows, CONFIG), CONFIG), []
+    for _ in range(7):
+        loop.train_step(state, rows, objective, Interrupts())
+        scales.append(scaler.get_scale())
+    assert scales == [64.0, 64.0, 128.0, 128.0, 128.0, 256.0, 256.0]
+
+
+def test_fp16_gradients_that_overflow_at_any_scale_are_an_error(half, toy_pairs) -> None:
+    state = start(half, CONFIG)
+    scaler = scaled(state, 4.0)
+    with pytest.raises(WorkbenchError, match="gradient must be finite"):
+        next(loop.training_steps(state, rows_of(half, toy_pairs)[:5], RootAtZero(), Interrupts()))
+    assert scaler.get_scale() == 1.0
+
+
+def test_out_of_memory_halves_micro_batches_then_checkpoints_then_names_the_row(tiny, toy_pairs, capsys) -> None:
+    rows = rows_of(tiny, toy_pairs)[:5]
+    reference = shifted(tiny, rows, CONFIG)
+    want = one_step(tiny, rows, CONFIG, reference)
+    n_total, n_longest = sum(r.n_tokens for r in rows), max(r.n_tokens for r in rows)
+    memory = {"tokens": 0, "checkpointed": 0}  # how many fit, without and with checkpointing
+    tried: list[tuple[int, bool]] = []
+
+    class Limited(Preference):
+        def loss(self, network, batch, rows, step):
+            tried.append((state.config.micro_tokens, state.config.checkpointing))
+            room = memory["checkpointed" if state.config.checkpointing else "tokens"]
+            if batch.input_ids.numel() > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+            return super().loss(network, batch, rows, step)
+
+    def step(tokens: int, checkpointed: int) -> dict[str, float]:
+        nonlocal state
+        memory.update(tokens=tokens, checkpointed=checkpointed)
+        tried.clear()
+        state = start(tiny, CONFIG)
+        metrics = next(loop.training_steps(state, rows, Limited(reference, CONFIG), Interrupts()))
+        assert metrics.pop("step") == 2
+        assert metrics == pytest.approx(want[2], rel=1e-5)
+        torch.testing.assert_close(gradient(state), want[1], rtol=1e-4, atol=1e-6)
+        return metrics
+
+    state = start(tiny, CONFIG)
+    step(n_total // 2, 0)
+    out = capsys.readouterr().out
+    assert (
+        f"memory ran out (CUDA out of memory. Tried to allocate 2.00 GiB.): continuing with micro_tokens={n_total // 2}"
+        in out
+    )
+    assert state.config.micro_tokens == n_total // 2 and not state.config.checkpointing
+
+    step(0, n_longest)
+    assert state.config.checkpointing and state.config.micro_tokens < 2 * n_longest
+    assert "continuing with checkpointing=True (slower)" in capsys.readouterr().out
+    sizes = [size for size, checkpointing in tried if not checkpointing]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes) > 2  # each size failed once
+
+    longest = max(rows, key=lambda r: r.n_tokens)
+    with pytest.raises(
+        WorkbenchError, match=rf"Row '{longest.id}' \({n_longest} tokens\) does not: CUDA out of memory"
+    ):
+        step(0, 0)
+    assert state.step == 1 and not state.optimizer.state
+
+
+def test_other_errors_are_not_taken_for_memory(tiny, toy_pairs) -> None:
+    class Broken(Preference):
+        def loss(self, network, batch, rows, step):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        next(loop.training_steps(start(tiny, CONFIG), rows_of(tiny, toy_pairs)[:5], Broken({}, CONFIG), Interrupts()))
+
+
+def test_memory_that_runs_out_in_the_update_is_no_half_update(tiny, toy_pairs) -> None:
+    rows = rows_of(tiny, toy_pairs)[:5]
+    state = start(tiny, CONFIG)
+    state.optimizer.register_step_post_hook(lambda *_: (_ for _ in ()).throw(MemoryError("no memory")))
+    with pytest.raises(WorkbenchError, match="An update must be complete. It failed halfway: no memory"):
+        next(loop.training_steps(state, rows, Preference(shifted(tiny, rows, CONFIG), CONFIG), Interrupts()))

@@ -1,11 +1,11 @@
-"""Packing is exact: each answer's log-probabilities are those of its own plain sequence, gradients too."""
+"""What a pack looks like. That its values are those of plain sequences is tested in tests/oracles/test_packing.py."""
 
 import pytest
 import torch
 
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import Row, lay_out, pack
-from dpo_workbench.training.tokens import Unfinished, tokenise
+from dpo_workbench.training.tokens import Unfinished, tokenize
 
 TEXTS = [
     ("a", "the question", ("yes: 12", "no: cd cd cd 34")),
@@ -19,38 +19,7 @@ TEXTS = [
 
 @pytest.fixture
 def rows(moved) -> list[Row]:
-    return tokenise(moved, TEXTS, 200)
-
-
-def plain_logps(network, row: Row) -> torch.Tensor:
-    """Each answer after its prompt as one sequence of its own."""
-    sums = []
-    for answer in row.answer_ids:
-        ids = torch.tensor([row.prompt_ids + answer])
-        logps = network(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
-        at = torch.arange(len(row.prompt_ids) - 1, ids.shape[1] - 1)
-        sums.append(logps[at, torch.tensor(answer)].sum())
-    return torch.stack(sums)
-
-
-def test_log_probabilities_equal_two_plain_sequences(moved, rows) -> None:
-    with moved.active() as network, torch.no_grad():
-        want = torch.cat([plain_logps(network, row) for row in rows])
-        got = answer_logps(network, pack(rows))
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
-    assert len(want) == 12 and want.max() < -1
-
-
-def test_gradients_equal_two_plain_sequences(moved, rows) -> None:
-    weights = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0] * 2)
-
-    def gradients(packed: bool) -> list[torch.Tensor]:
-        with moved.active(trainable=True) as network:
-            logps = answer_logps(network, pack(rows)) if packed else torch.cat([plain_logps(network, r) for r in rows])
-            return list(torch.autograd.grad((logps * weights).sum(), moved.adapter_parameters()))
-
-    for got, want in zip(gradients(True), gradients(False), strict=True):
-        assert (got - want).norm() <= 1e-5 * want.norm() and want.norm() > 0
+    return tokenize(moved, TEXTS, 200)
 
 
 def test_answers_do_not_see_each_other(moved, rows) -> None:
@@ -110,13 +79,12 @@ def test_a_common_beginning_is_there_once(rows) -> None:
     for row in rows[3:]:
         batch = pack([row])
         assert batch.input_ids.shape[1] == row.n_tokens < len(row.prompt_ids) + sum(map(len, row.answer_ids))
-        assert batch.layout.rows[0][:2] == (0, len(row.prompt_ids) + row.n_shared)
 
 
 def test_layout_by_hand() -> None:
     batch = pack([Row("r", (1, 2), ((3, 4), (5,))), Row("s", (1, 2, 3), ((4, 5, 6),))])
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 2, 3, 4, 5]]
-    assert batch.layout.rows == ((0, 2, (2, 1)), (5, 3, (3,)))
+    assert batch.attention_mask.shape == (1, 1, 11, 11) and lay_out([Row("r", (1,), ((2,),))], 0).position_ids is None
     assert batch.source.tolist() == [1, 2, 1, 7, 8, 9] and batch.target.tolist() == [3, 4, 5, 4, 5, 6]
     assert batch.ids == ("r", "s") and Row("r", (1, 2), ((3, 4), (5,))).n_tokens == 5

@@ -12,14 +12,14 @@ from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import pack
 from dpo_workbench.training.reference import prove_packing, prove_start, reference_logps
 from dpo_workbench.training.run import _row
-from dpo_workbench.training.tokens import tokenise
+from dpo_workbench.training.tokens import tokenize
 
 CONFIG = TrainConfig(batch_size=5, micro_tokens=150)
 
 
 @pytest.fixture
 def rows(moved, toy_pairs):
-    return tokenise(moved, map(_row, toy_pairs), 200)
+    return tokenize(moved, map(_row, toy_pairs), 200)
 
 
 @pytest.fixture
