@@ -19,9 +19,9 @@ from dpo_workbench.training.run import train
 
 SIMILAR = 0.25  # below this edit distance DPO lowers much of the chosen answer, too (arXiv 2402.13228)
 LENGTH_BIAS = 0.15  # how far the AUC of length may be from 0.5
-# DPO's gradient scales with sigmoid(-margin), where margin = beta * (difference of log-ratios in nats). At 2 / beta
-# nats it has fallen to 12 %. DPO rarely corrects a pair that the reference ranks wrongly by more than that
-# (arXiv 2405.19534), and a pair that it ranks correctly by as much has little to teach.
+# DPO's gradient scales with sigmoid(-margin), where margin = beta * (difference of log-ratios in nats). It falls from
+# 0.5 at the start to 0.12 at 2 / beta nats. DPO rarely corrects a pair that the reference ranks wrongly by more than
+# that (arXiv 2405.19534), and a pair that it ranks correctly by as much has little to teach.
 MAX_MARGIN = 2.0
 MIN_SHARE = 0.2  # share of the pairs that must be too easy or too hard before we mention it
 MAX_LOSS = -1.0  # nats that chosen answers may lose in training, on average
