@@ -42,7 +42,7 @@ def serve(wire, order: dict) -> None:
     wire.reply("l")
     while (query := wire.request()) is not None:
         end = time.monotonic() + order["seconds"]
-        connection.set_progress_handler(lambda end=end: time.monotonic() > end, 5000)
+        connection.set_progress_handler(_is_late(end), 5000)
         try:
             wire.reply("v", _rows(connection, query, order), 2 * order["value_bytes"] + 1000)
         except MemoryError:
@@ -50,6 +50,10 @@ def serve(wire, order: dict) -> None:
         except (sqlite3.Error, sqlite3.Warning, ValueError, UnicodeError) as error:
             late = "interrupted" in str(error)
             wire.reply("q", ["timeout" if late else "error", str(error)[:500]])
+
+
+def _is_late(end: float):
+    return lambda: time.monotonic() > end
 
 
 def _rows(connection, query: str, order: dict) -> list:
