@@ -105,8 +105,8 @@ def _is_a_choice(match: re.Match[str]) -> bool:
 def regex(pattern: str) -> ScoreFunction:
     """1 if the last match of the pattern (its first group, if it has one) is the same in answer and reference.
 
-    Case is ignored. Failures: `no_match`, `wrong_answer`. If the pattern does not match the reference, the whole
-    reference is wanted. The answer's last 100,000 characters are searched.
+    Case is ignored. If the pattern does not match the reference, the whole reference is wanted. Failures: `no_match`,
+    `wrong_answer`. The answer's last 100,000 characters are searched.
 
     Raises:
         WorkbenchError: the pattern is not a regular expression. From the verifier: a search took more than a second,
