@@ -31,21 +31,26 @@ _OPERATOR = re.compile(
 )
 _LIST = re.compile(r"\s*(?:,\s*and\s|,|;|&|and\s)\s*[$€]?", re.IGNORECASE)
 _EXPRESSION = "it is part of an expression"
-_BEFORE = (  # what must not come directly before the number
+_BEFORE = (  # what must not come directly before the number, with examples
+    # 2 * 3, √3
     (re.compile(r"[\w)\]}](?:[*×·⋅/÷^]|\s+[*×·⋅/÷]\s+)\(?$|[√^]\s*[({]?$"), _EXPRESSION),
+    # f(3), sqrt(3)
     (re.compile(r"(?<![A-Za-z])(?:[a-z]|sqrt|log|ln|sin|cos|tan|exp|max|min)\($", re.IGNORECASE), _EXPRESSION),
-    (
-        re.compile(r"(?:\b(?:sqrt|log|ln|sin|cos|tan|exp|root of|twice|half of)\s+|[-−–]\s*\(+\s*)$", re.IGNORECASE),
-        _EXPRESSION,
-    ),
-    (re.compile(r"[±∓]\s*$"), "it stands for two numbers"),
+    # log 3, -(3)
+    (re.compile(r"\b(?:sqrt|log|ln|sin|cos|tan|exp|root of|twice|half of)\s+$|[-−–]\s*\(+\s*$"), _EXPRESSION),
+    # x > 3, less than 3
     (re.compile(r"(?:[<>≤≥]=?|\b(?:less|more|fewer|greater|smaller|larger|higher|lower) than)\s*$"), "it is a bound"),
+    (re.compile(r"[±∓]\s*$"), "it stands for two numbers"),
     (re.compile(r"[-+−–]\s*$|(?<!\w)—\s*$"), "the dash before it could be a minus sign"),
 )
-_AFTER = (  # nor directly after it
+_AFTER = (  # what must not come directly after it
+    # 2π, 2^10, 2 + 3
     (re.compile(r"\s?(?:√|π|pi\b)|x?\s?[\^⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|x?\s?[*×·⋅/÷+]\s?[\d(√]|\s[-−]\s(?:[\d(√]|\w\b)"), _EXPRESSION),
+    # 3 squared, 3..4
     (re.compile(r"\s(?:squared|cubed|to the power|sqrt|log|ln|sin|cos|tan)\b|\.\.+\d"), _EXPRESSION),
+    # 3+, 3 or more
     (re.compile(r"\+(?!\w)|\s+or\s+(?:more|less|fewer|above|below|higher|lower)\b"), "it is a bound"),
+    # 2 thirds, 2 and a half
     (re.compile(r"\s(?:and an? )?(?:half|halves|thirds?|quarters?|fourths|fifths|tenths)\b"), "it has a fraction"),
 )
 _NEGATION = re.compile(r"(?:\bnot|n['’]t|\bnever|\bneither|\bnor)\s+(?:\w+\s+)?$", re.IGNORECASE)

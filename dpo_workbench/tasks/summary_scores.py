@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -123,7 +124,12 @@ def _with_spaced_codes(text: str) -> str:
 
 def _plain_words(text: str) -> list[str]:
     found = [word for word in re.findall(r"\d+(?:[.:/-]\d+)*|[^\W\d_]+|[%°]", text) if word != "per"]
-    return [_NUMBER_NAMES.get(word) or (_STEMMER.stemWord(word) if len(word) > 3 else word) for word in found]
+    return [_NUMBER_NAMES.get(word) or (_stem(word) if len(word) > 3 else word) for word in found]
+
+
+@functools.lru_cache(10_000)
+def _stem(word: str) -> str:
+    return _STEMMER.stemWord(word)
 
 
 def copied_run(answer: str, prompt: str) -> int:
