@@ -348,9 +348,7 @@ def test_the_only_model_is_taken_and_of_several_one_must_be_named(faulty, tiny, 
     one = faulty()
     assert connect(one.url + "/", None) == server.Server(one.url, "toy")
     assert connect(one.url, "what I say").model == "what I say"  # a list may be incomplete
-    assert (
-        connect(one.url, tiny).model == "toy" and "'toy', its only model, in place of" in capsys.readouterr().out
-    )
+    assert connect(one.url, tiny).model == "toy" and "'toy', its only model, in place of" in capsys.readouterr().out
     one.models = ("a", tiny.source)
     assert connect(one.url, tiny).model == tiny.source and capsys.readouterr().out == ""
     one.models = ("a", "b")
