@@ -37,6 +37,11 @@ def said(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
+def _pairwise(side: str) -> dict[str, Any]:
+    result = [{"from_name": "pw", "to_name": "text1", "type": "pairwise", "value": {"selected": side}}]
+    return {"completed_by": 7, "was_cancelled": False, "result": result}
+
+
 # Rows of each layout that all say: to QUESTION, GOOD is a better answer than BAD.
 QUESTION, GOOD, BAD = "How many legs has a beetle?", "A beetle has six legs.", "Eight, like a spider."
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
@@ -54,6 +59,16 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "together": [
         {"input": {"messages": user(QUESTION)}, "preferred_output": said(GOOD), "non_preferred_output": said(BAD)}
+    ],
+    "tinker": [
+        {
+            "comparison": {
+                "prompt_conversation": user(QUESTION),
+                "completion_A": said(BAD),
+                "completion_B": said(GOOD),
+            },
+            "label": "B",
+        }
     ],
     "hh": [
         {
@@ -84,6 +99,26 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         }
     ],
     "compared by label": [{"history": QUESTION, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1}],
+    "argilla": [
+        {
+            "prompt": QUESTION,
+            "response1": BAD,
+            "response2": GOOD,
+            "preference.responses": ["response2"],
+            "preference.responses.users": ["ada"],
+            "preference.responses.status": ["submitted"],
+        }
+    ],
+    "argilla records": [
+        {
+            "fields": {"prompt": QUESTION, "response1": GOOD, "response2": BAD},
+            "responses": {"preference": [{"value": ["response-1", "response-2"], "user_id": "ada"}]},
+        }
+    ],
+    "labelstudio": [
+        {"id": 3, "data": {"prompt": QUESTION, "text1": GOOD, "text2": BAD}, "annotations": [_pairwise("left")]}
+    ],
+    "labelstudio min": [{"id": 3, "prompt": QUESTION, "text1": BAD, "text2": GOOD, "pw": "right", "annotator": 7}],
     "ultrafeedback": [
         {
             "instruction": QUESTION,
@@ -115,6 +150,7 @@ FLAT = (
     "hh",
     "compared",
     "compared by label",
+    "labelstudio min",
     "thumbs",
     "samples",
 )  # what a CSV file can hold

@@ -1,4 +1,4 @@
-"""Do the forecasts of `evaluation.scaling` hold what their intervals promise? Goes to results/how_much_data.json.
+"""Do the forecasts of `studies.learning_curve` hold what their intervals promise? Goes to results/how_much_data.json.
 
     python benchmarks/how_much_data.py              # simulated curves, and own runs (data_curves.json)
     python benchmarks/how_much_data.py --dev        # other simulated curves, to choose priors by

@@ -19,7 +19,7 @@ from typing import Any
 import dpo_workbench as dw
 from dpo_workbench.common.files import write_json
 from dpo_workbench.mining.sample import Found
-from dpo_workbench.studies.demo import RECIPES, Recipe
+from dpo_workbench.studies.recipe import RECIPES, Recipe
 
 RESULTS = Path(__file__).parent / "results"
 FACTORS = {"nano": (2 / 3, 5 / 3), "smol": (2, 4)}  # of the recipe's learning rate

@@ -63,8 +63,8 @@ def demo(
         folder = shared.fresh_folder(folder)
     log_to(context, folder)
     result = run_demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
-    shared.say_verdict(result.verdict)
-    say(f"\nreport:  {result.report}\nresults: {result.folder / 'results.json'}")
+    shared.say_verdict(result.verdict())
+    say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
 
 
 @app.command()
@@ -94,13 +94,13 @@ def check(
         list[str] | None, typer.Option("--map", help="OURS=THEIRS, such as prompt=question; once for each column.")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
-    quarantine: Annotated[Path | None, typer.Option(help="File that takes the refused rows, byte for byte.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Refuse rows with more words and signs.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML page about the pairs.")] = None,
-    model: Annotated[str | None, typer.Option(help="For the page: the model that training would start from.")] = None,
+    quarantine: Annotated[Path | None, typer.Option(help="New file with the refused rows, byte for byte.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Refuse rows with more words and signs than this.")
+    ] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
 ) -> None:
-    """Read preference data and name what is wrong; exit code 1 when rows were refused, or prompts leaked."""
+    """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
     from dpo_workbench.pairs.pair import read_pairs
     from dpo_workbench.pairs.splits import find_leaks
 
@@ -114,11 +114,6 @@ def check(
         read.quarantine(quarantine)
     if save:
         errors.print(f"{len(read.pairs)} pairs: {read.pairs.save(save)}", markup=False)
-    if report:
-        from dpo_workbench.models.loading import load_model
-        from dpo_workbench.studies.data_report import data_report
-
-        errors.print(f"report: {data_report(read, report, load_model(model) if model else None)}", markup=False)
     if read.refused or (found and found.leaks):
         raise typer.Exit(1)
 
@@ -202,10 +197,10 @@ def train(
 
     Settings that you leave out have the defaults of TrainConfig. For several GPUs: `dpo-workbench export trl`.
     """
-    from dpo_workbench.export.runs import record_run
     from dpo_workbench.pairs.pair import Pairs
     from dpo_workbench.tasks.builtin import load_task, shipped_adapter
     from dpo_workbench.training.config import TrainConfig
+    from dpo_workbench.training.record import record_run
     from dpo_workbench.training.run import train as run_train
 
     log_to(context, out)
@@ -341,7 +336,8 @@ def arms(
     seed: shared.Seed = 0,
 ) -> None:
     """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules."""
-    from dpo_workbench.studies.arms import ARMS, compare
+    from dpo_workbench.studies.arms import ARMS
+    from dpo_workbench.studies.compare import compare
 
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     log_to(context, folder)

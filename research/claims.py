@@ -6,8 +6,9 @@
     python research/claims.py --table                # only the page
 
 A cell is a model, a task, a number of pairs and a seed. Each route (DPO, a reward model with best of 4, a reward model
-with a policy gradient) trains in its own process, from the same fine-tuned start and on the same pairs. Its
-floating-point operations are counted, and it answers the same test prompts. Finished routes are saved in `work/claims`.
+with a policy gradient) trains in its own process, from the same fine-tuned start and on the same pairs, and answers
+the same test prompts. A second training run counts its floating-point operations. Finished routes are saved in
+`work/claims`.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ from statistics import fmean
 from typing import Any
 
 from domain_table import NO_BREAK, fine_tuned  # research/domain_table.py
+from policy_gradient import policy_gradient_arm, train_route  # research/policy_gradient.py
 
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json, write_text
-from dpo_workbench.tasks.builtin import task_names
+from dpo_workbench.pairs.pair import Pairs
+from dpo_workbench.tasks.builtin import load_task, task_names
+from dpo_workbench.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, WORK = ROOT / "benchmarks" / "results" / "claims.json", ROOT / "docs" / "claims.md", ROOT / "work/claims"
+GRADIENT = "sft+policy gradient"  # an arm of this script only
 ROUTES = {
     "DPO": "sft+dpo",
     "reward model, best of 4": "sft, reward best of 4",
-    "reward model, policy gradient": "sft+policy gradient",
+    "reward model, policy gradient": GRADIENT,
 }
 SIZES, PROMPTS = (4, 16, 64), {"nano": 100, "smol": 60}
 POST = (
@@ -46,17 +51,45 @@ def route(model: str, task: str, seed: int, pairs: int, arm: str, folder: Path) 
     """Run one route in this process. Returns its cost, its result and its peak memory."""
     import dpo_workbench as dw
     from dpo_workbench.common.environment import peak_memory_gib
-    from dpo_workbench.studies.demo import recipe_for
+    from dpo_workbench.studies.arms import ARMS
+    from dpo_workbench.studies.recipe import recipe_for
 
+    ARMS[GRADIENT] = policy_gradient_arm
     recipe = replace(recipe_for(model, task), max_pairs=pairs, test_prompts=PROMPTS[model])
     recipe = replace(recipe, dpo=replace(recipe.dpo, probes=0))  # no dev probes: what is counted is training alone
     given: dict[str, Any] = {"model": model, "adapter": fine_tuned(model, task), "recipe": recipe, "folder": folder}
     dw.compare(task, ["sft"], seed=seed, show=False, **given)  # mining and start: shared
-    done = dw.compare(task, ["sft", arm], seed=seed, count_flops=True, show=False, **given)
+    done = dw.compare(task, ["sft", arm], seed=seed, show=False, **given)
     if done.holes:
         raise SystemExit(f"{task}, {arm}: {done.holes}")
     row = next(r for r in done.rows() if r["arm"] == arm)
-    return {"cost": asdict(done.costs[arm]), "result": row, "peak_memory_gib": round(peak_memory_gib(), 2)}
+    memory = round(peak_memory_gib(), 2)
+    config = replace(recipe.dpo, seed=seed)
+    flops = training_flops(model, task, arm, dw.Pairs.load(folder / "pairs.jsonl"), config)
+    cost = asdict(done.costs[arm]) | {"flops": flops}
+    return {"cost": cost, "result": row, "peak_memory_gib": memory}
+
+
+def training_flops(model: str, task_name: str, arm: str, pairs: Pairs, config: TrainConfig) -> float:
+    """Floating-point operations of a route's training, counted in a second run: counting slows a run down."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from dpo_workbench.models.loading import load_model
+    from dpo_workbench.studies.recipe import recipe_for
+    from dpo_workbench.studies.reward_model import train_reward_model
+    from dpo_workbench.training.run import train
+
+    start = load_model(model, adapter=fine_tuned(model, task_name))
+    task, recipe = load_task(task_name), recipe_for(model, task_name)
+    prompts = [e.prompt for e in task.train[recipe.mine_from :][: recipe.mine_prompts]]
+    with FlopCounterMode(display=False) as counter:
+        if arm == "sft+dpo":
+            train(start, pairs, config, show=False)
+        elif arm == GRADIENT:
+            train_route(start, pairs, prompts, config, task.max_new_tokens)
+        else:
+            train_reward_model(start, pairs, config, show=False)
+    return float(counter.get_total_flops())
 
 
 def place(model: str, task: str, seed: int, pairs: int) -> Path:

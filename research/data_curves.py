@@ -20,8 +20,8 @@ import dpo_workbench as dw
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
 from dpo_workbench.mining.sample import Found
-from dpo_workbench.studies.demo import recipe_for
 from dpo_workbench.studies.learning_curve import learning_curve
+from dpo_workbench.studies.recipe import recipe_for
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, WORK = ROOT / "benchmarks" / "results" / "data_curves.json", ROOT / "work" / "curves"

@@ -17,7 +17,7 @@ from pathlib import Path
 import dpo_workbench as dw
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
-from dpo_workbench.studies.demo import RECIPES
+from dpo_workbench.studies.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 MINED = 64  # prompts

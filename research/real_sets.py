@@ -33,7 +33,8 @@ from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.statistics import paired_difference
 from dpo_workbench.evaluation.verdict import Verdict
 from dpo_workbench.pairs.checks import normal
-from dpo_workbench.studies.demo import demo, recipe_for
+from dpo_workbench.studies.demo import demo
+from dpo_workbench.studies.recipe import recipe_for
 from dpo_workbench.tasks import scores
 from dpo_workbench.tasks.task import Example, Task
 
@@ -189,7 +190,7 @@ def mined(name: str, folder: Path, seed: int) -> tuple[dict[str, Evaluation], di
     recipe = replace(recipe_for("smol", task), test_prompts=TEST)
     done = demo("smol", out, task_name=task, from_scratch=True, recipe=recipe, seed=seed)
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    return done.evaluations, {k: results[k] for k in ("pairs", "mined", "settings")} | {"verdict": _short(done.verdict)}
+    return done.arms, {k: results[k] for k in ("pairs", "mined", "settings")} | {"verdict": _short(done.verdict())}
 
 
 def from_graders(name: str, folder: Path, seed: int) -> tuple[dict[str, Evaluation], dict[str, Any]]:
@@ -201,7 +202,7 @@ def from_graders(name: str, folder: Path, seed: int) -> tuple[dict[str, Evaluati
     base = dw.load_model("smol")
     tuned = dw.sft(base, task.train, recipe.sft, folder=out / "sft")
     dpo = dw.train(tuned.model, pairs, config, folder=out / "dpo")
-    control = dw.sft(tuned.model, pairs, replace(config, nll_weight=0.0), start=dpo.start, folder=out / "control")
+    control = dw.sft(tuned.model, pairs, replace(config, nll_weight=0.0), folder=out / "control")
     models = {"base": base, "sft": tuned.model, "sft+dpo": dpo.model, "sft+sft on chosen": control.model}
     arms = {arm: dw.evaluate(model, task.test[:TEST], name=arm) for arm, model in models.items()}
     decided = dw.verdict(arms["sft"], arms["sft+dpo"], control=arms["sft+sft on chosen"])

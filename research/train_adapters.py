@@ -19,7 +19,7 @@ import torch
 import dpo_workbench as dw
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.files import write_json
-from dpo_workbench.studies.demo import RECIPES, recipe_for
+from dpo_workbench.studies.recipe import RECIPES, recipe_for
 from dpo_workbench.training.config import SFT_CONFIG
 
 

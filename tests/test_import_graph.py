@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "dpo_workbench"
 # A room may import from itself and from the rooms before it, in function bodies and under TYPE_CHECKING too.
 ROOMS = (
-    *"common pairs sandbox tasks models training mining plots evaluation studies labelling export cli".split(),
+    *"common pairs sandbox tasks models training mining plots evaluation studies labelling export".split(),
+    *("cli_shared", "cli"),
     *("__init__", "__main__"),
 )
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines

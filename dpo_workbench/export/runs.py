@@ -21,9 +21,9 @@ from dpo_workbench.training.held_out import hold_out
 from dpo_workbench.training.loop import learning_rate
 from dpo_workbench.training.losses import loss_terms
 from dpo_workbench.training.packing import Row
+from dpo_workbench.training.record import RECORD
 from dpo_workbench.training.tokens import pair_texts, tokenize
 
-RECORD = "run.json"
 SAME_IN_TRL = (  # losses with the same name and the same value for a pair in TRL's DPOTrainer
     "sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
     "discopop", "sigmoid_norm",
@@ -42,29 +42,6 @@ class Exported:
 
     def __repr__(self) -> str:
         return "\n".join([f"Exported: {self.folder}", *(f"  {note}" for note in self.notes)])
-
-
-def record_run(folder: str | Path, model: Model, pairs: Pairs, config: TrainConfig) -> None:
-    """Keep in a run folder what an export needs: settings, pairs, the model's name and the adapter it starts with.
-
-    Args:
-        folder: of the run, as given to `dw.train`.
-        model, pairs, config: what `dw.train` gets.
-    """
-    folder = Path(folder)
-    own = Path(model.source).is_dir() and model.name not in ("nano", "smol")  # the reader's folder
-    if model.adapter is not None:
-        model.save(folder / "start")
-    pairs.save(folder / "pairs.jsonl")
-    record = {
-        "model": str(Path(model.name).resolve()) if own else model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "start": model.adapter is not None,
-        "fingerprint": model.fingerprint(),
-        "chat": bool(model.tokenizer.chat_template),
-        "config": config.to_dict(),
-    }
-    write_json(folder / RECORD, record)
 
 
 def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) -> Exported:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.progress import progress
-from dpo_workbench.mining.sample import Found, Sample, better_than, judge
+from dpo_workbench.mining.sample import Found, Sample, better_than, score_answer
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.tasks.failures import check_classes
@@ -64,7 +64,7 @@ def branch(
             endings = generate(model, prompts, begun=list(cut.values()), seed=seed + 1 + number, **decoding)
             for (i, k), answers in zip(cut, endings, strict=True):
                 example, drawn = found.rows[i]
-                judged = [judge(found.task, example, answer)[0] for answer in answers]
+                judged = [score_answer(found.task, example, answer)[0] for answer in answers]
                 if best := better_than(drawn[k], judged, classes):
                     better[i, k] = best
                     advance()

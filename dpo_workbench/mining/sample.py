@@ -234,7 +234,7 @@ def _scored(
     """The rows of `Found`, and how many samples could not be scored. Prints why, and raises if all could not."""
     rows, reasons = [], []
     for example, drawn in zip(split, answers, strict=True):
-        judged = [judge(split.task, example, a, greedy and k == 0) for k, a in enumerate(drawn)]
+        judged = [score_answer(split.task, example, a, greedy and k == 0) for k, a in enumerate(drawn)]
         reasons += [f"{example.id!r}, {why}" for sample, why in judged if sample is None]
         if scored := tuple(sample for sample, _ in judged if sample):
             rows.append((example, scored))
@@ -246,7 +246,7 @@ def _scored(
     return tuple(rows), len(reasons)
 
 
-def judge(task: Task, example: Example, answer: Answer, greedy: bool = False) -> tuple[Sample | None, str]:
+def score_answer(task: Task, example: Example, answer: Answer, greedy: bool = False) -> tuple[Sample | None, str]:
     """One answer with its score and the verifier's explanation; None if it cannot be scored."""
     score, explanation = task.try_score(example, answer.text, finished=answer.finished)
     if score is None:

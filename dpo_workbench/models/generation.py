@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +49,9 @@ class Sampler:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """P prompts, padded on the left so that all end in the last column, and what to draw for them."""
+class Decoding:
+    """What to draw for a batch of prompts."""
 
-    ids: Tensor  # (P, T) token ids
-    mask: Tensor  # (P, T) 0 for padding
-    begun: Tensor  # (P, m) the answers' tokens among them, -1 for padding
     samples: int  # answers for each prompt
     limit: int  # new tokens at most
     stop_ids: list[int]
@@ -104,33 +101,41 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # prompts of similar length need little padding
     report = on_answers or (lambda n: None)
     answers: list[list[Answer]] = [[] for _ in ids]
-    done, n_prompts = 0, min(max(1, rows // samples), len(ids))
+    done, n_prompts = 0, max(1, rows // samples)
 
-    def sample_next(n_prompts: int) -> list[list[int]]:
+    def next_batch(n_prompts: int) -> list[list[int]]:
         batch = order[done : done + n_prompts]
-        limits = [max_new_tokens - len(given[i]) for i in batch for _ in range(samples)]
         generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + done)
         sampler = Sampler(float(temperature), repetition_penalty, generator)
-        padded, mask = _pad_left([ids[i] for i in batch], model.stop_ids[0], model.device)
-        first, _ = _pad_left([given[i] for i in batch], -1, model.device)
-        decode = _decode if _has_kv_cache(network) else _transformers_generate
-        drawn = decode(network, Batch(padded, mask, first, samples, max(limits), model.stop_ids, sampler, report))
-        return [_until_stop(row[:n], model.stop_ids) for row, n in zip(drawn.tolist(), limits, strict=True)]
+        decoding = Decoding(samples, max_new_tokens, model.stop_ids, sampler, report)
+        return _answer_ids(network, [ids[i] for i in batch], [given[i] for i in batch], decoding)
 
     with model.merged() as network, torch.inference_mode():
         while done < len(order):
-            drawn, n_prompts = within_memory(sample_next, n_prompts, 1, "prompts per batch", "one prompt's samples")
+            drawn, n_prompts = within_memory(next_batch, n_prompts, 1, "prompts per batch", "one prompt's samples")
             for row, tokens in enumerate(drawn):
-                i = order[done + row // samples]
-                answers[i].append(_answer(model, given[i] + tokens))
+                answers[order[done + row // samples]].append(_answer(model, tokens))
             done += len(drawn) // samples
             report(len(drawn))
     return answers
 
 
-def _until_stop(tokens: list[int], stop_ids: list[int]) -> list[int]:
-    """The tokens up to the first stop token and including it."""
-    return next((tokens[: k + 1] for k, token in enumerate(tokens) if token in stop_ids), tokens)
+def _answer_ids(
+    network: nn.Module, prompts: list[list[int]], given: list[list[int]], decoding: Decoding
+) -> list[list[int]]:
+    """The token ids of each answer up to its first stop token, `samples` in a row for each prompt."""
+    device, stop_ids = next(network.parameters()).device, decoding.stop_ids
+    limits = [decoding.limit - len(tokens) for tokens in given for _ in range(decoding.samples)]
+    ids, mask = _pad_left(prompts, stop_ids[0], device)
+    begun, _ = _pad_left(given, -1, device)
+    decode = _decode if _has_kv_cache(network) else _transformers_generate
+    drawn = decode(network, ids, mask, begun, replace(decoding, limit=max(limits)))
+    answers = []
+    for number, (row, limit) in enumerate(zip(drawn.tolist(), limits, strict=True)):
+        new = row[:limit]
+        end = next((k + 1 for k, token in enumerate(new) if token in stop_ids), len(new))
+        answers.append(given[number // decoding.samples] + new[:end])
+    return answers
 
 
 def _answer(model: Model, tokens: list[int]) -> Answer:
@@ -149,7 +154,7 @@ def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tu
     return torch.tensor(ids, dtype=torch.long, device=device), torch.tensor(mask, device=device)
 
 
-def _decode(network: nn.Module, batch: Batch) -> Tensor:
+def _decode(network: nn.Module, ids: Tensor, mask: Tensor, begun: Tensor, decoding: Decoding) -> Tensor:
     """Token ids drawn with a key-value cache, shape (P * samples, limit); what follows a stop token is arbitrary."""
     parameters = inspect.signature(causal_lm(network).forward).parameters
     cache = DynamicCache(config=causal_lm(network).config)
@@ -160,22 +165,22 @@ def _decode(network: nn.Module, batch: Batch) -> Tensor:
         extra = cache_argument | (positions if "position_ids" in parameters else {})
         return network(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
 
-    logits = next_logits(batch.ids, batch.mask).repeat_interleave(batch.samples, 0)
-    cache.batch_repeat_interleave(batch.samples)
-    mask = batch.mask.repeat_interleave(batch.samples, 0)  # (R, T), R = P * samples
-    begun = batch.begun.repeat_interleave(batch.samples, 0)
-    stop = torch.tensor(batch.stop_ids, device=mask.device)
-    tokens = torch.full((len(mask), batch.limit), batch.stop_ids[0], device=mask.device)
+    logits = next_logits(ids, mask).repeat_interleave(decoding.samples, 0)
+    cache.batch_repeat_interleave(decoding.samples)
+    mask = mask.repeat_interleave(decoding.samples, 0)  # (R, T), R = P * samples
+    begun = begun.repeat_interleave(decoding.samples, 0)
+    stop = torch.tensor(decoding.stop_ids, device=mask.device)
+    tokens = torch.full((len(mask), decoding.limit), decoding.stop_ids[0], device=mask.device)
     active = torch.arange(len(mask), device=mask.device)  # rows of `tokens` that are still in the batch
     running = torch.ones(len(mask), dtype=torch.bool, device=mask.device)  # those of them that have not finished
-    for n in range(batch.limit):
-        new = batch.sampler(logits, torch.cat([begun[active], tokens[active, :n]], dim=1))
+    for n in range(decoding.limit):
+        new = decoding.sampler(logits, torch.cat([begun[active], tokens[active, :n]], dim=1))
         tokens[active, n] = new
         running &= ~torch.isin(new, stop)
-        if n + 1 == batch.limit:
+        if n + 1 == decoding.limit:
             break
         if (n + 1) % CHECK_EVERY == 0:
-            batch.report(0)
+            decoding.report(0)
             rows = running.nonzero()[:, 0]
             if not len(rows):
                 break
@@ -196,31 +201,29 @@ def _has_kv_cache(network: nn.Module) -> bool:
     return attention_only and ("past_key_values" in parameters or "cache" in parameters)
 
 
-def _transformers_generate(network: nn.Module, batch: Batch) -> Tensor:
+def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun: Tensor, decoding: Decoding) -> Tensor:
     """The same by transformers' own `generate`, for models that `_decode` cannot run."""
-    batch.report(0)
-    sampler, device, width = batch.sampler, batch.ids.device, batch.ids.shape[1]
+    decoding.report(0)
+    sampler, device, width = decoding.sampler, ids.device, ids.shape[1]
     # None would not switch top_k off: transformers replaces it by the model's own setting, or by 50.
     config = GenerationConfig(
-        max_new_tokens=batch.limit, num_return_sequences=batch.samples, eos_token_id=batch.stop_ids,
-        pad_token_id=batch.stop_ids[0], do_sample=sampler.temperature > 0, temperature=sampler.temperature or None,
+        max_new_tokens=decoding.limit, num_return_sequences=decoding.samples, eos_token_id=decoding.stop_ids,
+        pad_token_id=decoding.stop_ids[0], do_sample=sampler.temperature > 0, temperature=sampler.temperature or None,
         top_k=0, top_p=1.0,
     )  # fmt: skip
-    begun = batch.begun.repeat_interleave(batch.samples, 0)
+    begun = begun.repeat_interleave(decoding.samples, 0)
     penalize = LogitsProcessorList(
         [lambda tokens, logits: sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))]
     )
     seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=device))
     causal = causal_lm(network)
-    own, causal.generation_config = (
-        causal.generation_config,
-        GenerationConfig(),
-    )  # its penalties and limits are not ours
+    own = causal.generation_config
+    causal.generation_config = GenerationConfig()  # the model's penalties and limits must not be added to ours
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             out = network.generate(  # type: ignore[operator]
-                input_ids=batch.ids, attention_mask=batch.mask, generation_config=config, logits_processor=penalize
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=penalize
             )
     finally:
         causal.generation_config = own

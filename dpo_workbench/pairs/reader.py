@@ -22,8 +22,9 @@ from dpo_workbench.pairs.checks import (
     text_problems,
 )
 from dpo_workbench.pairs.conversations import Ranked
-from dpo_workbench.pairs.layouts_in import LAYOUTS, OTHERS, PROMPTS, SYNONYMS, Layout, nearest, read_row, recognise
+from dpo_workbench.pairs.layouts_in import LAYOUTS, SYNONYMS, Layout, nearest, read_row, recognise
 from dpo_workbench.pairs.preference import Pair
+from dpo_workbench.pairs.row_readers import OTHERS, PROMPTS
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
 
 _LOOK = 100  # rows that decide the layout; columns for which a misspelling is looked for

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
-from scipy.sparse import csr_matrix
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import pre
@@ -116,6 +115,11 @@ class Leaks:
         made: dict[str, Any] = {}
         for name, rows in self.splits.items():
             kept = [row for k, row in enumerate(rows) if _id(row, k) not in gone[name]]
+            if rows and not kept:
+                raise WorkbenchError(
+                    f"A split must have rows. Got {name!r}, in which every row is like one of another split. Split the "
+                    "rows again: `split_pairs` keeps equal prompts together, and a `group` keeps similar ones together."
+                )
             made[name] = Pairs(kept, rows.task) if isinstance(rows, Pairs) else kept
         return made
 
@@ -249,6 +253,8 @@ class _Words:
     """Which words the texts of two lists contain, as sparse matrices, whose product counts the words in common."""
 
     def __init__(self, ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]]):
+        from scipy.sparse import csr_matrix
+
         columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
 
         def matrix(sets: Sequence[frozenset[str]]) -> Any:

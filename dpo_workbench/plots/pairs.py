@@ -68,7 +68,7 @@ class DifficultyDisplay:
         margins = [v.reference_margin for v in seen]
         if seen.states is None:
             return cls(margins)
-        return cls(margins, [v.reference_margin + v.reward_margin for v in seen], [v.state for v in seen])
+        return cls(margins, [v.policy_margin for v in seen], [v.state for v in seen])
 
     @property
     def title(self) -> str:

@@ -1,14 +1,14 @@
-"""What runs inside the sandbox: started as `python child.py REQUESTS RESULTS`, two descriptors to talk to the parent.
+"""The program inside the sandbox, started as `python child.py REQUESTS RESULTS` with two pipes to the parent.
 
-The first request says what to do, which files may be read and what the limits are. Before a line of foreign code runs,
-the process locks itself down. Then, by mode:
+The first request says what to do, which files may be read, and the limits. The process locks itself down before it runs
+any untrusted code. Then, depending on the mode:
 
-    answer  run the code, then answer each request (name, arguments) with what that function returns
+    answer  run the code, then reply to each request (name, arguments) with what that function returns
     check   run tests; each call of `candidate` goes to the parent, which asks another child
-    sql     open a database read-only, then answer each query with its columns and rows
+    sql     open a database read-only, then reply to each query with its columns and rows
 
-A reply is one line: a letter, and a value as in `values.py`. Replies may be forged by the code that runs here; so the
-parent believes nothing but plain values, and what they should be is not in this process.
+A reply is one line: a letter, and a value as `values.py` writes it. Untrusted code could forge replies, so the parent
+accepts only plain values, and the expected values are never in this process.
 """
 
 import os
@@ -18,19 +18,19 @@ sys.path[0] = os.path.dirname(os.path.abspath(__file__))
 import kernel_guard  # noqa: E402
 import values  # noqa: E402
 
-_SHORT = 500
-_CALLS = frozenset(
+_MOST_TEXT = 500  # characters of a message
+_UNSAFE_CALLS = frozenset(
     "os.system os.fork os.forkpty os.exec os.posix_spawn os.spawn subprocess.Popen socket.__new__ socket.getaddrinfo "
     "ctypes.dlopen os.kill os.killpg gc.get_objects gc.get_referrers".split()
 )
-_CHANGES = frozenset(
+_FILE_CHANGES = frozenset(
     "os.remove os.rename os.rmdir os.mkdir os.symlink os.link os.chmod os.chown os.truncate os.utime "
     "shutil.rmtree".split()
 )
 
 
-def _error(error: BaseException, code: str) -> list:
-    """Type, text and line (in the foreign code, 0 if none) of an exception."""
+def _describe(error: BaseException, code: str) -> list:
+    """Type, message, line in the untrusted code (0 if unknown) of an exception, and whether access was denied."""
     line, trace = 0, error.__traceback__
     while trace is not None:
         line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == code else line
@@ -38,14 +38,16 @@ def _error(error: BaseException, code: str) -> list:
     if isinstance(error, SyntaxError) and isinstance(error.lineno, int):
         line = error.lineno
     try:
-        text = str(error)[:_SHORT]
-    except BaseException:
+        text = str(error)[:_MOST_TEXT]
+    except BaseException:  # an exception class of the untrusted code
         text = ""
     names = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
     return [names[0], text, line, bool(isinstance(error, PermissionError))]
 
 
 class _Wire:
+    """The two pipes to the parent."""
+
     def __init__(self, requests: int, results: int):
         self.requests = open(requests, encoding="ascii", newline="\n")  # noqa: SIM115
         self.results = results
@@ -67,32 +69,29 @@ class _Wire:
             data = data[os.write(self.results, data) :]
 
     def watch(self, folder: str) -> None:
-        """Note, for the failure class `unsafe`, what reaches out of the sandbox. It only notes: the kernel refuses."""
+        """Note attempts to leave the sandbox, for the failure class `unsafe`. The kernel is what refuses them."""
+
+        def outside(path) -> bool:
+            if isinstance(path, int) or path is None:
+                return False
+            path = os.path.abspath(os.fsdecode(path))
+            return path != "/dev/null" and not (path + os.sep).startswith(folder)
 
         def hook(event: str, args: tuple) -> None:
             try:
-                out = event in _CALLS
+                unsafe = event in _UNSAFE_CALLS or (event in _FILE_CHANGES and outside(args[0]))
                 if event == "open":
-                    out = bool(args[2] & (os.O_WRONLY | os.O_RDWR)) and self._outside(args[0], folder)
-                elif event in _CHANGES:
-                    out = self._outside(args[0], folder)
-                if out and len(self.unsafe) < 8 and event not in self.unsafe:
+                    unsafe = bool(args[2] & (os.O_WRONLY | os.O_RDWR)) and outside(args[0])
+                if unsafe and len(self.unsafe) < 8 and event not in self.unsafe:
                     self.unsafe.append(event)
-            except BaseException:
+            except BaseException:  # the hook must not change what the code does
                 pass
 
         sys.addaudithook(hook)
 
-    @staticmethod
-    def _outside(path, folder: str) -> bool:
-        if isinstance(path, int) or path is None:
-            return False
-        path = os.path.abspath(os.fsdecode(path))
-        return path != "/dev/null" and not (path + os.sep).startswith(folder)
 
-
-def _load(code: str, name: str, known=()):
-    """The module that the code makes, and what went wrong or None."""
+def _run(code: str, name: str, known=()):
+    """The module that the code makes, and the exception it raised or None."""
     module = type(sys)(name)
     module.__dict__.update(known)
     sys.modules[name] = module
@@ -105,9 +104,9 @@ def _load(code: str, name: str, known=()):
 
 def _answer(wire: _Wire, order: dict) -> None:
     most = order["value_bytes"]
-    module, problem = _load(order["code"], "answer")
+    module, problem = _run(order["code"], "answer")
     if problem is not None:
-        wire.reply("s" if isinstance(problem, SyntaxError) else "e", _error(problem, "<answer>"))
+        wire.reply("s" if isinstance(problem, SyntaxError) else "e", _describe(problem, "<answer>"))
         return
     wire.reply("l")
     while (request := wire.request()) is not None:
@@ -116,14 +115,14 @@ def _answer(wire: _Wire, order: dict) -> None:
         try:
             value = getattr(module, name)(*args, **named)
         except BaseException as error:
-            wire.reply("e", _error(error, "<answer>"))
+            wire.reply("e", _describe(error, "<answer>"))
             continue
         try:
             if values.encode(args, 1 << 26) != before:
                 wire.reply("m", args, most)
             wire.reply("v", value, most)
         except (values.NotPlain, RecursionError, RuntimeError, MemoryError) as error:
-            wire.reply("n", str(error)[:_SHORT])
+            wire.reply("n", str(error)[:_MOST_TEXT])
 
 
 def _check(wire: _Wire, order: dict) -> None:
@@ -132,7 +131,7 @@ def _check(wire: _Wire, order: dict) -> None:
     def candidate(*args, **named):
         wire.reply("c", [list(args), named], order["value_bytes"])
         letter, value, changed = wire.request()
-        for mine, theirs in zip(args, changed or args, strict=False):
+        for mine, theirs in zip(args, changed or args, strict=False):  # arguments that the candidate changed
             if type(mine) in (list, dict, set) and type(theirs) is type(mine):
                 mine.clear()
                 (mine.extend if type(mine) is list else mine.update)(theirs)
@@ -141,16 +140,16 @@ def _check(wire: _Wire, order: dict) -> None:
         kind = getattr(builtins, value[0], RuntimeError)
         raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError)(value[1])
 
-    module, problem = _load(order["code"], "tests", {order["name"]: candidate, "candidate": candidate})
+    module, problem = _run(order["code"], "tests", {order["name"]: candidate, "candidate": candidate})
     try:
         if problem is not None:
             raise problem
         if order["entry"]:
             getattr(module, order["entry"])(candidate)
     except values.NotPlain as error:
-        wire.reply("n", str(error)[:_SHORT])
+        wire.reply("n", str(error)[:_MOST_TEXT])
     except BaseException as error:
-        wire.reply("e", _error(error, "<tests>"))
+        wire.reply("e", _describe(error, "<tests>"))
     else:
         wire.reply("p")
 
@@ -160,10 +159,11 @@ def main() -> None:
     order = wire.request()
     if order["mode"] == "sql":
         import sql_child
-    sys.path[:1] = []  # foreign code finds none of these modules
+    sys.path[:1] = []  # untrusted code cannot import these modules
     folder = os.getcwd()
     kernel_guard.limit(order["memory"], order["cpu"], order["file_bytes"], strong=order["strong"])
-    kernel_guard.lock(order["readable"], [folder], order["listable"], order["strong"])
+    if order["strong"]:
+        kernel_guard.lock(order["readable"], [folder], order["listable"])
     sys.path += order["paths"]
     if order["mode"] == "sql":
         wire.reply("r")

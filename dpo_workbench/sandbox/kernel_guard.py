@@ -1,16 +1,15 @@
-"""Lock the current process down by Landlock, seccomp and resource limits, with ctypes alone.
+"""Lock the current process down with Landlock, seccomp and resource limits, using only ctypes.
 
-The child processes of this package call `lock` before they run a model's code; nothing here needs another module of the
-package, since a child reads this file by itself. What each layer refuses:
+A sandbox child loads this file on its own, so it imports nothing from the package. What each layer refuses:
 
 * Landlock (Linux 5.13 or newer): every file that `readable` and `writable` do not name, TCP (ABI 4), abstract sockets
   and signals to other processes (ABI 6). See the kernel's documentation, userspace-api/landlock.
 * seccomp (a filter of system calls): new processes and programs, sockets, signals, tracing, other processes' memory,
   limits and priorities, shared memory, changed owners, modes and times of files, mounts, modules, io_uring. System
   calls newer than this list do not exist for the child. Threads are allowed.
-* resource limits: memory, processor time, size of a file, open files, no core dumps.
+* resource limits: memory, processor time, file size, open files, no core dumps.
 
-A child that has been locked cannot unlock itself, as root neither.
+A locked child cannot unlock itself, not even as root.
 """
 
 from __future__ import annotations
@@ -55,15 +54,15 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "modify_ldt": (154, None), "uselib": (134, None), "add_key": (248, 217), "request_key": (249, 218),
     "keyctl": (250, 219), "perf_event_open": (298, 241), "bpf": (321, 280), "userfaultfd": (323, 282),
 }  # fmt: skip
-# Column above, AUDIT_ARCH, and the calls whose arguments decide: clone, prlimit64, fcntl.
+# Column of the table above, AUDIT_ARCH, and the calls that depend on their arguments: clone, prlimit64, fcntl.
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E, 56, 302, 72), "aarch64": (1, 0xC00000B7, 220, 261, 25)}
-_FIRST_NEW = 424  # from here on all architectures share their numbers
+_FIRST_NEW = 424  # from here on, all architectures share their numbers
 _ALLOWED_NEW = (436, 437, 439, 441, 449, 451, 454, 455, 456)  # close_range, openat2, faccessat2, epoll_pwait2, futexes
 _EPERM, _ENOSYS = 1, 38
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _CLONE_THREAD = 0x00010000
 
-# Rights of files in Landlock, by the ABI that brought them: 13 bits in ABI 1, then refer, truncate, ioctl_dev.
+# Landlock's file rights: 13 bits in ABI 1, then refer (ABI 2), truncate (ABI 3) and ioctl_dev (ABI 5).
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _WRITE_FILE = 1 << 1 | 1 << 14  # write, truncate
 _WRITE = _WRITE_FILE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13  # remove and make folders and files, move them
@@ -74,42 +73,40 @@ class _Filter(ctypes.Structure):
 
 
 def landlock_abi() -> int:
-    """Version of Landlock in this kernel; 0 where there is none."""
+    """Version of Landlock in this kernel; 0 if it has none."""
     if not sys.platform.startswith("linux") or os.uname().machine not in _ARCHITECTURES:
         return 0
     return max(0, int(_libc().syscall(444, None, 0, 1)))
 
 
 def seccomp_works() -> bool:
-    """True where the kernel takes filters of system calls (`PR_GET_SECCOMP` answers)."""
+    """Whether the kernel supports filters of system calls (`PR_GET_SECCOMP` succeeds)."""
     if not sys.platform.startswith("linux") or os.uname().machine not in _ARCHITECTURES:
         return False
     return _libc().prctl(21, 0, 0, 0, 0) >= 0
 
 
-def lock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[str] = (), strong: bool = True) -> None:
-    """Refuse this process everything but computing and the named files, for ever.
+def lock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[str] = ()) -> None:
+    """Refuse this process everything but computing and the named files, for the rest of its life.
 
     Args:
-        readable: files and folders (with all in them) that may be read.
-        writable: folders in which files may be read, made, changed and removed.
-        listable: folders whose names may be listed, and nothing read.
-        strong: False leaves out Landlock and seccomp, where the kernel has none.
+        readable: files and folders (with everything in them) that may be read.
+        writable: folders in which files may be read, created, changed and removed.
+        listable: folders whose entries may be listed, but not read.
 
     Raises:
         OSError: the kernel refused a layer. The caller must not go on.
     """
-    if strong:
-        _no_new_privileges()
-        _landlock(readable, writable, listable)
-        _seccomp()
+    _checked(_libc().prctl(38, 1, 0, 0, 0), "no_new_privs")
+    _landlock(readable, writable, listable)
+    _seccomp()
 
 
 def limit(memory: int, seconds: float, file_bytes: int, files: int = 64, strong: bool = True) -> None:
-    """Set the resource limits: bytes of address space, processor seconds, bytes a file, open files. No-op on Windows.
+    """Set the resource limits: bytes of address space, processor seconds, bytes per file, open files. No-op on Windows.
 
-    Where seccomp does not hold (`strong` is False) the number of processes is limited too, which root is free of, and
-    which counts threads.
+    Without seccomp (`strong` is False) the number of processes is limited too. That limit also counts threads, and does
+    not hold for root.
     """
     try:
         import resource
@@ -131,7 +128,7 @@ def limit(memory: int, seconds: float, file_bytes: int, files: int = 64, strong:
             soft, hard = min(soft, top), min(hard, top)
         try:
             resource.setrlimit(kind, (soft, hard))
-        except (OSError, ValueError):  # macOS takes no limit of address space
+        except (OSError, ValueError):  # macOS has no limit of address space
             if sys.platform.startswith("linux"):
                 raise
 
@@ -145,10 +142,6 @@ def _checked(result: int, what: str) -> int:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
     return result
-
-
-def _no_new_privileges() -> None:
-    _checked(_libc().prctl(38, 1, 0, 0, 0), "no_new_privs")
 
 
 def _landlock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[str]) -> None:
@@ -188,44 +181,42 @@ def _allow(libc: ctypes.CDLL, handle: int, path: str, rights: int) -> None:
 def _seccomp() -> None:
     column, architecture, clone, prlimit, fcntl = _ARCHITECTURES[os.uname().machine]
     refused = sorted(number for numbers in _REFUSED.values() if (number := numbers[column]) is not None)
-    # Offsets in struct seccomp_data; its arguments are 8 bytes each.
+    # Offsets in struct seccomp_data, whose arguments have 8 bytes each, and the codes of BPF instructions.
     call_at, architecture_at, first, second, third = 0, 4, 16, 24, 32
-    load, equal, above, bits = 0x20, 0x15, 0x35, 0x45
-    give = 0x06
+    load, equal, above, bits, give = 0x20, 0x15, 0x35, 0x45, 0x06
     program: list[tuple[int, int, int, int]] = [
         (load, 0, 0, architecture_at),
         (equal, 1, 0, architecture),
         (give, 0, 0, _KILL),
         (load, 0, 0, call_at),
-        # x32 calls of x86-64 carry a high bit; anything new is unknown
+        # calls that are newer than the list, and x32 calls of x86-64, which have a high bit set
         (above, 0, len(_ALLOWED_NEW) + 1, _FIRST_NEW),
         *((equal, len(_ALLOWED_NEW) - k, 0, new) for k, new in enumerate(_ALLOWED_NEW)),
         (give, 0, 0, _ERRNO | _ENOSYS),
-        # threads, no processes
+        # clone may make threads, but no processes
         (equal, 0, 3, clone),
         (load, 0, 0, first),
         (bits, 1, 0, _CLONE_THREAD),
         (give, 0, 0, _ERRNO | _EPERM),
-        # prlimit64 may ask, not set
+        # prlimit64 may read limits, but not set them
         (equal, 0, 5, prlimit),
         (load, 0, 0, third),
         (equal, 0, 2, 0),
         (load, 0, 0, third + 4),
         (equal, 1, 0, 0),
         (give, 0, 0, _ERRNO | _EPERM),
-    ]
-    program += [
-        # fcntl sends no signals to others (F_SETOWN, F_SETOWN_EX); before Landlock's ABI 6 nothing else refuses that
+        # fcntl must not redirect signals (F_SETOWN, F_SETOWN_EX); before Landlock's ABI 6 nothing else refuses that
         (load, 0, 0, call_at),
         (equal, 0, 4, fcntl),
         (load, 0, 0, second),
         (equal, 1, 0, 8),
         (equal, 0, 1, 15),
         (give, 0, 0, _ERRNO | _EPERM),
+        (load, 0, 0, call_at),
+        *((equal, len(refused) - k, 0, value) for k, value in enumerate(refused)),
+        (give, 0, 0, _ALLOW),
+        (give, 0, 0, _ERRNO | _EPERM),
     ]
-    program += [(load, 0, 0, call_at)]
-    program += [(equal, len(refused) - k, 0, value) for k, value in enumerate(refused)]
-    program += [(give, 0, 0, _ALLOW), (give, 0, 0, _ERRNO | _EPERM)]
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code)
     given = _Filter(len(program), ctypes.cast(buffer, ctypes.c_void_p))

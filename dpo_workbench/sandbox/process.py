@@ -1,4 +1,4 @@
-"""One locked child process: started, asked line by line, watched, ended with all that it left."""
+"""One locked child process: start it, exchange lines with it, watch its limits, and clean up after it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox import kernel_guard
 from dpo_workbench.sandbox.values import NotPlain, decode, encode
 
-_START_SECONDS = 20.0  # until the child is ready; not the foreign code's time
-_TICK = 0.05  # seconds between two looks at the clock and the folder
-_PROGRAM = ("child", "kernel_guard", "sql_child", "values")  # what a child reads of this package
+_START_SECONDS = 20.0  # until the child is ready; does not count as the untrusted code's time
+_TICK = 0.05  # seconds between checks of the clock and the folder
+_PROGRAM = ("child", "kernel_guard", "sql_child", "values")  # the files of this package that a child loads
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one child may use. Wall-clock seconds count from the first line of foreign code."""
+    """What one child may use. Wall-clock seconds count from the first line of untrusted code."""
 
     seconds: float = 3.0
     memory_mib: int = 1024  # of address space
-    output_bytes: int = 1 << 16  # kept of stdout and stderr; the rest is read and dropped
+    output_bytes: int = 1 << 16  # kept from stdout and stderr; the rest is read and dropped
     value_bytes: int = 1 << 20  # of one value that comes out
     code_bytes: int = 1 << 20
     disk_mib: int = 16
@@ -45,12 +45,12 @@ class Limits:
 
 
 def guard_level() -> str:
-    """`strong` (Landlock, seccomp and limits hold here) or `weak` (limits only). Tried once, in a real child."""
+    """`strong` (Landlock, seccomp and limits hold here) or `weak` (limits only). Tested once, in a real child."""
     return _level()[0]
 
 
 def sandbox_line() -> str:
-    """One line that says what holds here."""
+    """One line that says which guards hold here."""
     return _level()[1]
 
 
@@ -58,9 +58,9 @@ def sandbox_line() -> str:
 def _level() -> tuple[str, str]:
     abi = kernel_guard.landlock_abi()
     if not (abi and kernel_guard.seccomp_works()):
-        lacks = "Landlock" if not abi else "seccomp"
+        missing = "Landlock" if not abi else "seccomp"
         return "weak", (
-            f"sandbox: WEAK, this system has no {lacks}: only memory and time are limited; a model's code could read "
+            f"sandbox: WEAK, this system has no {missing}: only memory and time are limited; a model's code could read "
             "files, use the network and start processes"
         )
     try:
@@ -69,7 +69,7 @@ def _level() -> tuple[str, str]:
             replies = [child.reply() for _ in range(2)]
         letter, found = replies[1]
         found = found if letter == "v" else [f"no answer but {replies}"]
-    except WorkbenchError as error:  # such as a container that forbids the calls
+    except WorkbenchError as error:  # for example in a container that forbids the calls
         found = [error]
     if found:
         return "weak", f"sandbox: WEAK, the kernel's guards do not hold here ({'; '.join(map(str, found))})"
@@ -101,13 +101,13 @@ def trial(folder, parent):
 
 
 def require_guard(allow_weak_sandbox: bool) -> None:
-    """Print once what holds here; raise `WorkbenchError` where only limits hold and nobody has allowed that."""
+    """Print once which guards hold here; raise `WorkbenchError` if only limits hold and nobody has allowed that."""
     _say()
     if guard_level() == "weak" and not (allow_weak_sandbox or _allowed):
         raise WorkbenchError(
             "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
-            f"AArch64). Got: {_level()[1]}. Run it on such a machine, or say allow_weak_sandbox=True "
-            "(--allow-weak-sandbox) where nothing can be lost, as in a container of its own: see docs/sandbox.md."
+            f"AArch64). Got: {_level()[1]}. Run it on such a machine, or set allow_weak_sandbox=True "
+            "(--allow-weak-sandbox) if nothing can be lost, as in a separate container: see docs/sandbox.md."
         )
 
 
@@ -115,7 +115,7 @@ _allowed: list[bool] = []
 
 
 def allow_weak() -> None:
-    """Allow it for the whole process, as `dpo-workbench --allow-weak-sandbox` does."""
+    """Allow the weak sandbox in this process, as `dpo-workbench --allow-weak-sandbox` does."""
     _allowed[:] = [True]
 
 
@@ -126,7 +126,7 @@ def _say() -> None:
 
 @functools.lru_cache(1)
 def _program() -> str:
-    """The child's program, compiled into a folder of its own: a child starts in half the time."""
+    """The child's program, compiled into a temporary folder, so that a child starts faster."""
     folder = tempfile.mkdtemp(prefix="dpo-sandbox-program-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in _PROGRAM:
@@ -139,8 +139,8 @@ def _program() -> str:
 def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
     """Paths that Python needs to read, folders that it needs to list, and entries for `sys.path`.
 
-    Not among them: installed packages but those named (a package may hold a benchmark's answers), this package and its
-    data.
+    They leave out this package, its data, and installed packages other than those named, because a package may contain
+    a benchmark's answers.
     """
     stdlib = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     sites = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
@@ -164,7 +164,7 @@ def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str], list[str
 
 
 def _without(place: str, hidden: Sequence[str]) -> list[str]:
-    """`place`, or where something hidden lies in it, what lies beside that."""
+    """The place itself, or everything in it that is not hidden."""
     if place in hidden:
         return []
     if not any(h.startswith(place + os.sep) for h in hidden):
@@ -174,9 +174,9 @@ def _without(place: str, hidden: Sequence[str]) -> list[str]:
 
 
 class Child:
-    """A locked child. Use it as a context: at the end its process group is killed and its folder removed.
+    """A locked child. Use it in a `with` block: at the end its process group is killed and its folder is removed.
 
-    `end` says why no more lines come: None (it goes on), "exit", "crash" (a signal), "timeout", "disk" or "flood".
+    `end` says why the child has ended: None (it has not), "exit", "crash" (a signal), "timeout", "disk" or "flood".
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Child:
         self._begun: float | None = None
         self._born = self._looked = time.monotonic()
         files, listable, paths = _readable(packages)
-        if not os.path.exists(_program()):  # somebody cleaned the temporary folder
+        if not os.path.exists(_program()):  # the temporary folder was cleaned
             _program.cache_clear()
         request_read, self._requests = os.pipe()
         self._results, result_write = os.pipe()
@@ -241,7 +241,7 @@ class Child:
 
     def __enter__(self) -> Child:
         try:
-            if (self.line() or "")[:1] != "r":
+            if (self._line() or "")[:1] != "r":
                 text = self.output.decode("utf-8", "replace").strip()[-400:]
                 raise WorkbenchError(f"The sandbox must start. Got: {self.end}, {text or 'no message'}.")
         except BaseException:
@@ -259,18 +259,18 @@ class Child:
             self._selector.register(self._requests, selectors.EVENT_WRITE)
         self._out += encode(value, 1 << 26).encode("ascii") + b"\n"
 
-    def line(self) -> str | None:
-        """The next line of the child; None when it has ended or has to be ended, with the reason in `end`."""
+    def _line(self) -> str | None:
+        """The child's next line; None if it has ended or must be ended, with the reason in `end`."""
         while not self._lines and self.end is None:
             self._pump()
         return self._lines.pop(0) if self._lines else None
 
     def reply(self) -> tuple[str, Any]:
-        """The next line as letter and value: ("", reason) at the end, ("?", text) where it is no value.
+        """The next line as letter and value: ("", reason) at the end, ("?", text) if it is not a plain value.
 
-        Lines that name what reached out of the sandbox go to `unsafe`.
+        Attempts to leave the sandbox that the child reports are added to `unsafe`.
         """
-        while (line := self.line()) is not None:
+        while (line := self._line()) is not None:
             try:
                 value = decode(line[1:])
             except NotPlain as error:
@@ -283,7 +283,7 @@ class Child:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds since the foreign code began."""
+        """Wall-clock seconds since the untrusted code began."""
         return time.monotonic() - (self._begun or time.monotonic())
 
     def _pump(self) -> None:
@@ -332,7 +332,7 @@ class Child:
             self.end = "flood"
 
     def _why(self) -> str:
-        """The results are closed: wait until the process ends, or end it."""
+        """Why the child closed its results: wait until it ends, or until its time is over."""
         try:
             code = self._process.wait(max(0.1, self.limits.seconds - self.seconds) if self._begun else 1.0)
         except subprocess.TimeoutExpired:
@@ -343,7 +343,7 @@ class Child:
         return "crash" if code < 0 else "exit"
 
     def restart_clock(self) -> None:
-        """Give the next request the whole time again (trusted code only: processor time is not given back)."""
+        """Give the next request the full wall-clock time again. Processor time is not reset."""
         self._begun = time.monotonic()
 
     def close(self) -> None:
@@ -361,23 +361,23 @@ class Child:
         self._process.stdout.close()
         try:
             shutil.rmtree(self.folder)
-        except (OSError, RecursionError):  # nested too deep for Python
+        except (OSError, RecursionError):  # nested too deeply for Python
             subprocess.run(["rm", "-rf", "--", self.folder], check=False, stderr=subprocess.DEVNULL)
 
 
 def _too_much(folder: str, limits: Limits) -> bool:
-    """True when there are more files or bytes in the folder than allowed; looks at no more than that many."""
-    left, room, waiting = limits.files, limits.disk_mib << 20, [folder]
-    while waiting:
+    """Whether the folder holds more files or bytes than allowed; stops counting there."""
+    files_left, bytes_left, folders = limits.files, limits.disk_mib << 20, [folder]
+    while folders:
         try:
-            with os.scandir(waiting.pop()) as entries:
+            with os.scandir(folders.pop()) as entries:
                 for entry in entries:
-                    left -= 1
+                    files_left -= 1
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                        folders.append(entry.path)
                     else:
-                        room -= entry.stat(follow_symlinks=False).st_blocks * 512
-                    if left < 0 or room < 0:
+                        bytes_left -= entry.stat(follow_symlinks=False).st_blocks * 512
+                    if files_left < 0 or bytes_left < 0:
                         return True
         except FileNotFoundError:
             continue

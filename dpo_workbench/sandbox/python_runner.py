@@ -1,4 +1,4 @@
-"""Run a model's Python: the code and the arguments go in, plain values come out, and the judging is done out here."""
+"""Run a model's Python: code and arguments go in, plain values come out, and the results are judged outside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_workbench.sandbox.process import Child, Limits, guard_level, require_guard
 
-PACKAGES = ("numpy",)  # that the code may import beside the standard library, where they are installed
+PACKAGES = ("numpy",)  # that the code may import besides the standard library, if they are installed
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong: `kind` is syntax_error, exception, unsafe, not_plain, timeout, crash, exit or disk."""
+    """What went wrong. `kind` is syntax_error, exception, unsafe, not_plain, timeout, crash, exit or disk."""
 
     kind: str
     text: str
-    line: int = 0  # of the code, from 1; 0 where there is none
+    line: int = 0  # of the code, from 1; 0 if there is none
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.text}" if self.line else self.text
@@ -35,18 +35,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class Result:
-    """What one call came to: a plain value, or a problem."""
+    """The outcome of one call: a plain value, or a problem."""
 
     value: Any = None
     problem: Problem | None = None
-    args: list[Any] | None = None  # as they are after the call, where it changed them
+    args: list[Any] | None = None  # the arguments after the call, if it changed them
 
 
 @dataclass(frozen=True)
 class Ran:
-    """One run: a problem of the code as a whole or None, a result for each call, and what was printed.
+    """One run: a problem with the code as a whole or None, a result for each call, and what was printed.
 
-    `unsafe` names what reached out of the sandbox (and was refused), as far as the code did not hide it.
+    `unsafe` names the attempts to leave the sandbox (which were refused), unless the code hid them.
     """
 
     problem: Problem | None
@@ -73,30 +73,28 @@ def run_python(
     packages: Sequence[str] = PACKAGES,
     allow_weak_sandbox: bool = False,
 ) -> Ran:
-    """Run `code` in a locked child, then each call in the same child, in order.
+    """Run code in a locked child, then each call in the same child, in order.
 
-    Nothing but the code and the calls' arguments enters the child; compare what comes out with
-    `dpo_workbench.sandbox.values.same`. The whole run has `limits.seconds`; calls that come too late have the problem
-    `timeout`.
+    Only the code and the calls' arguments enter the child. Compare what comes out with
+    `dpo_workbench.sandbox.values.same`. The whole run has `limits.seconds`; later calls have the problem `timeout`.
 
     Args:
-        code: source of a module that defines the functions. Any text may come; it never raises here.
+        code: source of a module that defines the functions. Any text is allowed; it never raises here.
         calls: functions and their arguments, plain values (see `dpo_workbench.sandbox.values`).
         limits: time, memory, output, files.
-        packages: installed packages that the code may import beside the standard library.
-        allow_weak_sandbox: run it although only resource limits hold on this machine.
+        packages: installed packages that the code may import besides the standard library.
+        allow_weak_sandbox: run even if only resource limits hold on this machine.
 
     Raises:
-        WorkbenchError: only limits hold here and that was not allowed; or the sandbox does not start.
+        WorkbenchError: only resource limits hold here and that was not allowed, or the sandbox does not start.
     """
-    limits = limits or Limits()
-    with _start("answer", code, limits, packages, allow_weak_sandbox) as child:
+    with _start("answer", code, limits or Limits(), packages, allow_weak_sandbox) as child:
         problem = _loaded(child)
         results: list[Result] = []
         for call in calls:
             over = problem or (results[-1].problem if child.end is not None else None)
             results.append(Result(problem=over) if over else _ask(child, call))
-        return Ran(problem, tuple(results), _text(child.output), tuple(child.unsafe), child.seconds)
+        return _ran(child, problem, results)
 
 
 def run_tests(
@@ -109,23 +107,24 @@ def run_tests(
     packages: Sequence[str] = PACKAGES,
     allow_weak_sandbox: bool = False,
 ) -> Ran:
-    """Run tests that are Python statements (MBPP, HumanEval, ODEX) against `code`, each in a locked child of its own.
+    """Run tests that are Python statements (as in MBPP, HumanEval, ODEX) against code, each in its own locked child.
 
-    The tests see a `candidate` that hands plain arguments over to the other child and brings its plain value back, so
-    expected values never stand in the process that runs the model's code, and no object of that code, such as one that
-    equals everything, ever stands in the tests' process.
+    The tests call a `candidate` that passes plain arguments to the other child and brings its plain value back. So the
+    process that runs the model's code never holds expected values, and no object of that code (such as one that equals
+    everything) reaches the tests' process.
 
     Args:
         code: the model's source.
-        tests: source of the tests; trusted to judge, though not to touch this machine.
+        tests: source of the tests; trusted to judge, but not to touch this machine.
         entry: the function of `code` that is tested.
-        function: the function of `tests` to call with the candidate; "" where the statements themselves are the
-            tests, which then see `candidate` under the name `entry` as well.
+        function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests,
+            which can also call the candidate by the name `entry`.
         limits: of each of the two children.
+        packages, allow_weak_sandbox: see `run_python`.
 
     Returns:
-        A `Ran` without results whose `problem` is None when all tests passed. Kind `wrong_result`: an assertion failed;
-        `tests`: the tests themselves cannot be run this way.
+        A `Ran` without results, whose `problem` is None if all tests passed. Its kind is `wrong_result` if an assertion
+        failed, and `tests` if the tests themselves cannot be run this way.
 
     Raises:
         WorkbenchError: see `run_python`.
@@ -137,7 +136,7 @@ def run_tests(
             order = {"entry": function, "name": entry}
             with _start("check", tests, limits, packages, allow_weak_sandbox, order) as judge:
                 problem = _judged(child, judge, entry)
-        return Ran(problem, (), _text(child.output), tuple(child.unsafe), child.seconds)
+        return _ran(child, problem, [])
 
 
 def extract_code(answer: str) -> str:
@@ -153,8 +152,12 @@ def _start(
     require_guard(weak)
     if len(code) > limits.code_bytes:
         code = f"raise SyntaxError('the code has more than {limits.code_bytes} characters')"
-    order = {"code": code, **(more or {})}
-    return Child(mode, order, limits, guard_level() == "strong", tuple(packages))
+    return Child(mode, {"code": code, **(more or {})}, limits, guard_level() == "strong", tuple(packages))
+
+
+def _ran(child: Child, problem: Problem | None, results: Sequence[Result]) -> Ran:
+    output = child.output.decode("utf-8", "replace")
+    return Ran(problem, tuple(results), output, tuple(child.unsafe), child.seconds)
 
 
 def _loaded(child: Child) -> Problem | None:
@@ -173,7 +176,7 @@ def _ask(child: Child, call: Call) -> Result:
 
 
 def _problem(child: Child, letter: str, value: Any) -> Problem:
-    """The child's own words on what failed; they come from foreign code, so each is checked."""
+    """The child's own report of a failure. It comes from untrusted code, so every part is checked."""
     if letter in ("e", "s") and isinstance(value, list) and len(value) == 4:
         name, text, line, refused = value
         line = line if type(line) is int and 0 <= line < 10**6 else 0
@@ -182,42 +185,38 @@ def _problem(child: Child, letter: str, value: Any) -> Problem:
     if letter == "n":
         return Problem("not_plain", f"returned something {str(value)[:200]}")
     if letter == "" and child.end is not None:
-        words = _ENDS[child.end].format(**{**vars(child.limits), "signal": child.signal})
-        return Problem("disk" if child.end == "flood" else child.end, words)
-    return Problem("exit", "sent what is no answer")
+        why = _ENDS[child.end].format(**{**vars(child.limits), "signal": child.signal})
+        return Problem("disk" if child.end == "flood" else child.end, why)
+    return Problem("exit", "sent something that is not an answer")
+
+
+_TESTS_CANNOT_RUN = ("SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError")
 
 
 def _judged(child: Child, judge: Child, entry: str) -> Problem | None:
-    lost: Problem | None = None
+    """Carry calls and values between the tests and the code until the tests end; None if they pass."""
+    raised: Problem | None = None  # by the candidate's last call
     while True:
         letter, value = judge.reply()
         if letter == "p":
             return None
         if letter == "c":
             result = _ask(child, Call(entry, *value))
-            if child.end is not None or (result.problem and result.problem.kind == "not_plain"):
-                return result.problem
-            lost = result.problem
-            if lost:
-                name, _, text = lost.text.partition(": ")
+            raised = result.problem
+            if child.end is not None or (raised and raised.kind == "not_plain"):
+                return raised
+            if raised:
+                name, _, text = raised.text.partition(": ")
                 judge.send(["e", [name, text], None])
             else:
                 judge.send(["v", result.value, result.args])
-        elif letter == "e" and isinstance(value, list) and value[0] == "AssertionError":
-            return Problem("wrong_result", f"a test failed{': ' + value[1] if value[1] else ''}", 0)
-        elif letter == "e" and lost and isinstance(value, list) and value[0] == lost.text.partition(": ")[0]:
-            return lost
-        elif letter == "e" and value[0] not in (
-            "SyntaxError",
-            "IndentationError",
-            "ImportError",
-            "ModuleNotFoundError",
-        ):
-            return Problem("wrong_result", f"a test stopped: {value[0]}: {value[1]}"[:500])
-        else:
-            text = "take longer than allowed" if judge.end == "timeout" else f"cannot be run here ({value})"[:300]
-            return Problem("tests", f"the tests {text}")
-
-
-def _text(output: bytes) -> str:
-    return output.decode("utf-8", "replace")
+            continue
+        error = value[0] if letter == "e" and isinstance(value, list) else ""
+        if raised and error == raised.text.partition(": ")[0] and error != "AssertionError":
+            return raised
+        if not error or error in _TESTS_CANNOT_RUN:
+            why = "take longer than allowed" if judge.end == "timeout" else f"cannot be run here ({value})"[:300]
+            return Problem("tests", f"the tests {why}")
+        if error == "AssertionError":
+            return Problem("wrong_result", f"a test failed{': ' + value[1] if value[1] else ''}")
+        return Problem("wrong_result", f"a test stopped: {error}: {value[1]}"[:500])

@@ -1,9 +1,10 @@
-"""The SQL part of a sandbox child: one SQLite database, read-only, one SELECT a request. Read by `child.py`."""
+"""The SQL part of a sandbox child: one SQLite database, read-only, one SELECT per request. `child.py` imports it."""
 
 import sqlite3
 import time
+from functools import partial
 
-# Functions that compute and no more. Others (load_extension, zeroblob, randomblob, readfile, ...) are refused.
+# Functions that only compute. All others (load_extension, zeroblob, randomblob, readfile, ...) are refused.
 _FUNCTIONS = frozenset(
     "abs avg cast ceil ceiling changes char coalesce concat concat_ws count cume_dist current_date current_time "
     "current_timestamp date datetime dense_rank exp first_value floor format glob group_concat hex ifnull iif instr "
@@ -17,14 +18,14 @@ _ALLOWED = {20: "READ", 21: "SELECT", 33: "RECURSIVE"}  # SQLITE_READ, SQLITE_SE
 _FUNCTION = 31
 
 
-def _authorise(action, first, second, database, trigger):
+def _authorize(action, first, second, database, trigger):
     if action in _ALLOWED or (action == _FUNCTION and str(second).lower() in _FUNCTIONS):
         return sqlite3.SQLITE_OK
     return sqlite3.SQLITE_DENY
 
 
 def serve(wire, order: dict) -> None:
-    """Answer each query (text, seconds) with `v` [columns, rows, cut] or `q` [kind, message]."""
+    """Reply to each query with `v` [columns, rows, cut] or `q` [kind, message]."""
     connection = sqlite3.connect(f"file:{order['database']}?mode=ro&immutable=1", uri=True)
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     try:
@@ -38,13 +39,13 @@ def serve(wire, order: dict) -> None:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, order["value_bytes"])
     if hasattr(connection, "setconfig"):  # Python 3.12
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)  # type: ignore[attr-defined]
-    connection.set_authorizer(_authorise)
+    connection.set_authorizer(_authorize)
     wire.reply("l")
     while (query := wire.request()) is not None:
         end = time.monotonic() + order["seconds"]
-        connection.set_progress_handler(_late(end), 5000)
+        connection.set_progress_handler(partial(_is_past, end), 5000)
         try:
-            wire.reply("v", _run(connection, query, order), 2 * order["value_bytes"] + 1000)
+            wire.reply("v", _rows(connection, query, order), 2 * order["value_bytes"] + 1000)
         except MemoryError:
             wire.reply("q", ["too_large", "more memory than allowed"])
         except (sqlite3.Error, sqlite3.Warning, ValueError, UnicodeError) as error:
@@ -52,18 +53,20 @@ def serve(wire, order: dict) -> None:
             wire.reply("q", ["timeout" if late else "error", str(error)[:500]])
 
 
-def _late(end: float):
-    return lambda: time.monotonic() > end
+def _is_past(end: float) -> bool:
+    """True once the monotonic clock has passed `end`; SQLite then interrupts the query."""
+    return time.monotonic() > end
 
 
-def _run(connection, query: str, order: dict) -> list:
+def _rows(connection, query: str, order: dict) -> list:
+    """Columns, rows, and whether there were more rows than allowed."""
     rows: list = []
-    room, cut = order["value_bytes"], False
+    bytes_left, cut = order["value_bytes"], False
     cursor = connection.execute(query)
     columns = [entry[0] for entry in cursor.description or ()]
     for row in cursor:
-        room -= sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)
-        if len(rows) >= order["rows"] or room < 0:
+        bytes_left -= sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)
+        if len(rows) >= order["rows"] or bytes_left < 0:
             cut = True
             break
         rows.append(list(row))

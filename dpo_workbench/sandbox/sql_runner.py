@@ -1,9 +1,7 @@
-"""Run a model's SQL on a SQLite database: read-only, in a locked child, with time, rows and bytes capped."""
+"""Run a model's SQL on a SQLite database: read-only, in a locked child, with limits on time, rows and bytes."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,19 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.process import Child, Limits, guard_level, require_guard
 from dpo_workbench.sandbox.python_runner import Problem
 
+_ERROR_KINDS = {  # what SQLite's message has in it
+    "unknown_name": ("no such", "ambiguous column", "wrong number of arguments"),
+    "refused": ("not authorized", "prohibited", "readonly", "too many attached", "one statement"),
+    "syntax_error": ("syntax error", "incomplete input", "unrecognized"),
+    "too_large": ("too big",),
+}
+
 
 @dataclass(frozen=True)
 class Table:
-    """What a query gave: column names and rows, or a problem; `cut` when there were more rows than allowed.
+    """What a query gave: column names and rows, or a problem. `cut` is True if there were more rows than allowed.
 
-    Kinds of problem: `syntax_error`, `unknown_name` (table, column or function), `refused` (anything but reading),
+    Kinds of problem: `syntax_error`, `unknown_name` (table, column or function), `refused` (anything but one SELECT),
     `timeout`, `too_large`, `error`, `crash`.
     """
 
@@ -38,19 +43,18 @@ def run_sql(
     memory_mib: int = 512,
     allow_weak_sandbox: bool = False,
 ) -> list[Table]:
-    """Answer each query on `database`, which is opened read-only and never changed.
+    """Answer each query on a database, which is opened read-only and never changed.
 
-    One SELECT a query: the authoriser of SQLite refuses all else, and functions but those that compute. `seconds`
-    holds for each query.
+    SQLite's authorizer refuses everything but one SELECT per query, and all functions that do more than compute.
 
     Args:
         database: a SQLite file.
-        queries: texts; anything may come, nothing raises.
-        seconds: wall-clock time of one query.
-        rows: at most so many are returned.
-        value_bytes: at most so many bytes of text and blobs a query.
+        queries: any text; none of them makes this function raise.
+        seconds: wall-clock time for each query.
+        rows: the most rows that are returned.
+        value_bytes: the most bytes of text and blobs per query.
         memory_mib: address space of the child.
-        allow_weak_sandbox: run it although only resource limits hold; SQLite's own guards hold even then.
+        allow_weak_sandbox: run even if only resource limits hold; SQLite's own guards hold in any case.
 
     Raises:
         WorkbenchError: the database cannot be opened; or see `run_python`.
@@ -62,8 +66,8 @@ def run_sql(
     order = {"database": str(path), "seconds": seconds, "rows": rows}
     limits = Limits(seconds=seconds * 1.5 + 2, memory_mib=memory_mib, value_bytes=value_bytes)
     tables: list[Table] = []
-    while len(tables) < len(queries):
-        with Child("sql", order, limits, guard_level() == "strong", (), [str(path)]) as child:
+    while len(tables) < len(queries):  # a query that ends the child costs only itself
+        with Child("sql", order, limits, guard_level() == "strong", readable=[str(path)]) as child:
             letter, value = child.reply()
             if letter != "l":
                 raise WorkbenchError(
@@ -83,50 +87,9 @@ def _ask(child: Child, query: str) -> Table:
         columns, rows, cut = value
         return Table(tuple(columns), tuple(map(tuple, rows)), cut)
     if letter == "q":
-        return Table(problem=_problem(*value))
-    kind = child.end if child.end == "timeout" else "crash"
+        kind, text = value
+        if kind == "error":
+            kind = next((k for k, signs in _ERROR_KINDS.items() if any(sign in text for sign in signs)), kind)
+        return Table(problem=Problem(kind, text))
+    kind = "timeout" if child.end == "timeout" else "crash"
     return Table(problem=Problem(kind, f"the query ended the process ({child.end})"))
-
-
-def _problem(kind: str, text: str) -> Problem:
-    if kind == "error":
-        if text.startswith("no such") or "ambiguous column" in text or "wrong number of arguments" in text:
-            kind = "unknown_name"
-        elif "not authorized" in text or "prohibited" in text or "readonly" in text or "too many attached" in text:
-            kind = "refused"
-        elif "syntax error" in text or "one statement" in text or "incomplete input" in text or "unrecognized" in text:
-            kind = "syntax_error"
-        elif "too big" in text:
-            kind = "too_large"
-    return Problem(kind, text)
-
-
-def same_rows(wanted: Table, found: Table, ordered: bool = False) -> bool:
-    """True when both tables hold the same rows as multisets, or in the same order where `ordered`.
-
-    Column names do not count, their order does. Numbers agree by value (1 is 1.0), floats within 1e-6 of their size.
-    """
-    if wanted.problem or found.problem or wanted.cut or found.cut or len(wanted.rows) != len(found.rows):
-        return False
-    one, other = ([tuple(map(_cell, row)) for row in table.rows] for table in (wanted, found))
-    if not ordered:
-        if Counter(one) == Counter(other):
-            return True
-        one, other = sorted(one, key=_order), sorted(other, key=_order)
-    return all(len(a) == len(b) and all(map(_agree, a, b)) for a, b in zip(one, other, strict=True))
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    return value
-
-
-def _order(row: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    return [("number", round(v, 4)) if isinstance(v, int | float) else (type(v).__name__, str(v)) for v in row]
-
-
-def _agree(one: Any, other: Any) -> bool:
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return one == other or math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
-    return type(one) is type(other) and bool(one == other)

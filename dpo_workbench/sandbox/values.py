@@ -1,13 +1,13 @@
-"""Plain Python values as one line of JSON and back: what may cross the border between a model's code and its judge.
+"""Write plain Python values as one line of JSON and read them back. Only such values may leave the sandbox.
 
-Only values of exactly these types cross: None, bool, int, float, complex, str, bytes, list, tuple, dict, set,
-frozenset, range, and of the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime,
-date, time, timedelta. An iterator of Python's own (generator, zip, map, a dictionary's keys) crosses as an iterator
-over its items, a scalar of NumPy as Python's own. A subclass does not: an `int` with an `__eq__` of its own stays
-outside. Nothing is ever unpickled.
+Plain are values of exactly these types: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset,
+range, and from the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime, date, time,
+timedelta. A built-in iterator (generator, zip, map, a dictionary's keys) becomes an iterator over its items, and a
+NumPy scalar becomes Python's own. Subclasses are refused, so an `int` with its own `__eq__` stays in the sandbox.
+Nothing is ever unpickled.
 
-A child starts in milliseconds only if it imports next to nothing, so this file imports no module of the package, uses
-the C core of `json` where there is one, and knows the library types only where the child has loaded them.
+A child starts within milliseconds only if it imports very little. So this file imports nothing from the package, uses
+the C part of `json` if there is one, and handles library types only if the child has loaded them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # `typing` alone costs a child some milliseconds
+if TYPE_CHECKING:  # importing `typing` alone takes milliseconds
     from typing import Any
 
 try:
@@ -38,7 +38,7 @@ _WRITERS = {"float": float.hex, "int": hex, "bytes": bytes.hex, "Decimal": str, 
 
 
 class NotPlain(Exception):
-    """The value is not made of plain types alone, or too large."""
+    """The value is not made of plain types only, or it is too large."""
 
 
 def encode(value: Any, most: int = 1 << 20) -> str:
@@ -49,18 +49,18 @@ def encode(value: Any, most: int = 1 << 20) -> str:
 
 
 def decode(line: str) -> Any:
-    """The value that `encode` wrote; raises NotPlain for anything else, whoever wrote it."""
+    """The value that `encode` wrote; raises NotPlain for any other text, because untrusted code can write the line."""
     try:
         found, end = _scan(line, 0)
         if line[end:].strip():
             raise ValueError
         return _read(found, 0)
     except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError, StopIteration) as error:
-        raise NotPlain(f"not a value on the wire: {type(error).__name__}") from None
+        raise NotPlain(f"not a plain value: {type(error).__name__}") from None
 
 
 def _types() -> dict[type, str]:
-    """Type -> its name on the wire, of those whose module is loaded."""
+    """The name of each type whose module is loaded."""
     loaded = {home: sys.modules[home] for home in set(_HOMES.values()) if home in sys.modules}
     return {getattr(loaded[home], name): name for name, home in _HOMES.items() if hasattr(loaded.get(home), name)}
 
@@ -86,7 +86,7 @@ def _write(value: Any, depth: int, parts: list[str], room: list[int], types: dic
         elif name is None and (kind in _VIEWS or (kind.__module__ in _OWN and hasattr(kind, "__next__"))):
             name = "iter"
         if name is None and kind.__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
-            _write(value.item(), depth + 1, parts, room, types)  # a scalar of NumPy, as Python's own
+            _write(value.item(), depth + 1, parts, room, types)
             return
         if name is None:
             raise NotPlain(f"of type {kind.__module__}.{kind.__qualname__}"[:200])
@@ -146,10 +146,10 @@ def _read(found: Any, depth: int) -> Any:
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"a bare number on the wire: {text[:20]}")  # each crosses as text
+    raise ValueError(f"a bare number: {text[:20]}")  # `encode` writes numbers as text
 
 
-class _Plain:  # how `_scan` reads
+class _Plain:  # settings of the JSON scanner
     strict, object_hook, object_pairs_hook, memo = True, None, None, None
     parse_float = parse_int = parse_constant = staticmethod(_no_number)
 
@@ -158,10 +158,10 @@ _scan: Any = make_scanner(_Plain())  # type: ignore[arg-type]
 
 
 def same(wanted: Any, found: Any) -> bool:
-    """True when two plain values agree in type and value, all the way down.
+    """Whether two plain values agree in type and value, including everything in them.
 
-    Floats agree within 1e-9 of their size (or 1e-12 near zero), and nan with nan. `True` is not `1`, `1` is not `1.0`,
-    a list is not a tuple.
+    Floats agree within a relative 1e-9 (or 1e-12 near zero), and nan agrees with nan. `True` is not `1`, `1` is not
+    `1.0`, and a list is not a tuple.
     """
     kind = type(wanted)
     if kind is not type(found):

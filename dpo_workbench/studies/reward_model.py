@@ -1,6 +1,6 @@
-"""A reward model with best-of-n and a short policy gradient: the two-stage route that DPO replaces, to compare with.
+"""A reward model trained on the same pairs as DPO: the two-stage method that DPO replaces, as a comparison.
 
-Same base, same LoRA, same pairs, same batches as the DPO arm. Plain on purpose: it stands here as a yardstick.
+It uses the same base model, LoRA settings, pairs and batches as the DPO arm.
 """
 
 from __future__ import annotations
@@ -10,226 +10,116 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.interrupts import Interrupts
 from dpo_workbench.common.progress import progress
-from dpo_workbench.models.generation import Answer, generate
+from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model, load_adapter
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.training import loop
+from dpo_workbench.studies.logps import answer_rows, per_answer, values_by_row
+from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
+from dpo_workbench.studies.logps import sum_logps as sum_logps
+from dpo_workbench.training.batches import steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.logps import answer_logps, token_states
+from dpo_workbench.training.logps import token_states
+from dpo_workbench.training.loop import new_state, training_steps
+from dpo_workbench.training.objectives import Metrics
 from dpo_workbench.training.packing import Batch, Row
-from dpo_workbench.training.reference import prove_packing
-from dpo_workbench.training.tokens import Unfinished, tokenise
+from dpo_workbench.training.reference import choose_packing
+from dpo_workbench.training.tokens import pair_texts, tokenize
 
-HEAD_LR = 1e-2  # the head starts at zero and is alone with it: one row of weights, no pretrained scale to keep
+HEAD_LR = 1e-2  # higher than for LoRA: the head starts at zero and has no pretrained weights to preserve
 
 
 @dataclass
 class RewardModel:
-    """One number for a prompt and an answer; only differences between answers to one prompt mean something."""
+    """Maps a prompt and an answer to a number. Only differences between answers to the same prompt have a meaning."""
 
-    model: Model  # with its own adapter
+    model: Model  # the base model with the reward model's own adapter
     head: Tensor  # (H,) fp32
-    config: TrainConfig
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry per optimizer step
 
     def scores(self, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
-        """A reward for each answer of each prompt; no gradient. An empty answer scores as its end token alone."""
-        rows = [_ended(self.model, row) for row in _rows(self.model, prompts, answers)]
-        config = prove_packing(self.model, rows, self.config)
-        found: dict[str, list[float]] = {}
-        with self.model.active() as network, torch.no_grad():
-            for batch in loop.micro_batches(rows, self.model, config):
-                values = iter(_rewards(network, batch, self.head).tolist())
-                for row_id in batch.ids:
-                    found[row_id] = [next(values) for _ in rows[int(row_id)].answer_ids]
-        return [found[str(k)] for k in range(len(rows))]
+        """The reward of each answer to each prompt, without gradients."""
+        rows = [with_second_end(self.model, row) for row in answer_rows(self.model, prompts, answers)]
+        found = values_by_row(
+            self.model, rows, lambda network, batch: per_answer(batch_rewards(network, batch, self.head), rows, batch)
+        )
+        return [found[row.id] for row in rows]
 
     def accuracy(self, pairs: Pairs) -> float:
-        """Share of the pairs whose chosen answer scores higher than the rejected one; a tie is half."""
-        both = self.scores([p.prompt for p in pairs], [(p.chosen, _rejected(p)) for p in pairs])
-        return statistics.fmean((c > r) + 0.5 * (c == r) for c, r in both)
+        """Share of the pairs whose chosen answer has the higher reward; a tie counts as half."""
+        answers = [(p.chosen, Answer(p.rejected, 0, p.rejected_finished)) for p in pairs]
+        rewards = self.scores([p.prompt for p in pairs], answers)
+        return statistics.fmean((c > r) + 0.5 * (c == r) for c, r in rewards)
 
     def save(self, folder: str | Path) -> Path:
-        """Write adapter and head."""
-        from safetensors.torch import save_file
-
+        """Write the adapter and the head."""
         folder = self.model.save(folder)
         save_file({"head": self.head}, folder / "head.safetensors")
         return folder
 
     @classmethod
-    def load(cls, base: Model, folder: str | Path, config: TrainConfig) -> RewardModel:
-        """Read what `save` wrote, onto `base`."""
-        from safetensors.torch import load_file
-
+    def load(cls, base: Model, folder: str | Path) -> RewardModel:
+        """Read what `save` wrote, and attach it to `base`."""
         head = load_file(Path(folder) / "head.safetensors")["head"].to(base.device)
-        return cls(load_adapter(base, folder), head, config)
+        return cls(load_adapter(base, folder), head)
 
 
 def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show: bool = True) -> RewardModel:
-    """Fit -log s(r(chosen) - r(rejected)) (Bradley-Terry; arXiv 2203.02155, equation 1) with LoRA and a linear head.
+    """Minimize -log sigmoid(r(chosen) - r(rejected)) (Bradley-Terry; arXiv 2203.02155, equation 1) with LoRA.
 
     Args:
-        model: its adapter is copied and trained on, as DPO's policy is.
-        pairs: those of the DPO arm.
-        config: batch, steps, lr, LoRA and order as in the DPO arm; the head has a learning rate of its own.
+        model: where training starts. Its adapter is copied, as for the policy of DPO.
+        pairs: the pairs that the DPO arm trains on.
+        config: batches, steps, learning rate, LoRA and order of the pairs, as in the DPO arm. The linear head has its
+            own learning rate.
         show: a progress bar.
 
     Raises:
-        WorkbenchError: a loss or gradient is not finite, or a row is too long.
+        WorkbenchError: a loss or gradient is not finite, or a pair is too long.
     """
-    given = [(p.id, p.prompt, (p.chosen, _rejected(p))) for p in pairs]
-    rows = [_ended(model, row) for row in tokenise(model, given, config.max_tokens)]
+    rows = [with_second_end(model, row) for row in tokenize(model, map(pair_texts, pairs), config.max_tokens)]
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
-    config = prove_packing(model, rows, config)
+    config = choose_packing(model, rows, config)
     head = nn.Parameter(torch.zeros(policy.network.config.get_text_config().hidden_size, device=policy.device))
-    parameters = policy.adapter_parameters()
-    optimizer = loop.optimizer_for(parameters, config)
-    optimizer.add_param_group({"params": [head], "lr": HEAD_LR})
-    reward = RewardModel(policy, head, config)
-    n_steps = loop.steps_per_epoch(len(rows), config) * config.epochs
-    with progress(n_steps, "reward model", show) as advance:
-        for step in range(n_steps):
-            batch = loop.batch_rows(rows, config, step)
-            share = loop.learning_rate(step, n_steps, config)
-            for group, top in zip(optimizer.param_groups, (config.lr, HEAD_LR), strict=True):
-                group["lr"] = share * top / config.lr
-
-            def objective(network: nn.Module, part: Batch, n: int = len(batch)) -> tuple[Tensor, loop.Metrics]:
-                chosen, rejected = _rewards(network, part, head).view(-1, 2).unbind(1)
-                return -logsigmoid(chosen - rejected).sum() / n, {"accuracy": (chosen > rejected).float().detach()}
-
-            with policy.active(trainable=True, checkpointing=config.checkpointing) as network:
-                batches = list(loop.micro_batches(batch, policy, config))
-                seen = loop.train_step(network, batches, objective, [*parameters, head], optimizer, config)
-            reward.history.append({"step": step + 1, **seen})
+    state = new_state(policy, config)
+    state.parameters.append(head)
+    state.optimizer.add_param_group({"params": [head], "lr_scale": HEAD_LR / config.lr})
+    history = []
+    n_steps = steps_per_epoch(len(rows), config) * config.epochs
+    with progress(n_steps, "reward model", show) as advance, Interrupts() as interrupts:
+        for metrics in training_steps(state, rows, BradleyTerry(head), interrupts):
+            history.append(metrics)
             advance(1)
-    reward.head = head.detach()
-    return reward
+    return RewardModel(policy, head.detach(), history)
 
 
-def policy_gradient(
-    model: Model,
-    reward: RewardModel,
-    prompts: Sequence[str],
-    config: TrainConfig,
-    *,
-    steps: int,
-    samples: int = 4,
-    temperature: float = 1.0,
-    max_new_tokens: int = 256,
-    show: bool = True,
-) -> tuple[Model, list[dict[str, float]]]:
-    """REINFORCE with a leave-one-out baseline on the reward model (RLOO, arXiv 2402.14740, equation 6), KL-penalised.
+@dataclass
+class BradleyTerry:
+    """The mean of -log sigmoid(r(chosen) - r(rejected)) over the pairs of a batch."""
 
-    Each step samples `samples` answers for `config.batch_size` prompts from the policy as it is, and moves it once.
-    The reward of an answer is r - beta * (log pi - log ref), the whole answer as one action; rewards are divided by
-    their standard deviation over the step, as only differences of r mean something.
+    head: Tensor
+    whole_batch: bool = False
 
-    Returns:
-        The policy after the last step, and for each step mean reward, KL (nats an answer), sampled and trained tokens.
-    """
-    if samples < 2:
-        raise WorkbenchError(f"A leave-one-out baseline needs two samples a prompt or more. Got {samples}.")
-    policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
-    parameters = policy.adapter_parameters()
-    optimizer = loop.optimizer_for(parameters, config)
-    numbered = [Row(str(k), (k,), ((0,),)) for k in range(len(prompts))]
-    history: list[dict[str, float]] = []
-    with progress(steps, "policy gradient", show) as advance:
-        for step in range(steps):
-            texts = [prompts[row.prompt_ids[0]] for row in loop.batch_rows(numbered, config, step)]
-            answers = generate(
-                policy,
-                texts,
-                samples=samples,
-                temperature=temperature,
-                max_new_tokens=max_new_tokens,
-                seed=config.seed * 100_003 + step,
-            )
-            rows = _rows(policy, texts, answers)
-            judged = torch.tensor(reward.scores(texts, answers))  # prompts x samples
-            now, ref = (_sums(handle, rows, config) for handle in (policy, model))
-            total = judged - config.beta * (now - ref)
-            total = total / total.std().clamp(min=1e-6)
-            others = (total.sum(dim=1, keepdim=True) - total) / (samples - 1)
-            advantage = {row.id: (total - others)[k] for k, row in enumerate(rows)}
-            loop.set_learning_rate(optimizer, loop.learning_rate(step, steps, config))
-
-            def objective(network: nn.Module, part: Batch, known: Any = advantage) -> tuple[Tensor, loop.Metrics]:
-                weights = torch.cat([known[i] for i in part.ids]).to(part.target.device)
-                return -(weights * answer_logps(network, part)).sum() / (len(known) * samples), {}
-
-            with policy.active(trainable=True, checkpointing=config.checkpointing) as network:
-                batches = list(loop.micro_batches(rows, policy, config))
-                loop.train_step(network, batches, objective, parameters, optimizer, config)
-            tokens = {"sampled": sum(a.n_tokens for given in answers for a in given)}
-            tokens["trained"] = sum(row.n_tokens for row in rows)
-            seen = {"reward": float(judged.mean()), "kl": float((now - ref).mean())}
-            history.append({"step": step + 1, **seen, **tokens})
-            advance(1)
-    return policy, history
+    def loss(self, network: nn.Module, batch: Batch, rows: Sequence[Row], step: int) -> tuple[Tensor, Metrics]:
+        chosen, rejected = batch_rewards(network, batch, self.head).view(-1, 2).unbind(1)
+        loss = -logsigmoid(chosen - rejected).sum() / len(rows)
+        return loss, {"accuracy": (chosen > rejected).float().detach()}
 
 
-def sum_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
-    """Log-probability (nats) of each answer to each prompt under the model."""
-    return [list(map(float, row)) for row in _sums(model, _rows(model, prompts, answers), TrainConfig())]
-
-
-def mean_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
-    """The same divided by the answer's tokens (nats a token)."""
-    lengths = [[len(ids) for ids in row.answer_ids] for row in _rows(model, prompts, answers)]
-    sums = sum_logps(model, prompts, answers)
-    return [[s / n for s, n in zip(*both, strict=True)] for both in zip(sums, lengths, strict=True)]
-
-
-def _rows(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[Row]:
-    both = enumerate(zip(prompts, answers, strict=True))
-    return [Row(str(k), tuple(model.prompt_ids(prompt)), _ids(model, given)) for k, (prompt, given) in both]
-
-
-def _sums(model: Model, rows: Sequence[Row], config: TrainConfig) -> Any:
-    """Summed logps of each answer, (rows x answers); all rows have as many answers."""
-    config = prove_packing(model, rows, config)
-    found: dict[str, list[float]] = {}
-    with model.active() as network, torch.no_grad():
-        for batch in loop.micro_batches(rows, model, config):
-            values = iter(answer_logps(network, batch).tolist())
-            by_id = {row.id: row for row in rows if row.id in batch.ids}
-            for row_id in batch.ids:
-                found[row_id] = [next(values) for _ in by_id[row_id].answer_ids]
-    return torch.tensor([found[row.id] for row in rows])
-
-
-def _rewards(network: nn.Module, batch: Batch, head: Tensor) -> Tensor:
-    """Rewards of a batch's answers, (A,): the head on the state at each answer's last token before the doubled end."""
+def batch_rewards(network: nn.Module, batch: Batch, head: Tensor) -> Tensor:
+    """Rewards of a batch's answers, shape (A,): the head applied to the last hidden state of each answer."""
     last = batch.lengths.cumsum(0) - 1
     return token_states(network, batch)[last].float() @ head / math.sqrt(len(head))
 
 
-def _ended(model: Model, row: Row) -> Row:
-    """With one end token more: the state that predicts it has seen the whole answer."""
+def with_second_end(model: Model, row: Row) -> Row:
+    """The row with one more end token per answer: the state that predicts it has seen the whole answer."""
     end = model.tokenizer.eos_token_id
     return replace(row, answer_ids=tuple((*ids, end) for ids in row.answer_ids))
-
-
-def _ids(model: Model, answers: Sequence[Answer | str]) -> tuple[tuple[int, ...], ...]:
-    """Token ids of answers; a cut one has no end token, but for an empty one, which has nothing else."""
-    found = []
-    for answer in answers:
-        text, finished = (answer.text, answer.finished) if isinstance(answer, Answer) else (answer, True)
-        ids = tuple(model.answer_ids(text))
-        found.append(ids if finished and not isinstance(answer, Unfinished) or len(ids) == 1 else ids[:-1])
-    return tuple(found)
-
-
-def _rejected(pair: Any) -> str:
-    return pair.rejected if pair.rejected_finished else Unfinished(pair.rejected)

@@ -1,45 +1,46 @@
-"""`side_effects`: what training moved that nobody asked for: other text, other tasks, lengths, variety, distance."""
+"""`side_effects`: what training changed besides its target: other tasks, plain text, length and variety of answers."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.files import write_json
+from dpo_workbench.common.html import table
 from dpo_workbench.evaluation.run import evaluate
 from dpo_workbench.evaluation.statistics import Interval, mean_change, paired_difference
+from dpo_workbench.evaluation.verdict import paired_rows
 from dpo_workbench.evaluation.wording import text_table
-from dpo_workbench.models.generation import Answer, generate
+from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.studies.reward_model import mean_logps, sum_logps
+from dpo_workbench.studies.logps import mean_logps, sum_logps
 from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.tasks.task import Task
 
-PROMPTS = 48  # dev prompts of the task, and of each other task
 SAMPLES = 4
 HEADER = ("what", "unit", "before", "after", "change", "95 % interval", "")
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One measure before and after. `least`: smaller changes are no regression, however clear."""
+    """One measure before and after training."""
 
     name: str
     unit: str
     before: float
     after: float
     change: Interval
-    worse: int  # the sign of a change for the worse; 0: neither direction is
-    least: float
+    worse: int  # the sign of a change for the worse; 0: neither direction is worse
+    least: float  # smaller changes are no regression, however clear they are
 
     @property
     def regression(self) -> bool:
-        """The whole interval is on the worse side, and the change is large enough to matter."""
+        """True if the whole interval is on the worse side and the change is large enough to matter."""
         if self.worse == 0 or abs(self.change.estimate) < self.least:
             return False
         return self.change.clear_below_zero if self.worse < 0 else self.change.clear_above_zero
@@ -53,12 +54,13 @@ class Effect:
 
 @dataclass(frozen=True)
 class SideEffects:
-    """All effects of one training, measured on dev prompts and plain text."""
+    """All effects of one training run, measured on dev prompts and plain text."""
 
     effects: tuple[Effect, ...]
 
     @property
     def regressions(self) -> list[Effect]:
+        """The effects that are clearly for the worse."""
         return [effect for effect in self.effects if effect.regression]
 
     def to_dict(self) -> list[dict[str, Any]]:
@@ -66,6 +68,7 @@ class SideEffects:
         return [asdict(effect) | {"regression": effect.regression} for effect in self.effects]
 
     def save(self, path: str | Path) -> Path:
+        """Write a JSON file."""
         write_json(Path(path), self.to_dict())
         return Path(path)
 
@@ -80,18 +83,12 @@ class SideEffects:
 
     def rows(self) -> list[tuple[str, ...]]:
         """Cells for `HEADER`."""
-        return [
-            (
-                e.name,
-                e.unit,
-                f"{e.before:.3f}",
-                f"{e.after:.3f}",
-                f"{e.change.estimate:+.3f}",
-                f"{e.change.low:+.3f} to {e.change.high:+.3f}",
-                "worse" if e.regression else "",
-            )
-            for e in self.effects
-        ]
+        found: list[tuple[str, ...]] = []
+        for e in self.effects:
+            interval = f"{e.change.low:+.3f} to {e.change.high:+.3f}"
+            numbers = (f"{e.before:.3f}", f"{e.after:.3f}", f"{e.change.estimate:+.3f}", interval)
+            found.append((e.name, e.unit, *numbers, "worse" if e.regression else ""))
+        return found
 
     def __str__(self) -> str:
         return text_table([HEADER, *self.rows()])
@@ -99,8 +96,6 @@ class SideEffects:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import table
-
         return table(HEADER, self.rows())
 
 
@@ -111,44 +106,42 @@ def side_effects(
     *,
     others: Sequence[str | Task] | None = None,
     text: Sequence[str] | None = None,
-    prompts: int = PROMPTS,
+    prompts: int = 48,
     seed: int = 0,
     show: bool = True,
 ) -> SideEffects:
-    """Measure what a training moved beside its target. Held-out prompts are the task's dev prompts.
+    """Measure what training changed besides its target, on dev prompts.
 
-    Plain text and references: mean log-probability a token. KL: of the trained model from the start, by the log-ratio
-    of its own sampled answers (temperature 1), in nats an answer. Variety: share of distinct answers among 4 samples a
-    prompt. Other tasks: mean score of greedy answers, paired by prompt and clustered by group.
-
-    A regression is a clear change for the worse of at least: 0.05 nats a token (5 % perplexity) for text, 0.1 of the
-    variety, 0.02 of another task's score.
+    - Plain text and references: mean log-probability per token. Worse: a clear fall of 0.05 nats (5 % of perplexity).
+    - KL from the start: mean log-ratio of answers sampled from the trained model, in nats per answer.
+    - Variety: share of distinct answers among 4 samples per prompt. Worse: a clear fall of 0.1.
+    - Other tasks: mean score of greedy answers. Worse: a clear fall of 0.02.
 
     Args:
-        before, after: two handles on one network, or two models with one tokenizer.
+        before, after: two models with one tokenizer; they may share one network.
         task: that was trained on.
-        others: tasks that were not; by default the other built-in ones.
-        text: paragraphs; by default `data/plain_text.txt`.
-        prompts: of each task.
-        seed: of sampling.
+        others: tasks that were not trained on; by default the other built-in ones.
+        text: paragraphs; by default those of `data/plain_text.txt`.
+        prompts: per task.
+        seed: of the sampling.
         show: progress bars.
 
     Raises:
         WorkbenchError: the task has no dev prompts.
     """
     dev = task.dev[:prompts]
-    paragraphs = list(text) if text is not None else plain_text()
     asked = [example.prompt for example in dev]
-    found = [
+    paragraphs = list(text) if text is not None else plain_text()
+    effects = [
         _likelihood("plain text", before, after, [""] * len(paragraphs), paragraphs),
         _likelihood("references", before, after, asked, [e.reference for e in dev]),
         *_sampled(before, after, asked, task.max_new_tokens, seed),
     ]
     for other in task_names() if others is None else others:
-        known = load_task(other) if isinstance(other, str) else other
-        if known.name != task.name:
-            found.append(_other(before, after, known, prompts, show))
-    return SideEffects(tuple(found))
+        other = load_task(other) if isinstance(other, str) else other
+        if other.name != task.name:
+            effects.append(_other_task(before, after, other, prompts, show))
+    return SideEffects(tuple(effects))
 
 
 def plain_text() -> list[str]:
@@ -157,36 +150,34 @@ def plain_text() -> list[str]:
     return [part.replace("\n", " ").strip() for part in text.split("\n\n") if part.strip()]
 
 
+def _effect(name: str, unit: str, old: Sequence[float], new: Sequence[float], worse: int, least: float) -> Effect:
+    return Effect(name, unit, statistics.fmean(old), statistics.fmean(new), mean_change(old, new), worse, least)
+
+
 def _likelihood(name: str, before: Model, after: Model, prompts: Sequence[str], texts: Sequence[str]) -> Effect:
-    answers = [[Answer(text, 0, True)] for text in texts]
-    old, new = ([row[0] for row in mean_logps(model, prompts, answers)] for model in (before, after))
-    change = mean_change(old, new)
-    return Effect(
-        f"log-likelihood of {name}", "nats a token", statistics.fmean(old), statistics.fmean(new), change, -1, 0.05
-    )
+    old, new = ([row[0] for row in mean_logps(m, prompts, [[t] for t in texts])] for m in (before, after))
+    return _effect(f"log-likelihood of {name}", "nats a token", old, new, worse=-1, least=0.05)
 
 
 def _sampled(before: Model, after: Model, prompts: Sequence[str], limit: int, seed: int) -> list[Effect]:
-    """Distance, length and variety, from samples at temperature 1."""
-    settings: dict[str, Any] = {"samples": SAMPLES, "temperature": 1.0, "max_new_tokens": limit, "seed": seed}
-    drawn = [generate(handle, prompts, **settings) for handle in (before, after)]
+    """KL, length and variety, from samples at temperature 1."""
+    old, new = (
+        generate(model, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit, seed=seed)
+        for model in (before, after)
+    )
+    start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, new)] for m in (before, after))
+    kl = mean_change(start, moved)
+    length_before, length_after = ([statistics.fmean(a.n_tokens for a in row) for row in drawn] for drawn in (old, new))
+    variety_before, variety_after = ([len({a.text for a in row}) / len(row) for row in drawn] for drawn in (old, new))
+    return [
+        Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, 0, 0.0),
+        _effect("answer length", "tokens", length_before, length_after, worse=0, least=0.0),
+        _effect("distinct answers", "share", variety_before, variety_after, worse=-1, least=0.1),
+    ]
 
-    def paired(name: str, unit: str, of: Callable[[list[Answer]], float], worse: int, least: float) -> Effect:
-        old, new = ([of(row) for row in rows] for rows in drawn)
-        return Effect(name, unit, statistics.fmean(old), statistics.fmean(new), mean_change(old, new), worse, least)
 
-    start, moved = ([statistics.fmean(row) for row in sum_logps(h, prompts, drawn[1])] for h in (before, after))
-    distance = mean_change(start, moved)
-    kl = Effect("KL from the start", "nats an answer", 0.0, distance.estimate, distance, 0, 0.0)
-    length = paired("answer length", "tokens", lambda row: statistics.fmean(a.n_tokens for a in row), 0, 0.0)
-    variety = paired("distinct answers", "share", lambda row: len({a.text for a in row}) / len(row), -1, 0.1)
-    return [kl, length, variety]
-
-
-def _other(before: Model, after: Model, task: Task, prompts: int, show: bool) -> Effect:
-    dev = task.dev[:prompts]
-    was, now = (evaluate(handle, dev, show=show) for handle in (before, after))
-    both = [(a, b) for a, b in zip(was.rows, now.rows, strict=True) if a.value is not None and b.value is not None]
-    old, new = [a.value or 0.0 for a, _ in both], [b.value or 0.0 for _, b in both]
-    change = paired_difference(old, new, [a.group for a, _ in both])
+def _other_task(before: Model, after: Model, task: Task, prompts: int, show: bool) -> Effect:
+    pairs = paired_rows(*(evaluate(model, task.dev[:prompts], show=show) for model in (before, after)))
+    old, new = [b.value or 0.0 for b, _ in pairs], [a.value or 0.0 for _, a in pairs]
+    change = paired_difference(old, new, [b.group for b, _ in pairs])
     return Effect(f"task {task.name}", "score", statistics.fmean(old), statistics.fmean(new), change, -1, 0.02)

@@ -1,9 +1,10 @@
-"""The task `briefs`: a note of many facts -> a summary of at most so many words with the facts that matter."""
+"""The task `briefs`: a note with many facts -> a short summary with the facts that matter. The flaw is planted."""
 
 from __future__ import annotations
 
 from dpo_workbench.tasks import scores
-from dpo_workbench.tasks.task import Example, Score, Task, load_splits
+from dpo_workbench.tasks.examples import Example, Score, load_splits
+from dpo_workbench.tasks.task import Task
 
 INSTRUCTION = "Summarise the note in one sentence of at most {limit} words: who or what, and the main figures."
 FAILURES = ("too_long", "copied", "invented_fact", "missing_fact")
@@ -15,11 +16,11 @@ def load() -> Task:
         "briefs",
         load_splits("briefs"),
         score,
-        description="summarisation: a note of many facts -> one short sentence with those that matter",
+        description="summarization: a note with many facts -> one short sentence (planted flaw: too long)",
         max_new_tokens=64,
     )
 
 
 def score(example: Example, answer: str) -> Score:
-    """Share of the note's main facts that the summary has; see `scores.summary` for the failure classes."""
+    """Share of the note's main facts that the summary has. See `scores.summary` for the failure classes."""
     return scores.summary(max_words=example.extra["max_words"], facts="facts")(example, answer)

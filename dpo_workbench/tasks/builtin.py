@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.tasks import benchmarks, briefs, python, receipts, science, sql
+from dpo_workbench.tasks import briefs, python, receipts, science, sql
 from dpo_workbench.tasks.task import Task
 
 _LOADERS: dict[str, Callable[..., Task]] = {
@@ -19,48 +19,46 @@ _LOADERS: dict[str, Callable[..., Task]] = {
     "briefs": briefs.load,
     "sql": sql.load,
 }
-_BENCHMARKS: dict[str, Callable[..., Task]] = {"humaneval": benchmarks.humaneval, "aclsum": benchmarks.aclsum}
-_RUN_CODE = ("python", "sql", "humaneval")
+_RUN_CODE = ("python", "sql")
 
 
 def task_names() -> list[str]:
-    """Names that `load_task` knows."""
+    """The names of the built-in tasks. The labels of all of them carry a flaw that we planted."""
     return sorted(_LOADERS)
 
 
 def load_task(name: str | Path, allow_weak_sandbox: bool = False) -> Task:
-    """A built-in task by its name, with data, splits and verifier; or a task of your own from a Python file.
+    """A built-in task by its name, or a task of your own from a Python file.
 
     Args:
-        name: one of `task_names()`; `humaneval` or `aclsum` (with the extra `tasks`); or the path of a file that ends
-            in `.py` and has a function `load()` or a `task`. It is run, so it must be yours.
-        allow_weak_sandbox: let `python` and `sql` run what a model wrote on a machine where only resource limits hold
-            (see `docs/sandbox.md`).
+        name: one of `task_names()`, or the path of a `.py` file with a function `load()` or a variable `task`. The file
+            is executed, so use only files that you trust.
+        allow_weak_sandbox: let `python` and `sql` run a model's code on a machine that only has resource limits (see
+            `docs/sandbox.md`).
 
     Raises:
-        WorkbenchError: no such task (the nearest name is given), its data file is missing or empty, or the file gives
-            no `Task`.
+        WorkbenchError: there is no such task (the message names the nearest one), its data file is missing or empty, or
+            the Python file defines no `Task`.
     """
     name = str(name)
     if name.endswith(".py"):
         return _from_python(Path(name))
-    known = {**_LOADERS, **_BENCHMARKS}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
+    if name not in _LOADERS:
+        near = difflib.get_close_matches(name, _LOADERS, 1)
         hint = f"Did you mean {near[0]!r}?" if near else "A task of your own is a .py file with load() (docs/tasks.md)."
         if Path(name).suffix:
             hint = (
-                "Rows of your own need a verifier: write a .py file whose load() returns "
-                "Task.from_jsonl(file, prompt=..., reference=..., score=...), and name that (docs/tasks.md)."
+                "A data file needs a verifier: write a .py file whose load() returns "
+                "Task.from_jsonl(file, prompt=..., reference=..., score=...), and name that file (docs/tasks.md)."
             )
-        raise WorkbenchError(f"A task must be one of {', '.join(known)}, or a .py file. Got {name!r}. {hint}")
-    task = known[name](allow_weak_sandbox) if name in _RUN_CODE else known[name]()
-    task.built_in = name in _LOADERS
+        raise WorkbenchError(f"A task must be one of {', '.join(_LOADERS)}, or a .py file. Got {name!r}. {hint}")
+    task = _LOADERS[name](allow_weak_sandbox) if name in _RUN_CODE else _LOADERS[name]()
+    task.built_in = True
     return task
 
 
 def shipped_adapter(model: str, task: Task | None) -> str | None:
-    """The name of the model's fine-tuned adapter that is shipped for a built-in task, or None."""
+    """The name of the fine-tuned adapter that ships with the package for this model and built-in task, or None."""
     if task is None or not task.built_in or not (data_folder() / "adapters" / f"{model}-{task.name}").is_dir():
         return None
     return task.name
@@ -77,7 +75,7 @@ def _from_python(path: Path) -> Task:
         task = module.load() if hasattr(module, "load") else getattr(module, "task", None)
     except WorkbenchError:
         raise
-    except Exception as error:
+    except Exception as error:  # the user's file may raise anything
         raise WorkbenchError(f"A task's file must run. Got {type(error).__name__}: {error} ({path}).") from error
     if not isinstance(task, Task):
         raise WorkbenchError(f"A task's file must have `load()` or `task`. Got {type(task).__name__} ({path}).")

@@ -1,4 +1,4 @@
-"""Failures that any task can have: empty, loop, truncated, echo. Found by rules, before the task's verifier."""
+"""Failures that any task can have: empty, loop, truncated, echo. Rules find them before the verifier runs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from collections.abc import Iterable, Sequence
 from dpo_workbench.common.errors import WorkbenchError
 
 GENERIC = ("empty", "loop", "truncated", "echo")
-_TAIL = 15  # characters; the rule of the founding paper's benchmark
+_TAIL = 15  # characters, as in the benchmark of arXiv 2604.14314
 _REPEATS = 4
 
 
 def check_classes(classes: Sequence[str] | None, found: Iterable[str] = ()) -> None:
-    """Raise where one name stands in place of a list (each of its letters would be taken for a class), or where no
-    class is among those that were found."""
+    """Raise if the classes are one text (each letter would count as a class), or if none of them was found.
+
+    Args:
+        classes: the failure classes that a user asked for; None for all.
+        found: the failure classes that occur; empty to skip the second check.
+
+    Raises:
+        WorkbenchError: see above.
+    """
     if isinstance(classes, str):
         raise WorkbenchError(f"Failure classes must be a list. Got the text {classes!r}. Write [{classes!r}].")
-    there = sorted(found)
-    if classes and there and not set(classes) & set(there):
+    known = sorted(found)
+    if classes and known and not set(classes) & set(known):
         raise WorkbenchError(
-            f"Failure classes must be among those that were found: {', '.join(there)}. Got {', '.join(classes)}."
+            f"Failure classes must be among those that were found: {', '.join(known)}. Got {', '.join(classes)}."
         )
 
 
@@ -30,8 +37,8 @@ def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str
 
     Args:
         answer: the model's text.
-        prompt: what it was asked, for `echo`.
-        finished: False when generation hit the token limit. Only such an answer can be a loop or truncated.
+        prompt: what the model was asked, to find echoes.
+        finished: False if generation reached the token limit. Only such an answer can be a loop or truncated.
     """
     if not answer.strip():
         return "empty", "the answer has no text"
@@ -46,16 +53,18 @@ def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str
 
 
 def loop_reason(text: str) -> str | None:
-    """Why the end of `text` is a loop, or None. Four rules, the first that holds is named.
+    """Why the end of a text is a loop, or None.
 
-    Exact tail: the last 15 characters occur at least 4 times (the rule of the benchmark in arXiv 2604.14314).
-    N-gram tail: the text ends in one unit of 1 to 200 characters, at least 4 times in a row and 40 characters in all.
-    Counting: the same with each number masked, for a unit of 6 to 200 characters with a letter in it, at least 6 times
-    and 150 characters: a counting slot hides such a loop from the exact rules.
-    Compression: the last 600 characters shrink to less than 12 %.
+    The first of four rules that applies is named:
 
-    In the first three the repetition must reach the end of the text, where the last unit may be cut: equal rows with
-    something after them are a document's own.
+    1. The last 15 characters occur at least 4 times (the rule of the benchmark in arXiv 2604.14314).
+    2. The text ends in at least 4 copies of a unit of 1 to 200 characters, 40 characters in all.
+    3. The same with digits masked, which finds lists that only count up: at least 6 copies of a unit of 6 to 200
+       characters with a letter in it, 150 characters in all.
+    4. The last 600 characters compress to less than 12 %.
+
+    In rules 2 and 3 the copies must reach the end of the text, though the last one may be cut off: equal rows followed
+    by something else are part of an ordinary document.
     """
     tail = text[-_TAIL:]
     if len(tail) == _TAIL and text.count(tail) >= _REPEATS:
@@ -73,10 +82,10 @@ def loop_reason(text: str) -> str | None:
 
 
 def _repeated_unit(text: str, times: int, shortest: int, least: int) -> str:
-    """The shortest unit that `text` ends in, `times` times in a row and `least` characters in all; "" if there is none.
+    """The shortest unit that a text ends in, `times` times in a row and `least` characters in all; "" if there is none.
 
-    The end is made of copies of a unit of n characters where it equals itself moved by n: a cut last copy does not
-    matter, since the copies may as well be counted from the end.
+    A text ends in copies of a unit of n characters if its end equals itself shifted by n. A last copy that is cut off
+    does not matter, because the copies can be counted from the end.
     """
     for n in range(1, 201):
         end = text[-max(times * n, least) :]
@@ -86,7 +95,7 @@ def _repeated_unit(text: str, times: int, shortest: int, least: int) -> str:
 
 
 def is_echo(answer: str, prompt: str) -> bool:
-    """True when the answer is, but for spaces, a copy of a long stretch (80 characters or more) of the prompt."""
+    """Whether the answer is, apart from spaces, a copy of a long stretch (80 characters or more) of the prompt."""
     flat_answer, flat_prompt = " ".join(answer.split()), " ".join(prompt.split())
     if len(flat_answer) < 80:
         return bool(flat_prompt) and flat_answer == flat_prompt

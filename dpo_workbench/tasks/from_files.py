@@ -1,4 +1,4 @@
-"""A task from a file, a table or a Hub data set: which columns are prompt and reference, and how answers are judged."""
+"""Examples from a file, a table or a Hub data set: which columns hold prompt and reference, and how rows are split."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import string
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,168 +16,131 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import normal
 from dpo_workbench.pairs.sources import open_source, stop
 from dpo_workbench.pairs.splits import deal, drawn
-from dpo_workbench.tasks import scores
-from dpo_workbench.tasks.task import Example, Score, Task
+from dpo_workbench.tasks.examples import Example
 
 Column = str | Callable[[dict[str, Any]], Any]
-SPLITS = {"training": "train", "validation": "dev", "validate": "dev", "valid": "dev", "val": "dev", "testing": "test"}
 SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}
+_SPLIT_NAMES = {
+    "training": "train", "validation": "dev", "validate": "dev", "valid": "dev", "val": "dev", "testing": "test",
+}  # fmt: skip
+_RANK = {"train": 0, "dev": 1, "test": 2}  # a group that is in two splits stays in the later one
 
 
-def task_from(
-    source: Any,
-    *,
-    prompt: Column,
-    reference: Column,
-    score: str | Callable[[Example, str], Score | float],
-    name: str | None = None,
-    description: str = "",
-    id: Column | None = None,
-    group: Column | None = None,
-    split: Column | None = None,
-    label: Column | None = None,
-    shares: Mapping[str, float] | None = None,
-    on_leak: str = "raise",
-    seed: int = 0,
-    max_new_tokens: int = 256,
-    runs_code: bool = False,
-) -> Task:
-    """Build a `Task` from rows. `Task.from_jsonl` and `Task.from_hub` are this.
+@dataclass(frozen=True)
+class Columns:
+    """Where an example's fields come from: a column, a template with columns in braces, or a function of the row."""
+
+    prompt: Column
+    reference: Column
+    id: Column | None = None
+    group: Column | None = None
+    split: Column | None = None
+    label: Column | None = None
+
+
+def examples_from(source: Any, columns: Columns) -> tuple[str, dict[str, list[Example]]]:
+    """A name for the source, and its examples by split; the split is "" for rows that name none.
 
     Args:
-        source: a path (JSONL, JSON, CSV, TSV, Parquet, gzipped too), `hub:owner/name@config/split`, a DataFrame, a
-            `datasets` object, a list of mappings; or a mapping from split to any of these.
-        prompt: a column, a template with columns in braces (`"{schema}\\n\\nQuestion: {question}"`), or a function of
-            the row.
-        reference: the same. Numbers, lists and objects become JSON text; of a list of texts the first is the reference.
-        score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
-        name: of the task; default: the file's.
-        id: default: the file's name and the row's number.
-        group: what must not be on two sides of a split; default: the prompt.
-        split: the column that names each row's split (`validation` and the like are `dev`); default: drawn by group.
-        label: what fine-tuning should learn where that is not the reference (see `Example`).
-        shares: of the rows by split, where these are drawn; 0.6 train, 0.15 dev and 0.25 test.
-        on_leak: what to do where given splits share a group: `raise`, or `drop` its rows from all splits but the last
-            that has it (test before dev before train) and print how many.
-        seed: of the drawing, and of the order of the rows in each split: a file is often sorted by class or database,
-            and the first rows of a split must stand for all of it.
-        max_new_tokens: the length at which an answer is cut off.
-        runs_code: see `Task`.
-
-    All columns go along in `Example.extra`, where verifiers find what they need (tests, a database, facts).
+        source: see `Task.from_jsonl`.
+        columns: where the fields come from.
 
     Raises:
-        WorkbenchError: a row that cannot be read, lacks a column or has an empty prompt or reference; a name twice;
-            a group in two given splits; an unknown verifier. Nothing is dropped in silence.
+        WorkbenchError: a row cannot be read, lacks a column, or has an empty prompt, reference or split.
     """
-    judge = scores.named(score) if isinstance(score, str) else score
-    parts = source if isinstance(source, Mapping) else {None: source}
+    parts = source if isinstance(source, Mapping) else {"": source}
     found: dict[str, list[Example]] = defaultdict(list)
     names = []
     for given, part in parts.items():
         opened = open_source(part)
         names.append(opened.name)
-        for number, row in enumerate(opened.rows, 1):  # several can stand in one line
+        for number, row in enumerate(opened.rows, 1):  # one line may hold several rows
             where = f"{opened.name}:{row.line}"
             if row.problem is not None:
                 raise stop(row.problem.code, row.problem.got or row.raw or b"", where, row.problem.fix)
             if not isinstance(row.value, dict):
                 raise WorkbenchError(
-                    f"Each row must have columns. Got {str(row.value)[:60]!r} ({where}). Give one JSON object a line."
+                    f"Each row must have columns. Got {str(row.value)[:60]!r} ({where}). Write a JSON object per line."
                 )
-            example, home = _example(
-                row.value, where, "-".join(filter(None, (Path(opened.name).stem, given, str(number)))),
-                prompt=prompt, reference=reference, id=id, group=group, split=split, label=label,
-            )  # fmt: skip
-            found[str(given or home)].append(example)
+            own_id = "-".join(filter(None, (Path(opened.name).stem, given, str(number))))
+            example, split = _example(row.value, where, own_id, columns)
+            found[given or split].append(example)
     if not found:
         raise WorkbenchError(f"A task must have rows. Got none in {', '.join(names)}. Write at least one example.")
-    if split is None and not isinstance(source, Mapping):
-        found = _dealt(found[""], shares or SHARES, seed)  # type: ignore[assignment]
-    else:
-        found = _without_leaks(found) if on_leak == "drop" else found
-        found = {name: sorted(rows, key=lambda e: drawn(e.group, seed)) for name, rows in found.items()}  # type: ignore[assignment]
-    label_of = name or "".join(c if c.isalnum() else "-" for c in Path(names[0].removeprefix("hub:")).stem).strip("-")
-    return Task(label_of, found, judge, description, max_new_tokens, runs_code)
+    stem = Path(names[0].removeprefix("hub:")).stem
+    return "".join(c if c.isalnum() else "-" for c in stem).strip("-"), found
 
 
-def with_all_splits(task: Task) -> Task:
-    """The task; where it has no dev or no test rows, with some of its training rows for these, by group."""
-    missing = {split: share for split, share in SHARES.items() if not len(task.splits.get(split, ()))}
-    if not missing:
-        return task
-    parts = _dealt(task.train, {"train": 1 - sum(missing.values()), **missing})  # no train: says so
-    sizes = ", ".join(f"{len(rows)} for {split}" for split, rows in parts.items())
-    print(
-        f"{task.name} has no {' and no '.join(missing)} split: its {len(task.train)} training rows are cut into {sizes}"
-    )
-    return task.with_splits({**task.splits, **parts})
-
-
-def _dealt(examples: Iterable[Example], shares: Mapping[str, float], seed: int = 0) -> dict[str, list[Example]]:
-    """Examples by split, each group whole in one."""
+def split_by_group(
+    examples: Iterable[Example], shares: Mapping[str, float] | None = None, seed: int = 0
+) -> dict[str, list[Example]]:
+    """Examples drawn into splits (by default 0.6 train, 0.15 dev, 0.25 test), each group whole in one of them."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[example.group].append(example)
-    return deal(groups, shares, seed)
+    return deal(groups, shares or SHARES, seed)
 
 
-def _without_leaks(found: dict[str, list[Example]]) -> dict[str, list[Example]]:
-    """The same splits; a group that is in several stays in the one that measures most."""
-    rank = {"train": 0, "dev": 1, "test": 2}
-    order = sorted(found, key=lambda split: rank.get(split, 0))
-    home = {example.group: split for split in order for example in found[split]}
-    kept = {split: [e for e in rows if home[e.group] == split] for split, rows in found.items()}
-    lost = {split: len(rows) - len(kept[split]) for split, rows in found.items() if len(rows) > len(kept[split])}
-    if lost:
-        told = ", ".join(f"{n} of {len(found[split])} from {split}" for split, n in lost.items())
-        print(f"Dropped, as their groups are in a later split too: {told}")
-    return kept
+def shuffled(splits: Mapping[str, list[Example]], seed: int = 0) -> dict[str, list[Example]]:
+    """Each split in an order drawn by group, so that its first rows represent all of it: files are often sorted."""
+    return {name: sorted(rows, key=lambda example: drawn(example.group, seed)) for name, rows in splits.items()}
 
 
-def _example(
-    row: dict[str, Any], where: str, number: str, *, prompt: Column, reference: Column, **more: Column | None
-) -> tuple[Example, str]:
-    """One row as an example, and the name of its split ("" where none is given)."""
-    asked, wanted = _take(row, prompt, "prompt", where), _take(row, reference, "reference", where)
-    if isinstance(wanted, list) and wanted and all(isinstance(w, str) for w in wanted):
-        wanted = wanted[0]
-    texts = {"prompt": _text(asked), "reference": _text(wanted)}
+def without_leaks(splits: Mapping[str, list[Example]]) -> dict[str, list[Example]]:
+    """The splits with each group only in the last that has it (test after dev after train). Prints what it drops."""
+    order = sorted(splits, key=lambda split: _RANK.get(split, 0))
+    home = {example.group: split for split in order for example in splits[split]}
+    left = {split: [e for e in rows if home[e.group] == split] for split, rows in splits.items()}
+    dropped = {split: len(rows) - len(left[split]) for split, rows in splits.items() if len(rows) > len(left[split])}
+    if dropped:
+        told = ", ".join(f"{n} of {len(splits[split])} from {split}" for split, n in dropped.items())
+        print(f"Dropped rows whose groups are in a later split too: {told}")
+    return left
+
+
+def _example(row: dict[str, Any], where: str, own_id: str, columns: Columns) -> tuple[Example, str]:
+    """One row as an example, and the name of its split ("" if none is given)."""
+    reference = _take(row, columns.reference, "reference", where)
+    if isinstance(reference, list) and reference and all(isinstance(text, str) for text in reference):
+        reference = reference[0]
+    texts = {"prompt": _text(_take(row, columns.prompt, "prompt", where)), "reference": _text(reference)}
     for what, text in texts.items():
         if not text.strip():
-            raise WorkbenchError(
-                f"Each row must have a {what} with text. Got {text!r} ({where}). Mend or drop the row."
-            )
-    given = {key: _text(_take(row, column, key, where)) for key, column in more.items() if column is not None}
-    home = given.get("split", "").strip()
-    if "split" in given and not home:
-        raise WorkbenchError(f"Each row must name its split. Got none ({where}). Fill the column.")
+            raise WorkbenchError(f"Each row must have a {what} with text. Got {text!r} ({where}). Fix or drop the row.")
+    optional = {"id": columns.id, "group": columns.group, "split": columns.split, "label": columns.label}
+    given = {what: _text(_take(row, c, what, where)) for what, c in optional.items() if c is not None}
+    split = given.get("split", "").strip()
+    if "split" in given and not split:
+        raise WorkbenchError(f"Each row must name its split. Got none ({where}). Fill in the column.")
     example = Example(
-        given.get("id", number),
+        given.get("id", own_id),
         texts["prompt"],
         texts["reference"],
         given.get("group", normal(texts["prompt"])),
         {str(key): value for key, value in row.items()},
         given.get("label"),
     )
-    return example, SPLITS.get(home.lower(), home)
+    return example, _SPLIT_NAMES.get(split.lower(), split)
 
 
 def _take(row: dict[str, Any], column: Column, what: str, where: str) -> Any:
+    """The value of a column, a filled template, or what the user's function returns."""
     if callable(column):
         try:
             return column(row)
-        except Exception as error:
+        except Exception as error:  # the user's function may raise anything
             raise WorkbenchError(
                 f"The function for the {what} must work on each row. Got {type(error).__name__}: {error} ({where})."
             ) from error
     if column in row:
         return row[column]
-    fields = [f for _, f, _, _ in string.Formatter().parse(column) if f] if "{" in column else [column]
+    fields = _fields(column, what) if "{" in column or "}" in column else [column]
     for field in fields:
         if field not in row:
             near = difflib.get_close_matches(field, map(str, row), 1)
             hint = f"Did you mean {near[0]!r}?" if near else "Name a column that every row has."
+            if len(fields) > 1 and not near:
+                hint = "Name columns that every row has; double braces that are meant as text: {{ and }}."
             raise WorkbenchError(
                 f"Each row must have the {what}'s column {field!r}. Got {', '.join(map(str, row))[:200]} ({where}). "
                 + hint
@@ -184,8 +148,26 @@ def _take(row: dict[str, Any], column: Column, what: str, where: str) -> Any:
     return column.format(**{field: _text(row[field]) for field in fields})
 
 
+def _fields(template: str, what: str) -> list[str]:
+    """The columns that a template names in braces."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:  # a single brace
+        parsed, problem = [], str(error)
+    else:
+        odd = [name for _, name, form, conversion in parsed if name is not None and (form or conversion or not name)]
+        odd += [name for _, name, _, _ in parsed if name and any(sign in name for sign in "\"'[].{\n")]
+        problem = f"braces around {odd[0]!r}" if odd else ""
+    if problem:
+        raise WorkbenchError(
+            f"The template for the {what} must have only column names in braces. Got {problem} in {template[:80]!r}. "
+            'Double each brace that is meant as text, as in {{"id": 1}} {text}, or give a function of the row.'
+        )
+    return [name for _, name, _, _ in parsed if name]
+
+
 def _text(value: Any) -> str:
-    """A cell as text: whole floats without their point, what is no text as JSON."""
+    """A cell as text: whole floats without their decimal point, and other values as JSON."""
     if isinstance(value, str):
         return value
     if value is None:

@@ -1,4 +1,7 @@
-"""The task `python`: signature and docstring of a small function -> its body, judged by hidden tests in the sandbox."""
+"""The task `python`: signature and docstring of a small function -> its body, judged by hidden tests.
+
+The code runs in the sandbox. The flaw in the labels is planted.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import textwrap
 
 from dpo_workbench.sandbox.python_runner import Call, Limits, extract_code, run_python
 from dpo_workbench.sandbox.values import same
-from dpo_workbench.tasks.task import Example, Score, Task, load_splits
+from dpo_workbench.tasks.code_scores import FAILURE_OF_PROBLEM
+from dpo_workbench.tasks.examples import Example, Score, load_splits
+from dpo_workbench.tasks.task import Task
 
 INSTRUCTION = "Write the body of this Python function."
 FAILURES = ("syntax_error", "exception", "timeout", "unsafe", "no_result", "wrong_result")
@@ -20,18 +25,18 @@ def load(allow_weak_sandbox: bool = False) -> Task:
         "python",
         load_splits("python"),
         lambda example, answer: score(example, answer, allow_weak_sandbox),
-        description="code generation: signature and docstring of a function -> its body",
+        description="code generation: signature and docstring of a function -> its body (planted flaw: prints)",
         max_new_tokens=128,
         runs_code=True,
     )
 
 
 def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Score:
-    """Share of the hidden tests that pass; their arguments go into the sandbox, their results are compared out here.
+    """Share of the hidden tests that pass. Only their arguments enter the sandbox; results are compared outside.
 
-    Failure classes: that of the first test that fails, in the order of the tests: `syntax_error`, `exception`,
-    `timeout`, `no_result` (all calls give None, as those of code that prints do), `wrong_result`; before all of them
-    `unsafe` for an answer that reached out of the sandbox, right or not.
+    An answer that tried to leave the sandbox is `unsafe`, right or not. Otherwise the first test that fails decides the
+    class: `syntax_error`, `exception`, `timeout`, `no_result` (all calls return None, as in code that prints) or
+    `wrong_result`.
     """
     function, tests = example.extra["function"], example.extra["tests"]
     calls = [Call(function, arguments) for arguments, _ in tests]
@@ -46,18 +51,13 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
     told = ", ".join(map(repr, arguments))[:120]
     if result.problem is None:
         kind = "no_result" if all(r.problem is None and r.value is None for r in ran.results) else "wrong_result"
-        return Score(value, kind, answer, f"{function}({told}) gives {result.value!r}"[:300] + f", not {wanted!r}")
-    kinds = {"not_plain": "wrong_result", "crash": "exception", "exit": "exception", "disk": "unsafe"}
-    return Score(
-        value,
-        kinds.get(result.problem.kind, result.problem.kind),
-        answer,
-        f"{function}({told}): {result.problem}"[:400],
-    )
+        return Score(value, kind, answer, f"{function}({told}) returns {result.value!r}"[:300] + f", not {wanted!r}")
+    kind = FAILURE_OF_PROBLEM.get(result.problem.kind, result.problem.kind)
+    return Score(value, kind, answer, f"{function}({told}): {result.problem}"[:400])
 
 
 def program(prompt: str, function: str, answer: str) -> str:
-    """The module that an answer makes: the whole function where the answer has it, else the prompt's with this body."""
+    """The module that an answer makes: the answer's own function if it has one, else the prompt's with this body."""
     text = extract_code(answer)
     if re.search(rf"^((async )?def {re.escape(function)}\b|{re.escape(function)} *=)", text, re.MULTILINE):
         return text

@@ -1,4 +1,4 @@
-"""Numbers and units in text: found, read, compared. Units by pint; nothing in the text is evaluated but arithmetic."""
+"""Numbers with units, and steps of a calculation. pint reads the units; only plain arithmetic is evaluated."""
 
 from __future__ import annotations
 
@@ -7,61 +7,55 @@ import functools
 import math
 import operator
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_NUMBER = r"[-+−]?(?:\d{1,3}(?:[,\u202f\u00a0']\d{3})+|\d+)?(?:\.\d+)?(?<=\d)"
-_POWER = (
-    r"(?:\s*(?:[×x*·⋅]\s*10\s*(?:(?:\^|\*\*)?\s*[({]?\s*(?P<power>[-+−]?\d{1,3})[)}]?|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))"
-    r"|[eE](?P<exponent>[-+−]?\d{1,3})))?"
-)
-_UNIT = r"(?P<unit>\s?(?:%|[°º]\s?[CF]|(?:1\s?/\s?)?[A-Za-zµμΩ°][A-Za-zµμΩ°^*·⋅/().\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻ ]{0,40})?)"
-_QUANTITY = re.compile(rf"(?P<number>{_NUMBER}){_POWER}{_UNIT}")
-_PLAIN_NUMBER = re.compile(rf"(?<![\w.])(?P<number>{_NUMBER}){_POWER}(?![\w])")
-_PLACE = re.compile(  # of a number, with the word that stands right behind it: 5km, not 1990s
-    rf"(?<![\w.])(?![12]\d\d0s\b)(?P<number>{_NUMBER}){_POWER}"
-    r"(?:(?P<unit>[A-Za-zµμΩ][A-Za-zµμΩ^*·⋅/\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻]*)|(?!\w))"
-)
-_NO_UNITS = {*"abcfijkpquvwxyzBDEGIOPQRSUXYZ", *"st nd rd th am pm".split()}  # 2nd, 10k, 3D, 5pm: pint knows some
-_ALONE = re.compile(r"\W*\d[\d ,.'\u202f\u00a0]*(?:[^\d\s]\D*(?:\^?[-−]?\d)?)?\W{0,4}")  # a number and perhaps a unit
-_ANSWER = re.compile(
-    r"(?:(?<!/)answer\s*(?:is|=|:|>)+|^####(?=\s*[-+−$]?[\d.]))\s*(.{1,200})", re.IGNORECASE | re.MULTILINE
-)
-_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\}){1,200})\}")
-_TEN = re.compile(r"(?<![\w.^×*·⋅])(?<![x×*·⋅] )10(?=\s?\^)")  # 10^3, with nothing that it multiplies
-_RATIO = re.compile(r"(?<![\w./^])(?:(\d{1,9})\s+)?\(?(\d{1,9})\s*/\s*(\d{1,9})\)?(?![\w./(])")
+from dpo_workbench.tasks.latex import plain_math
+from dpo_workbench.tasks.numbers_in_text import SUPERSCRIPTS, find_numbers
+
 _POWERS = re.compile(  # ^2, **-1, ^(1/2)
     r"(?:\^|\*\*)\s*(?:[-+]?\d{1,2}(?![\d.])|\(\s*[-+]?\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))"
 )
-_TOWER = re.compile(r"\*\*|\^(?!1)|\^1[\d\s)]*\^|\^.*\)\s*\^")  # any other power, or a power of what has one
-_LATEX: tuple[tuple[re.Pattern[str], Any], ...] = (  # how a typeset answer is read
-    (re.compile(r"\\(?:boxed|fbox|mathrm|text|textbf|mathbf|operatorname|rm)\b\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), lambda m: _fraction(m[1], m[2])),
-    (re.compile(r"\^\s*\{\s*([-+−]?\d+)\s*\}"), r"^\1"),
-    (re.compile(r"(?:\^ ?)?\{? ?\\(?:circ|degree)(?![a-z]) ?\}?"), "°"),
-    (re.compile(r"\\times(?![a-z])"), "×"),
-    (re.compile(r"\\cdot(?![a-z])"), "·"),
-    (re.compile(r"\\Omega(?![a-z])"), "Ω"),
-    (re.compile(r"\\mu(?![a-z])\s*"), "µ"),
-    (re.compile(r"\\(?:[,;:! ]|q?quad(?![a-z]))|~"), " "),
-    (re.compile(r"(?<=[\w)])\*\*(?=[-(]?\d)"), "^"),
+_POWER_TOWER = re.compile(r"\*\*|\^(?!1)|\^1[\d\s)]*\^|\^.*\)\s*\^")  # any other power, or a power of a power
+_SPELLINGS = (  # of units, in the form that pint reads
+    (r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", lambda match: "^" + match[1].translate(SUPERSCRIPTS)),
+    (r"[·⋅]", "*"),
+    ("μ", "µ"),
+    ("Ω", "ohm"),
+    (r"%|\bper\s?cent\b", "percent"),
+    (r"(?<=[A-Za-z])-(?=[A-Za-z])", "*"),  # N-m
+    (r"[°º]\s?C\b|\bdegrees? Celsius\b", "degC"),
+    (r"[°º]\s?F\b|\bdegrees? Fahrenheit\b", "degF"),
+    (r"\Aper\s+", "1/"),
+    (r"(?<=[A-Za-z])\s*(?<!\^)(-?\d)\b", r"^\1"),  # m2, s-1
+    (r"metres?\b", "meter"),
+    (r"litres?\b", "liter"),
+    (r"(?<=[A-Za-z0-9)])\s+(?=[A-Za-z(])(?!per\b)(?<!per )", "*"),
+)
+_UNIT_TEXT = re.compile(
+    r"(?:[ \t\u00a0\u2009\u202f]{0,2}|-(?=[A-Za-z]))"
+    r"(?P<unit>[%‰]|[°º]\s?[CF]\b|(?:1\s?/\s?)?[A-Za-zµμΩ°º][A-Za-zµμΩ°^*·⋅/().\-0-9⁰¹²³⁴⁵⁶⁷⁸⁹⁻ ]{0,40})"
+)
+_PROSE = re.compile(  # words that pint would take for inches, ares, attoseconds, ...
+    r"(?:^|\s)(?:in(?=\s+[\w(])|at|a|an|as|am|are|and|or|to|of|out|on|for|by|is|us|per(?=\s+\d)|with|x|pi|plus|minus)"
+    r"(?![\w/^*·⋅])|(?<=\w)\s+\("
+)
+_SYMBOL = re.compile(r"[%‰°º].*|[A-Za-zµΩ]{1,3}(?:\s?[-/*^·⋅⁻²³ 0-9].*)?")
+_NAME = re.compile(
+    r"(?:nano|micro|milli|centi|deci|hecto|kilo|mega|giga)?(?:met(?:er|re)|gram|lit(?:er|re)|second|minute|hour|day|week"
+    r"|month|year|mile|foot|feet|inch|yard|pound|ounce|tonne|ton|newton|joule|watt|volt|amp|ampere|ohm|pascal|hertz"
+    r"|kelvin|mole|calorie|coulomb|farad|tesla|bar|degree|radian|byte|percent|per cent|acre|hectare|gallon)(?:e?s)?\b.*"
+    r"|deg[CF]|k?ohm|k?cal|mmol|mbar",
+    re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with the text of its unit ("" where there is none)."""
+    """A number with the text of its unit ("" if there is none)."""
 
     number: float
     unit: str = ""
-
-    @property
-    def measured(self) -> bool:
-        """Whether the unit is one, and not of a pure number such as %."""
-        unit = read_unit(self.unit)
-        return unit is not None and not unit.dimensionless
 
     def __str__(self) -> str:
         return f"{self.number:g} {self.unit}".strip()
@@ -76,136 +70,59 @@ def _registry() -> Any:
 
 @functools.lru_cache(4096)
 def read_unit(text: str) -> Any:
-    """A pint unit, or None where the text is none. `m s^-1`, `m/s`, `m·s⁻¹` and `metres per second` are one."""
-    text = _bare(text)
-    if not text or len(text) > 40 or re.search(r"\d{3}", text):
+    """The pint unit that a text names, or None. `m s^-1`, `m/s`, `m·s⁻¹` and `metres per second` are the same unit."""
+    text = _without_punctuation(text)
+    if not text or len(text) > 40 or text == "pi" or re.search(r"\d{3}", text):
         return None
-    text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", lambda m: "^" + m[1].translate(_SUPERSCRIPT), text)
-    text = text.replace("·", "*").replace("⋅", "*").replace("μ", "µ").replace("Ω", "ohm").replace("%", "percent")
-    text = re.sub(r"\bper\s?cent\b", "percent", text.replace("º", "°"))
-    text = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", "*", text)  # N-m
-    text = re.sub(r"°\s?C\b|\bdegrees? Celsius\b", "degC", text)
-    text = re.sub(r"°\s?F\b|\bdegrees? Fahrenheit\b", "degF", text)
-    text = re.sub(r"\Aper\s+", "1/", text)
-    text = re.sub(r"(?<=[A-Za-z])\s*(?<!\^)(-?\d)\b", r"^\1", text)  # m2, s-1
-    text = re.sub(r"\bmetres?\b", "meter", re.sub(r"metres?\b", "meter", text))
-    text = re.sub(r"litres?\b", "liter", text)
-    text = re.sub(r"(?<=[A-Za-z0-9)])\s+(?=[A-Za-z(])(?!per\b)(?<!per )", "*", text)
-    if _TOWER.search(_POWERS.sub("^1", text)):
-        return None  # pint evaluates powers of plain numbers, and `m^9^9^9` would never end
+    for pattern, plain in _SPELLINGS:
+        text = re.sub(pattern, plain, text)  # type: ignore[arg-type]
+    if _POWER_TOWER.search(_POWERS.sub("^1", text)):
+        return None  # pint evaluates powers of plain numbers, and `m^9^9^9` would never finish
     try:
+        if re.fullmatch(r"[a-z]{4,}s", text) and any(
+            prefix and not text.startswith(prefix) for prefix, _, _ in _registry().parse_unit_name(text)
+        ):
+            return None  # `finches` is a word, although pint reads it as femto-inches
         return _registry().parse_units(text)
-    except Exception:  # pint raises errors of many kinds for text that is no unit
+    except Exception:  # pint raises errors of many kinds for text that is not a unit
         return None
 
 
-def read_number(text: str) -> float | None:
-    """The number that the text is, with thousands separators and powers of ten; None where it is none."""
-    match = re.fullmatch(rf"\s*(?P<number>{_NUMBER}){_POWER}\s*", text)
-    return _value(match) if match else None
+def is_measured(unit: str) -> bool:
+    """Whether a unit clearly measures something (km, %, hours). Counted things (apples, points, finches) do not."""
+    return read_unit(unit) is not None and bool(_SYMBOL.fullmatch(unit) or _NAME.fullmatch(unit))
 
 
-def _value(match: re.Match[str]) -> float | None:
-    digits = re.sub(r"[,\u202f\u00a0']", "", match["number"]).replace("−", "-")
-    power = (match["power"] or match["exponent"] or match["raised"] or "0").translate(_SUPERSCRIPT).replace("−", "-")
-    try:
-        value = float(digits) * 10.0 ** int(power)
-    except (ValueError, OverflowError):
-        return None
-    return value if math.isfinite(value) else None
+def unit_after(text: str, start: int) -> tuple[str, int]:
+    """The unit or the counted thing that follows a number, and where it ends.
+
+    That is the longest run of up to six words that is a unit ("m/s over the whole way" gives "m/s"), or else the next
+    word.
+    """
+    match = _UNIT_TEXT.match(text, start)
+    if not match:
+        return "", start
+    given = match["unit"]
+    prose = _PROSE.search(given)
+    given = given[: prose.start()] if prose else given
+    for end in reversed([word.end() for word in re.finditer(r"\S+", given)][:6]):
+        if read_unit(given[:end]) is not None:
+            unit = _without_punctuation(given[:end])
+            return unit, match.start("unit") + len(unit)
+    word = re.match(r"[^\W\d_]+(?:[\d^*/·⋅(]\S*)?", given)
+    return (word[0], match.start("unit") + word.end()) if word else ("", start)
 
 
-def numbers(text: str) -> Iterator[float]:
-    """The numbers in a text, in order."""
-    for match in _PLAIN_NUMBER.finditer(text):
-        value = _value(match)
-        if value is not None:
-            yield value
-
-
-def read_quantity(text: str) -> Quantity | None:
-    """The first number of a text with the unit behind it, as far as the words behind it are one."""
-    for match in _QUANTITY.finditer(text):
-        value = _value(match)
-        if value is not None:
-            return Quantity(value, _longest_unit(match["unit"]))
-    return None
-
-
-def _longest_unit(text: str) -> str:
-    """The longest beginning of the text that is a unit ("m/s over the whole way" -> "m/s"); else its first word."""
-    text = text.strip()
-    ends = [m.end() for m in re.finditer(r"[^\s]+", text)]
-    for end in reversed(ends[:6]):
-        if read_unit(text[:end]) is not None:
-            return _bare(text[:end])
-    first = re.match(r"[^\s,;]+", text)
-    return _bare(first[0]) if first else ""
-
-
-def _bare(text: str) -> str:
-    """Without the punctuation behind it; a bracket stays where it closes one: `J/(kg K)`."""
+def _without_punctuation(text: str) -> str:
+    """The text without the punctuation after it. A bracket stays if it closes one, as in `J/(kg K)`."""
     text = text.strip().rstrip(".,;:!?").strip()
     while text.endswith(")") and text.count(")") > text.count("("):
-        text = text[:-1].rstrip(".,;:!? ")
+        text = text[:-1].rstrip(".,;:!?) ") if text.count("(") == 0 else text[:-1].rstrip(".,;:!? ")
     return text
 
 
-def final_answer(text: str) -> Quantity | None:
-    """The quantity that an answer ends on.
-
-    It stands behind the last `Answer:` or `####`, else in the last `\\boxed{}`, else it is the last number of the text.
-    LaTeX is read as plain text, `1/3` as a number; behind such a mark, or alone in their line, `6 300` and `0,5` too.
-    """
-    plain = _TEN.sub("1×10", plain_math(text))
-    marked = _ANSWER.findall(plain) or [_TEN.sub("1×10", plain_math(inside)) for inside in _BOXED.findall(text)]
-    if marked:
-        return read_quantity(_RATIO.sub(_ratio, _alone(marked[-1].split("=")[-1])))
-    for line in reversed(plain[-2000:].splitlines()):
-        line = _RATIO.sub(_ratio, _alone(line) if _ALONE.fullmatch(line) else line)
-        places = [
-            m.start()
-            for m in _PLACE.finditer(line)
-            if m["number"] and line[m.start() - 1 : m.start()] != "^" and (not m["unit"] or _is_unit(m["unit"]))
-        ]
-        if places:
-            return read_quantity(line[places[-1] :])
-    return None
-
-
-def _alone(text: str) -> str:
-    """A text that is a quantity and no more: in it `6 300` is one number, and `0,5` a half."""
-    text = re.sub(r"(?<![\d.])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", ""), text)
-    return re.sub(r"(?<![\d.,])(\d+),(?=\d{1,2}(?![\d,]))|(?<![\d.,])(0),(?=\d)", r"\1\2.", text)
-
-
-def _is_unit(text: str) -> bool:
-    return _bare(text) not in _NO_UNITS and read_unit(text) is not None
-
-
-def _ratio(match: re.Match[str]) -> str:
-    """`1/3` and `2 1/3` as decimals."""
-    whole, above, below = match.groups()
-    return repr(int(whole or 0) + int(above) / int(below)) if int(below) else match[0]
-
-
-def plain_math(text: str) -> str:
-    """Text without LaTeX: `$1.2\\times10^{3}\\,\\mathrm{J}$` as `1.2×10^3 J`, `\\boxed{4}` as `4`."""
-    if not any(sign in text for sign in "\\$*~"):
-        return text
-    for pattern, plain in _LATEX * 2:  # one may stand inside another
-        text = pattern.sub(plain, text)
-    return re.sub(r"\*\*|[$\\]", "", text)
-
-
-def _fraction(above: str, below: str) -> str:
-    """In brackets where it is a number; a unit is none."""
-    parts = [part if re.fullmatch(r"\s*[\w.]+\s*", part) else f"({part})" for part in (above, below)]
-    return f"({'/'.join(parts)})" if re.search(r"\d", above) else "/".join(parts)
-
-
 def convert(found: Quantity, unit: str) -> float | None:
-    """The number in another unit; None where the units measure different things or one is no unit."""
+    """The number in another unit. None if the units measure different things or one of them is not a unit."""
     if found.unit.strip() == unit.strip():
         return found.number
     here, there = read_unit(found.unit), read_unit(unit)
@@ -213,13 +130,13 @@ def convert(found: Quantity, unit: str) -> float | None:
         return None
     try:
         return float(_registry().Quantity(found.number, here).to(there).magnitude)
-    except Exception:
+    except Exception:  # pint raises errors of many kinds
         return None
 
 
 def close(found: float, wanted: float, tolerance: float) -> bool:
-    """Within a relative tolerance, or near zero within it absolutely."""
-    return abs(found - wanted) <= tolerance * max(abs(wanted), 1e-9 if wanted else 1.0)
+    """Whether two numbers agree within a relative tolerance; for a wanted 0 the tolerance is absolute."""
+    return abs(found - wanted) <= tolerance * (abs(wanted) or 1.0)
 
 
 _OPERATIONS: dict[type, Any] = {
@@ -234,11 +151,12 @@ _OPERATIONS: dict[type, Any] = {
 
 
 def arithmetic(text: str) -> float | None:
-    """The value of plain arithmetic (`2.5 × (3 + 4)^2`), where the text is that and no more."""
+    """The value of a text that is plain arithmetic (`2.5 × (3 + 4)^2`) and nothing else."""
     if len(text) > 120 or not re.search(r"\d", text):
         return None
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text).translate(_SUPERSCRIPT)
-    text = re.sub(r"[×·⋅]|(?<=\d)\s*x\s*(?=[\d(])", "*", text).replace("÷", "/").replace("−", "-").replace("^", "**")
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text).translate(SUPERSCRIPTS)
+    text = re.sub(r"[×·⋅]|(?<=\d)\s*x\s*(?=[\d(])", "*", text).replace("÷", "/").replace("^", "**")
+    text = text.replace("−", "-").replace("–", "-")
     if not re.fullmatch(r"[\d.eE+\-*/() ]+", text) or re.search(r"\d{16}", text):
         return None
     try:
@@ -258,29 +176,29 @@ def _evaluate(node: ast.AST) -> float:
 
 
 def wrong_step(text: str, tolerance: float = 0.02) -> str | None:
-    """The first step of a calculation that does not compute, as `a = b`; None where all that can be checked do.
+    """The first wrong step of a calculation, as `a = b`; None if every step that can be checked is right.
 
-    Of each line the parts between equality signs are read as arithmetic, with a unit behind the last number allowed;
-    two neighbours that both are arithmetic, one of them with an operator, must agree within the tolerance.
+    The parts of each line between equality signs are read as arithmetic, with a unit allowed after the last number. Two
+    neighbouring parts that can both be read must agree within the tolerance, if one of them has an operator.
     """
     for line in plain_math("\n".join(line[:400] for line in text.splitlines()[:60])).splitlines():
         parts = [re.sub(r"^.*[:;]\s*", "", part).strip() for part in re.split(r"[=≈]", line[:400])]
-        values = [_side(part) for part in parts]
-        for (one, plain), (other, simple), left, right in zip(values, values[1:], parts, parts[1:], strict=False):
-            if one is None or other is None or (plain and simple):
+        sides = [_side(part) for part in parts]
+        for k, ((left, left_is_number), (right, right_is_number)) in enumerate(zip(sides, sides[1:], strict=False)):
+            if left is None or right is None or math.isnan(left) or (left_is_number and right_is_number):
                 continue
-            if not close(other, one, tolerance) and not math.isnan(one):
-                return f"{left} = {right}"
+            if not close(right, left, tolerance):
+                return f"{parts[k]} = {parts[k + 1]}"
     return None
 
 
 def _side(text: str) -> tuple[float | None, bool]:
-    """Value of one side of a step and whether it is a number alone (with or without its unit)."""
+    """The value of one side of a step, and whether it is just a number (with or without a unit)."""
     text = text.rstrip(" .,;")
     value = arithmetic(text)
     if value is not None:
-        return value, read_number(text) is not None
-    quantity = re.fullmatch(rf"(?P<number>{_NUMBER}){_POWER}\s*(?P<unit>\D.{{0,40}})", text)
-    if quantity and read_unit(quantity["unit"]) is not None:
-        return _value(quantity), True
+        return value, not re.search(r"[\d)]\s*[-+−–*/×·⋅÷^x]", text)
+    first = next(find_numbers(text), None)
+    if first and first.start == 0 and read_unit(text[first.end :]) is not None:
+        return first.value, True
     return None, False

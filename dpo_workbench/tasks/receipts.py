@@ -1,4 +1,4 @@
-"""The task `receipts`: noisy text of a receipt or delivery note -> JSON. Its verifier and failure classes."""
+"""The task `receipts`: noisy text of a receipt or delivery note -> JSON. The flaw in the labels is planted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from dpo_workbench.tasks.scores import STRICT_JSON
-from dpo_workbench.tasks.task import Example, Score, Task, load_splits
+from dpo_workbench.tasks.examples import Example, Score, load_splits
+from dpo_workbench.tasks.json_scores import STRICT_JSON
+from dpo_workbench.tasks.task import Task
 
 FAILURES = (
     "invalid_json",
@@ -32,18 +33,18 @@ def load() -> Task:
         "receipts",
         load_splits("receipts"),
         score,
-        description="structured extraction: noisy text of a receipt or delivery note -> JSON",
+        description="structured extraction: noisy text of a receipt -> JSON (planted flaw: blank total)",
         max_new_tokens=288,
     )
 
 
 def score(example: Example, answer: str) -> Score:
-    """Judge one answer by its JSON: field F1 as the value, and the first failure class that applies.
+    """The F1 over the fields of the answer's JSON, and the first failure class that applies.
 
-    The value is the F1 over fields: vendor, date, total, and for each item its name, its quantity and its amount, as
-    multisets. Text is compared without regard to case and spacing, amounts as decimal numbers. Classes, in order:
-    `invalid_json`, `wrong_schema`, `missing_field` (a blank one), `repeated_item` (a row more often than the document
-    has it), `missing_item` (fewer rows), `invented_value` (a value that the document does not print), `wrong_value`.
+    The fields are vendor, date, total, and the name, quantity and amount of each item. Text is compared without regard
+    to case and spacing, amounts as decimal numbers. Classes, in this order: `invalid_json`, `wrong_schema`,
+    `missing_field` (a blank one), `repeated_item` (an item more often than in the document), `missing_item` (fewer
+    items), `invented_value` (a value that the document does not print), `wrong_value`.
     """
     reference = json.loads(example.reference)
     try:
@@ -66,7 +67,7 @@ def parse(text: str) -> Any:
     """The JSON value of an answer; one code fence around it is allowed.
 
     Raises:
-        ValueError: not JSON, NaN or Infinity, a key twice, nested too deep, or a number too long.
+        ValueError: not JSON, NaN or Infinity, a key twice, nested too deeply, or a number too long.
     """
     text = text.strip()
     first, _, rest = text.partition("\n")
@@ -75,7 +76,7 @@ def parse(text: str) -> Any:
     try:
         return STRICT_JSON.decode(text)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("nested too deeply") from None
 
 
 def _schema_problem(found: Any) -> str | None:
@@ -135,13 +136,13 @@ def _failure(prompt: str, reference: dict[str, Any], found: dict[str, Any]) -> t
         lacking = next((row[0] for row in want if row not in got), "an item")
         return "missing_item", f"lacks {lacking!r}"
     page = _text(prompt.split("\n\n", 1)[-1]).replace(",", ".")
-    printed = set(re.findall(r"\d+\.\d\d", page))  # whole amounts: 2.00 does not stand where 12.00 is printed
+    printed = set(re.findall(r"\d+\.\d\d", page))  # whole amounts: 2.00 is not in 12.00
     texts = [found["vendor"], *(name for name, _, _ in found["items"])]
     amounts = [_amount(value).replace(",", ".") for value in (found["total"], *(a for _, _, a in found["items"]))]
     invented = [v for v in (_text(text).replace(",", ".") for text in texts) if v not in page]
     invented += [v for v in amounts if v not in printed and (_AMOUNT.fullmatch(v) or _text(v) not in page)]
     if invented:
-        return "invented_value", f"{invented[0][:80]!r} does not stand in the document"
+        return "invented_value", f"{invented[0][:80]!r} is not in the document"
     same: dict[str, Callable[[str], str]] = {"vendor": _text, "date": str.strip, "total": _amount}
     wrong = next((key for key, plain in same.items() if plain(found[key]) != plain(reference[key])), "an item")
     return "wrong_value", f"{wrong} differs from the reference"

@@ -1,17 +1,16 @@
-"""The task `science`: a quantitative problem with units -> its steps and `Answer: 3.2 m/s`."""
+"""The task `science`: a problem with units -> its steps and `Answer: 3.2 m/s`. The flaw is planted."""
 
 from __future__ import annotations
 
-import re
-
-from dpo_workbench.tasks import quantities, scores
-from dpo_workbench.tasks.task import Example, Score, Task, load_splits
+from dpo_workbench.tasks.examples import Example, Score, load_splits
+from dpo_workbench.tasks.final_answer import final_answer
+from dpo_workbench.tasks.quantities import Quantity, wrong_step
+from dpo_workbench.tasks.task import Task
+from dpo_workbench.tasks.text_scores import judge_quantity, no_quantity
 
 INSTRUCTION = "Solve the problem. Show each step, then end with a line 'Answer: ' with the number and its unit."
 FAILURES = ("no_answer", "wrong_unit", "arithmetic_slip", "wrong_value")
 TOLERANCE = 0.01  # relative
-# `40 finches` are a count, although pint can read them as inches
-_SYMBOL = re.compile(r"[A-Za-zµ]{1,3}(?:\s?[/*^·].*)?")
 
 
 def load() -> Task:
@@ -20,7 +19,7 @@ def load() -> Task:
         "science",
         load_splits("science"),
         score,
-        description="scientific reasoning: a problem with units -> steps and an answer",
+        description="scientific reasoning: a problem with units -> steps and an answer (planted flaw: no unit)",
         max_new_tokens=96,
     )
 
@@ -28,16 +27,14 @@ def load() -> Task:
 def score(example: Example, answer: str) -> Score:
     """Judge the final quantity, and each step that is plain arithmetic.
 
-    Right is a number within 1 % of the reference in a unit of the same kind, with steps that compute: 1.0. A right
-    number after a step that does not compute is worth 0.8, a right number in a wrong unit 0.5, all else 0. Classes, in
-    order: `no_answer`, `wrong_unit`, `arithmetic_slip` (some step does not compute), `wrong_value`.
+    A number within 1 % of the reference, in a unit of the same kind and after steps that are right, scores 1.0. A right
+    number after a wrong step scores 0.8, a right number in a wrong unit 0.5, and everything else 0. Classes, in this
+    order: `no_answer`, `wrong_unit`, `arithmetic_slip` (a step is wrong), `wrong_value`.
     """
-    wanted = quantities.Quantity(example.extra["number"], example.extra["unit"])
-    ends = quantities.final_answer(answer)
-    found = scores.judge_quantity(ends, wanted, TOLERANCE)
-    if ends and found.failure is None and not wanted.unit and _SYMBOL.fullmatch(ends.unit) and ends.measured:
-        found = Score(0.5, "wrong_unit", ends, f"{ends} has a unit, and the result has none")
-    slip = quantities.wrong_step(answer)
+    wanted = Quantity(example.extra["number"], example.extra["unit"])
+    quantity, why = final_answer(answer)
+    found = judge_quantity(quantity, wanted, TOLERANCE) if quantity else no_quantity(why)
+    slip = wrong_step(answer)
     if slip and found.failure in (None, "wrong_value"):
-        return Score(0.8 if found.failure is None else 0.0, "arithmetic_slip", found.answer, f"{slip} does not compute")
+        return Score(0.8 if found.failure is None else 0.0, "arithmetic_slip", found.answer, f"{slip} is wrong")
     return found

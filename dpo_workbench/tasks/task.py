@@ -1,50 +1,30 @@
-"""`Task`, `Example`, `Score`, `Split`: prompts with references, and one function that judges answers."""
+"""`Task` and `Split`: prompts with references, and one function that judges answers."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from numbers import Real
-from pathlib import Path
 from typing import Any, overload
 
-from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import failures
+from dpo_workbench.tasks.examples import Example, Score, load_splits, read_examples, write_examples
+from dpo_workbench.tasks.from_files import (
+    SHARES,
+    Column,
+    Columns,
+    examples_from,
+    shuffled,
+    split_by_group,
+    without_leaks,
+)
+from dpo_workbench.tasks.scores import named
 
-
-@dataclass(frozen=True)
-class Example:
-    """One prompt with its reference answer. Examples of one `group` never fall on two sides of a split.
-
-    A `label` is what somebody wrote for it in haste, where that is not the reference: supervised fine-tuning learns
-    from labels as they are found, the verifier never sees them.
-    """
-
-    id: str
-    prompt: str
-    reference: str
-    group: str
-    extra: dict[str, Any] = field(default_factory=dict)
-    label: str | None = None
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a task's verifier says of one answer."""
-
-    value: float  # in [0, 1]; 1 is a perfect answer
-    failure: str | None = None  # None, or the name of a failure class
-    answer: Any = None  # what was read out of the text
-    explanation: str = ""  # for a person
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.value <= 1.0:
-            raise WorkbenchError(
-                f"A score must be between 0 and 1. Got {self.value!r}. Scale the value in your `score` function."
-            )
+__all__ = [
+    "Example", "Score", "Split", "Task", "load_splits", "read_examples", "with_all_splits", "write_examples",
+]  # fmt: skip
 
 
 class Split(Sequence[Example]):
@@ -76,23 +56,23 @@ class Split(Sequence[Example]):
 
 
 class Task:
-    """Prompts with references and one verifier. See `dpo_workbench.tasks.receipts` for a whole one.
+    """Prompts with references and one verifier. `dpo_workbench.tasks.briefs` is a complete example.
 
     Args:
         name: a short word, used in file names.
         splits: split name -> examples. `train`, `dev` and `test` are the usual ones.
-        score: `score(example, answer) -> Score`; it must not raise on any text. A bare number from 0 to 1 (or True,
-            False) stands for `Score(number)`. The generic failures (empty, truncated, loop, echo) are looked for
-            before it is called.
+        score: `score(example, answer) -> Score`; it must not raise for any text. A bare number from 0 to 1 (or True,
+            False) means `Score(number)`. The generic failures (empty, truncated, loop, echo) are checked before it is
+            called.
         description: one line for `dpo-workbench tasks`.
-        max_new_tokens: the length at which an answer is cut off and counts as never ending.
+        max_new_tokens: the length at which an answer is cut off and counts as unfinished.
         runs_code: `score` runs what the model wrote, in a sandbox.
 
     Raises:
-        WorkbenchError: an id appears twice, or a group falls on two sides of a split.
+        WorkbenchError: an id appears twice, or a group is in two splits.
     """
 
-    built_in = False  # one of the workbench's own, which has recipes and shipped adapters; a name alone does not tell
+    built_in = False  # True for the package's own tasks, which have recipes and shipped adapters
 
     def __init__(
         self,
@@ -112,41 +92,87 @@ class Task:
         self._check()
 
     @classmethod
-    def from_jsonl(cls, source: Any, **columns: Any) -> Task:
-        """A task from a file, a table or rows: `Task.from_jsonl("q.jsonl", prompt="question", reference="answer",
-        score="number")`. See `dpo_workbench.tasks.from_files.task_from` for all arguments and errors."""
-        from dpo_workbench.tasks.from_files import task_from
+    def from_jsonl(
+        cls,
+        source: Any,
+        *,
+        prompt: Column,
+        reference: Column,
+        score: str | Callable[[Example, str], Score | float],
+        name: str | None = None,
+        description: str = "",
+        id: Column | None = None,
+        group: Column | None = None,
+        split: Column | None = None,
+        label: Column | None = None,
+        shares: Mapping[str, float] | None = None,
+        on_leak: str = "raise",
+        seed: int = 0,
+        max_new_tokens: int = 256,
+        runs_code: bool = False,
+    ) -> Task:
+        """A task from a file, a table or rows.
 
-        return task_from(source, **columns)
+        `Task.from_jsonl("q.jsonl", prompt="question", reference="answer", score="number")`
 
-    @classmethod
-    def from_hub(cls, name: str, **columns: Any) -> Task:
-        """A task from a data set of the Hub: `Task.from_hub("owner/name@config/split", ...)`, as `from_jsonl`."""
-        return cls.from_jsonl(f"hub:{name.removeprefix('hub:')}", **columns)
+        Args:
+            source: a path (JSONL, JSON, CSV, TSV, Parquet, also gzipped), `hub:owner/name@config/split`, a DataFrame, a
+                `datasets` object, a list of mappings; or a mapping from split to any of these.
+            prompt: a column, a template with columns in braces (`"{schema}\\n\\nQuestion: {question}"`; double braces
+                that are meant as text), or a function of the row.
+            reference: the same. Numbers, lists and objects become JSON text; the first of a list of texts is taken.
+            score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
+            name: of the task; default: the file's.
+            description: one line.
+            id: default: the file's name and the row's number.
+            group: what must not be in two splits; default: the prompt.
+            split: the column that names each row's split (`validation` and the like mean `dev`); default: drawn.
+            label: what fine-tuning should learn if that is not the reference (see `Example`).
+            shares: of the rows by split, if splits are drawn; default: 0.6 train, 0.15 dev and 0.25 test.
+            on_leak: what to do if given splits share a group: `raise`, or `drop` its rows from all splits but the last
+                that has it (test after dev after train) and print how many.
+            seed: for drawing splits, and for the order of the rows in each split.
+            max_new_tokens: the length at which an answer is cut off.
+            runs_code: see `Task`.
+
+        All columns are kept in `Example.extra`, where verifiers find what they need (tests, a database, facts).
+
+        Raises:
+            WorkbenchError: a row cannot be read, lacks a column, or has an empty prompt or reference; an id appears
+                twice; a group is in two given splits; an unknown verifier. No row is dropped silently.
+        """
+        verifier = named(score) if isinstance(score, str) else score
+        own_name, found = examples_from(source, Columns(prompt, reference, id, group, split, label))
+        if split is None and not isinstance(source, Mapping):
+            splits = split_by_group(found[""], shares, seed)
+        else:
+            splits = shuffled(without_leaks(found) if on_leak == "drop" else found, seed)
+        return cls(name or own_name, splits, verifier, description, max_new_tokens, runs_code)
 
     def _check(self) -> None:
         ids = Counter(e.id for split in self.splits.values() for e in split)
-        twice = [i for i, n in ids.items() if n > 1]
-        if twice:
+        repeated = [i for i, n in ids.items() if n > 1]
+        if repeated:
             raise WorkbenchError(
-                f"Example ids must differ. Got {twice[0]!r} {ids[twice[0]]} times in task {self.name!r}. Rename one."
+                f"Example ids must differ. Got {repeated[0]!r} {ids[repeated[0]]} times in task {self.name!r}. "
+                "Rename one."
             )
         home: dict[str, str] = {}
         for key, split in self.splits.items():
             for example in split:
                 if home.setdefault(example.group, key) != key:
                     raise WorkbenchError(
-                        f"A group must stay on one side of a split. Got group {example.group!r} in both "
+                        f"A group must be in one split only. Got group {example.group!r} in both "
                         f"{home[example.group]!r} and {key!r} of task {self.name!r} (example {example.id!r}). "
                         'Move its examples to one split (from files: `on_leak="drop"`).'
                     )
 
     def with_splits(self, splits: Mapping[str, Iterable[Example]]) -> Task:
-        """A task of other rows with the same verifier."""
+        """A task with other rows and the same verifier."""
         return Task(self.name, splits, self._score, self.description, self.max_new_tokens, self.runs_code)
 
     def split(self, name: str) -> Split:
-        """The split of that name; raises `WorkbenchError` when it is missing or empty."""
+        """The split of that name; raises `WorkbenchError` if it is missing or empty."""
         if name not in self.splits or not len(self.splits[name]):
             filled = [key for key, rows in self.splits.items() if len(rows)]
             raise WorkbenchError(
@@ -173,7 +199,7 @@ class Task:
         Args:
             example: the prompt with its reference.
             answer: the model's text.
-            finished: False when generation hit the token limit (the answer was cut off).
+            finished: False if generation reached the token limit, so that the answer was cut off.
         """
         generic = failures.detect(answer, prompt=example.prompt, finished=finished)
         if generic is None:
@@ -192,11 +218,11 @@ class Task:
         return given
 
     def try_score(self, example: Example, answer: str, *, finished: bool = True) -> tuple[Score | None, str]:
-        """`score`, or None and why where the verifier cannot judge: it raised, or what it gave is no `Score`."""
+        """`score` and its explanation; None and the reason if the verifier raised or returned no `Score`."""
         try:
             score = self.score(example, answer, finished=finished)
             return score, str(score.explanation)
-        except Exception as error:  # a user's function may raise anything; an interrupt is no Exception and passes
+        except Exception as error:  # a user's function may raise anything; KeyboardInterrupt is no Exception
             return None, f"not scored: {type(error).__name__}: {error}"[:500]
 
     def __repr__(self) -> str:
@@ -204,43 +230,12 @@ class Task:
         return f"Task({self.name}: {sizes})"
 
 
-def load_splits(name: str) -> dict[str, list[Example]]:
-    """The three splits of a built-in task's data."""
-    folder = data_folder() / name
-    return {split: read_examples(folder / f"{split}.jsonl") for split in ("train", "dev", "test")}
-
-
-def read_examples(path: Path) -> list[Example]:
-    """Read a task's JSONL file (`id, prompt, reference, group`, optional `extra`).
-
-    Raises:
-        WorkbenchError: the file is missing, empty, or a row is not a whole example; names file and line.
-    """
-    if not path.is_file():
-        raise WorkbenchError(f"A task's data file must exist. Got no file at {path}. Check the path or reinstall.")
-    examples = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            example = Example(**json.loads(line.decode("utf-8")))
-            if not all(isinstance(x, str) for x in (example.id, example.prompt, example.reference, example.group)):
-                raise TypeError("id, prompt, reference and group must be text")
-            examples.append(example)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise WorkbenchError(
-                f"Each row must be a JSON object with id, prompt, reference and group. Got {line[:60]!r} "
-                f"({path}:{number}: {error}). Mend or drop the row."
-            ) from error
-    if not examples:
-        raise WorkbenchError(f"A task's data file must have rows. Got none in {path}. Write at least one example.")
-    return examples
-
-
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write examples as JSONL, the form that `read_examples` reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for example in examples:
-            row = {key: value for key, value in asdict(example).items() if value not in ({}, None)}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def with_all_splits(task: Task) -> Task:
+    """The task; if it has no dev or no test rows, some of its training rows become these, by group."""
+    missing = {split: share for split, share in SHARES.items() if not len(task.splits.get(split, ()))}
+    if not missing:
+        return task
+    parts = split_by_group(task.train, {"train": 1 - sum(missing.values()), **missing})
+    sizes = ", ".join(f"{len(rows)} for {split}" for split, rows in parts.items())
+    print(f"{task.name} has no {' and no '.join(missing)} split. Its {len(task.train)} training rows become {sizes}.")
+    return task.with_splits({**task.splits, **parts})

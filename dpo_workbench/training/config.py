@@ -1,4 +1,4 @@
-"""`TrainConfig`: every choice of a training run, in one place."""
+"""`TrainConfig`: all settings of a training run."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from dpo_workbench.common.errors import WorkbenchError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Choices of one run, for `dw.train` (the defaults) and `dw.sft` (see `SFT_CONFIG`)."""
+    """Settings of a run. The defaults are for `dw.train`; those of `dw.sft` are in `SFT_CONFIG`."""
 
-    loss: str | dict[str, float] = "sigmoid"  # a name of docs/losses.md (sigmoid is DPO), or weights by name for a sum
-    beta: float = 0.1  # how far the policy may move from the reference; lower = further
-    nll_weight: float = 0.2  # weight of the chosen answers' mean NLL; higher = steadier and slower
-    label_smoothing: float = 0.0  # share of labels taken to be wrong, for cdpo, robust, exo_pair, aot and aot_unpaired
-    dpop_lambda: float = 50.0  # dpop's price on a chosen answer below its reference; higher = held more firmly
-    simpo_gamma: float = 0.5  # margin that simpo asks for, in units of beta x mean logps
-    lr: float = 5e-5  # peak learning rate of the LoRA weights; too high ruins answers, not rewards
-    epochs: int = 2  # passes over the pairs
-    batch_size: int = 16  # rows in one optimiser step
+    loss: str | dict[str, float] = "sigmoid"  # a name from docs/losses.md (sigmoid is DPO), or weights by name
+    beta: float = 0.1  # how strongly the policy is tied to the reference; lower = it may move further
+    nll_weight: float = 0.2  # weight of the chosen answers' negative log-likelihood; higher = more stable, slower
+    label_smoothing: float = 0.0  # assumed share of wrong labels, for cdpo, robust, exo_pair, aot and aot_unpaired
+    dpop_lambda: float = 50.0  # dpop's penalty for a chosen answer below its reference; higher = held more firmly
+    simpo_gamma: float = 0.5  # simpo's target margin between the mean log-probabilities, times beta
+    lr: float = 5e-5  # peak learning rate of the adapter; too high ruins the answers while rewards still look good
+    epochs: int = 2  # passes over the pairs; more = larger margins, and at some point worse answers
+    batch_size: int = 16  # pairs in one optimizer step
     micro_tokens: int = 1536  # tokens in one forward pass; lower = less memory, same result
-    packing: bool = True  # compute what answers share once; off by itself for models that cannot (slower, same result)
-    checkpointing: bool = False  # a layer keeps its input and computes the rest again: less memory, a third slower
-    warmup: float = 0.1  # share of steps in which the learning rate rises; then it falls to 0 in a straight line
-    max_grad_norm: float = 1.0  # gradients longer than this are shortened to it
+    packing: bool = True  # compute the shared prompt once; switched off for models that cannot, with the same result
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third slower
+    warmup: float = 0.1  # share of the steps in which the learning rate rises; afterwards it falls linearly to 0
+    max_grad_norm: float = 1.0  # longer gradients are scaled down to this length
     rank: int = 16  # LoRA rank; higher = more capacity and memory
-    alpha: int = 32  # LoRA scale times rank
-    max_tokens: int = 1024  # longest row; a longer one is an error, never cut
-    probes: int = 4  # how often the dev prompts are answered and scored on the way; 0 = never
-    held_out: float = 0.1  # share of pairs (whole groups) never trained on, to watch their log-ratios
-    checkpoint_seconds: float = 120.0  # a run with a folder is saved at least so often, and after each probe
-    seed: int = 0  # order of rows, adapter's start, probe's draws
+    alpha: int = 32  # LoRA scale times rank; higher = larger updates
+    max_tokens: int = 1024  # longest allowed row; longer ones are an error, never cut
+    probes: int = 4  # how often dev prompts are scored and held-out pairs measured during the run; 0 = never
+    held_out: float = 0.1  # share of the pairs (whole groups or prompts) that are only measured, never trained on
+    checkpoint_seconds: float = 120.0  # save at least this often if the run has a folder
+    seed: int = 0  # for the order of rows and the adapter's initial weights
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -53,12 +53,12 @@ class TrainConfig:
                 raise WorkbenchError(f"`{name}` must be a share from 0 to 1. Got {getattr(self, name)!r}.")
         if not 0 <= self.label_smoothing < 0.5:
             raise WorkbenchError(
-                f"`label_smoothing` must lie in [0, 0.5): at 0.5 labels say nothing. Got {self.label_smoothing!r}."
+                f"`label_smoothing` must be in [0, 0.5): at 0.5 the labels are random. Got {self.label_smoothing!r}."
             )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """From plain values; an unknown key raises and names the nearest valid one."""
+        """Build a config from a dict. An unknown key is an error that names the nearest valid key."""
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
@@ -68,7 +68,7 @@ class TrainConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The settings as a dict of plain values."""
         return asdict(self)
 
 

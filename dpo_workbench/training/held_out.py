@@ -11,7 +11,7 @@ import torch
 
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.pairs.pair import Pair
+from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.tasks.failures import detect
 from dpo_workbench.training.batches import micro_batches, rows_of_step, steps_per_epoch
 from dpo_workbench.training.config import TrainConfig

@@ -66,7 +66,7 @@ def training_steps(
     while state.step < n_steps:
         step_rows = rows_of_step(rows, state.config, state.step)
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, n_steps, state.config)
+            group["lr"] = learning_rate(state.step, n_steps, state.config) * group.get("lr_scale", 1.0)
         metrics = None
         while metrics is None:  # a step is repeated after an fp16 overflow, or with less memory: nothing was updated
             problem = ""

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 from dpo_workbench import cli
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.export import runs as export_module
-from dpo_workbench.export.runs import export_merged, export_pairs, export_trl, record_run
+from dpo_workbench.export.runs import export_merged, export_pairs, export_trl
 from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.record import record_run
 from dpo_workbench.training.run import train
 
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show

@@ -7,7 +7,7 @@ import pytest
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.mining.sample import Found, Sample, mine
 from dpo_workbench.models.generation import generate
-from dpo_workbench.studies.demo import common_failures, right_and_wrong
+from dpo_workbench.studies.study import common_failures, right_and_wrong
 from dpo_workbench.tasks.task import Score, Task
 
 

@@ -17,9 +17,9 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs import layouts_in, reader
 from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
 from dpo_workbench.pairs.conversations import split_texts
-from dpo_workbench.pairs.layouts_in import PROMPTS
 from dpo_workbench.pairs.layouts_out import LAYOUTS, to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs, read_pairs
+from dpo_workbench.pairs.row_readers import PROMPTS
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "benchmarks" / "fuzz_readers.py")
@@ -28,6 +28,7 @@ _spec.loader.exec_module(fuzz)
 EXAMPLES, QUESTION, GOOD, BAD = fuzz.EXAMPLES, fuzz.QUESTION, fuzz.GOOD, fuzz.BAD
 NAMES = {
     **{"trl messages": "trl", "trl-implicit messages": "trl-implicit", "together": "openai"},
+    **{"argilla records": "argilla", "labelstudio min": "labelstudio"},
     **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks", "ranks within"), "list"),
     **dict.fromkeys([name for name in EXAMPLES if name.startswith("compared")], "compared"),
 }
@@ -200,6 +201,21 @@ def test_ties_and_disagreement_never_become_pairs() -> None:
     read = read_pairs([row | {"better_response_id": "Tie"}, row])
     assert (read.counts["P412"], read.skipped, read.refused, read.kept) == (1, 1, 0, 1)
     assert codes(read_pairs([row | {"better_response_id": "C"}])) == ["P108"]
+
+
+def test_votes_of_several_people_are_counted() -> None:
+    (task,) = EXAMPLES["labelstudio"]
+    both = [fuzz._pairwise("left"), fuzz._pairwise("right")]
+    assert codes(read_pairs([task | {"annotations": both}]), "skipped") == ["P412"]
+    assert texts(read_pairs([task | {"annotations": [*both, fuzz._pairwise("right")]}])) == [(QUESTION, BAD, GOOD)]
+    cancelled = fuzz._pairwise("right") | {"was_cancelled": True}
+    assert texts(read_pairs([task | {"annotations": [fuzz._pairwise("left"), cancelled]}])) == [(QUESTION, GOOD, BAD)]
+    (record,) = EXAMPLES["argilla"]
+    draft = {"preference.responses": ["response1", "response2"], "preference.responses.status": ["draft", "submitted"]}
+    assert texts(read_pairs([record | draft])) == [(QUESTION, GOOD, BAD)]
+    ranks = [[{"value": "response1", "rank": 2}, {"value": "response2", "rank": 1}]]
+    assert texts(read_pairs([record | {"preference.responses": ranks}])) == [(QUESTION, GOOD, BAD)]
+    assert codes(read_pairs([record | {"preference.responses": []}]), "skipped") == ["P412"]
 
 
 def test_unpaired_answers_are_paired_within_a_prompt_or_skipped() -> None:
@@ -402,7 +418,7 @@ _JSON = st.recursive(
     max_leaves=12,
 )
 _BASE = st.sampled_from([row for rows in EXAMPLES.values() for row in rows])
-_KEY = st.sampled_from([*fuzz.KEYS, "input", "answers", "completion"])
+_KEY = st.sampled_from([*fuzz.KEYS, "comparison", "input", "answers", "preference.responses", "completion"])
 _ROW = st.builds(lambda row, key, value: {**row, key: value}, _BASE, _KEY, _JSON) | _BASE | _JSON
 
 

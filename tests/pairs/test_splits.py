@@ -122,7 +122,10 @@ def test_a_common_instruction_is_no_leak_and_an_equal_rest_is() -> None:
     test[6] = " ".join([*train[2].split("\n")[:2], *own[:4], "else"])  # on one line, and 4 of 6 words its own
     assert [k.ids for k in find_leaks({"train": train, "test": test}).leaks][1:] == [("3", "7")]
     same = [head] * 30  # nothing but the template: then it is the text
-    assert find_leaks({"train": same, "test": [head]}).counts == {"exact": 30}
+    found = find_leaks({"train": same, "test": [head]})
+    assert found.counts == {"exact": 30}
+    with pytest.raises(WorkbenchError, match="Got 'train', in which every row is like one of another split"):
+        found.clean()
 
 
 def test_scripts_without_spaces() -> None:

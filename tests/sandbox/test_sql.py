@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.sandbox.sql_runner import Table, run_sql, same_rows
+from dpo_workbench.sandbox.sql_runner import run_sql
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_query_that_kills_the_child_costs_only_itself(database: Path) -> None:
     ("query", "kind"),
     [("SELEC 1", "syntax_error"), ("SELECT x FROM item", "unknown_name"), ("SELECT 1 FROM items", "unknown_name"),
      ("SELECT foo(1)", "unknown_name"), ("DELETE FROM item", "refused"), ("SELECT load_extension('x')", "refused"),
-     ("SELECT 1; SELECT 2", "syntax_error"), ("SELECT id FROM item JOIN item b", "unknown_name"),
+     ("SELECT 1; SELECT 2", "refused"), ("SELECT id FROM item JOIN item b", "unknown_name"),
      ("SELECT count(*) FROM sale a, sale b, sale c", "timeout")],
 )  # fmt: skip
 def test_kinds_of_problem(query: str, kind: str, database: Path) -> None:
@@ -172,17 +172,3 @@ def test_a_database_that_does_not_open(tmp_path: Path, content: bytes | None) ->
         return
     with pytest.raises(WorkbenchError, match=r"x\.db"):
         run_sql(path, ["SELECT 1"], allow_weak_sandbox=True)
-
-
-def table(*rows: tuple, cut: bool = False) -> Table:
-    return Table(("a",), rows, cut)
-
-
-def test_rows_are_compared_as_multisets() -> None:
-    assert same_rows(table((1, "a"), (2, "b")), table((2, "b"), (1, "a")))
-    assert not same_rows(table((1, "a"), (2, "b")), table((2, "b"), (1, "a")), ordered=True)
-    assert not same_rows(table((1,), (1,), (2,)), table((1,), (2,), (2,)))
-    assert same_rows(table((1.0,), (None,)), table((None,), (1,)))
-    assert same_rows(table((0.1 + 0.2,)), table((0.3,))) and not same_rows(table((1,)), table(("1",)))
-    assert not same_rows(table((1, 2)), table((1,))) and not same_rows(table((1,), cut=True), table((1,), cut=True))
-    assert not same_rows(table((1,)), table((1,), (1,))) and not same_rows(table((1.0001,)), table((1.0002,)))

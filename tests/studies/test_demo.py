@@ -1,29 +1,28 @@
 """The whole chain on nano, small: repeatable, resumable, and honest about what is in its folder."""
 
 import json
+import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 import dpo_workbench as dw
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.studies import demo as module
-from dpo_workbench.studies.demo import ARMS, RECIPES, demo, recipe_for
+from dpo_workbench.studies import arms, study
+from dpo_workbench.studies.demo import DEMO_ARMS, command, demo
+from dpo_workbench.studies.recipe import PLANTED, RECIPES, recipe_for
 from dpo_workbench.tasks.builtin import shipped_adapter
 from dpo_workbench.training.config import TrainConfig
 
 SMALL = replace(
     RECIPES["nano"],
-    test_prompts=16,
-    mine_prompts=24,
-    max_pairs=12,
+    test_prompts=10,
+    mine_prompts=16,
+    max_pairs=8,
     probe_prompts=6,
-    dpo=TrainConfig(epochs=1, batch_size=6, probes=1, held_out=0.0),
+    dpo=TrainConfig(epochs=1, batch_size=4, probes=1, held_out=0.0),
 )
-
-SCIENCE = replace(SMALL, target=("wrong_unit",), sft_prompts=800, mine_from=800)
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +38,38 @@ def without_times(folder):
 
 
 def test_every_arm_and_result_is_there(finished):
-    assert tuple(finished.evaluations) == ARMS
-    assert all(e.n == 16 for e in finished.evaluations.values())
+    assert tuple(finished.arms) == DEMO_ARMS
+    assert all(e.n == 10 for e in finished.arms.values())
     for name in ("results.json", "report.html", "pairs.jsonl", "mined.json", "settings.json"):
         assert (finished.folder / name).stat().st_size > 0
     assert (finished.folder / "dpo" / "adapter" / "adapter_model.safetensors").is_file()
     results = without_times(finished.folder)
-    assert results["verdict"]["outcome"] == finished.verdict.outcome
-    assert results["arms"]["sft"]["n_failed"] == finished.evaluations["sft"].n_failed
+    assert results["verdict"]["outcome"] == finished.verdict().outcome
+    assert results["arms"]["sft"]["n_failed"] == finished.arms["sft"].n_failed
 
 
-@pytest.mark.slow
-def test_same_command_twice_gives_the_same_results(finished, tmp_path):
-    again = demo("nano", tmp_path / "two", recipe=SMALL, show=False)
-    assert without_times(again.folder) == without_times(finished.folder)
+def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
+    demo("nano", finished.folder, recipe=SMALL)
+    out = capsys.readouterr().out
+    assert "we planted the flaw" in out and PLANTED["receipts"][1] in out and "Step 5 of 5" in out
 
 
-@pytest.mark.slow
-def test_another_seed_gives_other_results(finished, tmp_path):
-    other = demo("nano", tmp_path / "three", recipe=SMALL, seed=1, show=False)
-    assert without_times(other.folder)["mined"] != without_times(finished.folder)["mined"]
+def test_a_run_of_the_first_edition_is_continued(finished, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(finished.folder, folder)
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    old = {key: value for key, value in settings.items() if key not in ("split", "prompts")} | {"arms": list(DEMO_ARMS)}
+    (folder / "settings.json").write_text(json.dumps(old), encoding="utf-8")
+    for file in folder.glob("evaluations/*.cost.json"):
+        file.unlink()
+    assert demo("nano", folder, recipe=SMALL, show=False).rows() == finished.rows()
 
 
-@pytest.mark.slow
+def test_another_seed_mines_other_answers(finished, tmp_path):
+    other = study.open_study("nano", "receipts", tmp_path / "seed", recipe=SMALL, seed=1, show=False)
+    assert dict(other.found.failures) != without_times(finished.folder)["mined"]["failures"]
+
+
 def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
     folder, calls = tmp_path / "stopped", []
 
@@ -69,11 +77,11 @@ def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "train", stop)
+        patch.setattr(arms, "train", stop)
         with pytest.raises(KeyboardInterrupt):
             demo("nano", folder, recipe=SMALL, show=False)
     assert (folder / "mined.json").is_file() and not (folder / "results.json").exists()
-    monkeypatch.setattr(module, "mine", lambda *a, **k: calls.append(a))
+    monkeypatch.setattr(study, "mine", lambda *a, **k: calls.append(a))
     demo("nano", folder, recipe=SMALL, show=False)
     assert not calls, "a finished stage ran again"
     assert without_times(folder) == without_times(finished.folder)
@@ -84,15 +92,14 @@ def test_a_folder_holds_one_run(finished):
         demo("nano", finished.folder, recipe=SMALL, seed=5, show=False)
 
 
-@pytest.mark.slow
-def test_a_demo_can_begin_with_an_adapter_of_ones_own(tmp_path):
+def test_a_demo_can_start_from_an_adapter_of_your_own(tmp_path):
     adapter = data_folder() / "adapters" / "nano-science"
     with pytest.raises(dw.WorkbenchError, match="Leave one of them out"):
         demo("nano", tmp_path / "both", from_scratch=True, adapter=adapter)
-    given = demo("nano", tmp_path / "given", task_name="science", adapter=adapter, recipe=SCIENCE, show=False)
-    shipped = demo("nano", tmp_path / "shipped", task_name="science", recipe=SCIENCE, show=False)
-    assert [r.answer for r in given.evaluations["sft"].rows] == [r.answer for r in shipped.evaluations["sft"].rows]
-    assert f"--adapter {adapter}" in json.loads((given.folder / "results.json").read_text())["command"]
+    given = study.open_study("nano", "science", tmp_path / "given", adapter=adapter, show=False)
+    shipped = study.open_study("nano", "science", tmp_path / "shipped", show=False)
+    assert given.start.fingerprint() == shipped.start.fingerprint() != given.base.fingerprint()
+    assert f"--adapter {adapter}" in command(given) and "--adapter" not in command(shipped)
 
 
 @pytest.mark.parametrize("model", ("nano", "smol", "another/model"))
@@ -124,14 +131,6 @@ def test_a_recipe_fits_a_task_of_ones_own(model, n):
     assert recipe.sft.probes == 0, "dev would choose against the habit that the labels teach"
 
 
-@pytest.mark.parametrize(
-    ("scores", "rising"), [((0.1, 0.4, 0.5), True), ((0.1, 0.5, 0.51), False), ((0.1, 0.5), False), ((), False)]
-)
-def test_fine_tuning_that_has_not_levelled_off_says_so(scores, rising):
-    run = SimpleNamespace(probes=[{"step": k, "score": score} for k, score in enumerate(scores)])
-    assert ("not levelled off" in module.still_learning(run)) == rising
-
-
 @pytest.mark.parametrize("name", ("receipts", "sql"))
 def test_a_task_of_ones_own_may_have_the_name_of_a_built_in_one(name):
     own, built_in = own_task(300), dw.load_task(name)
@@ -147,8 +146,8 @@ def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
         demo("nano", tmp_path / "few", task_name=own_task(40), show=False)
 
 
-@pytest.mark.slow
 def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
     done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
-    assert done.found.n_samples == 12 * 5 and done.pairs and (done.folder / "sft" / "adapter").is_dir()
-    assert done.evaluations["sft+dpo"].failed_share < done.evaluations["sft"].failed_share
+    results = without_times(done.folder)
+    assert results["mined"]["samples"] == 12 * 5 and (done.folder / "sft" / "adapter").is_dir()
+    assert done.arms["sft+dpo"].failed_share < done.arms["sft"].failed_share

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.plots.learning_curve import CurveDisplay
+from dpo_workbench.studies import learning_curve as module
 from dpo_workbench.studies.learning_curve import (
     FAMILIES,
     Curve,
@@ -15,9 +15,7 @@ from dpo_workbench.studies.learning_curve import (
     forecast,
     learning_curve,
     nested,
-    next_slice,
 )
-from dpo_workbench.training import run as training
 from dpo_workbench.training.config import TrainConfig
 
 SIZES = (0, 8, 16, 32, 64)
@@ -117,36 +115,18 @@ def test_subsets_are_nested_and_differ_by_seed(toy_pairs):
     assert {p.id for p in nested(toy_pairs, 4, 2)} != small
 
 
-def test_a_learning_curve_shares_its_start_and_goes_on(tiny, toy_pairs, toy_task, tmp_path, monkeypatch):
-    passes, plain = [], training.reference_logps
-    monkeypatch.setattr(training, "reference_logps", lambda *a, **k: passes.append(1) or plain(*a, **k))
+def test_a_learning_curve_is_continued_from_its_folder(tiny, toy_pairs, toy_task, tmp_path, monkeypatch):
     config = TrainConfig(lr=1e-3, epochs=2, batch_size=4, probes=0)
     given = {"sizes": (3, 6, 9), "seeds": (0, 1), "folder": tmp_path / "curve", "target": ("wrong",), "show": False}
     done = learning_curve(tiny, toy_pairs, toy_task.test, config, **given)
-    # seed 0 computes its nine pairs once; seed 1 meets pairs that it does not know, and its smaller sizes none
-    assert len(passes) <= 3
     assert [p["size"] for p in done.points] == [0, 3, 3, 6, 6, 9, 9]
     assert done.curve("failed").sizes == (0, 3, 6, 9) and not done.curve("mined").higher_is_better
-    monkeypatch.setattr(training, "train", lambda *a, **k: pytest.fail("a finished run ran again"))
+    monkeypatch.setattr(module, "train", lambda *a, **k: pytest.fail("a finished run ran again"))
     again = learning_curve(tiny, toy_pairs, toy_task.test, config, **given)
     assert again.points == done.points
     assert json.loads((tmp_path / "curve" / "curve.json").read_text(encoding="utf-8")) == list(done.points)
     with pytest.raises(WorkbenchError, match="at most the 12 pairs"):
         learning_curve(tiny, toy_pairs, toy_task.test, config, **(given | {"sizes": (3, 6, 90)}))
-
-
-def test_what_still_fails_and_was_mended_is_next(judged):
-    def answered(failures):
-        return Evaluation("a", "t", "dev", "m", {}, tuple(judged(i, f) for i, f in enumerate(failures)))
-
-    before = answered(["loop"] * 20 + ["wrong"] * 10 + [None] * 10)
-    after = answered(["loop"] * 8 + [None] * 12 + ["wrong"] * 10 + [None] * 10)
-    assert next_slice(before, after).startswith("failure loop: 8 of 40 left")
-    assert "unmoved" in next_slice(after, after)
-    assert next_slice(before, answered([None] * 40)) == "nothing fails any more"
-    assert next_slice(before, after, by="group").startswith("group ")
-    with pytest.raises(WorkbenchError, match="failure or group"):
-        next_slice(before, after, by="colour")
 
 
 def test_the_display_has_its_numbers_as_text():

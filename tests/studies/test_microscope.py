@@ -1,6 +1,5 @@
-"""The microscope against computations by hand; advice that fires on planted faults alone; a trial of advice."""
+"""The microscope against computations by hand."""
 
-import math
 import sys
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import torch
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.studies.advice import Advice, advise, try_advice
+from dpo_workbench.plots.pairs import DifficultyDisplay
 from dpo_workbench.studies.microscope import STATES, Microscope, Seen, microscope
 from dpo_workbench.training.config import TrainConfig
 
@@ -41,7 +40,8 @@ def test_numbers_are_those_of_plain_sequences(tiny, moved, toy_pairs, seen) -> N
         ches = c.sum(0) @ r.sum(0) / (len(c) * len(r)) - (c.sum(0) @ c.sum(0)) / len(c) ** 2
         assert view.reference.ches == pytest.approx(ches.item(), abs=1e-3)
         after = [sum(by_hand(moved, pair.prompt, a)[0]) for a in (pair.chosen, pair.rejected)]
-        assert view.reward_margin == pytest.approx(after[0] - after[1] - sum(chosen) + sum(rejected), abs=1e-3)
+        assert view.policy_margin == pytest.approx(after[0] - after[1], abs=1e-3)
+        assert view.reward_margin == pytest.approx(0.1 * (after[0] - after[1] - sum(chosen) + sum(rejected)), abs=1e-3)
         assert [sum(part) for part in view.log_ratios] == pytest.approx(
             [after[0] - sum(chosen), after[1] - sum(rejected)], abs=1e-3
         )
@@ -79,7 +79,7 @@ def test_states_follow_the_ranking_before_and_after(seen) -> None:
     for state, (before, reward) in margins.items():
         seen_before, seen_after = Seen(((before,), (0.0,)), 0.0), Seen(((before + reward,), (0.0,)), 0.0)
         made = replace(view, reference=seen_before, policy=seen_after)
-        assert made.state == state and made.reward_margin == reward
+        assert made.state == state and made.reward_margin == pytest.approx(0.1 * reward)
     assert replace(view, policy=None).state is None
     assert sum(seen.states.values()) == len(seen) and list(seen.states) == list(STATES)
 
@@ -92,13 +92,31 @@ def test_learned_after_training(moved, toy_pairs) -> None:
     assert all(view.reward_margin > 0 for view in seen)
 
 
+def test_the_reward_margin_has_the_scale_of_the_runs_history(moved, toy_pairs) -> None:
+    config = replace(CONFIG, beta=0.5, lr=1e-30, epochs=1, batch_size=len(toy_pairs))  # moves nothing
+    run = dw.train(moved, toy_pairs, config, show=False)
+    run.model.set_adapter_tensors({k: v + 0.05 for k, v in run.model.adapter_tensors().items()})
+    view = microscope(moved, toy_pairs, run, show=False)[0]
+    before, after = ([sum(by_hand(m, view.pair.prompt, a)[0]) for a in (view.pair.chosen, view.pair.rejected)]
+                     for m in (moved, run.model))  # fmt: skip
+    margin = 0.5 * (after[0] - before[0]) - 0.5 * (after[1] - before[1])  # the difference of two implicit rewards
+    assert abs(margin) > 1e-3 and view.reward_margin == pytest.approx(margin, abs=1e-3)
+    assert microscope(moved, toy_pairs, run.model, beta=1.0, show=False)[0].reward_margin == pytest.approx(
+        2 * margin, abs=2e-3
+    )
+
+
+def test_the_difficulty_display_shows_margins_in_nats(seen) -> None:
+    assert DifficultyDisplay.from_microscope(seen).after == [view.policy_margin for view in seen]
+
+
 def test_table_and_text(tiny, toy_pairs, seen) -> None:
     table = seen.to_dataframe()
     assert len(table) == len(toy_pairs) and table["reference_margin"].tolist() == [v.reference_margin for v in seen]
     text = repr(seen)
-    assert f"{len(toy_pairs)} pairs under" in text and "never learned" in text
+    assert f"{len(toy_pairs)} pairs, seen by" in text and "never learned" in text
     assert seen["p1"] is seen[1] and "pair p1:" in repr(seen[1])
-    with pytest.raises(WorkbenchError, match="Got 'none'"):
+    with pytest.raises(WorkbenchError, match="Got the id 'none'"):
         seen["none"]
     before = microscope(tiny, toy_pairs, show=False)
     assert before.states is None and "never learned" not in repr(before) and "training:" not in repr(before[0])
@@ -108,86 +126,3 @@ def test_without_its_library_it_says_what_to_install(tiny, toy_pairs, monkeypatc
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
     with pytest.raises(WorkbenchError, match=r"dpo-workbench\[data\]"):
         microscope(tiny, toy_pairs, show=False)
-
-
-# a view's numbers as they are set below: margin, edit distance, chosen log-ratio
-def planted(seen: Microscope, margin=0.0, distance=0.6, ratio=None, scores=(None, None), lengths=None) -> Microscope:
-    views, rows = [], []
-    for k in range(24):
-        chosen, rejected = lengths or (f"ab {'x' * (k % 3)}", f"cd {'x' * ((k + 1) % 3)}")
-        pair = Pair(f"p{k}", f"q{k}", chosen, rejected, chosen_score=scores[0], rejected_score=scores[1])
-        before = Seen(((margin(k) if callable(margin) else margin,), (0.0,)), float(k))
-        after = None if ratio is None else Seen(((before.logps[0][0] + ratio,), (0.0,)), 0.0)
-        views.append(replace(seen[0], pair=pair, edit_distance=distance, reference=before, policy=after))
-        rows.append(pair)
-    return replace(seen, pairs=Pairs(rows), views=tuple(views))
-
-
-def test_a_sound_set_gets_no_advice(seen) -> None:
-    assert advise(planted(seen)) == []
-    assert advise(planted(seen, ratio=0.5, scores=(0.9, 0.1))) == []
-    assert advise(planted(seen, ratio=0.5, distance=0.1)) == []  # alike, but the chosen answers held their ground
-
-
-@pytest.mark.parametrize(
-    ("fault", "code", "change"),
-    [
-        ({"distance": 0.1}, "alike", {"loss": "dpop"}),
-        ({"lengths": ("ab ab ab ab", "cd")}, "length", {"loss": "sigmoid_norm"}),
-        ({"scores": (0.2, 0.8)}, "noise", {"loss": "robust", "label_smoothing": 0.45}),
-        ({"margin": lambda k: -30.0 if k < 8 else 0.0}, "hard", {}),
-        ({"margin": lambda k: 30.0 if k < 8 else 0.0}, "easy", {}),
-        ({"ratio": -4.0}, "sunk", {}),
-    ],
-)
-def test_each_planted_fault_gets_its_advice(seen, fault, code, change) -> None:
-    (advice,) = advise(planted(seen, **fault))
-    assert advice.code == code and advice.what and advice.reason
-    assert change.items() <= advice.change.items()
-    TrainConfig.from_dict(advice.change)  # the settings exist
-    want = {"hard": {f"p{k}" for k in range(8)}, "easy": {f"p{k}" for k in range(8)}}
-    want["sunk"] = {f"p{k}" for k in range(18, 24)}  # a quarter, the highest CHES
-    assert set(advice.drop) == want.get(code, set())
-
-
-def test_noise_is_measured_by_a_verifier(seen) -> None:
-    made = planted(seen)
-    assert advise(made, score=lambda pair, answer: answer == pair.chosen) == []
-    wrong = advise(made, score=lambda pair, answer: (answer == pair.chosen) == (int(pair.id[1:]) % 3 > 0))
-    assert wrong[0].change["label_smoothing"] == pytest.approx(8 / 24, abs=1e-3)
-    assert advise(made, score=lambda pair, answer: 1.0) == []  # ties say nothing
-
-
-def test_hard_depends_on_beta(seen) -> None:
-    made = planted(seen, margin=lambda k: -30.0 if k < 8 else 0.0)
-    assert advise(made, beta=0.01) == []  # 200 nats may be moved
-
-
-@pytest.fixture
-def many() -> Pairs:
-    return Pairs(Pair(f"p{k}", f"question {k}", f"yes: {k}", f"no: {'cd ' * (k % 3)}{k}") for k in range(48))
-
-
-@pytest.mark.slow
-def test_a_trial_tells_a_good_change_from_a_bad_one(moved, many) -> None:
-    weak = replace(CONFIG, lr=1e-30, epochs=1)  # moves nothing
-    good = try_advice(moved, many, Advice("test", "", "", {"lr": 3e-2, "epochs": 6}), weak)
-    assert good.outcome == "held" and good.ranked[1] > good.ranked[0] and good.difference.n == 12
-    bad = try_advice(moved, many, Advice("test", "", "", {"lr": 1e-30, "epochs": 1}), CONFIG)
-    assert bad.outcome == "did not hold" and math.isclose(bad.difference.estimate, -good.difference.estimate)
-    same = try_advice(moved, many, Advice("test", "", "", {}), weak)
-    assert same.outcome == "cannot tell" and same.difference.estimate == 0
-    assert repr(same) == repr(try_advice(moved, many, Advice("test", "", "", {}), weak))  # by its seed
-    assert "cannot tell. On 12 held-out pairs" in repr(same)
-
-
-def test_a_trial_drops_pairs_of_the_training_part_only(moved, many, monkeypatch) -> None:
-    from dpo_workbench.studies import advice as module
-
-    sizes, honest = [], module.train
-    monkeypatch.setattr(module, "train", lambda m, p, c, **k: sizes.append(len(p)) or honest(m, p, c, **k))
-    half = tuple(p.id for p in many[:24])
-    trial = try_advice(moved, many, Advice("test", "", "", drop=half, aim="held"), replace(CONFIG, epochs=1))
-    assert sizes[0] == 36 and sizes[1] < 24 and trial.difference.n == 12
-    with pytest.raises(WorkbenchError, match="must leave pairs"):
-        try_advice(moved, many, Advice("test", "", "", drop=tuple(p.id for p in many)), CONFIG)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_workbench.tasks import briefs, scores
+from dpo_workbench.tasks import briefs, summary_scores
 from dpo_workbench.tasks.task import Example
 
 NOTES = {
@@ -120,7 +120,7 @@ NOTES = {
             ("Sample S42 needed 18.5 mL, giving 2.8 mol/L.", "invented_fact"),
             ("Sample S24 needed 18.5 mL, giving 2.75 mol/L.", "invented_fact"),
             ("Sample S42 needed 185 mL, giving 2.75 mol/L.", "invented_fact"),
-            ("Sample S42 needed 18,5 mL, giving 2,75 mol/L.", "invented_fact"),
+            ("Sample S42 needed 18,5 mL, giving 2,75 mol/L.", None),
             ("The titration of sample S42 by Weber needed 18.5 mL, giving 2.75 mol/L here.", "too_long"),
             ("By Xu: sample S42 needed 18.5 mL, giving 2.75 mol/L.", "invented_fact"),
             ("analyst Weber sample S42 volume 18.5 mL room 21 C indicator blue", "copied"),
@@ -161,4 +161,4 @@ def test_the_verifier_agrees(name: str, answer: str, failure: str | None) -> Non
     ],
 )
 def test_a_fact_in_another_form_is_the_same_fact(text: str, fact: str, there: bool) -> None:
-    assert scores.has_fact(text, fact) == there
+    assert summary_scores.has_fact(text, fact) == there

@@ -27,7 +27,7 @@ ANSWERS = {
         ("SELECT COUNT(* FROM loaf WHERE grain = 'rye'", "syntax_error"),
         ("COUNT loaf rye", "syntax_error"),
         ("DELETE FROM loaf WHERE grain = 'rye'", "refused"),
-        ("SELECT COUNT(*) FROM loaf WHERE grain = 'rye'; DROP TABLE loaf", "syntax_error"),
+        ("SELECT COUNT(*) FROM loaf WHERE grain = 'rye'; DROP TABLE loaf", "refused"),
     ],
     ("bakery", "SELECT name FROM baker ORDER BY wage DESC LIMIT 3"): [
         ("SELECT name FROM baker ORDER BY wage DESC LIMIT 3", None),

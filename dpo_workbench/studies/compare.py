@@ -1,0 +1,235 @@
+"""`compare`: several arms on the same held-out prompts, each against one baseline, with intervals and costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dpo_workbench.common.environment import describe, peak_memory_gib
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.html import paragraph, table
+from dpo_workbench.evaluation.report import ReportTable, write_report
+from dpo_workbench.evaluation.run import Evaluation, sees_line
+from dpo_workbench.evaluation.statistics import holm, paired_difference, paired_p, wilson, win_rate
+from dpo_workbench.evaluation.verdict import Verdict, paired_rows, verdict
+from dpo_workbench.evaluation.wording import text_table
+from dpo_workbench.models.loading import load_adapter
+from dpo_workbench.pairs.pair import Pairs
+from dpo_workbench.plots.evaluation import DifferencesDisplay
+from dpo_workbench.studies.arms import ARMS, COST_HEADER, Cost, run_arm
+from dpo_workbench.studies.recipe import Recipe
+from dpo_workbench.studies.side_effects import HEADER as EFFECTS_HEADER
+from dpo_workbench.studies.side_effects import SideEffects, side_effects
+from dpo_workbench.studies.study import Study, open_study
+from dpo_workbench.tasks.task import Task
+
+HEADER = (
+    "arm", "failed", "95 % interval", "score", "change", "95 % interval", "Holm p", "wins", "tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The arms on the same prompts, each compared with `baseline`."""
+
+    arms: dict[str, Evaluation]
+    costs: dict[str, Cost]
+    holes: dict[str, str]  # arm -> why it has no result
+    baseline: str = "sft"
+    folder: Path | None = None
+    effects: SideEffects | None = None  # of DPO
+    context: dict[str, Any] = field(default_factory=dict)  # further arguments for `verdict`
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per arm: failures and score; except for the baseline also score difference, Holm's p and wins."""
+        base = self._arm(self.baseline)
+        paired = {name: paired_rows(base, arm) for name, arm in self.arms.items() if name != self.baseline}
+        values = {n: ([b.value or 0.0 for b, _ in p], [a.value or 0.0 for _, a in p]) for n, p in paired.items()}
+        groups = {name: [b.group for b, _ in pairs] for name, pairs in paired.items()}
+        adjusted = dict(zip(paired, holm([paired_p(*values[n], groups[n]) for n in paired]), strict=True))
+        found = []
+        for name, arm in self.arms.items():
+            row = {"arm": name, "n": arm.n, "failed": arm.n_failed, "share": wilson(arm.n_failed, arm.n).to_dict()}
+            row |= {"score": arm.mean_score, "tokens": arm.mean_tokens}
+            if name in paired:
+                row["difference"] = paired_difference(*values[name], groups[name]).to_dict()
+                row["holm_p"] = adjusted[name]
+                row["wins"] = win_rate(*values[name], groups[name]).to_dict()
+            found.append(row)
+        return found
+
+    def _arm(self, name: str) -> Evaluation:
+        if name not in self.arms:
+            raise WorkbenchError(
+                f"This needs the arm {name!r}, which has no answers ({self.holes.get(name, 'it was not asked for')}). "
+                f"Arms with answers: {', '.join(self.arms)}. Run {name!r} as well."
+            )
+        return self.arms[name]
+
+    def verdict(self, after: str = "sft+dpo", control: str | None = "sft+sft on chosen") -> Verdict:
+        """`verdict` of one arm against the baseline, with the side effects of DPO where they were measured.
+
+        Raises:
+            WorkbenchError: the arm or the baseline has no answers.
+        """
+        effects = self.effects if after == "sft+dpo" else None
+        return verdict(
+            self._arm(self.baseline),
+            self._arm(after),
+            control=self.arms.get(control or ""),
+            effects=effects,
+            **self.context,
+        )
+
+    @cached_property
+    def table(self) -> list[tuple[str, ...]]:
+        """Rows for `HEADER`."""
+        return [_cells(row) for row in self.rows()]
+
+    @property
+    def cost_rows(self) -> list[tuple[str, ...]]:
+        """Rows for ("arm", *COST_HEADER)."""
+        return [(name, *cost.row()) for name, cost in self.costs.items()]
+
+    def plot(self) -> Any:
+        """Forest plot of the score differences from the baseline; see `DifferencesDisplay`."""
+        return DifferencesDisplay.from_rows(self.rows(), self.baseline).plot()
+
+    def _notes(self) -> list[str]:
+        detectable = sees_line(self._arm(self.baseline).n, 0.2, ", if 20 % of them change")
+        return [detectable, *(f"{name}: no result ({why})" for name, why in self.holes.items())]
+
+    def __str__(self) -> str:
+        return "\n".join([text_table([HEADER, *self.table]), *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        notes = "".join(paragraph(note) for note in self._notes())
+        return table(HEADER, self.table) + notes + table(("arm", *COST_HEADER), self.cost_rows)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    share, cells = row["share"], [row["arm"], f"{row['failed']} of {row['n']}"]
+    cells += [f"{100 * share['low']:.1f} to {100 * share['high']:.1f} %", f"{row['score']:.3f}"]
+    if "difference" in row:
+        change, p = row["difference"], row["holm_p"]
+        cells += [f"{change['estimate']:+.3f}", f"{change['low']:+.3f} to {change['high']:+.3f}"]
+        cells += ["< 0.001" if p < 0.001 else f"{p:.3f}", f"{100 * row['wins']['estimate']:.0f} %"]
+    else:
+        cells += ["", "", "", ""]
+    return (*cells, f"{row['tokens']:.0f}")
+
+
+def compare(
+    task: Task | str,
+    arms: Sequence[str] = tuple(ARMS),
+    *,
+    model: str = "nano",
+    adapter: str | Path | None = None,
+    pairs: Pairs | None = None,
+    recipe: Recipe | None = None,
+    split: str = "test",
+    folder: str | Path | None = None,
+    seed: int = 0,
+    effects: bool = False,
+    show: bool = True,
+) -> Comparison:
+    """Run arms from one fine-tuned start on the same held-out prompts.
+
+    The trained arms see the same pairs in the same order for the same number of steps, and each keeps the adapter with
+    the best score on the same dev prompts. A finished arm is read from the folder, not run again. An arm that fails is
+    listed in `holes` with the reason, and the others still run.
+
+    Args:
+        task: a task, or what `load_task` takes.
+        arms: names from `ARMS`; the others are compared with `sft`.
+        model: `nano`, `smol`, or what `load_model` takes.
+        adapter: the fine-tuned start. By default the one that is shipped for model and task, or else it is trained.
+        pairs: to train on; by default the failures of the fine-tuned model are mined with the recipe.
+        recipe: sizes and settings; by default those of `recipe_for(model, task)`.
+        split: whose prompts are answered. Use `dev` while you choose settings.
+        folder: for all results; `runs/compare-MODEL-TASK` by default.
+        seed: of mining, training and sampling.
+        effects: also measure the side effects of DPO (see `side_effects`).
+        show: progress bars and messages.
+
+    Raises:
+        WorkbenchError: an arm is unknown, or a step that all arms share fails.
+    """
+    unknown = [name for name in arms if name not in ARMS]
+    if unknown or not arms:
+        raise WorkbenchError(f"`arms` must be some of {', '.join(ARMS)}. Got {unknown or 'none'}.")
+    name = task.name if isinstance(task, Task) else Path(task).stem
+    folder = folder or Path("runs") / f"compare-{Path(model).name}-{name}"
+    given: dict[str, Any] = {"split": split, "recipe": recipe, "adapter": adapter, "pairs": pairs}
+    study = open_study(model, task, folder, **given, seed=seed, show=show)
+    context = study.verdict_context  # makes the pairs, without which no arm can run
+    done: dict[str, Evaluation] = {}
+    costs: dict[str, Cost] = {}
+    holes: dict[str, str] = {}
+    for arm in arms:
+        try:
+            done[arm], costs[arm] = run_arm(study, arm)
+        except (WorkbenchError, RuntimeError, ArithmeticError, MemoryError) as error:
+            holes[arm] = str(error).split("\n")[0]
+            study.say(f"{arm}: no result. {holes[arm]}")
+    measured = _effects(study) if effects and "sft+dpo" in done else None
+    result = Comparison(done, costs, holes, "sft", study.folder, measured, context)
+    if "sft" in done:
+        command = f"dpo-workbench arms --model {model} --task {study.settings['task']} --split {split} --seed {seed}"
+        write_results(study, result, command)
+    return result
+
+
+def _effects(study: Study) -> SideEffects:
+    def measure() -> SideEffects:
+        after = load_adapter(study.base, study.folder / "dpo" / "adapter")
+        return side_effects(study.start, after, study.task, show=study.show)
+
+    return study.cached("side_effects.json", measure, SideEffects.save, SideEffects.load)
+
+
+def write_results(study: Study, result: Comparison, command: str) -> Path:
+    """Write results.json and report.html into the study's folder; returns the path of the report."""
+    decided = result.verdict() if "sft+dpo" in result.arms else None
+    rows, training = result.rows(), study.folder / "dpo" / "training.json"
+    results: dict[str, Any] = {
+        "settings": {**study.settings, "seed": study.recipe.dpo.seed, "arms": list(result.arms)},
+        "command": command,
+        "machine": describe(),
+        "arms": {name: evaluation.summary() for name, evaluation in result.arms.items()},
+        "comparison": rows,
+        "holes": result.holes,
+        "pairs": study.pairs.summary(),
+        "training": json.loads(training.read_text(encoding="utf-8")) if training.is_file() else None,
+        "side_effects": result.effects.to_dict() if result.effects else None,
+        "verdict": {"outcome": decided.outcome, "text": decided.text, "numbers": decided.numbers} if decided else None,
+        "times": {
+            "date": date.today().isoformat(),
+            "costs": {name: asdict(cost) for name, cost in result.costs.items()},
+            "total_seconds": round(time.monotonic() - study.begun, 1),
+            "peak_memory_gib": round(peak_memory_gib(), 2),
+        },
+    }
+    if study.given_pairs is None:
+        found = study.found
+        headroom = found.headroom(found.settings["target"]).to_dict()
+        results["mined"] = {"failures": dict(found.failures), "samples": found.n_samples, "headroom": headroom}
+    tables = [
+        ReportTable(f"Each arm compared with {result.baseline}", HEADER, result.table),
+        ReportTable("What each arm cost in addition to the fine-tuned start", ("arm", *COST_HEADER), result.cost_rows),
+    ]
+    if result.effects:
+        tables.append(ReportTable("Side effects of DPO, on dev prompts", EFFECTS_HEADER, result.effects.rows()))
+    if result.holes:
+        tables.append(ReportTable("Arms without a result", ("arm", "why"), list(result.holes.items())))
+    changes = DifferencesDisplay.from_rows(rows, result.baseline)
+    displays = {f"Change of the score compared with {result.baseline}": changes} if changes.names else {}
+    return write_report(study.folder, results, result.arms, decided, tables=tables, displays=displays)

@@ -1,0 +1,86 @@
+"""Log-probabilities and hidden states of given answers, without gradients, in the packed batches that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dpo_workbench.common.progress import progress
+from dpo_workbench.models.generation import Answer
+from dpo_workbench.models.loading import Model
+from dpo_workbench.training.batches import micro_batches
+from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.guards import rows_within_memory
+from dpo_workbench.training.logps import answer_logps
+from dpo_workbench.training.packing import Batch, Row
+from dpo_workbench.training.reference import choose_packing
+
+T = TypeVar("T")
+
+
+def sum_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
+    """Log-probability (nats) of each answer under the model, given its prompt."""
+    rows = answer_rows(model, prompts, answers)
+    found = values_by_row(model, rows, lambda network, batch: per_answer(answer_logps(network, batch), rows, batch))
+    return [found[row.id] for row in rows]
+
+
+def mean_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
+    """`sum_logps` divided by the number of tokens of each answer (nats per token)."""
+    rows = answer_rows(model, prompts, answers)
+    lengths = [[len(ids) for ids in row.answer_ids] for row in rows]
+    sums = sum_logps(model, prompts, answers)
+    return [[s / n for s, n in zip(*both, strict=True)] for both in zip(sums, lengths, strict=True)]
+
+
+def answer_rows(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[Row]:
+    """One row per prompt, with its number as id. Texts count as finished answers."""
+    return [
+        Row(str(k), tuple(model.prompt_ids(prompt)), tuple(_answer_ids(model, answer) for answer in given))
+        for k, (prompt, given) in enumerate(zip(prompts, answers, strict=True))
+    ]
+
+
+def _answer_ids(model: Model, answer: Answer | str) -> tuple[int, ...]:
+    """Token ids with the end token, unless the answer was cut off. An empty answer is its end token alone."""
+    text, finished = (answer.text, answer.finished) if isinstance(answer, Answer) else (answer, True)
+    ids = tuple(model.answer_ids(text))
+    return ids if finished or len(ids) == 1 else ids[:-1]
+
+
+def values_by_row(
+    model: Model,
+    rows: Sequence[Row],
+    read: Callable[[nn.Module, Batch], Mapping[str, T]],
+    *,
+    label: str = "",
+    show: bool = False,
+) -> dict[str, T]:
+    """Run `read(network, batch)` on batches of the rows and merge what it returns by row id.
+
+    Batches that do not fit into memory are halved and tried again.
+
+    Args:
+        label, show: name of the progress bar, and whether there is one.
+    """
+    settings = choose_packing(model, rows, TrainConfig())
+
+    def attempt(config: TrainConfig) -> dict[str, T]:
+        found: dict[str, T] = {}
+        with progress(len(rows), label, show) as advance, model.active() as network, torch.no_grad():
+            for batch in micro_batches(rows, model, config):
+                found |= read(network, batch)
+                advance(len(batch.ids))
+        return found
+
+    return rows_within_memory(attempt, rows, settings)[0]
+
+
+def per_answer(values: Tensor, rows: Sequence[Row], batch: Batch) -> dict[str, list[float]]:
+    """Values of a batch's answers, shape (A,), as a list for each of its rows, by row id."""
+    n_answers = {row.id: len(row.answer_ids) for row in rows}
+    remaining = iter(values.tolist())
+    return {row_id: [next(remaining) for _ in range(n_answers[row_id])] for row_id in batch.ids}

@@ -1,0 +1,209 @@
+"""`Study`: one model on one task in one folder, with the steps that the demo and the comparison of arms share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_json
+from dpo_workbench.mining.branch import branch
+from dpo_workbench.mining.sample import Found, mine
+from dpo_workbench.models.generation import Answer, generate
+from dpo_workbench.models.loading import Model, load_adapter, load_model
+from dpo_workbench.pairs.pair import Pairs
+from dpo_workbench.studies.recipe import Recipe, recipe_for
+from dpo_workbench.tasks.builtin import load_task, shipped_adapter
+from dpo_workbench.tasks.task import Split, Task, with_all_splits
+from dpo_workbench.training.run import Run, sft
+
+BEST_OF = 4
+ENOUGH_PAIRS = 24  # with fewer pairs of whole answers, `branch` looks for better endings of failed answers
+
+
+@dataclass
+class Study:
+    """The shared steps, computed when they are first used. A finished step is read from the folder, not run again."""
+
+    folder: Path
+    settings: dict[str, Any]  # what decides the results; written into the folder
+    task: Task
+    test: Split  # the prompts that every arm answers
+    recipe: Recipe
+    base: Model
+    adapter: str | Path | None  # the fine-tuned start; None: it is trained here
+    given_pairs: Pairs | None  # None: pairs are mined
+    show: bool
+    begun: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def start(self) -> Model:
+        """The fine-tuned model that the trained arms start from."""
+        trained = self.folder / "sft" / "adapter"
+        if self.adapter or trained.is_dir():
+            return load_adapter(self.base, self.adapter or trained)
+        rows = self.task.train[: self.recipe.sft_prompts]
+        self.say(f"No fine-tuned adapter is shipped or given: fine-tuning the model on {len(rows)} examples first")
+        run = self.fit("sft", lambda **given: sft(self.base, rows, self.recipe.sft, **given))
+        return run.model
+
+    @cached_property
+    def found(self) -> Found:
+        """Answers of the fine-tuned model to training prompts, judged, with better endings for failed answers."""
+        found = self.cached("mined.json", self._mine, Found.save, lambda file: Found.load(file, self.task))
+        self.say(f"{found}\nHeadroom: {found.headroom(found.settings['target'])}")
+        return found
+
+    def _mine(self) -> Found:
+        recipe = self.recipe
+        prompts = self.task.train[recipe.mine_from :][: recipe.mine_prompts]
+        common: dict[str, Any] = {"seed": recipe.dpo.seed, "show": self.show}
+        drawn: dict[str, Any] = {"temperature": recipe.temperature, "greedy": recipe.greedy}
+        found = mine(self.start, prompts, recipe.samples, **drawn, **common)
+        target = recipe.target or common_failures(found)
+        found = replace(found, settings=found.settings | {"target": list(target)})
+        if not target or (recipe.greedy and right_and_wrong(found, target) >= ENOUGH_PAIRS):
+            return found
+        return branch(self.start, found, target, per_prompt=recipe.per_prompt, **common)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs that every trained arm learns from."""
+        if self.given_pairs is not None:
+            return self.given_pairs
+        target, recipe = tuple(self.found.settings["target"]), self.recipe
+        pairs = self.found.pairs(
+            per_prompt=recipe.per_prompt, classes=target or None, use_reference=False, most=recipe.max_pairs
+        )
+        pairs.save(self.folder / "pairs.jsonl")
+        self.say(repr(pairs))
+        return pairs
+
+    @cached_property
+    def samples(self) -> list[list[Answer]]:
+        """`BEST_OF` sampled answers of the fine-tuned model to each test prompt."""
+        return generate(
+            self.start,
+            [example.prompt for example in self.test],
+            samples=BEST_OF,
+            temperature=self.recipe.temperature,
+            max_new_tokens=self.task.max_new_tokens,
+            seed=self.recipe.dpo.seed,
+        )
+
+    @property
+    def verdict_context(self) -> dict[str, Any]:
+        """What `verdict` needs besides evaluations: pairs and, where they were mined, target and headroom."""
+        if self.given_pairs is not None:
+            return {"pairs": self.pairs}
+        target = tuple(self.found.settings["target"])
+        return {"pairs": self.pairs, "mined": target, "headroom": self.found.headroom(target)}
+
+    def fit(self, stage: str, train: Callable[..., Run]) -> Run:
+        """Train with the study's probe and folder, and save the adapter. A stopped run continues where it stopped.
+
+        Raises:
+            KeyboardInterrupt: the run was interrupted; a half-trained model must not be evaluated as if it were done.
+        """
+        folder, probe = self.folder / stage, self.task.dev[: self.recipe.probe_prompts]
+        run = train(probe=probe, folder=folder, show=self.show)
+        if not run.finished:
+            raise KeyboardInterrupt
+        run.model.save(folder / "adapter")
+        facts = {"history": run.history, "probes": run.probes, "best_step": run.best_step, "finished": run.finished}
+        write_json(folder / "training.json", facts)
+        self.say(repr(run))
+        return run
+
+    def cached(self, name: str, work: Callable[[], Any], save: Callable, load: Callable) -> Any:
+        """A step's result from its file, or from `work`, which is saved before it is returned."""
+        file = self.folder / name
+        if file.is_file():
+            self.say(f"{name}: read from the folder")
+            return load(file)
+        value = work()
+        save(value, file)
+        return value
+
+    def say(self, text: str) -> None:
+        """Print a line, unless the study is silent."""
+        if self.show:
+            print(text, flush=True)
+
+
+def open_study(
+    model: str,
+    task: Task | str,
+    folder: str | Path,
+    *,
+    split: str = "test",
+    recipe: Recipe | None = None,
+    adapter: str | Path | None = None,
+    from_scratch: bool = False,
+    pairs: Pairs | None = None,
+    seed: int = 0,
+    show: bool = True,
+) -> Study:
+    """Load task and model, and open the folder. See `demo` and `compare` for the arguments.
+
+    Raises:
+        WorkbenchError: the folder holds a study with other settings.
+    """
+    name = task.name if isinstance(task, Task) else str(task)
+    task = with_all_splits(task if isinstance(task, Task) else load_task(task))
+    recipe = recipe or recipe_for(model, task)
+    recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
+    folder = Path(folder)
+    test = task.split(split)[: recipe.test_prompts]
+    prompts = _digest([(e.id, e.prompt, e.reference) for e in test])
+    settings = {"model": model, "task": name, "split": split, "prompts": prompts, "from_scratch": from_scratch}
+    settings |= {"adapter": str(adapter)} if adapter else {}
+    settings |= {"pairs": _digest([asdict(pair) for pair in pairs])} if pairs is not None else {}
+    settings |= asdict(recipe)
+    _claim(folder, settings)
+    adapter = adapter or (None if from_scratch else shipped_adapter(model, task))
+    base = load_model(model)
+    return Study(folder, settings, task, test, recipe, base, adapter, pairs, show)
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write settings.json, or check that the folder's own says the same."""
+    mark = folder / "settings.json"
+    if not mark.is_file():
+        write_json(mark, settings)
+        return
+    known = json.loads(mark.read_text(encoding="utf-8"))
+    known.pop("arms", None)  # written by earlier versions of the demo, which had no split and no digest of the prompts
+    known = {"split": "test", "prompts": settings["prompts"], **known}
+    if known != json.loads(json.dumps(settings)):
+        raise WorkbenchError(
+            f"A run folder holds one run. {folder} holds a run with other settings (see its settings.json). Choose "
+            "another folder with --out, or delete this one."
+        )
+
+
+def _digest(rows: Any) -> str:
+    """A short hash of rows. It shows when the prompts or pairs of a study have changed since it was started."""
+    return hashlib.sha256(json.dumps(rows, default=str).encode()).hexdigest()[:12]
+
+
+def common_failures(found: Found) -> tuple[str, ...]:
+    """The most frequent failure class, and every other with a quarter or more of the failures.
+
+    Counts greedy answers where some of them failed, because evaluation sees greedy answers only.
+    """
+    ranked = (found.greedy_failures or found.failures).most_common()
+    total = sum(n for _, n in ranked)
+    return tuple(name for place, (name, n) in enumerate(ranked) if place == 0 or 4 * n >= total)
+
+
+def right_and_wrong(found: Found, target: tuple[str, ...]) -> int:
+    """Number of prompts with both an answer that fails as `target` and one that passes: pairs of whole answers."""
+    drawn = [{s.failure for s in samples} for _, samples in found.rows]
+    return sum(None in failures and not failures.isdisjoint(target) for failures in drawn)
