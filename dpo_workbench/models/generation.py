@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ CHECK_EVERY = 16  # steps between two looks at which answers have finished; on a
 class Sampler:
     """Draws the next token of each answer from its logits."""
 
-    temperature: float  # 0 takes the most likely token
-    penalty: float  # repetition penalty; 1 changes nothing
+    temperature: float
+    penalty: float
     generator: torch.Generator
 
     def __call__(self, logits: Tensor, drawn: Tensor) -> Tensor:
@@ -50,13 +51,13 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What to draw for a batch of prompts."""
+    """What to draw for a batch of prompts; `report` is called now and then, so that a caller can stop the work."""
 
-    samples: int  # answers for each prompt
+    samples: int
     limit: int  # new tokens at most
     stop_ids: list[int]
     sampler: Sampler
-    report: Callable[[int], None]  # called now and then, so that a caller can raise and stop the work
+    report: Callable[[int], None]
 
 
 def generate(
@@ -89,9 +90,6 @@ def generate(
 
     Returns:
         For each prompt, in the order given, a list of `samples` answers.
-
-    Raises:
-        WorkbenchError: no prompts, or what `check_decoding` raises.
     """
     if not prompts:
         raise WorkbenchError("`prompts` must have at least one prompt. Got none. Choose a split with examples.")
@@ -132,9 +130,8 @@ def _answer_ids(
     drawn = decode(network, ids, mask, begun, replace(decoding, limit=max(limits)))
     answers = []
     for number, (row, limit) in enumerate(zip(drawn.tolist(), limits, strict=True)):
-        new = row[:limit]
-        end = next((k + 1 for k, token in enumerate(new) if token in stop_ids), len(new))
-        answers.append(given[number // decoding.samples] + new[:end])
+        end = next((k + 1 for k, token in enumerate(row[:limit]) if token in stop_ids), limit)
+        answers.append(given[number // decoding.samples] + row[:end])
     return answers
 
 
@@ -158,11 +155,11 @@ def _decode(network: nn.Module, ids: Tensor, mask: Tensor, begun: Tensor, decodi
     """Token ids drawn with a key-value cache, shape (P * samples, limit); what follows a stop token is arbitrary."""
     parameters = inspect.signature(causal_lm(network).forward).parameters
     cache = DynamicCache(config=causal_lm(network).config)
-    cache_argument = {"past_key_values" if "past_key_values" in parameters else "cache": cache}
+    extra: dict[str, Any] = {"past_key_values" if "past_key_values" in parameters else "cache": cache}
 
     def next_logits(ids: Tensor, mask: Tensor) -> Tensor:  # new tokens (R, n), mask of all tokens (R, m) -> (R, V)
-        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]}
-        extra = cache_argument | (positions if "position_ids" in parameters else {})
+        if "position_ids" in parameters:
+            extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         return network(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
 
     logits = next_logits(ids, mask).repeat_interleave(decoding.samples, 0)
@@ -205,16 +202,20 @@ def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun:
     """The same by transformers' own `generate`, for models that `_decode` cannot run."""
     decoding.report(0)
     sampler, device, width = decoding.sampler, ids.device, ids.shape[1]
-    # None would not switch top_k off: transformers replaces it by the model's own setting, or by 50.
-    config = GenerationConfig(
-        max_new_tokens=decoding.limit, num_return_sequences=decoding.samples, eos_token_id=decoding.stop_ids,
-        pad_token_id=decoding.stop_ids[0], do_sample=sampler.temperature > 0, temperature=sampler.temperature or None,
-        top_k=0, top_p=1.0,
-    )  # fmt: skip
+    # top_k=0, because transformers replaces None by the model's own setting, or by 50.
+    drawing = {
+        "do_sample": sampler.temperature > 0,
+        "temperature": sampler.temperature or None,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
+    ends = {"eos_token_id": decoding.stop_ids, "pad_token_id": decoding.stop_ids[0], "max_new_tokens": decoding.limit}
+    config = GenerationConfig(num_return_sequences=decoding.samples, **drawing, **ends)
     begun = begun.repeat_interleave(decoding.samples, 0)
-    penalize = LogitsProcessorList(
-        [lambda tokens, logits: sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))]
-    )
+
+    def penalize(tokens: Tensor, logits: Tensor) -> Tensor:
+        return sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))
+
     seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=device))
     causal = causal_lm(network)
     own = causal.generation_config
@@ -222,9 +223,7 @@ def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun:
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            out = network.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=penalize
-            )
+            rules = LogitsProcessorList([penalize])
+            return causal.generate(ids, config, rules, attention_mask=mask)[:, width:]
     finally:
         causal.generation_config = own
-    return out[:, width:]
