@@ -99,7 +99,7 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # prompts of similar length need little padding
     report = on_answers or (lambda n: None)
     answers: list[list[Answer]] = [[] for _ in ids]
-    done, n_prompts = 0, max(1, rows // samples)
+    done, n_prompts = 0, min(max(1, rows // samples), len(ids))
 
     def next_batch(n_prompts: int) -> list[list[int]]:
         batch = order[done : done + n_prompts]
