@@ -14,39 +14,11 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.memory import within_memory
 from dpo_workbench.models.adapter import causal_lm
-from dpo_workbench.models.answers import Answer, check_decoding
+from dpo_workbench.models.decoding import Answer, Sampler, check_decoding
 from dpo_workbench.models.loading import Model
 
 ROWS = 64  # answers in one batch
 CHECK_EVERY = 16  # steps between two looks at which answers have finished; on a GPU each look waits for the device
-
-
-@dataclass
-class Sampler:
-    """Draws the next token of each answer from its logits."""
-
-    temperature: float
-    penalty: float
-    generator: torch.Generator
-
-    def __call__(self, logits: Tensor, drawn: Tensor) -> Tensor:
-        """Logits (R, V) and the answers' tokens so far (R, n) -> next tokens (R,)."""
-        logits = self.penalize(logits.float(), drawn)
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        # Inverse transform sampling: one uniform number per answer, looked up in the cumulative distribution.
-        cumulative = (logits / self.temperature).softmax(-1).cumsum(-1)
-        uniform = torch.rand(len(logits), 1, generator=self.generator, device=logits.device) * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, uniform, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-
-    def penalize(self, logits: Tensor, drawn: Tensor) -> Tensor:
-        """Lower the logits (R, V) of tokens that the answers (R, n) already contain; -1 is no token."""
-        if self.penalty == 1.0 or not drawn.shape[1]:
-            return logits
-        n_rows, n_vocab = logits.shape
-        seen = torch.zeros(n_rows, n_vocab + 1, dtype=torch.bool, device=logits.device)
-        seen = seen.scatter_(1, drawn.where(drawn >= 0, n_vocab), True)[:, :n_vocab]
-        return torch.where(seen, torch.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
 
 
 @dataclass(frozen=True)

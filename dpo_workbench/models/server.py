@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_workbench.common.environment import cache_folder
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models.answers import Answer, check_decoding
+from dpo_workbench.models.decoding import Answer, check_decoding
 from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
