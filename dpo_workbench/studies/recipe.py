@@ -42,7 +42,7 @@ class Recipe:
 
 
 _NANO = Recipe(
-    test_prompts=200,
+    test_prompts=80,
     sft_prompts=2080,
     mine_from=2080,
     mine_prompts=40,
@@ -51,13 +51,14 @@ _NANO = Recipe(
     temperature=0.7,
     per_prompt=1,
     target=PLANTED["receipts"][:1],
-    probe_prompts=48,
+    probe_prompts=24,
     dpo=TrainConfig(lr=3e-4, nll_weight=1.0, epochs=1, batch_size=8, probes=1, held_out=0.0),
     # No probes: the dev score counts the planted habit as a failure, so it would choose an adapter without the habit.
     sft=replace(SFT_CONFIG, probes=0),
 )
 _SMOL = replace(
     _NANO,
+    test_prompts=200,
     probe_prompts=96,
     dpo=replace(_NANO.dpo, lr=1.5e-5, micro_tokens=1024),
     sft=replace(_NANO.sft, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024),

