@@ -16,7 +16,6 @@ from dpo_workbench.labelling.study import AGAIN, Plan
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
 
-WAYS = ("majority", "weighted")
 STRENGTH_WEIGHTS = {1: 0.5, 2: 1.0, 3: 1.5}  # of a vote for slightly, clearly, far better
 
 
@@ -62,7 +61,7 @@ def read_labels(
     events = Store(*files)
     by_key = {item_key(pair): pair for pair in reversed(list(pairs))}
     votes, unmatched = [], 0
-    for event in events.state.labels.values():
+    for event in events.labels.values():
         key = event.item.removesuffix(AGAIN)
         if key in by_key:
             votes.append(Vote(event, by_key[key], key, event.item.endswith(AGAIN)))
@@ -129,14 +128,9 @@ class Labels:
         return [(v, again[key]) for v in self.first if (key := (v.event.rater, v.item)) in again]
 
     def flip_rate(self) -> Estimate:
-        """Share of votes that are wrong, from how often two raters name different winners (see `agreement.flip_rate`).
-
-        If no item was judged by two raters, the repeats of each rater are used instead.
-        """
+        """Share of votes that are wrong, from how often two raters name different winners (see `agreement.flip_rate`)."""
         couples = [two for votes in self.by_item.values() for two in combinations(votes, 2)]
         decided = [(a.value, b.value) for a, b in couples if a.value and b.value]
-        if not decided:
-            decided = [(a.value, b.value) for a, b in self.repeats() if a.value and b.value]
         return flip_rate(sum(a != b for a, b in decided), len(decided))
 
     def config(self, config: TrainConfig | None = None) -> TrainConfig:
@@ -145,11 +139,11 @@ class Labels:
         Source: rDPO (Chowdhury et al. 2024, arXiv 2403.00409), whose epsilon is the share of flipped labels.
 
         Raises:
-            WorkbenchError: no pair was judged twice, or the raters agree no better than by chance.
+            WorkbenchError: no pair was judged by two raters, or they agree no better than by chance.
         """
         rate = self.flip_rate()
         if not rate.n:
-            raise WorkbenchError("The flip rate must be measured. No pair was judged twice. Plan an `overlap`.")
+            raise WorkbenchError("The flip rate must be measured. No two raters judged the same pair. Plan an `overlap`.")
         if rate.value > 0.45:
             raise WorkbenchError(
                 f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric and label "
@@ -167,8 +161,8 @@ class Labels:
         Raises:
             WorkbenchError: an unknown way, or no pair is left.
         """
-        if how not in WAYS:
-            raise WorkbenchError(f"`how` must be one of {', '.join(WAYS)}. Got {how!r}.")
+        if how not in ("majority", "weighted"):
+            raise WorkbenchError(f"`how` must be 'majority' or 'weighted'. Got {how!r}.")
         rows = []
         for votes in self.by_item.values():
             if _outcome(votes) != "pair":

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MARK = "text-decoration: underline; font-weight: 700; background: none; color: inherit"  # readable on any background
 BOX = "white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; color: inherit; max-height: 32em; overflow: auto"
 MOST_MARKED = 12_000  # characters; in longer texts marking differences takes long and shows little
-TERMINAL_TEXT = 6_000  # characters of one text in a terminal
 
 Result = Callable[[str, str], str]  # (prompt, query) -> the result of the query as text
 
@@ -81,24 +80,19 @@ def _indented(text: str) -> str | None:
         return None
 
 
-def text_card(session: Session, width: int = 100) -> str:
+def text_card(session: Session) -> str:
     """The current item for a terminal. Control characters are written out, so they cannot steer it."""
     a, b = session.answers
     lines = [f"--- {session.status()}", session.rubric.question, ""]
     for title, text in (("Prompt", session.pair.prompt), ("A", a), ("B", b)):
-        lines += [f"[{title}]", _wrapped(text, width), ""]
-    draft = session.draft
-    if draft.strength or draft.note:
-        lines.append(visible(f"Saved with your vote: strength {draft.strength or 'not set'}, note {draft.note!r}"))
+        lines += [f"[{title}]", _wrapped(text), ""]
+    if session.strength or session.note:
+        lines.append(visible(f"Saved with your vote: strength {session.strength or 'not set'}, note {session.note!r}"))
     return "\n".join(lines)
 
 
-def _wrapped(text: str, width: int) -> str:
-    shown = visible(text)
-    if len(shown) > TERMINAL_TEXT:
-        half = TERMINAL_TEXT // 2
-        shown = f"{shown[:half]}\n… [{len(shown) - 2 * half:,} characters left out] …\n{shown[-half:]}"
-    return "\n".join(textwrap.fill(line, width, replace_whitespace=False) for line in shown.split("\n"))
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.fill(line, 100, replace_whitespace=False) for line in visible(text).split("\n"))
 
 
 def sql_results(task: Task, databases: str | Path | None = None, column: str = "database") -> Result:

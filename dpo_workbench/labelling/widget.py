@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
 from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.rubric import Rubric
-from dpo_workbench.labelling.session import HELP, NOTE_LENGTH, QUICK, Session
+from dpo_workbench.labelling.session import HELP, QUICK, Session
 from dpo_workbench.labelling.study import Plan, all_items
 from dpo_workbench.labelling.view import Result, card, text_card
 from dpo_workbench.pairs.pair import Pair
 
 BUTTONS = {"a": "A is better", "b": "B is better", "t": "Equally good", "x": "Both bad", "s": "Skip"}
-MOVES = {"u": "Undo", "r": "Redo", "<": "Back", ">": "Forward"}
+MOVES = {"u": "Undo", "<": "Back", ">": "Forward"}
 STRENGTHS = (("not set", 0), ("slightly", 1), ("clearly", 2), ("far better", 3))
 
 
@@ -48,7 +47,7 @@ def open_session(
 
 
 class Labeller:
-    """The widget of one session. Every control calls `session.do(command)` or edits the draft, then redraws.
+    """The widget of one session. Its controls call `session.do(command)`, or set the strength and note of the next vote.
 
     Attributes:
         session: state and store.
@@ -61,21 +60,12 @@ class Labeller:
         self.parts = {name: w.HTML() for name in ("status", "prompt", "a", "b", "rubric", "message")}
         self.progress = w.IntProgress(min=0, max=len(session.items), description="Labelled:")
         self.buttons = {key: self._button(f"{text} ({key})", key) for key, text in {**BUTTONS, **MOVES}.items()}
-        self.go = w.Button(description="Go to", tooltip="Go to the item whose number is in the box")
-        self.go.on_click(self._go)
         self.strength = w.ToggleButtons(options=STRENGTHS, value=0, description="How much:")
         self.strength.observe(self._strength, "value")
         self.note = w.Text(description="Note:", placeholder="saved with your vote", layout=w.Layout(width="95%"))
         self.note.observe(self._note, "value")
-        self.typed = w.Text(
-            description="Type here:",
-            placeholder="a, b, t, x, s, 1 to 3, u, r, <, >; or g 12 with Enter",
-            layout=w.Layout(width="70%"),
-        )
+        self.typed = w.Text(description="Type here:", placeholder="a, b, t, x, s, 1 to 3, u, <, >")
         self.typed.observe(self._key, "value")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # no other API reports Enter in a text box
-            self.typed.on_submit(self._enter)
         self.box = self._layout()
         self.show()
 
@@ -89,7 +79,7 @@ class Labeller:
         for name in "ab":
             p[name].layout = w.Layout(width="50%", padding="0 0.5em", border="1px solid currentColor", overflow="auto")
         votes = w.HBox([self.buttons[key] for key in BUTTONS], layout=wrap)
-        moves = w.HBox([*(self.buttons[key] for key in MOVES), self.go], layout=wrap)
+        moves = w.HBox([self.buttons[key] for key in MOVES], layout=wrap)
         head = [p["status"], self.progress, p["prompt"], w.HBox([p["a"], p["b"]]), p["rubric"]]
         controls = [self.strength, self.note, votes, moves, self.typed, p["message"]]
         return w.VBox([*head, *controls])
@@ -106,37 +96,29 @@ class Labeller:
 
     def show(self) -> None:
         """Redraw everything from the session."""
-        draft = self.session.draft
         self._drawing = True
         try:
             for name, html in card(self.session, self._results).items():
                 self.parts[name].value = html
             self.progress.value = self.session.n_done
-            self.strength.value = draft.strength or 0
-            self.note.value = draft.note
+            self.strength.value = self.session.strength or 0
+            self.note.value = self.session.note
             self.typed.value = ""
         finally:
             self._drawing = False
 
     def _strength(self, change: Any) -> None:
         if not self._drawing:
-            self.session.draft.strength = change["new"] or None
+            self.session.strength = change["new"] or None
 
     def _note(self, change: Any) -> None:
         if not self._drawing:
-            self.session.draft.note = change["new"].strip()[:NOTE_LENGTH]
+            self.session.note = change["new"].strip()
 
     def _key(self, change: Any) -> None:
-        """A command of one letter is carried out as soon as it is typed."""
+        """Carry out a command as soon as its letter is typed."""
         if not self._drawing and change["new"].lower() in (*BUTTONS, *MOVES, "1", "2", "3"):
             self.do(change["new"])
-
-    def _enter(self, _: Any) -> None:
-        if self.typed.value.strip():
-            self.do(self.typed.value)
-
-    def _go(self, _: Any) -> None:
-        self.do(f"g {self.typed.value.strip()}")
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
