@@ -6,8 +6,8 @@ import json
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +20,14 @@ from dpo_workbench.common.errors import WorkbenchError
 
 console = Console()
 errors = Console(stderr=True)
+ERROR_LOG = Path("dpo-workbench-error.log")  # in the folder where the program runs
+
+
+class Kind(str, Enum):
+    """What `export` can write."""
+
+    TRL, MERGED, PAIRS = "trl", "merged", "pairs"
+
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
 ServedName = Annotated[
@@ -39,39 +47,17 @@ DevTask = Annotated[
 ]  # fmt: skip
 LossNames = Annotated[
     list[str] | None,
-    typer.Option(
-        help="sigmoid (DPO), cdpo, robust, hinge, ipo, exo_pair, nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, "
-        "apo_zero, apo_down, discopop, sigmoid_norm, dpop, simpo, sft or nll; see docs/losses.md. For a weighted sum "
-        "give it several times as NAME=WEIGHT."
-    ),
+    typer.Option(help="sigmoid (DPO) or another name of docs/losses.md. For a weighted sum, repeat it as NAME=WEIGHT."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder for the results. A stopped run continues in it.")]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 SplitName = Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
-Engine = Annotated[
-    str | None,
-    typer.Option(help="Generate with this OpenAI-compatible server (http://127.0.0.1:8000/v1), which serves --model."),
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")]
-NewFolder = Annotated[Path | None, typer.Option("--out", "-o", help="New folder; by default RUN/export/...")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")]
+Engine = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server that serves --model.")]
 
 
-@dataclass
-class ErrorLog:
-    """Where the traceback of an error goes. A command that has a run folder moves it there."""
-
-    path: Path = Path("dpo-workbench-error.log")
-
-
-def log_to(context: typer.Context, folder: Path) -> None:
-    """From now on, the traceback of an error goes to `error.log` in this folder."""
-    context.ensure_object(ErrorLog).path = folder / "error.log"
-
-
-def fail(error: Exception, log: ErrorLog) -> NoReturn:
+def fail(error: Exception) -> NoReturn:
     """Print an error as one paragraph, write its traceback to the log, and exit."""
     if hasattr(error, "format_message"):  # a usage error of the command line
         errors.print(f"{error.format_message()} See: dpo-workbench --help", markup=False)
@@ -84,11 +70,10 @@ def fail(error: Exception, log: ErrorLog) -> NoReturn:
         text = f"{type(error).__name__}: {str(error)[:300]}. This is a bug: please report it with the log."
     errors.print(f"[bold red]error:[/bold red] {escape(text)}", highlight=False)
     try:
-        log.path.parent.mkdir(parents=True, exist_ok=True)
-        with log.path.open("a", encoding="utf-8") as file:
+        with ERROR_LOG.open("a", encoding="utf-8") as file:
             time = datetime.now().isoformat(timespec="seconds")
             file.write(f"{time} {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
-        errors.print(f"traceback: {log.path}", markup=False)
+        errors.print(f"traceback: {ERROR_LOG}", markup=False)
     except OSError:
         pass  # a full disk must not hide the message above
     sys.exit(1)
@@ -111,15 +96,6 @@ def say_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-
-
-def fresh_folder(folder: Path) -> Path:
-    """The folder, or folder-2, folder-3, ... if it holds a finished run. An unfinished run is continued."""
-    number, candidate = 1, folder
-    while (candidate / "results.json").exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
 
 
 def load(name: str, adapter: str | None) -> Any:

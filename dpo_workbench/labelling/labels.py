@@ -47,9 +47,6 @@ def read_labels(
         store: the file, or several. Labels that are in more than one file count once.
         pairs: the pairs that were judged.
         plan: the plan of the study, if it had one. The report needs it for the gold items.
-
-    Raises:
-        WorkbenchError: a file does not exist, or contains no label of these pairs.
     """
     files = [store] if isinstance(store, (str, Path)) else list(store)
     missing = [file for file in files if not Path(file).is_file()]
@@ -118,9 +115,9 @@ class Labels:
                 found[vote.event.rater][vote.item] = float(vote.value * orientation(vote.pair))
         return found
 
-    def majority(self) -> dict[str, int]:
-        """By item: 1 if the pair's chosen answer won, -1 if the rejected one did, 0 if neither."""
-        return {item: _sign(_balance(votes)) for item, votes in self.by_item.items()}
+    def winners(self) -> dict[str, int]:
+        """The items that become pairs: 1 if most raters prefer the pair's chosen answer, -1 if the rejected one."""
+        return {item: 1 if _balance(votes) > 0 else -1 for item, votes in self.by_item.items() if not _reason(votes)}
 
     def repeats(self) -> list[tuple[Vote, Vote]]:
         """First and second vote of a rater on each item that was shown twice."""
@@ -128,7 +125,7 @@ class Labels:
         return [(v, again[key]) for v in self.first if (key := (v.event.rater, v.item)) in again]
 
     def flip_rate(self) -> Estimate:
-        """Share of votes that are wrong, from how often two raters name different winners (see `agreement.flip_rate`)."""
+        """Share of wrong votes, from how often two raters name different winners (see `agreement.flip_rate`)."""
         couples = [two for votes in self.by_item.values() for two in combinations(votes, 2)]
         decided = [(a.value, b.value) for a, b in couples if a.value and b.value]
         return flip_rate(sum(a != b for a, b in decided), len(decided))
@@ -143,7 +140,7 @@ class Labels:
         """
         rate = self.flip_rate()
         if not rate.n:
-            raise WorkbenchError("The flip rate must be measured. No two raters judged the same pair. Plan an `overlap`.")
+            raise WorkbenchError("No two raters judged the same pair, so there is no flip rate. Plan an `overlap`.")
         if rate.value > 0.45:
             raise WorkbenchError(
                 f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric and label "
@@ -164,11 +161,8 @@ class Labels:
         if how not in ("majority", "weighted"):
             raise WorkbenchError(f"`how` must be 'majority' or 'weighted'. Got {how!r}.")
         rows = []
-        for votes in self.by_item.values():
-            if _outcome(votes) != "pair":
-                continue
-            winner = _sign(_balance(votes))
-            weight = 1.0
+        for item, winner in self.winners().items():
+            votes, weight = self.by_item[item], 1.0
             if how == "weighted":
                 scaled = [(v.value or 0) * STRENGTH_WEIGHTS[v.event.strength or 2] for v in votes]
                 weight = winner * sum(scaled) / len(votes)
@@ -184,16 +178,14 @@ class Labels:
 
     def left_out(self) -> Counter[str]:
         """How many items become no pair, by reason."""
-        outcomes = Counter(_outcome(votes) for votes in self.by_item.values())
-        del outcomes["pair"]
-        return outcomes
+        return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
     def __repr__(self) -> str:
         left_out = self.left_out()
         reasons = ", ".join(f"{reason} {n}" for reason, n in left_out.most_common()) or "none"
         lines = [
             f"Labels: {len(self.votes)} by {len(self.raters)} raters on {len(self.by_item)} pairs",
-            f"  become pairs: {len(self.by_item) - left_out.total()}; left out: {reasons}",
+            f"  become pairs: {len(self.winners())}; left out: {reasons}",
         ]
         if self.unmatched or self.damaged:
             lines.append(f"  labels of other pairs: {self.unmatched}; damaged lines: {self.damaged}")
@@ -206,23 +198,19 @@ def orientation(pair: Pair) -> int:
     return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
 
 
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
 def _balance(votes: Sequence[Vote]) -> int:
     return sum(vote.value or 0 for vote in votes)
 
 
-def _outcome(votes: Sequence[Vote]) -> str:
-    """What the votes on one item make: a pair, or the reason why not."""
+def _reason(votes: Sequence[Vote]) -> str:
+    """Why the votes on one item make no pair; empty if they do."""
     values = [vote.value for vote in votes]
-    n_ties, n_winners = values.count(0), len([value for value in values if value])
+    n_ties, n_winners = values.count(0), values.count(1) + values.count(-1)
     if values.count(None) * 2 >= len(values):
         return "both bad"
-    if n_ties > n_winners or n_winners == 0:
+    if n_ties > n_winners:
         return "tie"
-    return "pair" if _balance(votes) else "even votes"
+    return "" if _balance(votes) else "even votes"
 
 
 def _relabelled(pair: Pair, winner: int, weight: float) -> Pair:

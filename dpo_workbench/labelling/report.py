@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -120,13 +121,14 @@ def _coin_p(hits: int, n: int) -> float:
 
 def _against_verifier(labels: Labels) -> tuple[Estimate, Estimate]:
     """Share of the same winner, and kappa, on the items where the verifier and the raters' majority name a winner."""
-    people, verifier = {}, {}
-    for item, winner in labels.majority().items():
+    people: dict[Hashable, float] = {}
+    verifier: dict[Hashable, float] = {}
+    for item, winner in labels.winners().items():
         pair = labels.by_item[item][0].pair
-        if winner and pair.chosen_score is not None and pair.rejected_score is not None:
-            if pair.chosen_score != pair.rejected_score:
-                people[item] = float(winner * orientation(pair))  # as in `Labels.table`
-                verifier[item] = float(np.sign(pair.chosen_score - pair.rejected_score) * orientation(pair))
+        if pair.chosen_score is None or pair.rejected_score is None or pair.chosen_score == pair.rejected_score:
+            continue
+        people[item] = float(winner * orientation(pair))  # as in `Labels.table`
+        verifier[item] = float(np.sign(pair.chosen_score - pair.rejected_score) * orientation(pair))
     same = sum(people[item] == verifier[item] for item in people)
     return share(same, len(people)), cohen_kappa(people, verifier)
 

@@ -12,7 +12,7 @@ from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
 
-SHOW_AS = ("text", "code", "json", "sql")
+SHOW_AS = ("text", "code", "sql")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Rubric:
         """A rubric from a YAML file, or the template of a built-in task by the task's name. None asks one question.
 
         Raises:
-            WorkbenchError: there is no such file or template, it is not YAML, or a part is missing, unknown or not text.
+            WorkbenchError: there is no such file or template, or it is not a YAML file with these parts.
         """
         if isinstance(source, Rubric):
             return source
@@ -54,8 +54,8 @@ class Rubric:
         text_only = all(isinstance(part, str) for part in parts.values())
         if not text_only or "question" not in parts or not parts.keys() <= {"name", "question", "criteria", "show_as"}:
             raise WorkbenchError(
-                "A rubric must have a `question`, and may have `name`, `criteria` and `show_as`, all of them text (write "
-                f"criteria of several lines after `criteria: |`). Got {content!r:.200} ({path})."
+                "A rubric must have a `question`, and may have `name`, `criteria` and `show_as`. All of them are text; "
+                f"several lines of criteria follow `criteria: |`. Got {content!r:.200} ({path})."
             )
         rubric = cls(**parts | {"criteria": parts.get("criteria", "").strip()})
         if rubric.show_as not in SHOW_AS:

@@ -15,8 +15,8 @@ from dpo_workbench.pairs.pair import Pair
 QUICK = 0.3  # seconds; a vote that comes sooner after an item appears is taken for a double click and ignored
 VOTES = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip"}
 HELP = (
-    "a, b: this answer is better (a1, a2, a3: slightly, clearly, far better) · t: equally good · x: both bad · s: skip "
-    "· u: undo · <, >: back, forward · g 12: go to item 12 · n text: note"
+    "a, b: this answer is better · t: equally good · x: both bad · s: skip · 1, 2, 3 before a vote: slightly, clearly, "
+    "far better · u: undo · <, >: back, forward · g 12: go to item 12 · n text: note"
 )
 
 
@@ -26,9 +26,6 @@ class Session:
     Args:
         items: what this rater judges, in order.
         pairs: all pairs that the items name.
-        rater: stored with every label.
-        store: where labels are saved.
-        rubric: the question and criteria.
         quick: see `QUICK`; 0 where a double click cannot happen.
 
     Attributes:
@@ -58,6 +55,7 @@ class Session:
             )
         self.items, self.rater, self.store, self.rubric = list(items), rater.strip(), store, rubric
         self.quick, self.message = quick, ""
+        self.strength: int | None = None
         self._show(self._next_open(0))
 
     @property
@@ -112,26 +110,23 @@ class Session:
         return self.message
 
     def _run(self, text: str) -> str:
-        def matches(pattern: str) -> re.Match[str] | None:
-            return re.fullmatch(pattern, text, re.IGNORECASE)
-
-        if found := matches(r"([abtxs])\s*([123])?"):
-            return self._vote(VOTES[found[1].lower()], int(found[2]) if found[2] else None)
-        if matches(r"[123]"):
+        if text.lower() in VOTES:
+            return self._vote(VOTES[text.lower()])
+        if text in ("1", "2", "3"):
             self.strength = int(text)
             return f"Strength {text}, saved with your vote."
         if text in ("<", ">"):
             return self._go(self.position + (1 if text == ">" else -1))
-        if found := matches(r"g\s*(\d{1,9})"):
+        if found := re.fullmatch(r"[gG]\s*(\d{1,9})", text):
             return self._go(int(found[1]) - 1)
-        if matches("u"):
+        if text.lower() == "u":
             return self._undo()
-        if found := matches(r"n\s+(.+)"):
+        if found := re.fullmatch(r"[nN]\s+(.+)", text):
             self.note = found[1]
             return "Note saved with your vote."
         return f"Not a command: {text[:40]!r}. {HELP}"
 
-    def _vote(self, choice: str, strength: int | None) -> str:
+    def _vote(self, choice: str) -> str:
         seconds = time.monotonic() - self._shown_at
         if seconds < self.quick:
             return f"Too quick: the vote came {seconds:.2f} s after this item appeared, so it was ignored."
@@ -143,7 +138,7 @@ class Session:
             choice=choice,
             left=answer_key(a),
             right=answer_key(b),
-            strength=(strength or self.strength) if choice in ("a", "b") else None,
+            strength=self.strength if choice in ("a", "b") else None,
             note=self.note,
             rubric=self.rubric.version,
             seconds=round(seconds, 3),
@@ -154,18 +149,15 @@ class Session:
 
     def _undo(self) -> str:
         """Take the last label back and show its item, with strength and note as they were, so that both can be used."""
-        own = list(self.labels.values())
+        labels = self.labels
+        own = [labels[item.key] for item in self.items if item.key in labels]
         if not own:
             return "Nothing to undo."
         label = max(own, key=lambda event: event.clock)
         self.store.add("undo", self.rater, label.item, target=label.id)
-        text = f"Undone: {CHOICES[label.choice or 'skip']}"
-        place = next((k for k, item in enumerate(self.items) if item.key == label.item), None)
-        if place is None:
-            return f"{text}, of a pair that is not in this list."
-        self._show(place)
+        self._show(next(k for k, item in enumerate(self.items) if item.key == label.item))
         self.strength, self.note = label.strength, label.note
-        return f"{text}, item {place + 1}."
+        return f"Undone: {CHOICES[label.choice or 'skip']}, item {self.position + 1}."
 
     def _go(self, place: int) -> str:
         if not 0 <= place < len(self.items):

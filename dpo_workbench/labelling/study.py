@@ -64,8 +64,7 @@ class Plan:
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON."""
-        rows = {rater: [asdict(item) for item in items] for rater, items in self.items.items()}
-        write_json(Path(path), {"items": rows, "gold": self.gold})
+        write_json(Path(path), asdict(self))
         return Path(path)
 
     @classmethod

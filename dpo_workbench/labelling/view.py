@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import textwrap
 from collections.abc import Callable
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -43,15 +41,11 @@ def card(session: Session, results: Result | None = None) -> dict[str, str]:
 
 
 def answer_html(text: str, other: str, show_as: str, prompt: str = "", results: Result | None = None) -> str:
-    """One answer. The words that the other answer does not have are underlined. JSON is shown indented."""
-    note, result = "", ""
-    if show_as == "json":
-        indented = _indented(text)
-        note = "" if indented else "<p>Not valid JSON:</p>"
-        text, other = indented or text, _indented(other) or other
+    """One answer. The words that the other answer does not have are underlined."""
+    html = box(marked(text, other), monospace=show_as != "text")
     if show_as == "sql" and results is not None:
-        result = f"<p>Result:</p>{pre(results(prompt, text), 3000)}"
-    return note + box(marked(text, other), monospace=show_as != "text") + result
+        html += f"<p>Result:</p>{pre(results(prompt, text), 3000)}"
+    return html
 
 
 def marked(text: str, other: str) -> str:
@@ -73,26 +67,15 @@ def box(html: str, monospace: bool = False) -> str:
     return f'<pre class="{NO_MATH}" style="{BOX}; font-family: {font}">{html}</pre>'
 
 
-def _indented(text: str) -> str | None:
-    try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return None
-
-
 def text_card(session: Session) -> str:
     """The current item for a terminal. Control characters are written out, so they cannot steer it."""
     a, b = session.answers
-    lines = [f"--- {session.status()}", session.rubric.question, ""]
+    lines = [f"--- {session.status()}", session.rubric.question]
     for title, text in (("Prompt", session.pair.prompt), ("A", a), ("B", b)):
-        lines += [f"[{title}]", _wrapped(text), ""]
+        lines += ["", f"[{title}]", text]
     if session.strength or session.note:
-        lines.append(visible(f"Saved with your vote: strength {session.strength or 'not set'}, note {session.note!r}"))
-    return "\n".join(lines)
-
-
-def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.fill(line, 100, replace_whitespace=False) for line in visible(text).split("\n"))
+        lines.append(f"Saved with your vote: strength {session.strength or 'not set'}, note {session.note!r}")
+    return visible("\n".join(lines))
 
 
 def sql_results(task: Task, databases: str | Path | None = None, column: str = "database") -> Result:

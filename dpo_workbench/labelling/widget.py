@@ -30,11 +30,7 @@ def open_session(
     plan: Plan | str | Path | None = None,
     quick: float = QUICK,
 ) -> Session:
-    """A rater's session on a label file. It continues where the file ends. Arguments as in `label` and `Session`.
-
-    Raises:
-        WorkbenchError: no pairs, a rater who is not in the plan, or a plan or rubric that cannot be read.
-    """
+    """A rater's session on a label file. It continues where the file ends. Arguments as in `label` and `Session`."""
     rows = list(pairs)
     if plan is None:
         items = all_items(rows, rater)
@@ -47,12 +43,7 @@ def open_session(
 
 
 class Labeller:
-    """The widget of one session. Its controls call `session.do(command)`, or set the strength and note of the next vote.
-
-    Attributes:
-        session: state and store.
-        box: the ipywidgets container that is displayed.
-    """
+    """The widget of one session. Its controls call `session.do(command)`, or set the strength and note of a vote."""
 
     def __init__(self, session: Session, results: Result | None = None):
         self.session, self._results = session, results
