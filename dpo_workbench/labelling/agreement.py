@@ -42,9 +42,6 @@ def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     Args:
         table: rater -> {item: number}. Items with one value do not count.
         resamples, seed: of the bootstrap.
-
-    Raises:
-        WorkbenchError: a value that is not a finite number.
     """
     by_item: dict[Hashable, list[float]] = defaultdict(list)
     for rater, row in table.items():

@@ -94,12 +94,8 @@ class Store:
         self.damaged = 0
         self._read_to = 0  # bytes of `path` that were read
         if self.path.is_dir():
-            raise WorkbenchError(
-                f"`store` must be a file. Got the folder {self.path}. Name a file, such as labels.jsonl."
-            )
+            raise WorkbenchError(f"`store` must be a file, such as labels.jsonl. Got the folder {self.path}.")
         for other in others:
-            if not Path(other).is_file():
-                raise WorkbenchError(f"A label file must exist. Got no file at {other}. Check the path.")
             self._take(Path(other).read_bytes())
         self.refresh()
 
@@ -117,11 +113,7 @@ class Store:
         self._read_to += end
 
     def add(self, action: str, rater: str, item: str, **facts: Any) -> Event:
-        """Write one event. When this returns, the event is on the disk. `facts` are further fields of `Event`.
-
-        Raises:
-            WorkbenchError: the disk is full or the file cannot be written. Then the event does not count.
-        """
+        """Write one event. When this returns, the event is on the disk. `facts` are further fields of `Event`."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked() as handle:

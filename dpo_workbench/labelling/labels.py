@@ -72,18 +72,14 @@ def read_labels(
     return Labels(votes, unmatched, events.damaged, None if plan is None else Plan.load(plan))
 
 
+@dataclass(repr=False, eq=False)
 class Labels:
-    """The votes of a study.
+    """The votes of a study."""
 
-    Attributes:
-        votes: the current label of each rater on each item, second showings included.
-        unmatched: number of labels of other pairs.
-        damaged: number of lines that could not be read.
-        plan: the plan of the study, or None.
-    """
-
-    def __init__(self, votes: Sequence[Vote], unmatched: int = 0, damaged: int = 0, plan: Plan | None = None):
-        self.votes, self.unmatched, self.damaged, self.plan = list(votes), unmatched, damaged, plan
+    votes: list[Vote]  # the current label of each rater on each item, second showings included
+    unmatched: int = 0  # labels of other pairs
+    damaged: int = 0  # lines that could not be read
+    plan: Plan | None = None
 
     @cached_property
     def first(self) -> list[Vote]:
@@ -134,9 +130,6 @@ class Labels:
         """`config` with the robust loss, and the measured flip rate as its label smoothing.
 
         Source: rDPO (Chowdhury et al. 2024, arXiv 2403.00409), whose epsilon is the share of flipped labels.
-
-        Raises:
-            WorkbenchError: no pair was judged by two raters, or they agree no better than by chance.
         """
         rate = self.flip_rate()
         if not rate.n:
@@ -154,9 +147,6 @@ class Labels:
         Args:
             how: `majority`: each pair has weight 1. `weighted`: the weight is the mean vote, each vote scaled by its
                 strength (0.5 slightly, 1 clearly or not set, 1.5 far better), a tie counting 0.
-
-        Raises:
-            WorkbenchError: an unknown way, or no pair is left.
         """
         if how not in ("majority", "weighted"):
             raise WorkbenchError(f"`how` must be 'majority' or 'weighted'. Got {how!r}.")

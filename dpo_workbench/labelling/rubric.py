@@ -32,11 +32,7 @@ class Rubric:
 
     @classmethod
     def load(cls, source: str | Path | Rubric | None) -> Rubric:
-        """A rubric from a YAML file, or the template of a built-in task by the task's name. None asks one question.
-
-        Raises:
-            WorkbenchError: there is no such file or template, or it is not a YAML file with these parts.
-        """
+        """A rubric from a YAML file, or the template of a built-in task by the task's name. None asks one question."""
         if isinstance(source, Rubric):
             return source
         if source is None:

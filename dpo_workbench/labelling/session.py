@@ -100,11 +100,7 @@ class Session:
         return text
 
     def do(self, command: str) -> str:
-        """Carry out one command (see `HELP`) and return what happened. An unknown command changes nothing.
-
-        Raises:
-            WorkbenchError: a label could not be written.
-        """
+        """Carry out one command (see `HELP`) and return what happened. An unknown command changes nothing."""
         self.store.refresh()
         self.message = self._run(command.strip())
         return self.message

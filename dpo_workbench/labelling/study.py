@@ -69,11 +69,7 @@ class Plan:
 
     @classmethod
     def load(cls, source: str | Path | Plan) -> Plan:
-        """Read a file that `save` wrote; a plan is returned as it is.
-
-        Raises:
-            WorkbenchError: the file is missing or not a plan.
-        """
+        """Read a file that `save` wrote; a plan is returned as it is."""
         if isinstance(source, Plan):
             return source
         try:
@@ -141,9 +137,6 @@ def plan_labelling(
         repeats: share of a rater's items that are shown again with sides swapped, at least a third of the list later.
         gold: pairs with a known winner, `{pair id: "chosen" or "rejected"}`. Every rater judges all of them.
         seed: for all random draws.
-
-    Raises:
-        WorkbenchError: no or repeated names, a share outside [0, 1], one rater for an overlap, or an unknown gold pair.
     """
     names = list(raters)
     if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):

@@ -43,18 +43,15 @@ def open_session(
 
 
 class Labeller:
-    """The widget of one session. Its controls call `session.do(command)`, or set the strength and note of a vote."""
+    """The widget of one session. Each button, and each letter in the text box, is a command for `Session.do`."""
 
     def __init__(self, session: Session, results: Result | None = None):
         self.session, self._results = session, results
-        self._drawing = False  # while `show` sets the controls, their callbacks must do nothing
         self.parts = {name: w.HTML() for name in ("status", "prompt", "a", "b", "rubric", "message")}
         self.progress = w.IntProgress(min=0, max=len(session.items), description="Labelled:")
         self.buttons = {key: self._button(f"{text} ({key})", key) for key, text in {**BUTTONS, **MOVES}.items()}
         self.strength = w.ToggleButtons(options=STRENGTHS, value=0, description="How much:")
-        self.strength.observe(self._strength, "value")
         self.note = w.Text(description="Note:", placeholder="saved with your vote", layout=w.Layout(width="95%"))
-        self.note.observe(self._note, "value")
         self.typed = w.Text(description="Type here:", placeholder="a, b, t, x, s, 1 to 3, u, <, >")
         self.typed.observe(self._key, "value")
         self.box = self._layout()
@@ -77,6 +74,7 @@ class Labeller:
 
     def do(self, command: str) -> None:
         """Carry out one command and redraw. An error is shown as the message: in a callback it would be lost."""
+        self.session.strength, self.session.note = self.strength.value or None, self.note.value.strip()
         try:
             self.session.do(command)
         except WorkbenchError as error:
@@ -87,28 +85,16 @@ class Labeller:
 
     def show(self) -> None:
         """Redraw everything from the session."""
-        self._drawing = True
-        try:
-            for name, html in card(self.session, self._results).items():
-                self.parts[name].value = html
-            self.progress.value = self.session.n_done
-            self.strength.value = self.session.strength or 0
-            self.note.value = self.session.note
-            self.typed.value = ""
-        finally:
-            self._drawing = False
-
-    def _strength(self, change: Any) -> None:
-        if not self._drawing:
-            self.session.strength = change["new"] or None
-
-    def _note(self, change: Any) -> None:
-        if not self._drawing:
-            self.session.note = change["new"].strip()
+        for name, html in card(self.session, self._results).items():
+            self.parts[name].value = html
+        self.progress.value = self.session.n_done
+        self.strength.value = self.session.strength or 0
+        self.note.value = self.session.note
+        self.typed.value = ""
 
     def _key(self, change: Any) -> None:
         """Carry out a command as soon as its letter is typed."""
-        if not self._drawing and change["new"].lower() in (*BUTTONS, *MOVES, "1", "2", "3"):
+        if change["new"].lower() in (*BUTTONS, *MOVES, "1", "2", "3"):
             self.do(change["new"])
 
     def _ipython_display_(self) -> None:
@@ -141,9 +127,6 @@ def label(
         store: the label file. Several raters may share one.
         plan: from `plan_labelling`; default: all pairs, once each.
         results: shows what a query returns (see `sql_results`).
-
-    Raises:
-        WorkbenchError: nothing to label, an unknown rater, or a file that cannot be read.
     """
     return Labeller(open_session(pairs, rater, store, rubric, plan), results)
 
