@@ -79,9 +79,7 @@ def tasks() -> None:
 def check(
     file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet, also .gz; or hub:owner/name.")],
     layout: Annotated[str | None, typer.Option(help="Its layout (docs/data.md); by default it is detected.")] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--map", help="OURS=THEIRS, such as prompt=question; once for each column.")
-    ] = None,
+    columns: Annotated[list[str] | None, typer.Option("--map", help="Such as prompt=question; repeat it.")] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="New file with the refused rows, byte for byte.")] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
@@ -90,7 +88,7 @@ def check(
     from dpo_workbench.pairs.pair import read_pairs
     from dpo_workbench.pairs.splits import find_leaks
 
-    read = read_pairs(file, layout=layout, mapping=_mapping(columns))
+    read = read_pairs(file, layout=layout, mapping=shared.named_values("--map", columns))
     found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
     print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
     if quarantine:
@@ -101,14 +99,6 @@ def check(
         raise typer.Exit(1)
 
 
-def _mapping(columns: list[str] | None) -> dict[str, str]:
-    """The value of --map as `read_pairs` wants it."""
-    pairs = [text.partition("=") for text in columns or ()]
-    if bad := next((text for text, sign, theirs in pairs if not (text and sign and theirs)), None):
-        raise WorkbenchError(f"--map must be OURS=THEIRS. Got {bad!r}. Write, for example, --map prompt=question.")
-    return {ours: theirs for ours, _, theirs in pairs}
-
-
 @app.command()
 def mine(
     out: shared.Out,
@@ -117,10 +107,7 @@ def mine(
     task: shared.TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(help="Pair answers of this failure class with better endings; may be repeated. Default: all."),
-    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Failure class to pair with better endings.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Skip the first N prompts, for example those of fine-tuning.")] = 0,
     limit: shared.Limit = None,
     seed: shared.Seed = 0,
@@ -132,10 +119,7 @@ def mine(
     from dpo_workbench.tasks.builtin import load_task, shipped_adapter
 
     if engine and target:
-        raise WorkbenchError(
-            "--target continues answers from the middle, which the chat endpoint of --engine cannot do. Mine without "
-            "--target, or call `dw.branch` with the same model loaded."
-        )
+        raise WorkbenchError("--target continues answers from the middle, which --engine cannot do. Leave one out.")
     loaded = load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
@@ -162,10 +146,7 @@ def train(
     beta: Annotated[float | None, typer.Option(help="Lower lets the model move further from the reference.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the LoRA weights.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other field of TrainConfig, such as rank=16."),
-    ] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="Field of TrainConfig, such as rank=16.")] = None,
     seed: shared.Seed = 0,
 ) -> None:
     """Train a LoRA adapter with DPO on a pair file. The same command continues a stopped run.
@@ -178,15 +159,15 @@ def train(
     from dpo_workbench.training.record import record_run
     from dpo_workbench.training.run import train as run_train
 
-    named = {"loss": shared.loss_from(loss), "beta": beta, "lr": lr, "epochs": epochs, "seed": seed}
+    losses = loss[0] if loss and "=" not in loss[0] else shared.settings_from("--loss", loss) or None
+    named = {"loss": losses, "beta": beta, "lr": lr, "epochs": epochs, "seed": seed}
     given = {name: value for name, value in named.items() if value is not None}
-    config = TrainConfig.from_dict(given | shared.settings_from(setting))
+    config = TrainConfig.from_dict(given | shared.settings_from("--set", setting))
     loaded = Pairs.load(pairs, load_task(task) if task else None)
     if task is None:
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
         if loaded.task is None:
-            say("The prompts are of no built-in task, so the last adapter is kept. To keep the adapter with the best")
-            say("dev score, name your task with --task FILE.py (docs/tasks.md).")
+            say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
     start = shared.load(model, adapter or shipped_adapter(model, loaded.task))
     record_run(out, start, loaded, config)
     run = run_train(start, loaded, config, folder=out)
@@ -236,7 +217,7 @@ def agreement(
 def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for the answers and scores.")],
     model: shared.ServedName = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="LoRA adapter: a folder or receipts.")] = None,
+    adapter: shared.AdapterName = None,
     task: shared.TaskName = "receipts",
     split: shared.SplitName = "dev",
     limit: shared.Limit = None,
@@ -295,7 +276,6 @@ def arms(
     adapter: shared.AdapterFolder = None,
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
-    effects: Annotated[bool, typer.Option(help="Also measure side effects: other tasks, plain text.")] = True,
     out: shared.OptionalOut = None,
     seed: shared.Seed = 0,
 ) -> None:
@@ -305,7 +285,7 @@ def arms(
 
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     names = tuple(arm or ARMS)
-    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed, effects=effects)
+    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed, effects=True)
     print(done)  # rich would wrap the lines of the table
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())

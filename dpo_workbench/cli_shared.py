@@ -30,24 +30,13 @@ class Kind(str, Enum):
 
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
-ServedName = Annotated[
-    str | None, typer.Option("--model", "-m", help="nano (default), smol, a Hub id (owner/name) or a folder.")
-]
-AdapterName = Annotated[
-    str | None,
-    typer.Option("--adapter", "-a", help="LoRA adapter: a folder, a built-in one by name, or none.",
-                 show_default="the built-in one for model and task"),
-]  # fmt: skip
+ServedName = Annotated[str | None, typer.Option("--model", "-m", help="nano (default), smol, a Hub id or a folder.")]
+AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A folder, a built-in one by name, or none.")]
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
-DevTask = Annotated[
-    str | None,
-    typer.Option("--task", "-t", help="The adapter with the best score on this task's dev prompts is kept.",
-                 show_default="the built-in task that the prompts come from"),
-]  # fmt: skip
+DevTask = Annotated[str | None, typer.Option("--task", "-t", help="Its dev prompts decide which adapter is kept.")]
 LossNames = Annotated[
-    list[str] | None,
-    typer.Option(help="sigmoid (DPO) or another name of docs/losses.md. For a weighted sum, repeat it as NAME=WEIGHT."),
+    list[str] | None, typer.Option(help="A name of docs/losses.md; or NAME=WEIGHT, repeated for a weighted sum.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder for the results. A stopped run continues in it.")]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]
@@ -127,23 +116,18 @@ def builtin_task_of(prompts: set[str]) -> Any:
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
 
 
-def loss_from(given: list[str] | None) -> str | dict[str, float] | None:
-    """One name, or weights by name from `NAME=WEIGHT` (a name alone has weight 1)."""
-    if not given or given == [given[0].partition("=")[0]]:
-        return given[0] if given else None
-    try:
-        return {name: float(weight or 1) for name, _, weight in (term.partition("=") for term in given)}
-    except ValueError as error:
-        raise WorkbenchError(f"`--loss` takes NAME or NAME=WEIGHT. Got {' '.join(given)} ({error}).") from error
+def named_values(option: str, given: list[str] | None) -> dict[str, str]:
+    """What a repeated option says as NAME=VALUE, by name."""
+    terms = [term.partition("=") for term in given or ()]
+    if wrong := ["".join(term) for term in terms if not all(term)]:
+        raise WorkbenchError(f"`{option}` takes NAME=VALUE. Got {wrong[0]!r}.")
+    return {name: value for name, _, value in terms}
 
 
-def settings_from(given: list[str] | None) -> dict[str, Any]:
-    """Settings by name from `NAME=VALUE`. A value is a number, true or false; anything else is text."""
+def settings_from(option: str, given: list[str] | None) -> dict[str, Any]:
+    """`named_values`, with numbers, true and false as such."""
     settings: dict[str, Any] = {}
-    for term in given or []:
-        name, equals, value = term.partition("=")
-        if not equals:
-            raise WorkbenchError(f"`--set` takes NAME=VALUE. Got {term!r}. Write for example --set warmup=0.2.")
+    for name, value in named_values(option, given).items():
         try:
             settings[name] = json.loads(value)
         except ValueError:

@@ -132,7 +132,7 @@ def test_mine_aims_at_named_classes_and_leaves_prompts_out(run, tiny_folder, tmp
 def test_train_writes_an_adapter(run, tiny_folder, tmp_path) -> None:
     Pairs([Pair(f"p{k}", f"q {k}", "yes", "no") for k in range(3)]).save(tmp_path / "pairs.jsonl")
     arguments = ("train", "pairs.jsonl", "--out", "t", "--model", str(tiny_folder), "-a", "none", "--task", "")
-    code, out, err = run(*arguments, "--epochs", "2", "--loss", "ipo=0.5", "--loss", "hinge")
+    code, out, err = run(*arguments, "--epochs", "2", "--loss", "ipo=0.5", "--loss", "hinge=1")
     assert code == 0, err
     assert "Run: 2 steps" in out and (tmp_path / "t" / "adapter" / "adapter_model.safetensors").is_file()
     code, _, err = run(*arguments, "--loss", "dop")

@@ -49,10 +49,7 @@ class Session:
             raise WorkbenchError(f"There must be something to label. Got no items for rater {rater!r}.")
         self.pairs = {pair.id: pair for pair in pairs}
         if missing := [item.pair for item in items if item.pair not in self.pairs]:
-            raise WorkbenchError(
-                f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them. Pass the pairs "
-                "that the plan was made for."
-            )
+            raise WorkbenchError(f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them.")
         self.items, self.rater, self.store, self.rubric = list(items), rater.strip(), store, rubric
         self.quick, self.message = quick, ""
         self.strength: int | None = None

@@ -560,7 +560,7 @@ def test_check_names_columns(run, tmp_path) -> None:
     code, out, _ = run("check", "a.csv", "--map", "prompt=ask", "--map", "chosen=good", "--map", "rejected=poor")
     assert code == 0 and "1 pairs" in out
     code, _, err = run("check", "a.csv", "--map", "prompt")
-    assert code == 1 and "--map must be OURS=THEIRS. Got 'prompt'" in err
+    assert code == 1 and "`--map` takes NAME=VALUE. Got 'prompt'" in err
 
 
 def test_check_refuses_what_it_cannot_read_or_write(run, tmp_path) -> None:
