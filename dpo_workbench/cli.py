@@ -5,17 +5,16 @@ Most modules are imported inside the commands, so that `--help` and wrong usage 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from dpo_workbench import cli_shared as shared
-from dpo_workbench.cli_shared import ErrorLog, console, errors, log_to, say
+from dpo_workbench.cli_shared import console, errors, say
 from dpo_workbench.common.errors import WorkbenchError
 
 __all__ = ["app", "console", "errors", "main"]
@@ -26,18 +25,14 @@ app = typer.Typer(
     help="Find a model's own failures, train on them with DPO, and count the same failures again on held-out prompts. "
     "Start with: dpo-workbench demo",
 )
-export = typer.Typer(no_args_is_help=True, help="Take a run to other tools: TRL, merged weights, pairs.")
-app.add_typer(export, name="export")
 
 
 @app.callback()
 def _for_all_commands(
-    context: typer.Context,
     allow_weak_sandbox: Annotated[
         bool, typer.Option(help="Run model-written code even if only resource limits contain it (docs/sandbox.md).")
     ] = False,
 ) -> None:
-    context.ensure_object(ErrorLog)
     if allow_weak_sandbox:
         from dpo_workbench.sandbox.process import allow_weak
 
@@ -46,22 +41,17 @@ def _for_all_commands(
 
 @app.command()
 def demo(
-    context: typer.Context,
     model: shared.ModelName = "nano",
     out: shared.OptionalOut = None,
     task: shared.TaskName = "receipts",
     from_scratch: Annotated[bool, typer.Option(help="Also train the fine-tuned starting point.")] = False,
     adapter: shared.AdapterFolder = None,
-    again: Annotated[bool, typer.Option(help="Continue (or show) the run in --out instead of a new one.")] = False,
     seed: shared.Seed = 0,
 ) -> None:
     """The whole method: find failures, train with DPO and with a control, test both on held-out prompts, report."""
     from dpo_workbench.studies.demo import demo as run_demo
 
     folder = out or Path("runs") / f"demo-{Path(model).name}"
-    if not again:
-        folder = shared.fresh_folder(folder)
-    log_to(context, folder)
     result = run_demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
     shared.say_verdict(result.verdict())
     say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
@@ -89,27 +79,18 @@ def tasks() -> None:
 def check(
     file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet, also .gz; or hub:owner/name.")],
     layout: Annotated[str | None, typer.Option(help="Its layout (docs/data.md); by default it is detected.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print counts and findings as JSON.")] = False,
-    columns: Annotated[
-        list[str] | None, typer.Option("--map", help="OURS=THEIRS, such as prompt=question; once for each column.")
-    ] = None,
+    columns: Annotated[list[str] | None, typer.Option("--map", help="Such as prompt=question; repeat it.")] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
     quarantine: Annotated[Path | None, typer.Option(help="New file with the refused rows, byte for byte.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Refuse rows with more words and signs than this.")
-    ] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
 ) -> None:
     """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
     from dpo_workbench.pairs.pair import read_pairs
     from dpo_workbench.pairs.splits import find_leaks
 
-    read = read_pairs(file, layout=layout, mapping=_mapping(columns), max_tokens=max_tokens)
+    read = read_pairs(file, layout=layout, mapping=shared.named_values("--map", columns))
     found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
-    if as_json:
-        print(json.dumps(read.to_dict() | ({"leaks": found.to_dict()} if found else {}), indent=1, ensure_ascii=True))
-    else:
-        print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
+    print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
     if quarantine:
         read.quarantine(quarantine)
     if save:
@@ -118,28 +99,15 @@ def check(
         raise typer.Exit(1)
 
 
-def _mapping(columns: list[str] | None) -> dict[str, str]:
-    """The value of --map as `read_pairs` wants it."""
-    pairs = [text.partition("=") for text in columns or ()]
-    if bad := next((text for text, sign, theirs in pairs if not (text and sign and theirs)), None):
-        raise WorkbenchError(f"--map must be OURS=THEIRS. Got {bad!r}. Write, for example, --map prompt=question.")
-    return {ours: theirs for ours, _, theirs in pairs}
-
-
 @app.command()
 def mine(
-    context: typer.Context,
     out: shared.Out,
     model: shared.ServedName = None,
     adapter: shared.AdapterName = None,
     task: shared.TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Also mine the greedy answer to each prompt.")] = False,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(help="Pair answers of this failure class with better endings; may be repeated. Default: all."),
-    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Failure class to pair with better endings.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Skip the first N prompts, for example those of fine-tuning.")] = 0,
     limit: shared.Limit = None,
     seed: shared.Seed = 0,
@@ -150,18 +118,14 @@ def mine(
     from dpo_workbench.mining.sample import mine as run_mine
     from dpo_workbench.tasks.builtin import load_task, shipped_adapter
 
-    log_to(context, out)
     if engine and target:
-        raise WorkbenchError(
-            "--target continues answers from the middle, which the chat endpoint of --engine cannot do. Mine without "
-            "--target, or call `dw.branch` with the same model loaded."
-        )
+        raise WorkbenchError("--target continues answers from the middle, which --engine cannot do. Leave one out.")
     loaded = load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
     handle = shared.load_or_served(model, adapter, engine)
     prompts = loaded.train[skip:][:limit]
-    found = run_mine(handle, prompts, samples, temperature=temperature, greedy=greedy, seed=seed, engine=engine)
+    found = run_mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
     if target:
         found = branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")
@@ -173,7 +137,6 @@ def mine(
 
 @app.command()
 def train(
-    context: typer.Context,
     pairs: Annotated[Path, typer.Argument(help="Pairs that `mine` wrote, or any file that `check` can read.")],
     out: shared.Out,
     model: shared.ModelName = "nano",
@@ -183,14 +146,7 @@ def train(
     beta: Annotated[float | None, typer.Option(help="Lower lets the model move further from the reference.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate of the LoRA weights.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pairs in one optimizer step.")] = None,
-    rank: Annotated[int | None, typer.Option(help="LoRA rank. Higher: more capacity, more memory.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest pair; a longer one is an error.")] = None,
-    nll_weight: Annotated[float | None, typer.Option(help="Weight of the chosen answers' NLL in the loss.")] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other field of TrainConfig, such as warmup=0.2."),
-    ] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="Field of TrainConfig, such as rank=16.")] = None,
     seed: shared.Seed = 0,
 ) -> None:
     """Train a LoRA adapter with DPO on a pair file. The same command continues a stopped run.
@@ -203,17 +159,15 @@ def train(
     from dpo_workbench.training.record import record_run
     from dpo_workbench.training.run import train as run_train
 
-    log_to(context, out)
-    named: dict[str, Any] = {"beta": beta, "lr": lr, "epochs": epochs, "batch_size": batch_size, "rank": rank}
-    named |= {"loss": shared.loss_from(loss), "max_tokens": max_tokens, "nll_weight": nll_weight, "seed": seed}
+    losses = loss[0] if loss and "=" not in loss[0] else shared.settings_from("--loss", loss) or None
+    named = {"loss": losses, "beta": beta, "lr": lr, "epochs": epochs, "seed": seed}
     given = {name: value for name, value in named.items() if value is not None}
-    config = TrainConfig.from_dict(given | shared.settings_from(setting))
+    config = TrainConfig.from_dict(given | shared.settings_from("--set", setting))
     loaded = Pairs.load(pairs, load_task(task) if task else None)
     if task is None:
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
         if loaded.task is None:
-            say("The prompts are of no built-in task, so the last adapter is kept. To keep the adapter with the best")
-            say("dev score, name your task with --task FILE.py (docs/tasks.md).")
+            say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
     start = shared.load(model, adapter or shipped_adapter(model, loaded.task))
     record_run(out, start, loaded, config)
     run = run_train(start, loaded, config, folder=out)
@@ -261,14 +215,12 @@ def agreement(
 
 @app.command()
 def evaluate(
-    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for the answers and scores.")],
     model: shared.ServedName = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="LoRA adapter: a folder or receipts.")] = None,
+    adapter: shared.AdapterName = None,
     task: shared.TaskName = "receipts",
     split: shared.SplitName = "dev",
     limit: shared.Limit = None,
-    name: Annotated[str | None, typer.Option(help="Name of this model in reports.")] = None,
     seed: shared.Seed = 0,
     engine: shared.Engine = None,
 ) -> None:
@@ -276,23 +228,20 @@ def evaluate(
     from dpo_workbench.evaluation.run import evaluate as run_evaluate
     from dpo_workbench.tasks.builtin import load_task
 
-    log_to(context, out.parent)
     prompts = load_task(task).split(split)[:limit]
-    default_name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
+    name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
     handle = shared.load_or_served(model, adapter, engine)
-    done = run_evaluate(handle, prompts, name=name or default_name, seed=seed, engine=engine)
+    done = run_evaluate(handle, prompts, name=name, seed=seed, engine=engine)
     done.save(out)
     say(f"{done}\nanswers: {out}")
 
 
 @app.command()
 def report(
-    context: typer.Context,
     before: Annotated[Path, typer.Argument(help="File that `evaluate` wrote, or a run folder.")],
     after: Annotated[Path, typer.Argument(help="The same for the model or run that should be better.")],
     out: shared.OptionalOut = None,
     control: Annotated[Path | None, typer.Option(help="The same for a control, such as fine-tuning alone.")] = None,
-    arm: Annotated[str, typer.Option(help="Which arm of run folders.")] = "sft+dpo",
 ) -> None:
     """Compare evaluations of the same prompts: a verdict in words; with --out also report.html and results.json."""
     from dpo_workbench.common.environment import describe
@@ -300,13 +249,10 @@ def report(
     from dpo_workbench.evaluation.run import Evaluation
     from dpo_workbench.evaluation.verdict import verdict
 
-    if out is not None:
-        log_to(context, out)
-
     def load(path: Path) -> Evaluation:
         if not path.is_dir():
             return Evaluation.load(path)
-        return replace(Evaluation.load(path / "evaluations" / f"{arm}.json"), name=f"{path.name}: {arm}")
+        return replace(Evaluation.load(path / "evaluations" / "sft+dpo.json"), name=f"{path.name}: sft+dpo")
 
     first, second = load(before), load(after)
     if first.name == second.name:
@@ -325,13 +271,11 @@ def report(
 
 @app.command()
 def arms(
-    context: typer.Context,
     task: shared.TaskName = "receipts",
     model: shared.ModelName = "nano",
     adapter: shared.AdapterFolder = None,
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
-    effects: Annotated[bool, typer.Option(help="Also measure side effects: other tasks, plain text.")] = True,
     out: shared.OptionalOut = None,
     seed: shared.Seed = 0,
 ) -> None:
@@ -340,56 +284,45 @@ def arms(
     from dpo_workbench.studies.compare import compare
 
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
-    log_to(context, folder)
     names = tuple(arm or ARMS)
-    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed, effects=effects)
+    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed, effects=True)
     print(done)  # rich would wrap the lines of the table
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())
     say(f"\nreport: {folder / 'report.html'}")
 
 
-@export.command("trl")
-def export_trl(run: shared.RunFolder, out: shared.NewFolder = None, force: shared.Force = False) -> None:
-    """A project that runs the same training with TRL and Accelerate, on one or several GPUs."""
-    from dpo_workbench.export import runs
-
-    say(runs.export_trl(run, out or run / "export" / "trl", force=force))
-
-
-@export.command("merged")
-def export_merged(run: shared.RunFolder, out: shared.NewFolder = None, force: shared.Force = False) -> None:
-    """The model with the adapter merged into the weights, for transformers, vLLM and others."""
-    from dpo_workbench.export import runs
-
-    say(runs.export_merged(run, out or run / "export" / "merged", force=force))
-
-
-@export.command("pairs")
-def export_pairs(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with pairs.jsonl, or such a file.")],
-    layout: Annotated[str, typer.Option("--format", help="trl, openai or together.")] = "trl",
-    out: shared.NewFolder = None,
-    force: shared.Force = False,
+@app.command()
+def export(
+    kind: Annotated[shared.Kind, typer.Argument(help="What to write.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
+    layout: Annotated[str, typer.Option("--format", help="Of `pairs`: trl, openai or together.")] = "trl",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder; by default RUN/export/...")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
 ) -> None:
-    """The pairs in the format of TRL, OpenAI or Together. What the format cannot express is counted."""
+    """Take a run to other tools: a TRL project for several GPUs, merged weights, or its pairs (RUN may be a file)."""
     from dpo_workbench.export import runs
 
-    target = out or (run if run.is_dir() else run.parent) / "export" / f"pairs-{layout}"
-    say(runs.export_pairs(run, target, layout, force=force))
+    home = run if run.is_dir() else run.parent
+    target = out or home / "export" / (f"pairs-{layout}" if kind == "pairs" else kind.value)
+    if kind == "trl":
+        say(runs.export_trl(run, target, force=force))
+    elif kind == "merged":
+        say(runs.export_merged(run, target, force=force))
+    else:
+        say(runs.export_pairs(run, target, layout, force=force))
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 success, 1 error, 2 wrong usage, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    log = ErrorLog()
     try:
-        code = app(standalone_mode=False, obj=log)
+        code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
-        shared.fail(error, log)
+        shared.fail(error)
     if code == 130:  # typer also returns this code for a KeyboardInterrupt that it caught
         errors.print("Interrupted. What was saved is complete. Run the same command again to continue.")
     sys.exit(code if isinstance(code, int) else 0)

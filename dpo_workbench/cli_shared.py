@@ -6,8 +6,8 @@ import json
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,58 +20,33 @@ from dpo_workbench.common.errors import WorkbenchError
 
 console = Console()
 errors = Console(stderr=True)
+ERROR_LOG = Path("dpo-workbench-error.log")  # in the folder where the program runs
+
+
+class Kind(str, Enum):
+    """What `export` can write."""
+
+    TRL, MERGED, PAIRS = "trl", "merged", "pairs"
+
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
-ServedName = Annotated[
-    str | None, typer.Option("--model", "-m", help="nano (default), smol, a Hub id (owner/name) or a folder.")
-]
-AdapterName = Annotated[
-    str | None,
-    typer.Option("--adapter", "-a", help="LoRA adapter: a folder, a built-in one by name, or none.",
-                 show_default="the built-in one for model and task"),
-]  # fmt: skip
+ServedName = Annotated[str | None, typer.Option("--model", "-m", help="nano (default), smol, a Hub id or a folder.")]
+AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A folder, a built-in one by name, or none.")]
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
-DevTask = Annotated[
-    str | None,
-    typer.Option("--task", "-t", help="The adapter with the best score on this task's dev prompts is kept.",
-                 show_default="the built-in task that the prompts come from"),
-]  # fmt: skip
+DevTask = Annotated[str | None, typer.Option("--task", "-t", help="Its dev prompts decide which adapter is kept.")]
 LossNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="sigmoid (DPO), cdpo, robust, hinge, ipo, exo_pair, nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, "
-        "apo_zero, apo_down, discopop, sigmoid_norm, dpop, simpo, sft or nll; see docs/losses.md. For a weighted sum "
-        "give it several times as NAME=WEIGHT."
-    ),
+    list[str] | None, typer.Option(help="A name of docs/losses.md; or NAME=WEIGHT, repeated for a weighted sum.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder for the results. A stopped run continues in it.")]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 SplitName = Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
-Engine = Annotated[
-    str | None,
-    typer.Option(help="Generate with this OpenAI-compatible server (http://127.0.0.1:8000/v1), which serves --model."),
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")]
-NewFolder = Annotated[Path | None, typer.Option("--out", "-o", help="New folder; by default RUN/export/...")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")]
+Engine = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server that serves --model.")]
 
 
-@dataclass
-class ErrorLog:
-    """Where the traceback of an error goes. A command that has a run folder moves it there."""
-
-    path: Path = Path("dpo-workbench-error.log")
-
-
-def log_to(context: typer.Context, folder: Path) -> None:
-    """From now on, the traceback of an error goes to `error.log` in this folder."""
-    context.ensure_object(ErrorLog).path = folder / "error.log"
-
-
-def fail(error: Exception, log: ErrorLog) -> NoReturn:
+def fail(error: Exception) -> NoReturn:
     """Print an error as one paragraph, write its traceback to the log, and exit."""
     if hasattr(error, "format_message"):  # a usage error of the command line
         errors.print(f"{error.format_message()} See: dpo-workbench --help", markup=False)
@@ -84,11 +59,10 @@ def fail(error: Exception, log: ErrorLog) -> NoReturn:
         text = f"{type(error).__name__}: {str(error)[:300]}. This is a bug: please report it with the log."
     errors.print(f"[bold red]error:[/bold red] {escape(text)}", highlight=False)
     try:
-        log.path.parent.mkdir(parents=True, exist_ok=True)
-        with log.path.open("a", encoding="utf-8") as file:
+        with ERROR_LOG.open("a", encoding="utf-8") as file:
             time = datetime.now().isoformat(timespec="seconds")
             file.write(f"{time} {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
-        errors.print(f"traceback: {log.path}", markup=False)
+        errors.print(f"traceback: {ERROR_LOG}", markup=False)
     except OSError:
         pass  # a full disk must not hide the message above
     sys.exit(1)
@@ -111,15 +85,6 @@ def say_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-
-
-def fresh_folder(folder: Path) -> Path:
-    """The folder, or folder-2, folder-3, ... if it holds a finished run. An unfinished run is continued."""
-    number, candidate = 1, folder
-    while (candidate / "results.json").exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
 
 
 def load(name: str, adapter: str | None) -> Any:
@@ -151,23 +116,18 @@ def builtin_task_of(prompts: set[str]) -> Any:
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
 
 
-def loss_from(given: list[str] | None) -> str | dict[str, float] | None:
-    """One name, or weights by name from `NAME=WEIGHT` (a name alone has weight 1)."""
-    if not given or given == [given[0].partition("=")[0]]:
-        return given[0] if given else None
-    try:
-        return {name: float(weight or 1) for name, _, weight in (term.partition("=") for term in given)}
-    except ValueError as error:
-        raise WorkbenchError(f"`--loss` takes NAME or NAME=WEIGHT. Got {' '.join(given)} ({error}).") from error
+def named_values(option: str, given: list[str] | None) -> dict[str, str]:
+    """What a repeated option says as NAME=VALUE, by name."""
+    terms = [term.partition("=") for term in given or ()]
+    if wrong := ["".join(term) for term in terms if not all(term)]:
+        raise WorkbenchError(f"`{option}` takes NAME=VALUE. Got {wrong[0]!r}.")
+    return {name: value for name, _, value in terms}
 
 
-def settings_from(given: list[str] | None) -> dict[str, Any]:
-    """Settings by name from `NAME=VALUE`. A value is a number, true or false; anything else is text."""
+def settings_from(option: str, given: list[str] | None) -> dict[str, Any]:
+    """`named_values`, with numbers, true and false as such."""
     settings: dict[str, Any] = {}
-    for term in given or []:
-        name, equals, value = term.partition("=")
-        if not equals:
-            raise WorkbenchError(f"`--set` takes NAME=VALUE. Got {term!r}. Write for example --set warmup=0.2.")
+    for name, value in named_values(option, given).items():
         try:
             settings[name] = json.loads(value)
         except ValueError:

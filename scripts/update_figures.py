@@ -176,7 +176,7 @@ def label_kills(record: dict[str, Any]) -> str:
     """What killing a labelling process cost, in two sentences."""
     return (
         f"In a test, a labelling process was killed {record['kills']} times at random moments. Of {record['saved']} "
-        f"votes, undos and redos that it had reported as saved, {record['lost']} were lost. After a restart it showed "
+        f"votes and other actions that it had reported as saved, {record['lost']} were lost. After a restart it showed "
         f"a different pair than before {record['other_item']} times (`{record['command']}`, seed {record['seed']}, "
         f"{record['date']})."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SAME_IN_TRL = (  # losses with the same name and the same value for a pair in TR
 )  # fmt: skip
 # `sft` of TRL is a mean over the tokens of a micro-batch. With one pair at a time it equals the NLL term here.
 IN_TRL = {name: name for name in SAME_IN_TRL} | {"nll": "sft"}
+HERE = Path(__file__).parent
 REQUIREMENTS = "torch\ntransformers>=5.23\npeft>=0.21\ndatasets\naccelerate>=1.15\ntrl>=1.16\n"
 
 
@@ -54,9 +55,6 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
         run_folder: of `dpo-workbench train` or `demo`, or a folder for which `record_run` was called.
         out: the new folder.
         force: replace a folder that is not empty.
-
-    Raises:
-        WorkbenchError: TRL does not have the loss, `out` is not empty, or the model has changed since the run.
     """
     folder, record = _record(run_folder)
     config = TrainConfig.from_dict(record["config"])
@@ -79,8 +77,8 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
         _write_lines(fresh / "pairs.jsonl", _pair_lines(pairs, rows))
         _write_lines(fresh / "steps.jsonl", steps)
         write_text(fresh / "requirements.txt", REQUIREMENTS)
-        write_text(fresh / "train.py", _template("trl_train.txt"))
-        readme = _template("trl_readme.md").replace("BATCH_SIZE", str(config.batch_size))
+        write_text(fresh / "train.py", (HERE / "trl_train.txt").read_text(encoding="utf-8"))
+        readme = (HERE / "trl_readme.md").read_text(encoding="utf-8").replace("BATCH_SIZE", str(config.batch_size))
         write_text(fresh / "README.md", readme.replace("N_STEPS", str(len(steps))).replace("N_PAIRS", str(len(pairs))))
     notes = [
         f"{len(pairs)} pairs, {len(steps)} steps of {config.batch_size}",
@@ -111,13 +109,9 @@ def _save_model(policy: Model, folder: Path, dtype: str) -> dict[str, str]:
 def _steps(rows: Sequence[Row], config: TrainConfig) -> list[dict[str, Any]]:
     """For each step its learning rate as a share of the peak, and the ids of its pairs."""
     n_steps = steps_per_epoch(len(rows), config) * config.epochs
-    return [
-        {
-            "lr_share": learning_rate(step, n_steps, config) / config.lr,
-            "pairs": [row.id for row in rows_of_step(rows, config, step)],
-        }
-        for step in range(n_steps)
-    ]
+    shares = [learning_rate(step, n_steps, config) / config.lr for step in range(n_steps)]
+    names = [[row.id for row in rows_of_step(rows, config, step)] for step in range(n_steps)]
+    return [{"lr_share": share, "pairs": ids} for share, ids in zip(shares, names, strict=True)]
 
 
 def _pair_lines(pairs: Sequence[Pair], rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
@@ -163,10 +157,7 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
     folder, record = _record(run_folder)
     adapter = folder / "adapter"
     if not adapter.is_dir():
-        raise WorkbenchError(
-            f"A run folder must contain the trained adapter. {adapter} is missing. Let the run finish, or save it "
-            "there with `run.model.save(...)`."
-        )
+        raise WorkbenchError(f"A run folder must contain the trained adapter. Got no {adapter}. Let the run finish.")
     _check_free(out, folder, force)
     trained = load_adapter(_start(folder, record), adapter)
     network: Any = trained.network
@@ -187,7 +178,7 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
 def export_pairs(run_folder: str | Path, out: str | Path, layout: str = "trl", *, force: bool = False) -> Exported:
     """Write a run's pairs as `pairs.jsonl` in the format of TRL, OpenAI or Together (see `layouts_out.to_lines`).
 
-    What the format cannot express is counted in the notes. Pairs that it cannot express go to `left_out.jsonl`.
+    What the format cannot express is counted in the notes. Pairs that it cannot express are left out.
 
     Args:
         run_folder: a folder with `pairs.jsonl`, or that file itself.
@@ -202,8 +193,6 @@ def export_pairs(run_folder: str | Path, out: str | Path, layout: str = "trl", *
     _check_free(out, folder, force)
     with replace_folder(Path(out)) as fresh:
         write_text(fresh / "pairs.jsonl", "".join(line + "\n" for line in made.lines))
-        if made.left_out:
-            _write_lines(fresh / "left_out.jsonl", map(asdict, made.left_out))
     return Exported(Path(out), [f"{len(made.lines)} of {len(pairs)} pairs in the format of {layout}", *made.notes])
 
 
@@ -215,24 +204,16 @@ def _run_folder(path: str | Path) -> Path:
 
 def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
     folder = _run_folder(path)
-    file = folder / RECORD
-    if not file.is_file():
-        raise WorkbenchError(
-            f"A run folder must contain {RECORD}. {folder} has none. Name the folder of `dpo-workbench train` or "
-            "`demo`."
-        )
     try:
-        return folder, json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WorkbenchError(f"{file} must be JSON. {error}. Run the training command again.") from error
+        return folder, json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(
+            f"A run folder must contain {RECORD}, as `dpo-workbench train` and `demo` write it. Got {folder} ({error})."
+        ) from error
 
 
 def _start(folder: Path, record: dict[str, Any]) -> Model:
-    """The model that training started with.
-
-    Raises:
-        WorkbenchError: the base weights or the start adapter have changed since.
-    """
+    """The model that training started with. Changed weights are refused."""
     model = load_model(record["model"], device="cpu", dtype=getattr(torch, record["dtype"]))
     model = load_adapter(model, folder / "start") if record["start"] else model
     if model.fingerprint() != record["fingerprint"]:
@@ -248,13 +229,7 @@ def _check_free(out: str | Path, run: Path, force: bool) -> None:
     if path.resolve() in (run.resolve(), *run.resolve().parents):
         raise WorkbenchError(f"The new folder must not replace the run. Got {path}. Choose another folder.")
     if path.exists() and not force and (not path.is_dir() or any(path.iterdir())):
-        raise WorkbenchError(
-            f"The new folder must be empty. {path} is not. Choose another, or replace it with force=True (--force)."
-        )
-
-
-def _template(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+        raise WorkbenchError(f"The new folder must be empty. Got {path}. Choose another, or use force=True (--force).")
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 from dpo_workbench.common.errors import WorkbenchError
 
 Table = Mapping[str, Mapping[Hashable, float]]
-LEVELS = ("nominal", "ordinal", "interval")
 
 
 @dataclass(frozen=True)
@@ -35,20 +34,15 @@ class Estimate:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}, n = {self.n})"
 
 
-def alpha(table: Table, level: str = "nominal", *, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Krippendorff's alpha: 1 is full agreement, 0 is chance. The interval is a percentile bootstrap over items.
+def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Krippendorff's ordinal alpha: 1 is full agreement, 0 is chance. With two different values it is also nominal.
+
+    The interval is a percentile bootstrap over the items.
 
     Args:
         table: rater -> {item: number}. Items with one value do not count.
-        level: how far two values are apart: `nominal`, `ordinal` or `interval`.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        WorkbenchError: an unknown level, or a value that is not a finite number.
+        resamples, seed: of the bootstrap.
     """
-    if level not in LEVELS:
-        raise WorkbenchError(f"`level` must be one of {', '.join(LEVELS)}. Got {level!r}.")
     by_item: dict[Hashable, list[float]] = defaultdict(list)
     for rater, row in table.items():
         for item, value in row.items():
@@ -64,23 +58,19 @@ def alpha(table: Table, level: str = "nominal", *, resamples: int = 1000, seed: 
     share = counts / (counts.sum(axis=1, keepdims=True) - 1)
     # ordered pairs of values within an item, without pairing a value with itself; (items, values, values)
     coincidences = share[:, :, None] * counts[:, None, :] - share[:, :, None] * np.eye(len(domain))
-    value = _alpha(coincidences.sum(axis=0), domain, level)
+    value = _alpha(coincidences.sum(axis=0))
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)  # (resamples, items)
-    drawn = np.array([_alpha(table, domain, level) for table in np.tensordot(weights, coincidences, axes=1)])
+    drawn = np.array([_alpha(table) for table in np.tensordot(weights, coincidences, axes=1)])
     drawn = drawn[~np.isnan(drawn)]
     low, high = np.percentile(drawn, [2.5, 97.5]) if n > 1 and len(drawn) else (math.nan, math.nan)
     return Estimate(value, float(low), float(high), n)
 
 
-def _alpha(coincidences: np.ndarray, domain: np.ndarray, level: str) -> float:
+def _alpha(coincidences: np.ndarray) -> float:
     """1 - observed / expected disagreement. NaN if only one value occurs."""
     totals = coincidences.sum(axis=1)
-    if level == "nominal":
-        squared_distance = 1.0 - np.eye(len(domain))
-    else:
-        # ordinal: the distance is the number of values in between, plus half of each of the two
-        place = domain if level == "interval" else np.cumsum(totals) - totals / 2
-        squared_distance = (place[:, None] - place[None, :]) ** 2
+    place = np.cumsum(totals) - totals / 2  # the distance of two values: the values in between plus half of each
+    squared_distance = (place[:, None] - place[None, :]) ** 2
     observed = (coincidences * squared_distance).sum()
     expected = (np.outer(totals, totals) * squared_distance).sum() / (totals.sum() - 1)
     return float(1 - observed / expected) if expected > 0 else math.nan

@@ -1,8 +1,8 @@
 """Labels as append-only events in a JSONL file: one line each, on the disk before the next item is shown.
 
-Nothing in the file is ever changed: undo is another event. The current labels are a pure function of the events
-(`replay`) and do not depend on the order of the lines. Each event has an id, so a copied line counts once. Each event
-has a logical clock (Lamport 1978, Communications of the ACM 21(7)), so a wall clock that jumps back does no harm.
+Nothing in the file is ever changed: undo is another event. The current labels follow from the events alone (`replay`),
+whatever the order of the lines. Each event has an id, so a copied line counts once. Each event has a logical clock
+(Lamport 1978, Communications of the ACM 21(7)), so a wall clock that jumps back does no harm.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +22,7 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair
 
 CHOICES = {"a": "A is better", "b": "B is better", "tie": "equally good", "bad": "both bad", "skip": "skipped"}
-ACTIONS = ("label", "undo", "redo")
+ACTIONS = ("label", "undo", "redo")  # redo is only read: earlier versions wrote it
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Event:
     rubric: str = ""  # version
     seconds: float | None = None  # from showing the item to the vote
     target: str = ""  # of undo and redo: the id of the label's event
-    tool: str = ""
 
     @property
     def winner(self) -> str | None:
@@ -63,37 +61,17 @@ def item_key(pair: Pair) -> str:
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-@dataclass(frozen=True)
-class State:
-    """The result of a replay."""
-
-    labels: dict[tuple[str, str], Event]  # the current label of each (rater, item)
-    done: dict[str, list[Event]]  # by rater: labels that were not taken back, oldest first
-    undone: dict[str, list[Event]]  # by rater: labels that redo would restore, the next one last
-
-    def of(self, rater: str) -> dict[str, Event]:
-        """One rater's current labels by item."""
-        return {item: event for (name, item), event in self.labels.items() if name == rater}
-
-
-def replay(events: Iterable[Event]) -> State:
-    """The state after all events, whatever their order and however often one is repeated."""
-    done: dict[str, list[Event]] = defaultdict(list)
-    undone: dict[str, list[Event]] = defaultdict(list)
+def replay(events: Iterable[Event]) -> list[Event]:
+    """The labels that were not taken back, oldest first. The order of the events and repeated ones do not matter."""
     unique = {event.id: event for event in events}
-    for event in sorted(unique.values(), key=lambda e: (e.clock, e.id)):
-        own_done, own_undone = done[event.rater], undone[event.rater]
-        if event.action == "label":
-            own_done.append(event)
-            own_undone.clear()
-            continue
-        source, destination = (own_done, own_undone) if event.action == "undo" else (own_undone, own_done)
-        label = next((e for e in reversed(source) if e.id == event.target), None)
-        if label is not None:  # None: two windows undid the same label, and once is enough
-            source.remove(label)
-            destination.append(label)
-    labels = {(e.rater, e.item): e for own_done in done.values() for e in own_done}  # a later label replaces an earlier
-    return State(labels, dict(done), dict(undone))
+    ordered = sorted(unique.values(), key=lambda event: (event.clock, event.id))
+    taken_back: set[str] = set()
+    for event in ordered:
+        if event.action == "undo":
+            taken_back.add(event.target)
+        elif event.action == "redo":
+            taken_back.discard(event.target)
+    return [event for event in ordered if event.action == "label" and event.id not in taken_back]
 
 
 class Store:
@@ -105,31 +83,21 @@ class Store:
 
     Attributes:
         events: by id.
+        labels: the current labels of all raters by (rater, item). A later label of an item replaces an earlier one.
         damaged: number of lines that could not be read. They stay in the file.
     """
 
     def __init__(self, path: str | Path, *others: str | Path):
         self.path = Path(path)
         self.events: dict[str, Event] = {}
+        self.labels: dict[tuple[str, str], Event] = {}
         self.damaged = 0
         self._read_to = 0  # bytes of `path` that were read
-        self._state: State | None = None
         if self.path.is_dir():
-            raise WorkbenchError(
-                f"`store` must be a file. Got the folder {self.path}. Name a file, such as labels.jsonl."
-            )
+            raise WorkbenchError(f"`store` must be a file, such as labels.jsonl. Got the folder {self.path}.")
         for other in others:
-            if not Path(other).is_file():
-                raise WorkbenchError(f"A label file must exist. Got no file at {other}. Check the path.")
             self._take(Path(other).read_bytes())
         self.refresh()
-
-    @property
-    def state(self) -> State:
-        """The current labels and what can be undone and redone."""
-        if self._state is None:
-            self._state = replay(self.events.values())
-        return self._state
 
     def refresh(self) -> None:
         """Read the lines that this or another process has added. An unfinished last line is left for the next time."""
@@ -145,22 +113,14 @@ class Store:
         self._read_to += end
 
     def add(self, action: str, rater: str, item: str, **facts: Any) -> Event:
-        """Write one event. When this returns, the event is on the disk. `facts` are further fields of `Event`.
-
-        Raises:
-            WorkbenchError: the disk is full or the file cannot be written. Then the event does not count.
-        """
-        from dpo_workbench import __version__
-
+        """Write one event. When this returns, the event is on the disk. `facts` are further fields of `Event`."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked() as handle:
                 self.refresh()
                 clock = 1 + max((event.clock for event in self.events.values()), default=0)
                 time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-                event = Event(
-                    uuid.uuid4().hex, action, rater, item, clock, time, tool=f"dpo-workbench {__version__}", **facts
-                )
+                event = Event(uuid.uuid4().hex, action, rater, item, clock, time, **facts)
                 row = {key: value for key, value in asdict(event).items() if value not in (None, "")}
                 line = json.dumps(row).encode("ascii") + b"\n"
                 size = os.fstat(handle).st_size
@@ -192,15 +152,13 @@ class Store:
             os.close(handle)  # this also unlocks
 
     def _take(self, data: bytes) -> None:
-        for line in data.split(b"\n"):
-            if not line.strip():
-                continue
-            event = _parse(line)
-            if event is None:
-                self.damaged += 1
-            elif event.id not in self.events:
-                self.events[event.id] = event
-                self._state = None
+        lines = [line for line in data.split(b"\n") if line.strip()]
+        read = [event for event in map(_parse, lines) if event is not None]
+        self.damaged += len(lines) - len(read)
+        if lines:
+            for event in read:
+                self.events.setdefault(event.id, event)
+            self.labels = {(event.rater, event.item): event for event in replay(self.events.values())}
 
 
 _TYPES: dict[str, Any] = {

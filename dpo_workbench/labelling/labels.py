@@ -16,7 +16,6 @@ from dpo_workbench.labelling.study import AGAIN, Plan
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
 
-WAYS = ("majority", "weighted")
 STRENGTH_WEIGHTS = {1: 0.5, 2: 1.0, 3: 1.5}  # of a vote for slightly, clearly, far better
 
 
@@ -48,9 +47,6 @@ def read_labels(
         store: the file, or several. Labels that are in more than one file count once.
         pairs: the pairs that were judged.
         plan: the plan of the study, if it had one. The report needs it for the gold items.
-
-    Raises:
-        WorkbenchError: a file does not exist, or contains no label of these pairs.
     """
     files = [store] if isinstance(store, (str, Path)) else list(store)
     missing = [file for file in files if not Path(file).is_file()]
@@ -62,7 +58,7 @@ def read_labels(
     events = Store(*files)
     by_key = {item_key(pair): pair for pair in reversed(list(pairs))}
     votes, unmatched = [], 0
-    for event in events.state.labels.values():
+    for event in events.labels.values():
         key = event.item.removesuffix(AGAIN)
         if key in by_key:
             votes.append(Vote(event, by_key[key], key, event.item.endswith(AGAIN)))
@@ -76,18 +72,14 @@ def read_labels(
     return Labels(votes, unmatched, events.damaged, None if plan is None else Plan.load(plan))
 
 
+@dataclass(repr=False, eq=False)
 class Labels:
-    """The votes of a study.
+    """The votes of a study."""
 
-    Attributes:
-        votes: the current label of each rater on each item, second showings included.
-        unmatched: number of labels of other pairs.
-        damaged: number of lines that could not be read.
-        plan: the plan of the study, or None.
-    """
-
-    def __init__(self, votes: Sequence[Vote], unmatched: int = 0, damaged: int = 0, plan: Plan | None = None):
-        self.votes, self.unmatched, self.damaged, self.plan = list(votes), unmatched, damaged, plan
+    votes: list[Vote]  # the current label of each rater on each item, second showings included
+    unmatched: int = 0  # labels of other pairs
+    damaged: int = 0  # lines that could not be read
+    plan: Plan | None = None
 
     @cached_property
     def first(self) -> list[Vote]:
@@ -119,9 +111,9 @@ class Labels:
                 found[vote.event.rater][vote.item] = float(vote.value * orientation(vote.pair))
         return found
 
-    def majority(self) -> dict[str, int]:
-        """By item: 1 if the pair's chosen answer won, -1 if the rejected one did, 0 if neither."""
-        return {item: _sign(_balance(votes)) for item, votes in self.by_item.items()}
+    def winners(self) -> dict[str, int]:
+        """The items that become pairs: 1 if most raters prefer the pair's chosen answer, -1 if the rejected one."""
+        return {item: 1 if _balance(votes) > 0 else -1 for item, votes in self.by_item.items() if not _reason(votes)}
 
     def repeats(self) -> list[tuple[Vote, Vote]]:
         """First and second vote of a rater on each item that was shown twice."""
@@ -129,27 +121,19 @@ class Labels:
         return [(v, again[key]) for v in self.first if (key := (v.event.rater, v.item)) in again]
 
     def flip_rate(self) -> Estimate:
-        """Share of votes that are wrong, from how often two raters name different winners (see `agreement.flip_rate`).
-
-        If no item was judged by two raters, the repeats of each rater are used instead.
-        """
+        """Share of wrong votes, from how often two raters name different winners (see `agreement.flip_rate`)."""
         couples = [two for votes in self.by_item.values() for two in combinations(votes, 2)]
         decided = [(a.value, b.value) for a, b in couples if a.value and b.value]
-        if not decided:
-            decided = [(a.value, b.value) for a, b in self.repeats() if a.value and b.value]
         return flip_rate(sum(a != b for a, b in decided), len(decided))
 
     def config(self, config: TrainConfig | None = None) -> TrainConfig:
         """`config` with the robust loss, and the measured flip rate as its label smoothing.
 
         Source: rDPO (Chowdhury et al. 2024, arXiv 2403.00409), whose epsilon is the share of flipped labels.
-
-        Raises:
-            WorkbenchError: no pair was judged twice, or the raters agree no better than by chance.
         """
         rate = self.flip_rate()
         if not rate.n:
-            raise WorkbenchError("The flip rate must be measured. No pair was judged twice. Plan an `overlap`.")
+            raise WorkbenchError("No two raters judged the same pair, so there is no flip rate. Plan an `overlap`.")
         if rate.value > 0.45:
             raise WorkbenchError(
                 f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric and label "
@@ -163,18 +147,12 @@ class Labels:
         Args:
             how: `majority`: each pair has weight 1. `weighted`: the weight is the mean vote, each vote scaled by its
                 strength (0.5 slightly, 1 clearly or not set, 1.5 far better), a tie counting 0.
-
-        Raises:
-            WorkbenchError: an unknown way, or no pair is left.
         """
-        if how not in WAYS:
-            raise WorkbenchError(f"`how` must be one of {', '.join(WAYS)}. Got {how!r}.")
+        if how not in ("majority", "weighted"):
+            raise WorkbenchError(f"`how` must be 'majority' or 'weighted'. Got {how!r}.")
         rows = []
-        for votes in self.by_item.values():
-            if _outcome(votes) != "pair":
-                continue
-            winner = _sign(_balance(votes))
-            weight = 1.0
+        for item, winner in self.winners().items():
+            votes, weight = self.by_item[item], 1.0
             if how == "weighted":
                 scaled = [(v.value or 0) * STRENGTH_WEIGHTS[v.event.strength or 2] for v in votes]
                 weight = winner * sum(scaled) / len(votes)
@@ -190,16 +168,14 @@ class Labels:
 
     def left_out(self) -> Counter[str]:
         """How many items become no pair, by reason."""
-        outcomes = Counter(_outcome(votes) for votes in self.by_item.values())
-        del outcomes["pair"]
-        return outcomes
+        return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
     def __repr__(self) -> str:
         left_out = self.left_out()
         reasons = ", ".join(f"{reason} {n}" for reason, n in left_out.most_common()) or "none"
         lines = [
             f"Labels: {len(self.votes)} by {len(self.raters)} raters on {len(self.by_item)} pairs",
-            f"  become pairs: {len(self.by_item) - left_out.total()}; left out: {reasons}",
+            f"  become pairs: {len(self.winners())}; left out: {reasons}",
         ]
         if self.unmatched or self.damaged:
             lines.append(f"  labels of other pairs: {self.unmatched}; damaged lines: {self.damaged}")
@@ -212,23 +188,19 @@ def orientation(pair: Pair) -> int:
     return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
 
 
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
 def _balance(votes: Sequence[Vote]) -> int:
     return sum(vote.value or 0 for vote in votes)
 
 
-def _outcome(votes: Sequence[Vote]) -> str:
-    """What the votes on one item make: a pair, or the reason why not."""
+def _reason(votes: Sequence[Vote]) -> str:
+    """Why the votes on one item make no pair; empty if they do."""
     values = [vote.value for vote in votes]
-    n_ties, n_winners = values.count(0), len([value for value in values if value])
+    n_ties, n_winners = values.count(0), values.count(1) + values.count(-1)
     if values.count(None) * 2 >= len(values):
         return "both bad"
-    if n_ties > n_winners or n_winners == 0:
+    if n_ties > n_winners:
         return "tie"
-    return "pair" if _balance(votes) else "even votes"
+    return "" if _balance(votes) else "even votes"
 
 
 def _relabelled(pair: Pair, winner: int, weight: float) -> Pair:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.labelling.events import CHOICES, Event, Store, answer_key
@@ -14,20 +13,11 @@ from dpo_workbench.labelling.study import Item
 from dpo_workbench.pairs.pair import Pair
 
 QUICK = 0.3  # seconds; a vote that comes sooner after an item appears is taken for a double click and ignored
-NOTE_LENGTH = 2000  # characters
 VOTES = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip"}
 HELP = (
-    "a, b: this answer is better (a1, a2, a3: slightly, clearly, far better) · t: equally good · x: both bad · s: skip "
-    "· u: undo · r: redo · <, >: back, forward · g 12: go to item 12 · n text: note"
+    "a, b: this answer is better · t: equally good · x: both bad · s: skip · 1, 2, 3 before a vote: slightly, clearly, "
+    "far better · u: undo · <, >: back, forward · g 12: go to item 12 · n text: note"
 )
-
-
-@dataclass
-class Draft:
-    """What the rater has entered for the current item. It is saved with the vote."""
-
-    strength: int | None = None
-    note: str = ""
 
 
 class Session:
@@ -36,16 +26,12 @@ class Session:
     Args:
         items: what this rater judges, in order.
         pairs: all pairs that the items name.
-        rater: stored with every label.
-        store: where labels are saved.
-        rubric: the question and criteria.
         quick: see `QUICK`; 0 where a double click cannot happen.
-        clock: returns seconds; tests pass their own.
 
     Attributes:
         message: what the last command did.
         position: index of the item that is shown.
-        draft: strength and note for the next vote.
+        strength, note: saved with the next vote.
     """
 
     def __init__(
@@ -55,9 +41,7 @@ class Session:
         rater: str,
         store: Store,
         rubric: Rubric,
-        *,
         quick: float = QUICK,
-        clock: Callable[[], float] = time.monotonic,
     ):
         if not rater.strip():
             raise WorkbenchError("`rater` must be a name. Got an empty one. Initials are enough.")
@@ -65,13 +49,10 @@ class Session:
             raise WorkbenchError(f"There must be something to label. Got no items for rater {rater!r}.")
         self.pairs = {pair.id: pair for pair in pairs}
         if missing := [item.pair for item in items if item.pair not in self.pairs]:
-            raise WorkbenchError(
-                f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them. Pass the pairs "
-                "that the plan was made for."
-            )
+            raise WorkbenchError(f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them.")
         self.items, self.rater, self.store, self.rubric = list(items), rater.strip(), store, rubric
-        self.quick, self.clock = quick, clock
-        self.message = ""
+        self.quick, self.message = quick, ""
+        self.strength: int | None = None
         self._show(self._next_open(0))
 
     @property
@@ -93,7 +74,7 @@ class Session:
     @property
     def labels(self) -> dict[str, Event]:
         """This rater's current labels by item key."""
-        return self.store.state.of(self.rater)
+        return {item: label for (rater, item), label in self.store.labels.items() if rater == self.rater}
 
     @property
     def n_done(self) -> int:
@@ -116,37 +97,30 @@ class Session:
         return text
 
     def do(self, command: str) -> str:
-        """Carry out one command (see `HELP`) and return what happened. An unknown command changes nothing.
-
-        Raises:
-            WorkbenchError: a label could not be written.
-        """
+        """Carry out one command (see `HELP`) and return what happened. An unknown command changes nothing."""
         self.store.refresh()
         self.message = self._run(command.strip())
         return self.message
 
     def _run(self, text: str) -> str:
-        def matches(pattern: str) -> re.Match[str] | None:
-            return re.fullmatch(pattern, text, re.IGNORECASE)
-
-        if found := matches(r"([abtxs])\s*([123])?"):
-            return self._vote(VOTES[found[1].lower()], int(found[2]) if found[2] else None)
-        if matches(r"[123]"):
-            self.draft.strength = int(text)
+        if text.lower() in VOTES:
+            return self._vote(VOTES[text.lower()])
+        if text in ("1", "2", "3"):
+            self.strength = int(text)
             return f"Strength {text}, saved with your vote."
         if text in ("<", ">"):
             return self._go(self.position + (1 if text == ">" else -1))
-        if found := matches(r"g\s*(\d{1,9})"):
+        if found := re.fullmatch(r"[gG]\s*(\d{1,9})", text):
             return self._go(int(found[1]) - 1)
-        if matches("[ur]"):
-            return self._undo_or_redo("undo" if text.lower() == "u" else "redo")
-        if found := matches(r"n\s+(.+)"):
-            self.draft.note = found[1][:NOTE_LENGTH]
+        if text.lower() == "u":
+            return self._undo()
+        if found := re.fullmatch(r"[nN]\s+(.+)", text):
+            self.note = found[1]
             return "Note saved with your vote."
         return f"Not a command: {text[:40]!r}. {HELP}"
 
-    def _vote(self, choice: str, strength: int | None) -> str:
-        seconds = self.clock() - self._shown_at
+    def _vote(self, choice: str) -> str:
+        seconds = time.monotonic() - self._shown_at
         if seconds < self.quick:
             return f"Too quick: the vote came {seconds:.2f} s after this item appeared, so it was ignored."
         a, b = self.answers
@@ -157,8 +131,8 @@ class Session:
             choice=choice,
             left=answer_key(a),
             right=answer_key(b),
-            strength=(strength or self.draft.strength) if choice in ("a", "b") else None,
-            note=self.draft.note,
+            strength=self.strength if choice in ("a", "b") else None,
+            note=self.note,
             rubric=self.rubric.version,
             seconds=round(seconds, 3),
         )
@@ -166,24 +140,17 @@ class Session:
         self._show(self._next_open(self.position + 1))
         return text + (" All items are labelled." if self.finished else "")
 
-    def _undo_or_redo(self, action: str) -> str:
-        """Take the last label back, or restore it, and show its item."""
-        state = self.store.state
-        labels = (state.done if action == "undo" else state.undone).get(self.rater, [])
-        if not labels:
-            return f"Nothing to {action}."
-        label = labels[-1]
-        self.store.add(action, self.rater, label.item, target=label.id)
-        text = f"{'Undone' if action == 'undo' else 'Restored'}: {CHOICES[label.choice or 'skip']}"
-        place = next((k for k, item in enumerate(self.items) if item.key == label.item), None)
-        if place is None:
-            return f"{text}, of a pair that is not in this list."
-        if action == "redo":
-            self._show(self._next_open(place + 1))
-        else:
-            self._show(place)
-            self.draft = _draft_of(label)  # so that the vote can be changed without typing the rest again
-        return f"{text}, item {place + 1}."
+    def _undo(self) -> str:
+        """Take the last label back and show its item, with strength and note as they were, so that both can be used."""
+        labels = self.labels
+        own = [labels[item.key] for item in self.items if item.key in labels]
+        if not own:
+            return "Nothing to undo."
+        label = max(own, key=lambda event: event.clock)
+        self.store.add("undo", self.rater, label.item, target=label.id)
+        self._show(next(k for k, item in enumerate(self.items) if item.key == label.item))
+        self.strength, self.note = label.strength, label.note
+        return f"Undone: {CHOICES[label.choice or 'skip']}, item {self.position + 1}."
 
     def _go(self, place: int) -> str:
         if not 0 <= place < len(self.items):
@@ -200,9 +167,5 @@ class Session:
     def _show(self, place: int) -> None:
         self.position = place
         label = self.labels.get(self.item.key)
-        self.draft = _draft_of(label) if label else Draft()
-        self._shown_at = self.clock()
-
-
-def _draft_of(label: Event) -> Draft:
-    return Draft(label.strength, label.note)
+        self.strength, self.note = (label.strength, label.note) if label else (None, "")
+        self._shown_at = time.monotonic()

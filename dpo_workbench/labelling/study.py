@@ -61,21 +61,15 @@ class Plan:
 
     items: dict[str, list[Item]]
     gold: dict[str, str]
-    settings: dict[str, Any]
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON."""
-        rows = {rater: [asdict(item) for item in items] for rater, items in self.items.items()}
-        write_json(Path(path), {"items": rows, "gold": self.gold, "settings": self.settings})
+        write_json(Path(path), asdict(self))
         return Path(path)
 
     @classmethod
     def load(cls, source: str | Path | Plan) -> Plan:
-        """Read a file that `save` wrote; a plan is returned as it is.
-
-        Raises:
-            WorkbenchError: the file is missing or not a plan.
-        """
+        """Read a file that `save` wrote; a plan is returned as it is."""
         if isinstance(source, Plan):
             return source
         try:
@@ -84,7 +78,7 @@ class Plan:
                 rater: [Item(row["key"], row["pair"], row["swap"], row["kind"]) for row in rows]
                 for rater, rows in content["items"].items()
             }
-            return cls(items, content["gold"], content["settings"])
+            return cls(items, content["gold"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise WorkbenchError(f"A plan must be a file that `Plan.save` wrote. Got {source} ({error}).") from error
 
@@ -93,14 +87,14 @@ class Plan:
         return {rater: Counter(item.kind for item in items) for rater, items in self.items.items()}
 
     def precision(self) -> list[dict[str, Any]]:
-        """What different numbers of judged pairs can tell, among them the plan's own numbers; see `precision`."""
+        """`precision` for several numbers of judged pairs, among them all pairs of the plan and its shared pairs."""
         every = [item for items in self.items.values() for item in items]
         planned = len({item.content for item in every})
         shared = len({item.content for item in every if item.kind == "shared"})
         return [precision(n) for n in sorted({50, 100, 200, 400, 800, planned, shared} - {0})]
 
     def __repr__(self) -> str:
-        lines = [f"Plan: {len(self.items)} raters, {self.settings['pairs']} pairs"]
+        lines = [f"Plan: {len(self.items)} raters"]
         for rater, kinds in self.counts().items():
             words = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
             lines.append(f"  {visible(rater)}: {kinds.total()} items ({words})")
@@ -127,10 +121,9 @@ def precision(n: int, agreement: float = 0.8) -> dict[str, Any]:
 
 def plan_labelling(
     pairs: Sequence[Pair],
-    raters: Sequence[str] | int,
+    raters: Sequence[str],
     *,
     overlap: float = 0.2,
-    raters_each: int = 2,
     repeats: float = 0.05,
     gold: Mapping[str, str] | None = None,
     seed: int = 0,
@@ -139,25 +132,21 @@ def plan_labelling(
 
     Args:
         pairs: the pairs to judge.
-        raters: names, or how many.
-        overlap: share of the pairs that several raters judge, so that agreement can be measured.
-        raters_each: how many raters judge such a shared pair.
+        raters: their names.
+        overlap: share of the pairs that two raters judge, so that agreement can be measured.
         repeats: share of a rater's items that are shown again with sides swapped, at least a third of the list later.
         gold: pairs with a known winner, `{pair id: "chosen" or "rejected"}`. Every rater judges all of them.
         seed: for all random draws.
-
-    Raises:
-        WorkbenchError: no raters, a repeated name, a share outside [0, 1], too few raters, or an unknown gold pair.
     """
-    names = [f"rater {k + 1}" for k in range(raters)] if isinstance(raters, int) else list(raters)
+    names = list(raters)
     if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):
-        raise WorkbenchError(f"`raters` must be different names, or how many. Got {raters!r}.")
+        raise WorkbenchError(f"`raters` must be different names. Got {raters!r}.")
     if not (0 <= overlap <= 1 and 0 <= repeats <= 1):
         raise WorkbenchError(f"`overlap` and `repeats` must be shares in [0, 1]. Got {overlap} and {repeats}.")
-    if overlap and not 1 < raters_each <= len(names):
+    if overlap and len(names) == 1:
         raise WorkbenchError(
-            f"`raters_each` must be from 2 to the number of raters. Got {raters_each} with {len(names)} raters. With "
-            "one rater, set overlap=0 and use `repeats` to measure how consistent the rater is."
+            f"An overlap needs two raters. Got {names[0]!r} only. Set overlap=0, and use `repeats` to measure how "
+            "consistent the rater is."
         )
     rng = random.Random(seed)
     distinct = {item_key(p): p for p in reversed(list(pairs))}
@@ -166,9 +155,9 @@ def plan_labelling(
     rng.shuffle(rest)
     n_shared = round(overlap * len(rest))
     kinds: dict[str, dict[str, str]] = {name: {} for name in names}  # rater -> key -> kind
-    groups = list(combinations(names, raters_each))
+    couples = list(combinations(names, 2))
     for number, key in enumerate(rest[:n_shared]):
-        for name in groups[number % len(groups)]:
+        for name in couples[number % len(couples)]:
             kinds[name][key] = "shared"
     for key in rest[n_shared:]:
         shortest = min(names, key=lambda name: len(kinds[name]))
@@ -179,8 +168,7 @@ def plan_labelling(
         items = [Item(key, distinct[key].id, _swap(distinct[key], name, seed), kind) for key, kind in own.items()]
         rng.shuffle(items)
         plan[name] = _with_repeats(items, repeats, rng)
-    settings = {"overlap": overlap, "repeats": repeats, "raters_each": raters_each, "seed": seed}
-    return Plan(plan, keyed, {**settings, "pairs": len(distinct)})
+    return Plan(plan, keyed)
 
 
 def _gold_keys(distinct: Mapping[str, Pair], gold: Mapping[str, str]) -> dict[str, str]:

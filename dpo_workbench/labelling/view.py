@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import textwrap
 from collections.abc import Callable
 from difflib import SequenceMatcher
 from functools import lru_cache
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 MARK = "text-decoration: underline; font-weight: 700; background: none; color: inherit"  # readable on any background
 BOX = "white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; color: inherit; max-height: 32em; overflow: auto"
 MOST_MARKED = 12_000  # characters; in longer texts marking differences takes long and shows little
-TERMINAL_TEXT = 6_000  # characters of one text in a terminal
 
 Result = Callable[[str, str], str]  # (prompt, query) -> the result of the query as text
 
@@ -44,15 +41,11 @@ def card(session: Session, results: Result | None = None) -> dict[str, str]:
 
 
 def answer_html(text: str, other: str, show_as: str, prompt: str = "", results: Result | None = None) -> str:
-    """One answer. The words that the other answer does not have are underlined. JSON is shown indented."""
-    note, result = "", ""
-    if show_as == "json":
-        indented = _indented(text)
-        note = "" if indented else "<p>Not valid JSON:</p>"
-        text, other = indented or text, _indented(other) or other
+    """One answer. The words that the other answer does not have are underlined."""
+    html = box(marked(text, other), monospace=show_as != "text")
     if show_as == "sql" and results is not None:
-        result = f"<p>Result:</p>{pre(results(prompt, text), 3000)}"
-    return note + box(marked(text, other), monospace=show_as != "text") + result
+        html += f"<p>Result:</p>{pre(results(prompt, text), 3000)}"
+    return html
 
 
 def marked(text: str, other: str) -> str:
@@ -74,31 +67,15 @@ def box(html: str, monospace: bool = False) -> str:
     return f'<pre class="{NO_MATH}" style="{BOX}; font-family: {font}">{html}</pre>'
 
 
-def _indented(text: str) -> str | None:
-    try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return None
-
-
-def text_card(session: Session, width: int = 100) -> str:
+def text_card(session: Session) -> str:
     """The current item for a terminal. Control characters are written out, so they cannot steer it."""
     a, b = session.answers
-    lines = [f"--- {session.status()}", session.rubric.question, ""]
+    lines = [f"--- {session.status()}", session.rubric.question]
     for title, text in (("Prompt", session.pair.prompt), ("A", a), ("B", b)):
-        lines += [f"[{title}]", _wrapped(text, width), ""]
-    draft = session.draft
-    if draft.strength or draft.note:
-        lines.append(visible(f"Saved with your vote: strength {draft.strength or 'not set'}, note {draft.note!r}"))
-    return "\n".join(lines)
-
-
-def _wrapped(text: str, width: int) -> str:
-    shown = visible(text)
-    if len(shown) > TERMINAL_TEXT:
-        half = TERMINAL_TEXT // 2
-        shown = f"{shown[:half]}\n… [{len(shown) - 2 * half:,} characters left out] …\n{shown[-half:]}"
-    return "\n".join(textwrap.fill(line, width, replace_whitespace=False) for line in shown.split("\n"))
+        lines += ["", f"[{title}]", text]
+    if session.strength or session.note:
+        lines.append(f"Saved with your vote: strength {session.strength or 'not set'}, note {session.note!r}")
+    return visible("\n".join(lines))
 
 
 def sql_results(task: Task, databases: str | Path | None = None, column: str = "database") -> Result:

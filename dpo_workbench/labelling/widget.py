@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
 from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.rubric import Rubric
-from dpo_workbench.labelling.session import HELP, NOTE_LENGTH, QUICK, Session
+from dpo_workbench.labelling.session import HELP, QUICK, Session
 from dpo_workbench.labelling.study import Plan, all_items
 from dpo_workbench.labelling.view import Result, card, text_card
 from dpo_workbench.pairs.pair import Pair
 
 BUTTONS = {"a": "A is better", "b": "B is better", "t": "Equally good", "x": "Both bad", "s": "Skip"}
-MOVES = {"u": "Undo", "r": "Redo", "<": "Back", ">": "Forward"}
+MOVES = {"u": "Undo", "<": "Back", ">": "Forward"}
 STRENGTHS = (("not set", 0), ("slightly", 1), ("clearly", 2), ("far better", 3))
 
 
@@ -31,11 +30,7 @@ def open_session(
     plan: Plan | str | Path | None = None,
     quick: float = QUICK,
 ) -> Session:
-    """A rater's session on a label file. It continues where the file ends. Arguments as in `label` and `Session`.
-
-    Raises:
-        WorkbenchError: no pairs, a rater who is not in the plan, or a plan or rubric that cannot be read.
-    """
+    """A rater's session on a label file. It continues where the file ends. Arguments as in `label` and `Session`."""
     rows = list(pairs)
     if plan is None:
         items = all_items(rows, rater)
@@ -48,34 +43,17 @@ def open_session(
 
 
 class Labeller:
-    """The widget of one session. Every control calls `session.do(command)` or edits the draft, then redraws.
-
-    Attributes:
-        session: state and store.
-        box: the ipywidgets container that is displayed.
-    """
+    """The widget of one session. Each button, and each letter in the text box, is a command for `Session.do`."""
 
     def __init__(self, session: Session, results: Result | None = None):
         self.session, self._results = session, results
-        self._drawing = False  # while `show` sets the controls, their callbacks must do nothing
         self.parts = {name: w.HTML() for name in ("status", "prompt", "a", "b", "rubric", "message")}
         self.progress = w.IntProgress(min=0, max=len(session.items), description="Labelled:")
         self.buttons = {key: self._button(f"{text} ({key})", key) for key, text in {**BUTTONS, **MOVES}.items()}
-        self.go = w.Button(description="Go to", tooltip="Go to the item whose number is in the box")
-        self.go.on_click(self._go)
         self.strength = w.ToggleButtons(options=STRENGTHS, value=0, description="How much:")
-        self.strength.observe(self._strength, "value")
         self.note = w.Text(description="Note:", placeholder="saved with your vote", layout=w.Layout(width="95%"))
-        self.note.observe(self._note, "value")
-        self.typed = w.Text(
-            description="Type here:",
-            placeholder="a, b, t, x, s, 1 to 3, u, r, <, >; or g 12 with Enter",
-            layout=w.Layout(width="70%"),
-        )
+        self.typed = w.Text(description="Type here:", placeholder="a, b, t, x, s, 1 to 3, u, <, >")
         self.typed.observe(self._key, "value")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # no other API reports Enter in a text box
-            self.typed.on_submit(self._enter)
         self.box = self._layout()
         self.show()
 
@@ -89,13 +67,14 @@ class Labeller:
         for name in "ab":
             p[name].layout = w.Layout(width="50%", padding="0 0.5em", border="1px solid currentColor", overflow="auto")
         votes = w.HBox([self.buttons[key] for key in BUTTONS], layout=wrap)
-        moves = w.HBox([*(self.buttons[key] for key in MOVES), self.go], layout=wrap)
+        moves = w.HBox([self.buttons[key] for key in MOVES], layout=wrap)
         head = [p["status"], self.progress, p["prompt"], w.HBox([p["a"], p["b"]]), p["rubric"]]
         controls = [self.strength, self.note, votes, moves, self.typed, p["message"]]
         return w.VBox([*head, *controls])
 
     def do(self, command: str) -> None:
         """Carry out one command and redraw. An error is shown as the message: in a callback it would be lost."""
+        self.session.strength, self.session.note = self.strength.value or None, self.note.value.strip()
         try:
             self.session.do(command)
         except WorkbenchError as error:
@@ -106,37 +85,17 @@ class Labeller:
 
     def show(self) -> None:
         """Redraw everything from the session."""
-        draft = self.session.draft
-        self._drawing = True
-        try:
-            for name, html in card(self.session, self._results).items():
-                self.parts[name].value = html
-            self.progress.value = self.session.n_done
-            self.strength.value = draft.strength or 0
-            self.note.value = draft.note
-            self.typed.value = ""
-        finally:
-            self._drawing = False
-
-    def _strength(self, change: Any) -> None:
-        if not self._drawing:
-            self.session.draft.strength = change["new"] or None
-
-    def _note(self, change: Any) -> None:
-        if not self._drawing:
-            self.session.draft.note = change["new"].strip()[:NOTE_LENGTH]
+        for name, html in card(self.session, self._results).items():
+            self.parts[name].value = html
+        self.progress.value = self.session.n_done
+        self.strength.value = self.session.strength or 0
+        self.note.value = self.session.note
+        self.typed.value = ""
 
     def _key(self, change: Any) -> None:
-        """A command of one letter is carried out as soon as it is typed."""
-        if not self._drawing and change["new"].lower() in (*BUTTONS, *MOVES, "1", "2", "3"):
+        """Carry out a command as soon as its letter is typed."""
+        if change["new"].lower() in (*BUTTONS, *MOVES, "1", "2", "3"):
             self.do(change["new"])
-
-    def _enter(self, _: Any) -> None:
-        if self.typed.value.strip():
-            self.do(self.typed.value)
-
-    def _go(self, _: Any) -> None:
-        self.do(f"g {self.typed.value.strip()}")
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -168,9 +127,6 @@ def label(
         store: the label file. Several raters may share one.
         plan: from `plan_labelling`; default: all pairs, once each.
         results: shows what a query returns (see `sql_results`).
-
-    Raises:
-        WorkbenchError: nothing to label, an unknown rater, or a file that cannot be read.
     """
     return Labeller(open_session(pairs, rater, store, rubric, plan), results)
 

@@ -308,7 +308,7 @@ def test_changed_weights_and_missing_parts_are_refused(make_tiny_folder, tmp_pat
     with pytest.raises(WorkbenchError, match="A run folder must contain run.json"):
         export_trl(tmp_path, tmp_path / "out2")
     (run / "run.json").write_text("{")
-    with pytest.raises(WorkbenchError, match="must be JSON"):
+    with pytest.raises(WorkbenchError, match="must contain run.json"):
         export_trl(run, tmp_path / "out2")
 
 

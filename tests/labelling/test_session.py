@@ -19,29 +19,20 @@ PAIRS = [
 ]  # fmt: skip
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+def make(tmp_path, quick=0.0) -> Session:
+    return Session(all_items(PAIRS, "ann"), PAIRS, "ann", Store(tmp_path / "l.jsonl"), Rubric.load("python"), quick)
 
 
-def make(tmp_path, clock=None, **more) -> Session:
-    store, rubric = Store(tmp_path / "l.jsonl"), Rubric.load(more.pop("rubric", "python"))
-    more = {"clock": clock, **more} if clock else {"quick": 0.0, **more}
-    return Session(all_items(PAIRS, "ann"), PAIRS, "ann", store, rubric, **more)
-
-
-def test_a_double_click_never_labels_the_next_item(tmp_path):
-    clock = Clock()
-    work = make(tmp_path, clock)
-    clock.now += 5
+def test_a_double_click_never_labels_the_next_item(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    work = make(tmp_path, quick=0.3)
+    now[0] += 5
     work.do("a")
     for wait in (0.0, 0.1, 0.19):
-        clock.now += wait
+        now[0] += wait
         assert work.do("a").startswith("Too quick") and work.n_done == 1
-    clock.now += 0.05
+    now[0] += 0.05
     assert work.do("a").startswith("Saved") and work.n_done == 2
 
 
@@ -52,15 +43,15 @@ def test_strength_and_note_go_with_the_vote_and_not_to_the_next(tmp_path):
     (event,) = work.store.events.values()
     assert (event.choice, event.strength, event.note) == ("b", 3, "because of\tthe edge")
     assert event.rubric == work.rubric.version
-    assert work.draft.strength is None and work.draft.note == ""
+    assert work.strength is None and work.note == ""
     work.do("u")
-    assert work.draft.strength == 3 and work.draft.note == "because of\tthe edge"  # to be changed, not typed again
+    assert work.strength == 3 and work.note == "because of\tthe edge"  # to be changed, not typed again
 
 
 def test_a_strength_says_nothing_about_a_tie(tmp_path):
     work = make(tmp_path)
-    work.do("2"), work.do("t"), work.do("a1")
-    assert [e.strength for e in work.store.state.labels.values()] == [None, 1]
+    work.do("2"), work.do("t"), work.do("1"), work.do("a")
+    assert [e.strength for e in work.store.labels.values()] == [None, 1]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +60,7 @@ def test_a_strength_says_nothing_about_a_tie(tmp_path):
         ("", "Not a command"), ("ab", "Not a command"), ("4", "Not a command"), ("g 99", "items 1 to 8"),
         ("g 0", "items 1"), ("x" * 10_000, "Not a command"),
         ("<", "items 1 to 8"), ("n", "Not a command"),
-        ("r", "Nothing to redo"), ("u", "Nothing to undo"), ("<script>", "Not a command"),
+        ("r", "Not a command"), ("u", "Nothing to undo"), ("<script>", "Not a command"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_changes_nothing(tmp_path, command, said):
@@ -104,17 +95,16 @@ def test_the_widget_does_what_its_buttons_say(tmp_path):
     widget.session.quick = 0.0
     for key in BUTTONS:
         widget.buttons[key].click()
-    choices = [e.choice for e in widget.session.store.state.labels.values()]
+    choices = [e.choice for e in widget.session.store.labels.values()]
     assert choices == ["a", "b", "tie", "bad", "skip"] and widget.progress.value == 5
     widget.buttons["u"].click()
     assert widget.progress.value == 4 and "Undone" in widget.parts["message"].value
-    widget.buttons["r"].click()
     widget.buttons["<"].click(), widget.buttons[">"].click()
-    assert widget.session.position == 5
+    assert widget.session.position == 4
     assert set(widget.buttons) == {*BUTTONS, *MOVES}
 
 
-def test_the_box_takes_keys_at_once_and_words_with_enter(tmp_path):
+def test_the_box_takes_keys_at_once(tmp_path):
     widget = dw.label(PAIRS, rubric="python", rater="ann", store=tmp_path / "l.jsonl")
     widget.session.quick = 0.0
     for key in ("2", "A"):
@@ -122,15 +112,6 @@ def test_the_box_takes_keys_at_once_and_words_with_enter(tmp_path):
         assert widget.typed.value == ""
     (event,) = widget.session.labels.values()
     assert (event.choice, event.strength) == ("a", 2)
-    widget.typed.value = "g 7"
-    assert widget.session.position == 1  # not before Enter
-    widget._enter(None)
-    assert widget.session.position == 6 and widget.typed.value == ""
-    widget.typed.value = "4"
-    widget.go.click()
-    assert widget.session.position == 3
-    widget.go.click()
-    assert "Not a command" in widget.parts["message"].value
 
 
 def test_what_is_set_on_the_widget_goes_with_the_vote(tmp_path):
@@ -155,7 +136,7 @@ def test_plain_text_does_the_same(tmp_path):
     work = dw.label_text(
         PAIRS, rater="ann", store=tmp_path / "l.jsonl", read=lambda _: next(commands), write=written.append
     )
-    assert [e.choice for e in work.store.state.labels.values()] == ["a", "tie"]
+    assert [e.choice for e in work.store.labels.values()] == ["a", "tie"]
     assert HELP in written[0] and "2 of 8 labelled" in written[-1]
 
 
@@ -180,7 +161,7 @@ def test_a_terminal_gets_no_control_characters(tmp_path):
     assert not any(ord(c) < 32 and c != "\n" for c in shown) and "\u202e" not in shown
 
 
-@pytest.mark.parametrize("show_as", ("text", "code", "json", "sql"))
+@pytest.mark.parametrize("show_as", ("text", "code", "sql"))
 def test_no_text_becomes_an_element(show_as):
     from html.parser import HTMLParser
 
@@ -204,13 +185,9 @@ def test_no_text_becomes_an_element(show_as):
     assert Looks.found <= allowed
 
 
-def test_a_difference_is_marked_and_json_is_indented():
+def test_a_difference_is_marked():
     marked = view.marked("the cat sat", "the dog sat")
     assert marked.count("<mark") == 1 and ">cat</mark>" in marked
-    html = view.answer_html('{"total": 5, "items": ["pen"]}', '{"items":["pen"],"total":5}', "json")
-    assert "\n  &quot;total&quot;" in html and "Not valid JSON" not in html
-    assert "Not valid JSON" in view.answer_html("{broken", "{}", "json")
-    assert "Not valid JSON" in view.answer_html("[" * 100_000, "{}", "json")
 
 
 def test_a_long_answer_scrolls():
@@ -239,17 +216,17 @@ def test_each_domain_has_a_rubric(name):
 
 def test_the_version_follows_what_the_rubric_says(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("question: Which?\ncriteria:\n  - {name: kind, description: It is kind.}\n")
+    file.write_text("question: Which?\ncriteria: |\n  kind: It is kind.\n")
     one = Rubric.load(file)
-    file.write_text("question: Which?\ncriteria:\n  - {name: kind, description: It is kinder.}\n")
+    file.write_text("question: Which?\ncriteria: |\n  kind: It is kinder.\n")
     assert one.version != Rubric.load(file).version and one.version.startswith("mine-")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "- a", "question: 3", "question: Which?\nmore: 1", "question: Which?\ncriteria: [{name: x}]", "question: [",
-        "question: Which?\nshow_as: pdf", "question: Which?\ncriteria: [{name: x, description: d, anchors: [1]}]",
+        "- a", "question: 3", "question: Which?\nmore: x", "question: Which?\ncriteria: [{name: x}]", "question: [",
+        "question: Which?\nshow_as: pdf", "name: x", "question: Which?\n1: x",
         "question: !!python/object/apply:os.system ['true']",
     ],
 )  # fmt: skip

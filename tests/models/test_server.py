@@ -453,7 +453,7 @@ def test_the_command_line(faulty, monkeypatch, tmp_path, capsys) -> None:
         assert code == 1 and words in out, out
     one.fault = lambda number, body: (500, "broken by sk-hunter2")
     code, out = run("evaluate", "--out", "f/e.jsonl", "-n", "2")
-    log = (tmp_path / "f" / "error.log").read_text()
+    log = (tmp_path / "dpo-workbench-error.log").read_text()
     assert code == 1 and "500 broken by ***" in out and "0 of 2 answers are saved" in out
     assert "hunter2" not in out + log and "WorkbenchError" in log
 

@@ -550,9 +550,6 @@ def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
     assert "    a.jsonl:2: " in out and out.endswith("4 rows read = 2 kept + 1 refused + 1 merged; 2 pairs\n")
     assert (tmp_path / "q.jsonl").read_text() == bad + "\n"
     assert [p.id for p in Pairs.load(tmp_path / "b.jsonl")] == ["b1", "b2"]
-    code, out, err = run("check", "a.jsonl", "--json")
-    found = json.loads(out)
-    assert code == 1 and (found["rows"], found["refused"], found["merged"]) == (4, 1, 1)
     assert run("check", "b.jsonl", "--layout", "own")[0] == 0  # negative control of the exit code
 
 
@@ -563,7 +560,7 @@ def test_check_names_columns(run, tmp_path) -> None:
     code, out, _ = run("check", "a.csv", "--map", "prompt=ask", "--map", "chosen=good", "--map", "rejected=poor")
     assert code == 0 and "1 pairs" in out
     code, _, err = run("check", "a.csv", "--map", "prompt")
-    assert code == 1 and "--map must be OURS=THEIRS. Got 'prompt'" in err
+    assert code == 1 and "`--map` takes NAME=VALUE. Got 'prompt'" in err
 
 
 def test_check_refuses_what_it_cannot_read_or_write(run, tmp_path) -> None:

@@ -1,6 +1,5 @@
 """Splits by group; leaks between splits: planted ones are found, templates and mere likeness are none."""
 
-import json
 import random
 
 import pytest
@@ -185,8 +184,6 @@ def test_check_against_another_file(run, tmp_path) -> None:
     Pairs([*test, Pair("p9", train[1].prompt.upper(), "a", "b")]).save(tmp_path / "test.jsonl")
     code, out, _ = run("check", "train.jsonl", "--against", "test.jsonl")
     assert code == 1 and "1 equal and 0 nearly equal" in out and "train.jsonl 'p1' and test.jsonl 'p9'" in out
-    code, out, _ = run("check", "train.jsonl", "--against", "test.jsonl", "--json")
-    assert code == 1 and json.loads(out)["leaks"]["counts"] == {"exact": 1}
     test.save(tmp_path / "test.jsonl")
     code, out, _ = run("check", "train.jsonl", "--against", "test.jsonl")
     assert code == 0 and "No prompt of one split is in another" in out
