@@ -89,29 +89,19 @@ def tasks() -> None:
 def check(
     file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet, also .gz; or hub:owner/name.")],
     layout: Annotated[str | None, typer.Option(help="Its layout (docs/data.md); by default it is detected.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print counts and findings as JSON.")] = False,
     columns: Annotated[
         list[str] | None, typer.Option("--map", help="OURS=THEIRS, such as prompt=question; once for each column.")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
-    quarantine: Annotated[Path | None, typer.Option(help="New file with the refused rows, byte for byte.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Refuse rows with more words and signs than this.")
-    ] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
 ) -> None:
     """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
     from dpo_workbench.pairs.pair import read_pairs
     from dpo_workbench.pairs.splits import find_leaks
 
-    read = read_pairs(file, layout=layout, mapping=_mapping(columns), max_tokens=max_tokens)
+    read = read_pairs(file, layout=layout, mapping=_mapping(columns))
     found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
-    if as_json:
-        print(json.dumps(read.to_dict() | ({"leaks": found.to_dict()} if found else {}), indent=1, ensure_ascii=True))
-    else:
-        print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
-    if quarantine:
-        read.quarantine(quarantine)
+    print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
     if save:
         errors.print(f"{len(read.pairs)} pairs: {read.pairs.save(save)}", markup=False)
     if read.refused or (found and found.leaks):
