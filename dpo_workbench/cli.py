@@ -5,7 +5,6 @@ Most modules are imported inside the commands, so that `--help` and wrong usage 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -88,7 +87,6 @@ def tasks() -> None:
 @app.command()
 def check(
     file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet, also .gz; or hub:owner/name.")],
-    layout: Annotated[str | None, typer.Option(help="Its layout (docs/data.md); by default it is detected.")] = None,
     columns: Annotated[
         list[str] | None, typer.Option("--map", help="OURS=THEIRS, such as prompt=question; once for each column.")
     ] = None,
@@ -99,7 +97,7 @@ def check(
     from dpo_workbench.pairs.pair import read_pairs
     from dpo_workbench.pairs.splits import find_leaks
 
-    read = read_pairs(file, layout=layout, mapping=_mapping(columns))
+    read = read_pairs(file, mapping=_mapping(columns))
     found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
     print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
     if save:
@@ -358,11 +356,11 @@ def export_merged(run: shared.RunFolder, out: shared.NewFolder = None, force: sh
 @export.command("pairs")
 def export_pairs(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder with pairs.jsonl, or such a file.")],
-    layout: Annotated[str, typer.Option("--format", help="trl, openai or together.")] = "trl",
+    layout: Annotated[str, typer.Option("--format", help="trl or openai.")] = "trl",
     out: shared.NewFolder = None,
     force: shared.Force = False,
 ) -> None:
-    """The pairs in the format of TRL, OpenAI or Together. What the format cannot express is counted."""
+    """The pairs in the format of TRL or OpenAI. What the format cannot express is counted."""
     from dpo_workbench.export import runs
 
     target = out or (run if run.is_dir() else run.parent) / "export" / f"pairs-{layout}"
