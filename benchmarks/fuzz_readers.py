@@ -95,10 +95,6 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"prompt": QUESTION, "completion": BAD, "label": False},
         {"prompt": QUESTION, "completion": GOOD, "label": True},
     ],
-    "samples": [
-        {"prompt": QUESTION, "response": BAD, "score": 0.25},
-        {"prompt": QUESTION, "response": GOOD, "score": 0.75},
-    ],
 }
 FLAT = (
     "own",
@@ -108,7 +104,6 @@ FLAT = (
     "compared",
     "labelstudio min",
     "thumbs",
-    "samples",
 )  # what a CSV file can hold
 ODD: list[Any] = [
     *(None, True, 0, -1, 5, 0.5, float("nan"), float("inf"), 10**400, "", " ", "\n", "x", "5", "true", "Tie", "left"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dpo_workbench.pairs.preference import Pair, normal
+from dpo_workbench.pairs.preference import Pair
 
 
 class Code(NamedTuple):
@@ -49,9 +49,7 @@ P210 | warning | Messages should be lists, not text that spells out a list. | Th
 P212 | warning | A list of answers should have scores or ranks. | It was read as sorted, best answer first.
 P301 | error | Texts must not be empty. | Write the text or drop the row.
 P302 | error | `rejected` must differ from `chosen`. | Drop the row or edit one of the two.
-P303 | warning | Answers should differ in more than case and spaces. | Drop the row unless form is the point.
 P304 | error | Text must not contain half of a surrogate pair. | Write the character again.
-P305 | warning | Text should not contain control characters. | They were kept; remove them unless you mean them.
 P306 | warning | Text should not contain tokens of a chat template. | Remove them: a tokenizer ends the message there.
 P310 | error | It must be clear where the prompt ends. | Move the prompt from both answers to a column `prompt`.
 P401 | warning | A row should occur once. | Copies were merged into the first occurrence; --save writes it once.
@@ -69,7 +67,6 @@ MANY = 20  # fewer pairs are not tested for one-sidedness
 ONE_SIDED = 0.9  # share of pairs above which a length is reported
 EXCERPT = 60  # characters
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _TEMPLATE_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 Note = tuple[str, str, str]  # code, field, excerpt
@@ -133,19 +130,14 @@ def text_problems(name: str, text: str) -> Iterator[Note]:
         yield "P301", name, repr(text[:9])
     if has_surrogate(text) and (half := _SURROGATE.search(text)):
         yield "P304", name, around(half)
-    if control := _CONTROL.search(text):
-        yield "P305", name, around(control)
     if token := _TEMPLATE_TOKEN.search(text):
         yield "P306", name, around(token)
 
 
 def pair_problems(pair: Pair) -> Iterator[Note]:
     """What is wrong between the texts of a pair."""
-    if pair.chosen.strip() == pair.rejected.strip():
-        if pair.rejected_finished:
-            yield "P302", "rejected", pair.rejected
-    elif abs(len(pair.chosen) - len(pair.rejected)) < 50 and normal(pair.chosen) == normal(pair.rejected):
-        yield "P303", "rejected", pair.rejected
+    if pair.chosen.strip() == pair.rejected.strip() and pair.rejected_finished:
+        yield "P302", "rejected", pair.rejected
     if len(pair.prompt) > 20:
         for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
             if text.startswith(pair.prompt):

@@ -11,7 +11,7 @@ from typing import Any
 from dpo_workbench.pairs import row_readers as rows
 from dpo_workbench.pairs.checks import Refusal, excerpt
 from dpo_workbench.pairs.conversations import Ranked
-from dpo_workbench.pairs.row_readers import ANSWERS, LISTS, OTHERS, PROMPTS, SCORES
+from dpo_workbench.pairs.row_readers import ANSWERS, LISTS, OTHERS, PROMPTS
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Layout:
 
     def reads(self, key: str) -> bool:
         """Whether the layout needs this column, or every layout may have it."""
-        return key in OTHERS or any(key in names for names in self.needs)
+        return key in OTHERS or key in PROMPTS or any(key in names for names in self.needs)
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:
         """The columns that the row lacks."""
@@ -83,7 +83,5 @@ _ALL = (  # a row belongs to the first layout that it fits, so the stricter ones
            (_P, LISTS), rows.read_list, fits=rows.is_list),
     Layout("thumbs", "one answer per row with thumbs up or down, paired within a prompt",
            (_P, ANSWERS, ("label",)), rows.read_thumb, fits=rows.has_thumb, grouped=True),
-    Layout("samples", "one answer per row with a score, paired within a prompt",
-           (_P, ANSWERS, SCORES), rows.read_sample, grouped=True),
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}

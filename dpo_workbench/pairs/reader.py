@@ -28,7 +28,7 @@ from dpo_workbench.pairs.row_readers import OTHERS, PROMPTS
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
 
 _LOOK = 100  # rows that decide the layout; columns for which a misspelling is looked for
-_ALL_AGAINST_ALL = 8  # up to so many answers to a prompt are all compared; of more, each is paired once
+_ALL_AGAINST_ALL = 8  # up to so many answers to a prompt are all compared; of more, each with the best one
 
 
 def read_rows(source: Any, mapping: Mapping[str, str] | None = None) -> Reader:
@@ -191,7 +191,6 @@ class Reader:
                 self._find("P401", row.line, "", ranked.answers[0])
         items = list(once.values())
         joined = Ranked(prompt, [answer for answer, _ in once], [rank for _, rank in once])
-        joined.scored = all(ranked.scored for ranked, _ in items)
         joined.fields = {key: value for key, value in items[0][0].fields.items() if key == "group"}
         used: set[int] = set()
         for better, worse in _comparisons(joined.ranks):
@@ -244,14 +243,10 @@ def _agreement(grades: list[dict[str, float]], better: int, worse: int) -> float
     return sum(signs) / len(signs) if signs else 0.0
 
 
-def _comparisons(ranks: list[float]) -> Iterator[tuple[int, int]]:
-    """Places (better, worse): all against all; of many answers, each one below the best against one of the best."""
+def _comparisons(ranks: list[float]) -> list[tuple[int, int]]:
+    """Places (better, worse): all against all; of many answers, the best one against each other one."""
     order = sorted(range(len(ranks)), key=lambda k: -ranks[k])
-    if len(order) <= _ALL_AGAINST_ALL:
-        yield from ((b, w) for b, w in itertools.combinations(order, 2) if ranks[b] > ranks[w])
-        return
-    best = [k for k in order if ranks[k] == ranks[order[0]]]
-    rest = order[len(best) :]
-    if rest:
-        for k in range(max(len(best), len(rest))):
-            yield best[k % len(best)], rest[k % len(rest)]
+    places = list(itertools.combinations(order, 2))
+    if len(order) > _ALL_AGAINST_ALL:
+        places = [(order[0], worse) for worse in order[1:]]
+    return [(better, worse) for better, worse in places if ranks[better] > ranks[worse]]

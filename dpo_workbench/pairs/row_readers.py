@@ -211,12 +211,6 @@ def _thumb(value: Any, name: str) -> bool:
     return found
 
 
-def read_sample(row: dict[str, Any]) -> Ranked:
-    found = conversation(_asked(row), [_first(row, ANSWERS)], ("completion",))
-    found.ranks, found.scored = [number(_first(row, SCORES), "score")], True
-    return found
-
-
 def is_hh(row: dict[str, Any]) -> bool:
     dialogues = all(isinstance(row[k], str) and _TURN.match(row[k]) for k in ("chosen", "rejected"))
     return dialogues and not any(name in row for name in PROMPTS)

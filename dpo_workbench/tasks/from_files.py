@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import normal
+from dpo_workbench.pairs.preference import normal
 from dpo_workbench.pairs.sources import open_source, stop
 from dpo_workbench.pairs.splits import deal, drawn
 from dpo_workbench.tasks.examples import Example
