@@ -62,8 +62,8 @@ def test_models(run) -> None:
     ("arguments", "words", "log"),
     [
         (("train", "none.jsonl", "--out", "r"), "Got no file (none.jsonl, P001)", "r/error.log"),
-        (("mine", "--out", "r", "--model", "./none"), "'./none', which is no folder", "r/error.log"),
-        (("mine", "--out", "r", "--model", "a/b/c"), "'a/b/c', which is no folder", "r/error.log"),
+        (("mine", "--out", "r", "--model", "./none"), "'./none', which is not a folder", "r/error.log"),
+        (("mine", "--out", "r", "--model", "a/b/c"), "'a/b/c', which is not a folder", "r/error.log"),
         (("evaluate", "--out", "r/x.json", "--task", "recipts"), "Did you mean 'receipts'", "r/error.log"),
         (
             ("evaluate", "--out", "r/x.json", "--split", "tset"),
