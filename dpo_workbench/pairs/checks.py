@@ -24,7 +24,7 @@ _TABLE = """
 P001 | stop | The source must be a file that can be read. | Check the path and its permissions.
 P002 | stop | A file must have rows. | The file is empty: write it again.
 P003 | stop | Text must be UTF-8. | Convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW.
-P007 | stop | The columns must match a known layout. | Name the columns with mapping=.
+P007 | stop | The columns must match a known layout. | Name yours: mapping={'prompt': ..., ...}, or --map prompt=...
 P008 | stop | A file must be complete. | Download or write it again.
 P101 | error | A row must be JSON. | Fix the row: double quotes, no comma before a closing bracket.
 P102 | error | The last row must be complete. | The file was cut off while it was written: write it again.

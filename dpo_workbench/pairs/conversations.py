@@ -92,15 +92,9 @@ def _is_text_part(part: Any) -> bool:
 
 
 def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Ranked:
-    """A prompt with its answers, the first one ranked best.
+    """A prompt (text, messages, or IMPLICIT) with its answers, the first one ranked best. Raises Refusal.
 
-    Args:
-        prompt: text, messages, or IMPLICIT: what two answers share.
-        answers: text or messages.
-        names: of the answers' fields, for findings.
-
-    Raises:
-        Refusal: the code of what is wrong, with the field.
+    `names` are the names of the answers' fields, for findings.
     """
     notes: list[Note] = []
     prompt, *answers = (
@@ -176,11 +170,8 @@ def split_texts(chosen: str, rejected: str) -> int:
     """The length of the prompt that two texts begin with. It never ends inside a word or in the middle of a line.
 
     It ends after the last empty line in what both share, else after the last line break. Lines that only open
-    something (`{`, a code fence, `<answer>`, `SELECT`) belong to the answers.
-
-    Raises:
-        Refusal: an empty text, equal texts, or a shared beginning that may be a part of both answers: it has no line
-            break, or it is short compared with the answers.
+    something (`{`, a code fence, `<answer>`, `SELECT`) belong to the answers. Raises Refusal, also for a shared
+    beginning that may be a part of both answers: it has no line break, or it is short compared with the answers.
     """
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if not value.strip():

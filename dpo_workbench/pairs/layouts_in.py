@@ -51,11 +51,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def read_row(layout: Layout, row: Any) -> Ranked:
-    """A row as one prompt with ranked answers.
-
-    Raises:
-        Refusal: the code of what is wrong, with the field.
-    """
+    """A row as one prompt with ranked answers. Raises Refusal."""
     if not isinstance(row, dict):
         raise Refusal("P106", "", f"{type(row).__name__}: {row}")
     if missing := layout.missing(row):

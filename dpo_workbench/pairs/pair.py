@@ -74,7 +74,9 @@ class Pairs(Sequence[Pair]):
             WorkbenchError: a row was refused; `read_pairs` reads the others.
         """
         result = read_pairs(path)
-        pairs = cls(result.strict(), task)
+        if result.refused:
+            raise result._error("All rows must be usable.")
+        pairs = cls(result.pairs, task)
         for code in _TOLD_ON_LOADING:
             if n := result.counts[code]:
                 print(f"{path}: {code}, {n} time{'s' if n > 1 else ''}: {CODES[code].rule} {CODES[code].advice}")
@@ -171,20 +173,14 @@ class ReadResult:
         Raises:
             WorkbenchError: no row was kept; names the first findings.
         """
-        return Pairs(self.found) if self.found else self._stop("A file must have a row that can be used.")
+        if not self.found:
+            raise self._error("A file must have a row that can be used.")
+        return Pairs(self.found)
 
-    def strict(self) -> Pairs:
-        """The pairs, if no row was refused.
-
-        Raises:
-            WorkbenchError: rows were refused; names the first findings.
-        """
-        return self.pairs if not self.refused else self._stop("All rows must be usable.")
-
-    def _stop(self, must: str) -> Pairs:
+    def _error(self, must: str) -> WorkbenchError:
         problems = [str(f) for f in self.findings if f.severity in ("error", "skipped")]
         skipped = f" and {self.skipped} skipped" if self.skipped else ""
-        raise WorkbenchError(
+        return WorkbenchError(
             f"{must} Got {self.refused} refused{skipped} of {self.rows}: {' '.join(problems[:3])} Fix or drop the "
             f"{'row' if self.refused == 1 else 'rows'}; `dpo-workbench check {self.source}` shows all."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from dpo_workbench.pairs.checks import (
 from dpo_workbench.pairs.conversations import Ranked
 from dpo_workbench.pairs.layouts_in import LAYOUTS, Layout, nearest, read_row, recognise
 from dpo_workbench.pairs.preference import Pair
-from dpo_workbench.pairs.row_readers import OTHERS, PROMPTS
+from dpo_workbench.pairs.row_readers import OTHERS
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
 
 _LOOK = 100  # rows that decide the layout; columns for which a misspelling is looked for
@@ -71,20 +70,8 @@ def _find_layout(head: Sequence[Row], source: Source) -> Layout:
     if found is None and objects:
         columns = list(dict.fromkeys(key for row in objects for key in row))
         got = f"an unknown layout with the columns {', '.join(columns)}"
-        raise stop("P007", got, f"{source.name}:{head[0].line}", _mapping_to_write(columns))
+        raise stop("P007", got, f"{source.name}:{head[0].line}")
     return found or LAYOUTS["trl"]
-
-
-def _mapping_to_write(columns: Sequence[str]) -> str:
-    """The advice for unknown columns: a mapping, filled in with the columns that can be guessed."""
-    prompt = next((name for name in PROMPTS if name in columns), nearest("prompt", columns))
-    mapping = {
-        "prompt": excerpt(prompt or "PROMPT_COLUMN"),
-        "chosen": excerpt(nearest("chosen", columns) or "BETTER_COLUMN"),
-        "rejected": excerpt(nearest("rejected", columns) or "WORSE_COLUMN"),
-    }
-    options = " ".join(f"--map {shlex.quote(f'{ours}={theirs}')}" for ours, theirs in mapping.items())
-    return f"A pair needs a prompt and two answers. Name their columns with mapping={mapping}, or {options}."
 
 
 class Reader:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import CODES, Refusal, excerpt, has_surrogate
+from dpo_workbench.pairs.checks import CODES, Refusal, excerpt
 
 
 @dataclass
@@ -167,13 +167,18 @@ def _jsonl(data: bytes) -> Iterator[Row]:
             yield Row(number, line, refusal)
 
 
+def _utf8(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise stop("P103", data[max(0, error.start - 20) : error.end + 20], f"{name}:{line}") from None
+
+
 def _json(data: bytes, name: str) -> list[Any]:
     """The objects of an array, or one object."""
     try:
-        values = _parsed(data.decode("utf-8"), cut=True)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise stop("P103", data[error.start : error.end], f"{name}:{line}") from None
+        values = _parsed(_utf8(data, name), cut=True)
     except Refusal as refusal:
         raise stop(refusal.code, refusal.got, name, refusal.fix) from None
     return values if isinstance(values, list) else [values]
@@ -181,7 +186,7 @@ def _json(data: bytes, name: str) -> list[Any]:
 
 def _csv(data: bytes, name: str) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")
+    lines = io.StringIO(_utf8(data, name), newline="")
     start, header = next(((k, line) for k, line in enumerate(lines, 1) if line.strip()), (0, ""))
     if not header:
         return
@@ -190,8 +195,6 @@ def _csv(data: bytes, name: str) -> Iterator[Row]:
         columns = next(csv.reader([header], delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise stop("P008", header, f"{name}:{start}") from error
-    if has_surrogate(header):
-        raise stop("P103", ascii(header), f"{name}:{start}")
     if len(set(columns)) < len(columns):
         twice = Counter(columns).most_common(1)[0][0]
         raise stop("P105", twice, f"{name}:{start}", "Rename one of the columns.")
@@ -204,11 +207,8 @@ def _csv(data: bytes, name: str) -> Iterator[Row]:
             return
         except csv.Error as error:
             problem = Refusal("P111", "", error)
-        text = "".join(cells)
-        if not problem and len(cells) < 2 and not text.strip():  # an empty line
+        if not problem and len(cells) < 2 and not "".join(cells).strip():  # an empty line
             continue
-        if has_surrogate(text):
-            problem = Refusal("P103", "", ascii(cells))
-        elif not problem and len(cells) != len(columns):
+        if not problem and len(cells) != len(columns):
             problem = Refusal("P111", "", f"{len(cells)} cells of {len(columns)}: {', '.join(cells)}")
         yield Row(line, dict(zip(columns, cells, strict=False)), problem)

@@ -132,9 +132,7 @@ def test_an_unknown_layout_is_not_given_a_name(tmp_path, name: str) -> None:
         read_pairs(tmp_path / "a.jsonl")
     text = str(caught.value)
     assert f"with the columns {', '.join(UNKNOWN[name])}" in text and "labelstudio" not in text
-    asked = next((c for c in ("prompt", "question", "input") if c in UNKNOWN[name]), "PROMPT_COLUMN")
-    assert f"mapping={{'prompt': '{asked}', 'chosen': 'BETTER_COLUMN', 'rejected': 'WORSE_COLUMN'}}" in text
-    assert f"--map prompt={asked} --map chosen=BETTER_COLUMN" in text and "rename" not in text.lower()
+    assert "mapping={'prompt': ..., ...}" in text and "--map prompt=..." in text
 
 
 def test_the_mapping_that_is_shown_works_and_its_own_mistakes_are_named() -> None:
@@ -144,8 +142,6 @@ def test_the_mapping_that_is_shown_works_and_its_own_mistakes_are_named() -> Non
     assert (pair.prompt, pair.chosen, pair.rejected) == ("q", "a", "b")
     with pytest.raises(WorkbenchError, match="must name columns of the file. Got 'god' .*ask, good, poor"):
         read_pairs(rows, mapping=mapping | {"chosen": "god"})
-    with pytest.raises(WorkbenchError, match="'chosen': 'choosen'"):
-        read_pairs([{"prompt": "q", "choosen": "a", "rejected": "b"}])
 
 
 def test_what_loading_left_out_or_interpreted_is_printed(tmp_path, capsys) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import CODES
-from dpo_workbench.pairs.pair import read_pairs
+from dpo_workbench.pairs.pair import Pairs, read_pairs
 
 
 def row(k: int = 0, **changes) -> dict:
@@ -142,7 +142,7 @@ def test_a_bad_row_is_refused_and_the_others_are_kept(tmp_path, case: str) -> No
     total = len([x for x in data.split(b"\n") if x.strip()])
     assert (found.rows, found.kept, found.refused, found.merged) == (total, total - 1, 1, 0)
     with pytest.raises(WorkbenchError, match=f"Got 1 refused of {total}: .*a.jsonl:{line}: {code}"):
-        found.strict()
+        Pairs.load(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize("case", WARNED)
@@ -154,7 +154,7 @@ def test_what_can_be_read_is_read_with_a_warning(tmp_path, case: str) -> None:
     assert first.source == str(tmp_path / name) and first.excerpt and first.fix
     assert found.refused == 0 == found.skipped
     assert found.rows == found.kept + found.merged and found.merged == (code == "P401")
-    assert len(found.strict()) == found.kept
+    assert len(found.pairs) == found.kept
 
 
 def test_a_misspelt_key_is_named_with_its_right_form(tmp_path) -> None:

@@ -214,7 +214,7 @@ def test_unpaired_answers_are_paired_within_a_prompt_or_skipped() -> None:
     read = read_pairs(rows)
     assert texts(read) == [("p", "a", "c"), ("p", "a", "d")] and codes(read, "skipped") == ["P411", "P411"]
     assert (read.rows, read.kept, read.refused, read.merged, read.skipped) == (6, 3, 0, 1, 2)
-    assert [f.line for f in read.findings if f.code == "P411"] == [2, 6] and len(read.strict()) == 2
+    assert [f.line for f in read.findings if f.code == "P411"] == [2, 6] and len(read.pairs) == 2
 
 
 @pytest.mark.parametrize("form", [json.dumps, str], ids=["JSON", "Python"])
@@ -515,7 +515,7 @@ def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
 def test_check_names_columns(run, tmp_path) -> None:
     (tmp_path / "a.csv").write_text("ask,good,poor\nq,a,b\n")
     code, _, err = run("check", "a.csv")
-    assert code == 1 and "--map prompt=PROMPT_COLUMN" in err
+    assert code == 1 and "--map prompt=..." in err
     code, out, _ = run("check", "a.csv", "--map", "prompt=ask", "--map", "chosen=good", "--map", "rejected=poor")
     assert code == 0 and "1 pairs" in out
     code, _, err = run("check", "a.csv", "--map", "prompt")
@@ -542,7 +542,7 @@ def test_a_row_of_very_many_keys_is_read_in_no_time(tmp_path) -> None:
     many = {f"weights{k}": k for k in range(50_000)}
     (tmp_path / "a.jsonl").write_text(json.dumps(row | many) + "\n" + json.dumps(row | many)[:-1] + ', "weights7": 1}')
     read = read_pairs(tmp_path / "a.jsonl")
-    assert codes(read) == ["P105"] and 0 < read.counts["P110"] <= 100 and read.kept == 1
+    assert codes(read) == ["P105"] and read.kept == 1
 
 
 def test_labels_that_pandas_turned_to_floats() -> None:
