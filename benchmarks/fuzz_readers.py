@@ -57,19 +57,6 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "non_preferred_output": said(BAD),
         }
     ],
-    "together": [
-        {"input": {"messages": user(QUESTION)}, "preferred_output": said(GOOD), "non_preferred_output": said(BAD)}
-    ],
-    "tinker": [
-        {
-            "comparison": {
-                "prompt_conversation": user(QUESTION),
-                "completion_A": said(BAD),
-                "completion_B": said(GOOD),
-            },
-            "label": "B",
-        }
-    ],
     "hh": [
         {
             "chosen": f"\n\nHuman: {QUESTION}\n\nAssistant: {GOOD}",
@@ -84,35 +71,6 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "conversation_b": user(QUESTION) + said(GOOD),
             "winner": "model_b",
             "judge": "ada",
-        }
-    ],
-    "compared by number": [
-        {
-            "context": user(QUESTION),
-            "response1": GOOD,
-            "response2": BAD,
-            "overall_preference": -2,
-            "individual_preference": [
-                {"score": -2, "reasoning": "six"},
-                {"score": -1, "reasoning": "a spider is no beetle"},
-            ],
-        }
-    ],
-    "compared by label": [{"history": QUESTION, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1}],
-    "argilla": [
-        {
-            "prompt": QUESTION,
-            "response1": BAD,
-            "response2": GOOD,
-            "preference.responses": ["response2"],
-            "preference.responses.users": ["ada"],
-            "preference.responses.status": ["submitted"],
-        }
-    ],
-    "argilla records": [
-        {
-            "fields": {"prompt": QUESTION, "response1": GOOD, "response2": BAD},
-            "responses": {"preference": [{"value": ["response-1", "response-2"], "user_id": "ada"}]},
         }
     ],
     "labelstudio": [
@@ -133,14 +91,9 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "answers": [{"answer": BAD, "rank": 7.0}, {"answer": GOOD, "rank": 1.0}],
         }
     ],
-    "ranks": [{"prompt": QUESTION, "answers": [BAD, GOOD], "ranks": [2, 1]}],
     "thumbs": [
         {"prompt": QUESTION, "completion": BAD, "label": False},
         {"prompt": QUESTION, "completion": GOOD, "label": True},
-    ],
-    "samples": [
-        {"prompt": QUESTION, "response": BAD, "score": 0.25},
-        {"prompt": QUESTION, "response": GOOD, "score": 0.75},
     ],
 }
 FLAT = (
@@ -149,10 +102,8 @@ FLAT = (
     "trl-implicit",
     "hh",
     "compared",
-    "compared by label",
     "labelstudio min",
     "thumbs",
-    "samples",
 )  # what a CSV file can hold
 ODD: list[Any] = [
     *(None, True, 0, -1, 5, 0.5, float("nan"), float("inf"), 10**400, "", " ", "\n", "x", "5", "true", "Tie", "left"),
@@ -261,17 +212,12 @@ def holds(form: str, given: Any, folder: Path) -> str:
         assert str(error)[-1] in ".)>" and "P0" in str(error) or "P1" in str(error), str(error)
         return "not readable"
     assert read.rows == read.kept + read.refused + read.merged + read.skipped
-    assert len(read.refused_rows) == read.refused
     assert all(f.line >= 0 and f.code and f.fix for f in read.findings)
-    json.dumps(read.to_dict(), allow_nan=False)
-    assert repr(read) and read._repr_html_()
+    assert repr(read)
     if read.found:
         assert len({p.id for p in read.pairs}) == len(read.pairs) >= 1 and (read.kept > 0)
         read.pairs.save(folder / "saved.jsonl")
         assert Pairs.load(folder / "saved.jsonl").rows == read.found
-    if form == "jsonl":
-        plain = given + b"\n" + given.replace(b"\r", b"\n")  # lines that end in CR alone are read as lines
-        assert given[:2] == b"\x1f\x8b" or all(r.original() in plain for r in read.refused_rows)
     return "all kept" if read.kept == read.rows else "some not kept"
 
 

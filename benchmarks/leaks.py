@@ -20,7 +20,7 @@ from pathlib import Path
 import dpo_workbench as dw
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
-from dpo_workbench.pairs.checks import normal
+from dpo_workbench.pairs.preference import normal
 from dpo_workbench.pairs.splits import NEAR, find_leaks
 
 RESULTS = Path(__file__).parent / "results" / "leaks.json"

@@ -78,21 +78,17 @@ def tasks() -> None:
 @app.command()
 def check(
     file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet, also .gz; or hub:owner/name.")],
-    layout: Annotated[str | None, typer.Option(help="Its layout (docs/data.md); by default it is detected.")] = None,
     columns: Annotated[list[str] | None, typer.Option("--map", help="Such as prompt=question; repeat it.")] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
-    quarantine: Annotated[Path | None, typer.Option(help="New file with the refused rows, byte for byte.")] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
 ) -> None:
     """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
     from dpo_workbench.pairs.pair import read_pairs
     from dpo_workbench.pairs.splits import find_leaks
 
-    read = read_pairs(file, layout=layout, mapping=shared.named_values("--map", columns))
+    read = read_pairs(file, mapping=shared.named_values("--map", columns))
     found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
     print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
-    if quarantine:
-        read.quarantine(quarantine)
     if save:
         errors.print(f"{len(read.pairs)} pairs: {read.pairs.save(save)}", markup=False)
     if read.refused or (found and found.leaks):
@@ -296,7 +292,7 @@ def arms(
 def export(
     kind: Annotated[shared.Kind, typer.Argument(help="What to write.")],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
-    layout: Annotated[str, typer.Option("--format", help="Of `pairs`: trl, openai or together.")] = "trl",
+    layout: Annotated[str, typer.Option("--format", help="Of `pairs`: trl or openai.")] = "trl",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder; by default RUN/export/...")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
 ) -> None:

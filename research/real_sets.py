@@ -32,7 +32,7 @@ from dpo_workbench.common.files import write_json
 from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.statistics import paired_difference
 from dpo_workbench.evaluation.verdict import Verdict
-from dpo_workbench.pairs.checks import normal
+from dpo_workbench.pairs.preference import normal
 from dpo_workbench.studies.demo import demo
 from dpo_workbench.studies.recipe import recipe_for
 from dpo_workbench.tasks import scores

@@ -176,24 +176,24 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
 
 
 def export_pairs(run_folder: str | Path, out: str | Path, layout: str = "trl", *, force: bool = False) -> Exported:
-    """Write a run's pairs as `pairs.jsonl` in the format of TRL, OpenAI or Together (see `layouts_out.to_lines`).
+    """Write a run's pairs as `pairs.jsonl` in the format of TRL or OpenAI (see `layouts_out.to_lines`).
 
     What the format cannot express is counted in the notes. Pairs that it cannot express are left out.
 
     Args:
         run_folder: a folder with `pairs.jsonl`, or that file itself.
         out, force: as in `export_trl`.
-        layout: `trl`, `openai` or `together`.
+        layout: `trl` or `openai`.
     """
     folder = _run_folder(run_folder)
     file = folder / "pairs.jsonl" if folder.is_dir() else folder
     record = _record(folder)[1] if (folder / RECORD).is_file() else {"chat": True}
     pairs = Pairs.load(file)
-    made = to_lines(pairs, layout, chat=record["chat"])
+    lines, notes = to_lines(pairs, layout, chat=record["chat"])
     _check_free(out, folder, force)
     with replace_folder(Path(out)) as fresh:
-        write_text(fresh / "pairs.jsonl", "".join(line + "\n" for line in made.lines))
-    return Exported(Path(out), [f"{len(made.lines)} of {len(pairs)} pairs in the format of {layout}", *made.notes])
+        write_text(fresh / "pairs.jsonl", "".join(line + "\n" for line in lines))
+    return Exported(Path(out), [f"{len(lines)} of {len(pairs)} pairs in the format of {layout}", *notes])
 
 
 def _run_folder(path: str | Path) -> Path:

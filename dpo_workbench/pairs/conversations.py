@@ -17,11 +17,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 IMPLICIT = object()  # in place of a prompt: both answers begin with it
 SHORT = 4  # an implicit prompt must have at least 1/SHORT of the characters of the longer answer
 _SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
-_MARK = re.compile(
-    r"(?:^|\n)[#* \t]{0,9}(?:assistant|answer|response|output|completion|sql|code|a)[ \t]?:\*{0,2}[ \t]*\n?", re.I
-)
 _OPENING = re.compile(r"[ \t]*(?:```\w*|[\[({<]+|<[\w:]+>|SELECT|WITH)[ \t]*", re.I)
-_SENTENCE = re.compile(r"(?:[?!]|(?<![\w.])[a-z]{3,}\.)[\"')\]]*\s+")  # not behind "Dr." or "e.g."
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 Message = tuple[str, str]  # role, content
@@ -38,9 +34,6 @@ class Ranked:
     scored: bool = False  # ranks are scores, not only an order
     grades: list[dict[str, float]] = field(default_factory=list)  # of each answer by person, if several people graded
     fields: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
-    sides: Sequence[str] = ()  # where the answers were, when two were shown side by side
-    annotator: str = ""
-    split: str = ""
     notes: list[Note] = field(default_factory=list)
 
 
@@ -99,15 +92,9 @@ def _is_text_part(part: Any) -> bool:
 
 
 def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Ranked:
-    """A prompt with its answers, the first one ranked best.
+    """A prompt (text, messages, or IMPLICIT) with its answers, the first one ranked best. Raises Refusal.
 
-    Args:
-        prompt: text, messages, or IMPLICIT: what two answers share.
-        answers: text or messages.
-        names: of the answers' fields, for findings.
-
-    Raises:
-        Refusal: the code of what is wrong, with the field.
+    `names` are the names of the answers' fields, for findings.
     """
     notes: list[Note] = []
     prompt, *answers = (
@@ -174,29 +161,17 @@ def _answer(said: list[Message], prompt: list[Message], name: str, notes: list[N
     if len(said) > 1 and said[:-1] in (prompt, prompt[-1:]):
         notes.append(("P206", name, prompt[-1][1]))
         said = said[-1:]
-    roles = ", ".join(role for role, _ in said)
-    if len(said) > 1 and said[0][0] == "assistant":
-        raise Refusal("P208", name, roles)
-    if len(said) > 1 and said[0][0] == "user":
-        fix = "Begin with exactly the messages of the prompt, or keep only the last message, the answer."
-        raise Refusal("P208", name, roles, fix)
-    if len(said) > 1:
-        raise Refusal("P207", name, roles)
-    if said[0][0] != "assistant":
-        raise Refusal("P207", name, f"{said[0][0]}: {said[0][1]}", "Give the answer the role assistant.")
+    if len(said) > 1 or said[0][0] != "assistant":
+        raise Refusal("P207", name, ", ".join(role for role, _ in said))
     return said[0][1]
 
 
 def split_texts(chosen: str, rejected: str) -> int:
     """The length of the prompt that two texts begin with. It never ends inside a word or in the middle of a line.
 
-    It ends after the last mark such as `Answer:` or `### Response:` in what both share, else after the last empty
-    line, else the last line, else the last sentence. Lines that only open something (`{`, a code fence, `<answer>`,
-    `SELECT`) belong to the answers.
-
-    Raises:
-        Refusal: an empty text, equal texts, or a shared beginning that may be a part of both answers: it ends in no
-            line or sentence, or it is short compared with the answers and ends in no mark.
+    It ends after the last empty line in what both share, else after the last line break. Lines that only open
+    something (`{`, a code fence, `<answer>`, `SELECT`) belong to the answers. Raises Refusal, also for a shared
+    beginning that may be a part of both answers: it has no line break, or it is short compared with the answers.
     """
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if not value.strip():
@@ -204,14 +179,9 @@ def split_texts(chosen: str, rejected: str) -> int:
     if chosen.strip() == rejected.strip():
         raise Refusal("P302", "rejected", rejected)
     shared = os.path.commonprefix([chosen, rejected])
-    if marks := [m.end() for m in _MARK.finditer(shared) if shared[: m.start()].strip()]:
-        return marks[-1]
     end = shared.rfind("\n\n") + 2 if "\n\n" in shared else shared.rfind("\n") + 1
     while end and _OPENING.fullmatch(shared, start := shared.rfind("\n", 0, end - 1) + 1, end - 1):
         end = start
-    if not shared[:end].strip():
-        end = max((m.end() for m in _SENTENCE.finditer(shared)), default=0)
-        end = end if len(shared[:end].split()) > 1 else 0
     longer = max(len(chosen), len(rejected)) - end
     if not shared[:end].strip() or SHORT * end < longer:
         raise Refusal("P310", "prompt", f"both answers begin with {shared[:40]!r}" if shared else "nothing in common")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from dpo_workbench.pairs import row_readers as rows
 from dpo_workbench.pairs.checks import Refusal, excerpt
 from dpo_workbench.pairs.conversations import Ranked
-from dpo_workbench.pairs.row_readers import ANSWERS, LISTS, OTHERS, PROMPTS, SCORES
+from dpo_workbench.pairs.row_readers import ANSWERS, LISTS, OTHERS, PROMPTS
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,12 @@ class Layout:
     what: str
     needs: tuple[tuple[str, ...], ...]  # one column of each tuple must be there
     read: Callable[[dict[str, Any]], Ranked]
-    keys: tuple[str, ...] = ()  # other columns that it reads; "*" for any
     fits: Callable[[dict[str, Any]], bool] = lambda row: True
     grouped: bool = False  # rows hold one answer each; pairs are made within a prompt
-    pattern: re.Pattern[str] | None = None  # of still other columns
 
-    def known(self, key: str) -> bool:
-        """Whether the layout reads this column."""
-        named = "*" in self.keys or key in OTHERS or key in self.keys or any(key in names for names in self.needs)
-        return named or bool(self.pattern and self.pattern.fullmatch(key))
+    def reads(self, key: str) -> bool:
+        """Whether the layout needs this column, or every layout may have it."""
+        return key in OTHERS or key in PROMPTS or any(key in names for names in self.needs)
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:
         """The columns that the row lacks."""
@@ -55,18 +51,11 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def read_row(layout: Layout, row: Any) -> Ranked:
-    """A row as one prompt with ranked answers.
-
-    Raises:
-        Refusal: the code of what is wrong, with the field.
-    """
+    """A row as one prompt with ranked answers. Raises Refusal."""
     if not isinstance(row, dict):
         raise Refusal("P106", "", f"{type(row).__name__}: {row}")
     if missing := layout.missing(row):
-        other = next((x for x in LAYOUTS.values() if not x.missing(row) and x.fits(row)), None)
-        if other and not any(n in row for names in layout.needs for n in names if n not in PROMPTS):
-            raise Refusal("P109", "", f"a row of layout {other.name} among rows of {layout.name}")
-        close = nearest(missing[0], [k for k in row if not layout.known(k)])
+        close = nearest(missing[0], [k for k in row if not layout.reads(k)])
         fix = f"Rename `{excerpt(close)}` to `{missing[0]}`." if close else ""
         raise Refusal("P107", missing[0], f"keys {', '.join(map(str, row))}", fix)
     ranked = layout.read(row)
@@ -74,35 +63,21 @@ def read_row(layout: Layout, row: Any) -> Ranked:
     return ranked
 
 
-_P, _A, _CR = PROMPTS, ANSWERS, (("chosen",), ("rejected",))
+_P, _CR = PROMPTS, (("chosen",), ("rejected",))
 _ALL = (  # a row belongs to the first layout that it fits, so the stricter ones come first
-    Layout("own", "what Pairs.save writes", (("id",), ("prompt",), *_CR), rows.read_own, fits=rows.is_own),
-    Layout("openai", "OpenAI, Azure or Together: input, preferred_output, non_preferred_output",
+    Layout("openai", "OpenAI or Azure: input, preferred_output, non_preferred_output",
            (("input",), ("preferred_output",), ("non_preferred_output",)), rows.read_openai),
-    Layout("tinker", "Tinker: comparison and label A or B",
-           (("comparison",), ("label",)), rows.read_tinker, fits=rows.is_tinker),
     Layout("hh", "dialogues of Human and Assistant as in HH-RLHF, in chosen and rejected",
            _CR, rows.read_hh, fits=rows.is_hh),
     Layout("compared", "two answers in columns such as response1 and response2, and which one won",
-           (rows.WINNERS,), rows.read_compared, (*rows.CONTEXTS, "system", "individual_preference"),
-           fits=rows.is_compared, pattern=rows.TWO),
-    Layout("labelstudio", "Label Studio, pairwise: data and annotations, or one column pw",
-           (("data", *_P), ("annotations", *rows.FLAT_LABELS)), rows.read_label_studio, ("*",),
-           fits=rows.is_label_studio),
-    Layout("argilla", "Argilla: fields with the responses to a label or ranking question",
-           (("fields", *_P),), rows.read_argilla, ("*",), fits=rows.is_argilla),
-    Layout("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages",
-           (_P, *_CR), rows.read_pair, ("messages", "system")),
-    Layout("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it",
-           _CR, rows.read_pair, (*_P, "messages", "system")),
+           (rows.WINNERS,), rows.read_compared, fits=rows.is_compared),
+    Layout("labelstudio", "Label Studio, pairwise: data and annotations",
+           (("data",), ("annotations",)), rows.read_label_studio, fits=rows.is_label_studio),
+    Layout("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages", (_P, *_CR), rows.read_pair),
+    Layout("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _CR, rows.read_pair),
     Layout("list", "several answers to a prompt with scores (as in UltraFeedback) or ranks, or best first",
-           (_P, LISTS), rows.read_list,
-           (*rows.SCORE_LISTS, "system", "models", "correct_answers", "incorrect_answers", "source"),
-           fits=rows.is_list),
+           (_P, LISTS), rows.read_list, fits=rows.is_list),
     Layout("thumbs", "one answer per row with thumbs up or down, paired within a prompt",
-           (_P, _A, ("label",)), rows.read_thumb, ("system",), fits=rows.has_thumb, grouped=True),
-    Layout("samples", "one answer per row with a score, paired within a prompt",
-           (_P, _A, SCORES), rows.read_sample, ("system",), grouped=True),
+           (_P, ANSWERS, ("label",)), rows.read_thumb, fits=rows.has_thumb, grouped=True),
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
-SYNONYMS = {"azure": "openai", "together": "openai", "ultrafeedback": "list", "ranked": "list"}

@@ -1,32 +1,24 @@
-"""Pairs as lines of JSON in the layouts that TRL, OpenAI and Together read."""
+"""Pairs as lines of JSON in the layouts that TRL and OpenAI read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.preference import Pair
 
-LAYOUTS = ("trl", "openai", "together")
+LAYOUTS = ("trl", "openai")
 OPENAI_MINIMUM = 10  # rows that a fine-tuning file must have
 
 
-class Lines(NamedTuple):
-    """Pairs as lines of JSON, and notes about what the layout could not say."""
-
-    lines: list[str]
-    left_out: list[Pair]  # pairs that the layout cannot express
-    notes: list[str]
-
-
-def to_lines(pairs: Sequence[Pair], layout: str, *, chat: bool = True) -> Lines:
-    """Pairs in another layout. Texts stay as they are, character for character.
+def to_lines(pairs: Sequence[Pair], layout: str, *, chat: bool = True) -> tuple[list[str], list[str]]:
+    """Pairs as lines in another layout, and notes about what it can't express. Texts stay as they are.
 
     Args:
         pairs: at least one.
-        layout: `trl` (`prompt`, `chosen`, `rejected`, and `id`), `openai` or `together` (`input`, `preferred_output`,
+        layout: `trl` (`prompt`, `chosen`, `rejected`, and `id`) or `openai` (`input`, `preferred_output`,
             `non_preferred_output`).
         chat: for `trl`: write messages, for a model with a chat template; else plain text with a line break after the
             prompt, as a model without a template sees it.
@@ -34,7 +26,7 @@ def to_lines(pairs: Sequence[Pair], layout: str, *, chat: bool = True) -> Lines:
     Raises:
         WorkbenchError: an unknown layout, or no pair that it can hold.
 
-    Source: TRL's dataset formats, OpenAI's guide to direct preference optimization, Together's preference fine-tuning.
+    Source: TRL's dataset formats, OpenAI's guide to direct preference optimization.
     """
     if layout not in LAYOUTS:
         raise WorkbenchError(f"`layout` must be one of {', '.join(LAYOUTS)}. Got {layout!r}. Choose one of these.")
@@ -54,7 +46,7 @@ def to_lines(pairs: Sequence[Pair], layout: str, *, chat: bool = True) -> Lines:
         notes.append(f"{_count(weighted)} with a weight other than 1: not in the file, so all rows count alike")
     if layout == "openai" and len(different) < OPENAI_MINIMUM:
         notes.append(f"OpenAI accepts files of {OPENAI_MINIMUM} rows or more: this one has {len(different)}")
-    return Lines([json.dumps(_row(p, layout, chat), ensure_ascii=False) for p in different], same, notes)
+    return [json.dumps(_row(p, layout, chat), ensure_ascii=False) for p in different], notes
 
 
 def _row(pair: Pair, layout: str, chat: bool) -> dict[str, Any]:
@@ -64,7 +56,7 @@ def _row(pair: Pair, layout: str, chat: bool) -> dict[str, Any]:
     better, worse = ([{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected))
     if layout == "trl":
         return {"id": pair.id, "prompt": asked, "chosen": better, "rejected": worse}
-    tools = {"tools": [], "parallel_tool_calls": True} if layout == "openai" else {}
+    tools = {"tools": [], "parallel_tool_calls": True}
     return {"input": {"messages": asked, **tools}, "preferred_output": better, "non_preferred_output": worse}
 
 

@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.files import write_bytes, write_text
-from dpo_workbench.common.html import pre
+from dpo_workbench.common.files import write_text
 from dpo_workbench.pairs.checks import CODES, Finding, has_surrogate
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.reader import read_rows
 from dpo_workbench.pairs.shortcuts import fixed_rules, learned_rules
-from dpo_workbench.pairs.sources import Row
-
-if TYPE_CHECKING:
-    import pandas
 
 __all__ = ["Pair", "Pairs", "ReadResult", "read_pairs"]
-_TOLD_ON_LOADING = ("P110", "P210", "P211", "P212", "P401", "P411", "P412")
+_TOLD_ON_LOADING = ("P110", "P210", "P212", "P401", "P411", "P412")
 
 
 class Pairs(Sequence[Pair]):
@@ -79,9 +74,11 @@ class Pairs(Sequence[Pair]):
             WorkbenchError: a row was refused; `read_pairs` reads the others.
         """
         result = read_pairs(path)
-        pairs = cls(result.strict(), task)
+        if result.refused:
+            raise result._error("All rows must be usable.")
+        pairs = cls(result.pairs, task)
         for code in _TOLD_ON_LOADING:
-            if n := result.counts.get(code):
+            if n := result.counts[code]:
                 print(f"{path}: {code}, {n} time{'s' if n > 1 else ''}: {CODES[code].rule} {CODES[code].advice}")
         return pairs
 
@@ -95,22 +92,6 @@ class Pairs(Sequence[Pair]):
     def shortcut_report(self) -> dict[str, float]:
         """`shortcuts`, and two rules that are learned from the pairs: by the first word, and by the format alone."""
         return fixed_rules(self.rows) | learned_rules(self.rows)
-
-    def even(self, most: int | None = None) -> Pairs:
-        """As many pairs whose longer answer is chosen as pairs whose shorter one is, the model's own answers first.
-
-        If one kind prevails, DPO learns to write more (or less) and trades one failure class for another. If all pairs
-        are of one kind, all of them are returned.
-
-        Args:
-            most: the highest number of pairs.
-        """
-        rows = sorted(self.rows, key=lambda p: p.chosen_from != "own")
-        longer = [p for p in rows if len(p.chosen) > len(p.rejected)]
-        shorter = [p for p in rows if len(p.chosen) < len(p.rejected)]
-        level = [p for p in rows if len(p.chosen) == len(p.rejected)]
-        both = [p for two in zip(longer, shorter, strict=False) for p in two] or longer or shorter
-        return Pairs((both + level)[:most], self.task)
 
     def summary(self) -> dict[str, object]:
         """Counts of pairs, prompts and groups, by failure class and origin, and the shortcuts.
@@ -133,9 +114,6 @@ class Pairs(Sequence[Pair]):
         lines += [f"  {key}: {_counted(facts[key])}" for key in ("rejected by class", "chosen from")]
         lines.append(f"  a trivial rule would pick the chosen answer: {_counted(facts['shortcuts'])}")
         return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return pre(repr(self))
 
 
 def _check(pair: Pair) -> None:
@@ -180,10 +158,13 @@ class ReadResult:
     refused: int
     merged: int  # exact copies of an earlier row
     skipped: int  # fine, but without a winner or without a second answer to compare with
-    findings: list[Finding]  # the first thousand of each code
-    counts: dict[str, int]  # of all findings, by code
+    findings: list[Finding]
     found: list[Pair] = field(repr=False)
-    refused_rows: list[Row] = field(repr=False)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """The number of findings of each code."""
+        return Counter(finding.code for finding in self.findings)
 
     @property
     def pairs(self) -> Pairs:
@@ -192,47 +173,17 @@ class ReadResult:
         Raises:
             WorkbenchError: no row was kept; names the first findings.
         """
-        return Pairs(self.found) if self.found else self._stop("A file must have a row that can be used.")
+        if not self.found:
+            raise self._error("A file must have a row that can be used.")
+        return Pairs(self.found)
 
-    def strict(self) -> Pairs:
-        """The pairs, if no row was refused.
-
-        Raises:
-            WorkbenchError: rows were refused; names the first findings.
-        """
-        return self.pairs if not self.refused else self._stop("All rows must be usable.")
-
-    def _stop(self, must: str) -> Pairs:
+    def _error(self, must: str) -> WorkbenchError:
         problems = [str(f) for f in self.findings if f.severity in ("error", "skipped")]
         skipped = f" and {self.skipped} skipped" if self.skipped else ""
-        raise WorkbenchError(
+        return WorkbenchError(
             f"{must} Got {self.refused} refused{skipped} of {self.rows}: {' '.join(problems[:3])} Fix or drop the "
             f"{'row' if self.refused == 1 else 'rows'}; `dpo-workbench check {self.source}` shows all."
         )
-
-    def quarantine(self, path: str | Path) -> Path:
-        """Write the refused rows to a file: lines of JSON byte for byte as they were, other rows as JSON.
-
-        Raises:
-            WorkbenchError: `path` is the source.
-        """
-        if Path(path).resolve() == Path(self.source).resolve():
-            raise WorkbenchError(f"The source must stay as it is. Got the source, {path}, to write to. Choose another.")
-        write_bytes(Path(path), b"".join(row.original() + b"\n" for row in self.refused_rows))
-        return Path(path)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Counts and findings as plain values for JSON."""
-        names = ("source", "layout", "rows", "kept", "refused", "merged", "skipped", "counts")
-        values = {name: getattr(self, name) for name in names}
-        return values | {"pairs": len(self.found), "findings": [asdict(f) for f in self.findings]}
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """The findings as a table, one per row."""
-        import pandas
-
-        names = ("code", "severity", "source", "line", "field", "excerpt", "fix")
-        return pandas.DataFrame([asdict(f) for f in self.findings], columns=names)
 
     def __repr__(self) -> str:
         lines = [f"{self.source}: layout {self.layout}"]
@@ -243,8 +194,7 @@ class ReadResult:
                 where = f"{self.source}:{f.line}" if f.line else "the whole set"
                 lines.append(f"    {where}{f' `{f.field}`' if f.field else ''}{f': {f.excerpt}' if f.excerpt else ''}")
             if count > 3:
-                more = ", ".join(str(f.line) for f in stored[3:13])
-                lines.append(f"    and {count - 3} more: {more}{', ...' if count > 13 else ''}")
+                lines.append(f"    and {count - 3} more in .findings")
             lines.append(f"    fix: {' '.join(dict.fromkeys(f.fix for f in stored[:3]))}")
         skipped = f" + {self.skipped} skipped" if self.skipped else ""
         lines.append(
@@ -253,42 +203,27 @@ class ReadResult:
         )
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        return pre(repr(self))
 
-
-def read_pairs(
-    source: Any,
-    *,
-    layout: str | None = None,
-    mapping: Mapping[str, str] | None = None,
-    max_tokens: int | None = None,
-    count_tokens: Callable[[str], int] | None = None,
-) -> ReadResult:
+def read_pairs(source: Any, *, mapping: Mapping[str, str] | None = None) -> ReadResult:
     """Read preference data and check every row: good rows become pairs, bad rows are refused and reported.
 
     Args:
         source: path of a JSONL, JSON, CSV, TSV or Parquet file (also .gz), `hub:owner/name` or `hub:owner/name@split`
             (`train` by default), a pandas DataFrame, a `datasets` object, or a list of dicts.
-        layout: a name from `docs/data.md`; recognised from the columns if None.
         mapping: the file's names of our columns, such as `{"prompt": "question"}`.
-        max_tokens: refuse rows whose prompt and answer have more tokens than this.
-        count_tokens: the tokenizer's count of a text; words and punctuation marks are counted if None.
 
     Raises:
         WorkbenchError: nothing could be read, or the columns match no known layout.
     """
-    reader = read_rows(source, layout, mapping, max_tokens, count_tokens)
+    reader = read_rows(source, mapping)
     return ReadResult(
         source=reader.source.name,
         layout=f"{reader.layout.name} ({reader.layout.what}), {reader.source.kind}",
         rows=reader.rows,
         kept=reader.kept,
-        refused=len(reader.refused),
+        refused=reader.refused,
         merged=reader.merged,
         skipped=reader.skipped,
-        findings=reader.findings.stored,
-        counts=dict(reader.findings.counts),
+        findings=reader.findings,
         found=reader.pairs,
-        refused_rows=reader.refused,
     )

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 import itertools
-import shlex
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import (
     CODES,
+    Finding,
     Note,
     Refusal,
     excerpt,
-    one_sided,
+    finding,
     pair_problems,
-    room_problems,
     set_problems,
     text_problems,
 )
 from dpo_workbench.pairs.conversations import Ranked
-from dpo_workbench.pairs.layouts_in import LAYOUTS, SYNONYMS, Layout, nearest, read_row, recognise
+from dpo_workbench.pairs.layouts_in import LAYOUTS, Layout, nearest, read_row, recognise
 from dpo_workbench.pairs.preference import Pair
-from dpo_workbench.pairs.row_readers import OTHERS, PROMPTS
+from dpo_workbench.pairs.row_readers import OTHERS
 from dpo_workbench.pairs.sources import Row, Source, open_source, stop
 
 _LOOK = 100  # rows that decide the layout; columns for which a misspelling is looked for
-_ALL_AGAINST_ALL = 8  # up to so many answers to a prompt are all compared; of more, each is paired once
+_ALL_AGAINST_ALL = 8  # up to so many answers to a prompt are all compared; of more, each with the best one
 
 
-def read_rows(
-    source: Any,
-    layout: str | None = None,
-    mapping: Mapping[str, str] | None = None,
-    max_tokens: int | None = None,
-    count_tokens: Callable[[str], int] | None = None,
-) -> Reader:
+def read_rows(source: Any, mapping: Mapping[str, str] | None = None) -> Reader:
     """Read and check all rows of a source. See `read_pairs` for the arguments."""
     opened = open_source(source)
     head = list(itertools.islice(opened.rows, _LOOK))
@@ -45,7 +38,7 @@ def read_rows(
         raise stop("P002", "no row", opened.name)
     rows = _renamed(itertools.chain(head, opened.rows), _checked_mapping(mapping or {}, head, opened))
     head = list(itertools.islice(rows, len(head)))
-    reader = Reader(opened, _find_layout(layout, head, opened), max_tokens, count_tokens)
+    reader = Reader(opened, _find_layout(head, opened))
     for row in itertools.chain(head, rows):
         reader.take(row)
     reader.finish()
@@ -71,65 +64,33 @@ def _renamed(rows: Iterator[Row], names: Mapping[str, str]) -> Iterator[Row]:
         yield row
 
 
-def _find_layout(name: str | None, head: Sequence[Row], source: Source) -> Layout:
-    name = SYNONYMS.get(name or "", name)
-    if name is not None and name not in LAYOUTS:
-        close = nearest(name, LAYOUTS)
-        raise WorkbenchError(
-            f"`layout` must be one of {', '.join([*LAYOUTS, *SYNONYMS])}. Got {name!r}. "
-            f"{f'Did you mean {close}?' if close else 'Leave it out to have it recognised.'}"
-        )
+def _find_layout(head: Sequence[Row], source: Source) -> Layout:
     objects = [row.value for row in head if isinstance(row.value, dict)]
-    found = LAYOUTS[name] if name else recognise(objects)
+    found = recognise(objects)
     if found is None and objects:
         columns = list(dict.fromkeys(key for row in objects for key in row))
-        where = f"{source.name}:{head[0].line}"
         got = f"an unknown layout with the columns {', '.join(columns)}"
-        raise stop("P007", got, where, _mapping_to_write(columns, source))
+        raise stop("P007", got, f"{source.name}:{head[0].line}")
     return found or LAYOUTS["trl"]
-
-
-def _mapping_to_write(columns: Sequence[str], source: Source) -> str:
-    """The advice for unknown columns: the call with a mapping, filled in with the columns that can be guessed."""
-    prompt = next((name for name in PROMPTS if name in columns), nearest("prompt", columns))
-    mapping = {
-        "prompt": excerpt(prompt or "PROMPT_COLUMN"),
-        "chosen": excerpt(nearest("chosen", columns) or "BETTER_COLUMN"),
-        "rejected": excerpt(nearest("rejected", columns) or "WORSE_COLUMN"),
-    }
-    if source.kind == "table":
-        return f"A pair needs a prompt and two answers. Name their columns: dw.read_pairs(rows, mapping={mapping})."
-    options = " ".join(f"--map {shlex.quote(f'{ours}={theirs}')}" for ours, theirs in mapping.items())
-    return (
-        f"A pair needs a prompt and two answers. Name their columns: dw.read_pairs({source.name!r}, "
-        f"mapping={mapping}), or dpo-workbench check {shlex.quote(source.name)} {options} --save pairs.jsonl."
-    )
 
 
 class Reader:
     """Takes rows one by one. Afterwards `rows == kept + refused + merged + skipped`, each as a number of rows."""
 
-    def __init__(
-        self, source: Source, layout: Layout, max_tokens: int | None, count_tokens: Callable[[str], int] | None
-    ):
-        self.source, self.layout, self.max_tokens, self.count_tokens = source, layout, max_tokens, count_tokens
-        self.findings = source.findings
-        self.rows = self.kept = self.merged = self.skipped = 0
-        self.refused: list[Row] = []
+    def __init__(self, source: Source, layout: Layout):
+        self.source, self.layout = source, layout
+        self.findings: list[Finding] = []
+        self.rows = self.kept = self.refused = self.merged = self.skipped = 0
         self.pairs: list[Pair] = []
         self._lines: list[int] = []  # of each pair
         self._seen: set[Pair] = set()  # pairs without their ids
-        self._ids: set[str] = set()  # ids that the file gives
-        self._unnamed: list[int] = []  # places of pairs without an id of their own
+        self._ids: set[str] = set()
         self._keys: set[str] = set()
         self._groups: dict[str, list[tuple[Ranked, Row]]] = defaultdict(list)
-        self._sides: Counter[str] = Counter()
-        self._labels: Counter[str] = Counter()  # by person
-        self._splits: dict[str, str] = {}  # the first split of each prompt
 
     def take(self, row: Row) -> None:
         """Read one row."""
-        self.rows = row.number = self.rows + 1
+        self.rows += 1
         try:
             if row.problem:
                 raise row.problem
@@ -141,92 +102,72 @@ class Reader:
             ranked.scored = False
             ranked.notes.append(("P413", "score", ", ".join(f"{rank:g}" for rank in ranked.ranks)))
         names = ("chosen", "rejected") if len(ranked.answers) == 2 else ("answer",) * len(ranked.answers)
-        texts = [("prompt", ranked.prompt), *zip(names, ranked.answers, strict=True)]
-        for name, text in texts:
+        for name, text in [("prompt", ranked.prompt), *zip(names, ranked.answers, strict=True)]:
             ranked.notes += text_problems(name, text)
-        if self.max_tokens:
-            ranked.notes += room_problems(texts, self.max_tokens, self.count_tokens)
         if self.layout.grouped and not _errors(ranked):
             self._groups[ranked.prompt].append((ranked, row))
         else:
             self._add(ranked, row)
 
+    def _find(self, code: str, line: int = 0, field: str = "", got: object = "", fix: str = "") -> None:
+        self.findings.append(finding(self.source.name, code, line, field, got, fix))
+
     def _look_at_keys(self, row: Row) -> None:
-        """Report columns that nothing reads, each once."""
-        for key in row.value.keys() - self._keys:
+        """Report columns that look like misspelt names of ours, each once."""
+        for key in list(row.value.keys() - self._keys)[:_LOOK]:
             self._keys.add(key)
-            if not self.layout.known(key):
-                wanted = {name for names in self.layout.needs for name in names[:1]} | {*self.layout.keys, *OTHERS}
-                close = nearest(key, sorted(wanted - row.value.keys())) if len(self._keys) < _LOOK else None
-                self.findings.add("P110", row.line, key, row.value[key], f"Did you mean `{close}`?" if close else "")
+            if not self.layout.reads(key) and (close := nearest(key, sorted(OTHERS - row.value.keys()))):
+                self._find("P110", row.line, key, row.value[key], f"Did you mean `{close}`?")
 
     def _refuse(self, row: Row, code: str, name: str = "", got: object = "", fix: str = "") -> None:
         """Count a row as refused, or as skipped where its code says so."""
-        self.findings.add(code, row.line, name, got if got != "" else row.original(), fix)
+        self._find(code, row.line, name, got if got != "" else row.value, fix)
         if CODES[code].severity == "skipped":
             self.skipped += 1
-        elif not self.refused or self.refused[-1] is not row:
-            row.value = None if row.raw is not None else row.value
-            self.refused.append(row)
+        else:
+            self.refused += 1
 
     def _add(self, ranked: Ranked, row: Row) -> None:
         """Keep, merge or refuse a row that makes its pairs alone."""
         order = [(b, w) for b, w in _comparisons(ranked.ranks) if _agreement(ranked.grades, b, w) > 0]
         if not order:
             return self._refuse(row, "P412", "grades", "no two answers that a majority orders")
-        base = ranked.id.strip() or f"row-{row.number}"
-        if ranked.id != ranked.id.strip() and ranked.id.strip():
-            ranked.notes.append(("P415", "id", repr(ranked.id)))
-        made = self._distinct([_pair(ranked, better, worse, base) for better, worse in order], ranked)
+        base = ranked.id or f"row-{self.rows}"
+        made = [_pair(ranked, better, worse, base) for better, worse in order]
+        different = {(p.chosen, p.rejected): p for p in made if p.chosen.strip() != p.rejected.strip()}
+        made = list(different.values()) or made  # an answer may occur twice
         for pair in made:
             ranked.notes += pair_problems(pair)
         if errors := _errors(ranked):
-            for error in errors:
-                self._refuse(row, *error)
-            return
+            for code, name, got in errors[:-1]:
+                self._find(code, row.line, name, got)
+            return self._refuse(row, *errors[-1])
         if len(made) > 1:
             made = [replace(pair, id=f"{base}.{k}") for k, pair in enumerate(made, 1)]
         new = [pair for pair in made if replace(pair, id="") not in self._seen]
         if not new:
             self.merged += 1
-            return self.findings.add("P401", row.line, "", ranked.prompt)
-        if ranked.id.strip() and any(pair.id in self._ids for pair in new):
+            return self._find("P401", row.line, "", ranked.prompt)
+        if ranked.id and any(pair.id in self._ids for pair in new):
             return self._refuse(row, "P402", "id", base)
         self.kept += 1
-        self._note(ranked, row)
+        self._note(ranked, row.line)
         for pair in new:
-            self._keep(pair, row.line, bool(ranked.id.strip()))
+            self._keep(pair, row.line)
 
-    def _distinct(self, made: list[Pair], ranked: Ranked) -> list[Pair]:
-        """The pairs of a row without those of one text and without repetitions, unless nothing is left."""
-        different: dict[tuple[str, str], Pair] = {}
-        for pair in made:
-            if pair.chosen.strip() != pair.rejected.strip():
-                different.setdefault((pair.chosen, pair.rejected), pair)
-        if not different or len(different) == len(made):
-            return made
-        ranked.notes.append(("P303", "answer", f"{len(made) - len(different)} pairs with repeated answers left out"))
-        return list(different.values())
-
-    def _keep(self, pair: Pair, line: int, named: bool) -> None:
+    def _keep(self, pair: Pair, line: int) -> None:
         self._seen.add(replace(pair, id=""))
-        if named:
-            self._ids.add(pair.id)
-        else:
-            self._unnamed.append(len(self.pairs))
-        self.pairs.append(pair)
+        name = pair.id
+        while name in self._ids:  # only a name that was made here
+            name += "-auto"
+        self._ids.add(name)
+        self.pairs.append(replace(pair, id=name))
         self._lines.append(line)
 
-    def _note(self, ranked: Ranked, row: Row) -> None:
-        """Report the warnings of a row that is kept, and count its side, person and split."""
+    def _note(self, ranked: Ranked, line: int) -> None:
+        """Report the warnings of a row that is kept."""
         for code, name, got in ranked.notes:
-            self.findings.add(code, row.line, name, got)
-        if ranked.sides:
-            self._sides[ranked.sides[ranked.ranks.index(max(ranked.ranks))]] += 1
-        if ranked.annotator:
-            self._labels[ranked.annotator] += 1
-        if ranked.split and self._splits.setdefault(ranked.prompt, ranked.split) != ranked.split:
-            self.findings.add("P410", row.line, "prompt", ranked.prompt)
+            self._find(code, line, name, got)
 
     def _add_group(self, prompt: str, members: Sequence[tuple[Ranked, Row]]) -> None:
         """Pairs among the answers to one prompt; skips an answer without another that was judged differently."""
@@ -234,44 +175,33 @@ class Reader:
         for ranked, row in members:
             if once.setdefault((ranked.answers[0], ranked.ranks[0]), (ranked, row))[1] is not row:
                 self.merged += 1
-                self.findings.add("P401", row.line, "", ranked.answers[0])
+                self._find("P401", row.line, "", ranked.answers[0])
         items = list(once.values())
         joined = Ranked(prompt, [answer for answer, _ in once], [rank for _, rank in once])
-        joined.scored = all(ranked.scored for ranked, _ in items)
         joined.fields = {key: value for key, value in items[0][0].fields.items() if key == "group"}
         used: set[int] = set()
         for better, worse in _comparisons(joined.ranks):
-            rows = (items[better][1], items[worse][1])
-            pair = _pair(joined, better, worse, f"row-{rows[0].number}-{rows[1].number}")
+            lines = (items[better][1].line, items[worse][1].line)
+            pair = _pair(joined, better, worse, f"row-{lines[0]}-{lines[1]}")
             if pair.chosen.strip() != pair.rejected.strip():
                 used |= {better, worse}
                 if replace(pair, id="") not in self._seen:
-                    self._keep(pair, rows[0].line, named=False)
+                    self._keep(pair, lines[0])
         for k, (ranked, row) in enumerate(items):
             if k in used:
                 self.kept += 1
-                self._note(ranked, row)
+                self._note(ranked, row.line)
             else:
                 self._refuse(row, "P411", "completion", ranked.answers[0])
 
     def finish(self) -> None:
-        """Make the pairs of grouped rows, name the pairs without an id, and check the set as a whole."""
+        """Make the pairs of grouped rows, and check the set as a whole."""
         for prompt, members in self._groups.items():
             self._add_group(prompt, members)
-        for place in self._unnamed:
-            name = self.pairs[place].id
-            while name in self._ids:
-                name += "-auto"
-            self._ids.add(name)
-            self.pairs[place] = replace(self.pairs[place], id=name)
-        self.refused.sort(key=lambda row: row.number)
         if self.pairs:
             for problem in set_problems(self.pairs, self._lines):
-                self.findings.add(*problem)
-        for code, counts in (("P406", self._sides), ("P407", self._labels)):
-            if found := one_sided(counts):
-                self.findings.add(code, got=f"{found[0]}: {found[1]:.0%} of {counts.total()}")
-        counted = (self.kept, len(self.refused), self.merged, self.skipped)
+                self._find(*problem)
+        counted = (self.kept, self.refused, self.merged, self.skipped)
         assert self.rows == sum(counted), f"{self.rows} != {' + '.join(map(str, counted))}"
 
 
@@ -300,14 +230,10 @@ def _agreement(grades: list[dict[str, float]], better: int, worse: int) -> float
     return sum(signs) / len(signs) if signs else 0.0
 
 
-def _comparisons(ranks: list[float]) -> Iterator[tuple[int, int]]:
-    """Places (better, worse): all against all; of many answers, each one below the best against one of the best."""
+def _comparisons(ranks: list[float]) -> list[tuple[int, int]]:
+    """Places (better, worse): all against all; of many answers, the best one against each other one."""
     order = sorted(range(len(ranks)), key=lambda k: -ranks[k])
-    if len(order) <= _ALL_AGAINST_ALL:
-        yield from ((b, w) for b, w in itertools.combinations(order, 2) if ranks[b] > ranks[w])
-        return
-    best = [k for k in order if ranks[k] == ranks[order[0]]]
-    rest = order[len(best) :]
-    if rest:
-        for k in range(max(len(best), len(rest))):
-            yield best[k % len(best)], rest[k % len(rest)]
+    places = list(itertools.combinations(order, 2))
+    if len(order) > _ALL_AGAINST_ALL:
+        places = [(order[0], worse) for worse in order[1:]]
+    return [(better, worse) for better, worse in places if ranks[better] > ranks[worse]]

@@ -16,24 +16,19 @@ PROMPTS = ("prompt", "instruction", "question", "query", "input")  # names of co
 ANSWERS = ("response", "answer", "completion", "output", "text", "generated_text", "code")
 LISTS = ("answers", "responses", "completions", "candidates", "generations", "outputs")
 SCORES = ("score", "reward", "rating", "overall_score", "fine-grained_score", "grade")
-_RANK_LISTS = ("ranks", "ranking", "rank", "order")
-SCORE_LISTS = ("scores", "ratings", "rewards", "grades", *_RANK_LISTS)
-_PEOPLE = ("annotator", "annotator_id", "user_id", "judge")
+_SCORE_LISTS = ("scores", "ratings", "rewards", "grades")
 OTHERS = {f.name for f in fields(Pair)} - {"prompt", "chosen", "rejected"}  # columns that every layout may have
-OTHERS |= {"prompt_id", "split", "score_chosen", "score_rejected", *_PEOPLE}
-FLAT_LABELS = ("pw", "pairwise", "comparison", "preference")  # where a flat export of Label Studio has the label
-_STATUS = ("status", "external_id", "created_at", "updated_at", "inserted_at")
+OTHERS |= {"prompt_id", "score_chosen", "score_rejected"}
 _TIES = ("tie", "tiebothbad", "both", "neither", "equal", "skip", "none", "")
-TWO = re.compile(r"(response|answer|completion|output|candidate|conversation|human_ref)_?([012ab])", re.I)
-CONTEXTS = (*PROMPTS, "context", "history")
-WINNERS = ("winner", "better_response_id", "overall_preference", "preference", "labels", "label", "better")
+TWO = re.compile(r"(response|answer|completion|output|candidate|conversation|text)_?([012ab])", re.I)
+WINNERS = ("winner", "better_response_id", "preference", "label", "better", "pw")  # `pw`: flat Label Studio exports
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _THUMBS = {"true": True, "1": True, "up": True, "good": True, "false": False, "0": False, "down": False, "bad": False}
 
 
 def read_other_fields(ranked: Ranked, row: dict[str, Any]) -> None:
-    """What a row says apart from its texts: the other fields of `Pair`, the split, who judged."""
-    ranked.id = _as_text(row.get("id"), "id")
+    """What a row says apart from its texts: the other fields of `Pair`."""
+    ranked.id = _as_text(row.get("id"), "id").strip()
     for name in ("group", "failure", "chosen_from", "rejected_from"):
         value = _first(row, (name, "prompt_id") if name == "group" else (name,))
         if value not in (None, ""):
@@ -46,12 +41,8 @@ def read_other_fields(ranked: Ranked, row: dict[str, Any]) -> None:
         ranked.notes.append(("P413", "chosen_score", f"{scores}"))
     else:
         ranked.fields |= scores
-    if len(scores) == 2 and scores["chosen_score"] < scores["rejected_score"]:
-        ranked.notes.append(("P408", "chosen_score", f"{scores['chosen_score']:g} < {scores['rejected_score']:g}"))
     if row.get("rejected_finished") not in (None, ""):
         ranked.fields["rejected_finished"] = _thumb(row["rejected_finished"], "rejected_finished")
-    ranked.split = str(row.get("split") or "")
-    ranked.annotator = ranked.annotator or str(_first(row, _PEOPLE) or "")
 
 
 def _as_text(value: Any, name: str) -> str:
@@ -65,23 +56,11 @@ def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) ->
     return next((row[name] for name in names if name in row), default)
 
 
-def read_own(row: dict[str, Any]) -> Ranked:
-    if "chosen_from" not in row:
-        return read_pair(row)
-    texts = [text(row[name], name) for name in ("prompt", "chosen", "rejected")]  # `save` wrote them: as they are
-    return Ranked(texts[0], texts[1:], [1.0, 0.0])
-
-
 def read_pair(row: dict[str, Any]) -> Ranked:
-    chosen, rejected = row["chosen"], row["rejected"]
-    asked = _asked(row, PROMPTS, IMPLICIT)
-    several = isinstance(rejected, list) and rejected and all(isinstance(r, (str, list)) for r in rejected)
-    if not several or asked is IMPLICIT:
-        return conversation(asked, [chosen, rejected], ("chosen", "rejected"))
-    names = ["chosen", *(f"rejected[{k}]" for k in range(len(rejected)))]
-    found = conversation(asked, [chosen, *rejected], names)
-    found.notes.append(("P211", "rejected", f"{len(rejected)} answers"))
-    return found
+    if "chosen_from" in row and "prompt" in row:  # `Pairs.save` wrote these texts: they are read as they are
+        prompt, *answers = (text(row[name], name) for name in ("prompt", "chosen", "rejected"))
+        return Ranked(prompt, answers, [1.0, 0.0])
+    return conversation(_asked(row, IMPLICIT), [row["chosen"], row["rejected"]], ("chosen", "rejected"))
 
 
 def read_openai(row: dict[str, Any]) -> Ranked:
@@ -91,38 +70,17 @@ def read_openai(row: dict[str, Any]) -> Ranked:
     return conversation(row["input"], [row[name] for name in names], names)
 
 
-def read_tinker(row: dict[str, Any]) -> Ranked:
-    names = ("completion_A", "completion_B")
-    comparison = row["comparison"] if isinstance(row["comparison"], dict) else {}
-    if lost := [name for name in ("prompt_conversation", *names) if name not in comparison]:
-        raise Refusal("P107", f"comparison.{lost[0]}", row["comparison"])
-    found = conversation(comparison["prompt_conversation"], [comparison[name] for name in names], names)
-    side = _side(row["label"], ("A", "B"), "label")
-    if side is None:
-        raise Refusal("P412", "label", row["label"])
-    found.ranks, found.sides = [float(side == 0), float(side == 1)], "AB"
-    return found
-
-
 def read_compared(row: dict[str, Any]) -> Ranked:
     """Two answers in columns whose names differ in the last character, and which one is better."""
     names = _two(row)
     if not names:
         raise Refusal("P107", "response1", f"keys {', '.join(map(str, row))}", "Add two answers and a winner.")
     key = next(k for k in WINNERS if k in row)
-    found = conversation(_asked(row, CONTEXTS, IMPLICIT), [row[name] for name in names], names)
-    if key == "overall_preference":  # below zero: the first is better
-        margin = -number(row[key], key)
-        votes = [number(p.get("score"), "individual_preference") for p in _dicts(row.get("individual_preference"))]
-        found.grades = [{str(k): sign * v for k, v in enumerate(votes)} for sign in (-1, 1)] if votes else []
-    elif key == "labels":  # 1: the first is better
-        margin = number(row[key], key) - 0.5
-    else:
-        side = _side(row[key], names, key)
-        margin = 0.0 if side is None else 0.5 - side
-    if not margin:
+    found = conversation(_asked(row, IMPLICIT), [row[name] for name in names], names)
+    side = _side(row[key], names, key)
+    if side is None:
         raise Refusal("P412", key, row[key])
-    found.ranks, found.sides = [float(margin > 0), float(margin < 0)], names
+    found.ranks = [float(side == 0), float(side == 1)]
     return found
 
 
@@ -135,9 +93,9 @@ def _two(row: Mapping[str, Any]) -> list[str]:
     return next((sorted(names) for names in stems.values() if len(names) == 2), [])
 
 
-def _asked(row: Mapping[str, Any], names: Sequence[str] = PROMPTS, without: Any = None) -> Any:
+def _asked(row: Mapping[str, Any], without: Any = None) -> Any:
     """The prompt of a row: an `input` next to an instruction goes after it, a system text before it."""
-    asked = _first(row, names, without)
+    asked = _first(row, PROMPTS, without)
     if isinstance(asked, str):
         more = row.get("input") if "input" in row and asked is not row["input"] else None
         asked = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
@@ -157,61 +115,21 @@ def _turns(said: str) -> list[dict[str, str]]:
     return [{"role": r, "content": c.strip()} for r, c in zip(roles, parts[2::2], strict=True)]
 
 
-def read_argilla(row: dict[str, Any]) -> Ranked:
-    asked = sorted(key.rpartition(".")[0] for key in row if key.endswith((".responses", ".suggestion")))
-    question = asked[0] if asked else "responses"
-    given = row.get(f"{question}.responses") or [row.get(f"{question}.suggestion")]
-    if isinstance(row.get("responses"), dict):  # records in Argilla's own form
-        given = next(iter(row["responses"].values()), [])
-    given = given if isinstance(given, list) else [given]
-    status = row.get(f"{question}.responses.status")
-    if isinstance(status, list) and len(status) == len(given):
-        given = [label for label, done in zip(given, status, strict=True) if done in (None, "submitted")]
-    labels = [v["value"] if isinstance(v, dict) and "value" in v else v for v in given]
-    return _voted(row["fields"] if isinstance(row.get("fields"), dict) else row, labels, question)
-
-
 def read_label_studio(row: dict[str, Any]) -> Ranked:
-    labels = [_first(row, FLAT_LABELS)]
-    if "annotations" in row:
-        done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
-        values = [result.get("value") for a in done for result in _dicts(a.get("result"))]
-        labels = [v["selected"] for v in values if isinstance(v, dict) and "selected" in v]
-    return _voted(row["data"] if isinstance(row.get("data"), dict) else row, labels, "annotations")
-
-
-def _voted(shown: dict[str, Any], labels: Sequence[Any], where: str) -> Ranked:
-    """Answers that people compared, in the order of their names, ranked by the votes."""
-    names = _texts_shown(shown)
-    if len(names) < 2 or not any(name in shown for name in PROMPTS):
-        raise Refusal("P107", where, f"keys {', '.join(map(str, shown))}", "Add a prompt and two answers.")
-    found = conversation(_asked(shown), [shown[name] for name in names], names)
-    votes = [0.0] * len(names)
-    for label in labels:
-        for place, side in enumerate(_side(one, names, where) for one in _order(label)):
-            if side is not None:
-                votes[side] += len(names) - place
-    if len(set(votes)) == 1:
-        raise Refusal("P412", where, f"{len(labels)} labels: {labels}")
-    found.ranks, found.sides = votes, names if len(names) == 2 else ()
+    """Two answers that people compared; the majority of the annotations decides."""
+    data = row["data"]
+    names = _two(data)
+    if not names or not any(name in data for name in PROMPTS):
+        raise Refusal("P107", "data", f"keys {', '.join(map(str, data))}", "Add a prompt, `text1` and `text2`.")
+    found = conversation(_asked(data), [data[name] for name in names], names)
+    done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
+    values = [result.get("value") for a in done for result in _dicts(a.get("result"))]
+    labels = [v["selected"] for v in values if isinstance(v, dict) and "selected" in v]
+    sides = [_side(label, names, "annotations") for label in labels]
+    found.ranks = [float(sides.count(0)), float(sides.count(1))]
+    if found.ranks[0] == found.ranks[1]:
+        raise Refusal("P412", "annotations", f"{len(labels)} labels: {labels}")
     return found
-
-
-def _texts_shown(shown: Mapping[str, Any]) -> list[str]:
-    """The columns with the answers: all texts apart from the prompt and columns with a meaning of their own."""
-    asked = next((name for name in PROMPTS if name in shown), "prompt")
-    others = (asked, "input", "system", *FLAT_LABELS, *OTHERS, *_STATUS)
-    names = sorted(key for key, value in shown.items() if isinstance(value, str) and key not in others)
-    return [name for name in names if "." not in name and name[0:1] != "_"]
-
-
-def _order(label: Any) -> list[Any]:
-    """The names in a label, best first: one name, a list of names, or a list of values with ranks."""
-    if not isinstance(label, list):
-        return [label]
-    if all(isinstance(v, dict) and "value" in v and isinstance(v.get("rank"), (int, float)) for v in label):
-        return [v["value"] for v in sorted(label, key=lambda v: v["rank"])]
-    return label
 
 
 def _side(label: Any, names: Sequence[str], where: str) -> int | None:
@@ -237,7 +155,7 @@ def read_list(row: dict[str, Any]) -> Ranked:
     values = row[name]
     if not isinstance(values, list) or len(values) < 2:
         raise Refusal("P108", name, values, "Write a list of two or more answers here.")
-    key = next((k for k in SCORE_LISTS if row.get(k) is not None), None)
+    key = next((k for k in _SCORE_LISTS if row.get(k) is not None), None)
     objects = all(isinstance(v, dict) for v in values)
     names = [f"{name}[{k}]" for k in range(len(values))]
     asked = _asked(row)
@@ -245,11 +163,10 @@ def read_list(row: dict[str, Any]) -> Ranked:
         asked = _turns(asked)[:-1]
     found = conversation(asked, [_first(v, ANSWERS) for v in values] if objects else values, names)
     if key is not None:
-        found.scored = key not in _RANK_LISTS
-        given = row[key]
+        given, found.scored = row[key], True
         if not isinstance(given, list) or len(given) != len(values):
             raise Refusal("P108", key, given, f"Write a list of {len(values)} numbers here.")
-        found.ranks = [number(g, f"{key}[{k}]") * (1 if found.scored else -1) for k, g in enumerate(given)]
+        found.ranks = [number(g, f"{key}[{k}]") for k, g in enumerate(given)]
     elif objects and all("rank" in v for v in values):
         found.ranks = [-number(v["rank"], f"{name}.rank") for name, v in zip(names, values, strict=True)]
     elif objects:
@@ -294,47 +211,25 @@ def _thumb(value: Any, name: str) -> bool:
     return found
 
 
-def read_sample(row: dict[str, Any]) -> Ranked:
-    found = conversation(_asked(row), [_first(row, ANSWERS)], ("completion",))
-    found.ranks, found.scored = [number(_first(row, SCORES), "score")], True
-    return found
-
-
-def is_own(row: dict[str, Any]) -> bool:
-    return all(isinstance(row[k], str) for k in ("id", "prompt", "chosen", "rejected"))
-
-
 def is_hh(row: dict[str, Any]) -> bool:
     dialogues = all(isinstance(row[k], str) and _TURN.match(row[k]) for k in ("chosen", "rejected"))
     return dialogues and not any(name in row for name in PROMPTS)
 
 
+def is_label_studio(row: dict[str, Any]) -> bool:
+    return isinstance(row["data"], dict) and isinstance(row["annotations"], list)
+
+
 def is_compared(row: dict[str, Any]) -> bool:
     two = _two(row)
-    return bool(two) and not {"data", "fields", "chosen"} & row.keys() and all(row[k] is not None for k in two)
-
-
-def is_tinker(row: dict[str, Any]) -> bool:
-    return isinstance(row["comparison"], dict)
-
-
-def is_label_studio(row: dict[str, Any]) -> bool:
-    if {"label", "chosen"} & row.keys() or ("annotations" in row) != ("data" in row):
-        return False
-    return "data" in row or len(_texts_shown(row)) > 1
-
-
-def is_argilla(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("fields"), dict) or any(key.endswith(".responses") for key in row)
+    return bool(two) and "chosen" not in row and all(row[k] is not None for k in two)
 
 
 def is_list(row: dict[str, Any]) -> bool:
-    """Whether the answers are a list."""
     return any(isinstance(row.get(name), list) for name in LISTS)
 
 
 def has_thumb(row: dict[str, Any]) -> bool:
-    """Whether the label says good or bad."""
     try:
         _thumb(row["label"], "label")
     except Refusal:

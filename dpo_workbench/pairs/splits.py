@@ -6,25 +6,19 @@ import hashlib
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.html import pre
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.pairs.preference import Pair, normal, split_keys
 
-if TYPE_CHECKING:
-    import pandas
-
 T = TypeVar("T")
 NEAR = 0.8  # Jaccard index of the words of two prompts
-OWN = 0.6  # the same without the words of the task's instruction, where that is what makes prompts alike
-TEMPLATE, MANY = 0.2, 20  # a line that this share of at least so many prompts contain belongs to the instruction
-_ENTRIES = 2_000_000  # comparisons in memory at a time
+COMMON_LINE, MANY = 0.2, 20  # a line that this share of at least so many prompts contain is not compared
 _WORDS = re.compile(r"\w+")
 # scripts without spaces between words: kana, Han, Thai, Lao, Khmer, Burmese
 _LETTERS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
@@ -97,7 +91,6 @@ class Leaks:
     """What `find_leaks` found. `clean` returns the splits without it."""
 
     leaks: tuple[Leak, ...]
-    rows: dict[str, int]  # by split
     near: float
     shared_groups: dict[tuple[str, str], tuple[str, ...]]  # groups that are in two splits
     splits: Mapping[str, Sequence[Any]] = field(repr=False, compare=False)
@@ -123,49 +116,30 @@ class Leaks:
             made[name] = Pairs(kept, rows.task) if isinstance(rows, Pairs) else kept
         return made
 
-    def to_dict(self) -> dict[str, Any]:
-        """Counts and leaks as plain values for JSON."""
-        groups = [{"splits": list(names), "groups": list(found)} for names, found in self.shared_groups.items()]
-        leaks = [asdict(leak) for leak in self.leaks]
-        counts = dict(self.counts)
-        return {"rows": self.rows, "near": self.near, "counts": counts, "shared_groups": groups, "leaks": leaks}
-
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One leak per row."""
-        import pandas
-
-        names = ("kind", "split", "id", "text", "other_split", "other_id", "other_text", "jaccard")
-        sides = [tuple(zip(k.splits, k.ids, k.excerpts, strict=True)) for k in self.leaks]
-        rows = [(k.kind, *one, *other, k.jaccard) for k, (one, other) in zip(self.leaks, sides, strict=True)]
-        return pandas.DataFrame(rows, columns=names)
-
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} {n}" for name, n in self.rows.items())
+        sizes = ", ".join(f"{name} {len(rows)}" for name, rows in self.splits.items())
         if not self.leaks and not self.shared_groups:
             return f"No prompt of one split is in another ({sizes}; equal, or Jaccard of {self.near:g} or more)."
         exact, near = self.counts["exact"], self.counts["near"]
         lines = [f"{exact} equal and {near} nearly equal prompts across splits ({sizes}; Jaccard >= {self.near:g})"]
         for leak in self.leaks[:5]:
             one, other = (f"{s} {i!r}" for s, i in zip(leak.splits, leak.ids, strict=True))
-            lines += [f"  {leak.kind}, {leak.jaccard:.2f}: {one} and {other}: {leak.excerpts[0]}"]
+            lines.append(f"  {leak.kind}, {leak.jaccard:.2f}: {one} and {other}: {leak.excerpts[0]}")
         if len(self.leaks) > 5:
-            lines.append(f"  and {len(self.leaks) - 5} more; to_dataframe() has all")
-        for (one, other), groups in self.shared_groups.items():
-            lines.append(f"  {len(groups)} groups are in {one} and in {other}: {', '.join(groups[:5])}")
+            lines.append(f"  and {len(self.leaks) - 5} more in .leaks")
+        for (first, second), groups in self.shared_groups.items():
+            lines.append(f"  {len(groups)} groups are in {first} and in {second}: {', '.join(groups[:5])}")
         lines.append("  fix: clean() drops them from the split that was named first; split_pairs keeps groups whole")
         return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        return pre(repr(self))
 
 
 def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR) -> Leaks:
     """Prompts that are in two splits, equal or nearly equal, and groups that are in both.
 
     Two prompts are nearly equal if the Jaccard index of their sets of words is at least `near` (numbers count, case and
-    punctuation don't; in scripts without spaces, characters are the words). If prompts contain the task's instruction,
-    that is, lines that a fifth of all prompts have, their other words must also have an index of at least 0.6. Every
-    leaked row is named at least once, with the most similar row of the other split.
+    punctuation don't; in scripts without spaces, characters are the words). Lines that a fifth of all prompts contain,
+    such as the task's instruction, are left out of this comparison. Every leaked row is named at least once, with the
+    most similar row of the other split.
 
     Args:
         splits: name -> rows with `id` and `prompt` (pairs or examples), or texts; the one to be cleaned first, as in
@@ -180,116 +154,81 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
         raise WorkbenchError("Leaks are between splits. Got fewer than two. Pass {'train': ..., 'test': ...}.")
     if not 0.5 < near <= 1:
         raise WorkbenchError(f"`near` must be above 0.5 and at most 1. Got {near}. Below, prompts are merely similar.")
-    rows = {name: _by_text(split) for name, split in splits.items()}
-    instruction = _instruction_words([members[0][1] for forms in rows.values() for members in forms.values()])
+    texts = {name: [row if isinstance(row, str) else row.prompt for row in rows] for name, rows in splits.items()}
+    common = _common_lines({normal(text): text for split in texts.values() for text in split}.values())
+    words = {name: [_words(text, common) for text in split] for name, split in texts.items()}
     leaks = []
-    for names in itertools.combinations(rows, 2):
-        one, other = (rows[name] for name in names)
-        exact = [(form, form, 1.0) for form in one if form in other]
-        rest = [[form for form in forms if not (form in one and form in other)] for forms in (one, other)]
-        for kind, found in (("exact", exact), ("near", _nearest(rest[0], rest[1], instruction, near))):
-            for form, other_form, jaccard in found:
-                for two in _each_once(one[form], other[other_form]):
-                    ids, excerpts = (two[0][0], two[1][0]), tuple(" ".join(text.split())[:80] for _, text in two)
-                    leaks.append(Leak(kind, names, ids, jaccard, excerpts))  # type: ignore[arg-type]
+    for names in itertools.combinations(splits, 2):
+        one, other = names
+        equal = _equal(texts[one], texts[other])
+        rest = [sorted(set(range(len(texts[name]))) - {ij[k] for ij in equal}) for k, name in enumerate(names)]
+        similar = _similar([words[one][i] for i in rest[0]], [words[other][j] for j in rest[1]], near)
+        found = [("exact", i, j, 1.0) for i, j in equal]
+        found += [("near", rest[0][i], rest[1][j], jaccard) for (i, j), jaccard in similar.items()]
+        for kind, i, j, jaccard in found:
+            excerpts = (" ".join(texts[one][i].split())[:80], " ".join(texts[other][j].split())[:80])
+            leaks.append(Leak(kind, names, (_id(splits[one][i], i), _id(splits[other][j], j)), jaccard, excerpts))
     leaks.sort(key=lambda leak: (leak.kind, -leak.jaccard))
-    sizes = {name: len(split) for name, split in splits.items()}
-    return Leaks(tuple(leaks), sizes, near, _shared_groups(splits), splits)
+    return Leaks(tuple(leaks), near, _shared_groups(splits), splits)
 
 
-def _by_text(split: Sequence[Any]) -> dict[str, list[tuple[str, str]]]:
-    """The (id, text) of the rows by the normal form of their text."""
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for k, row in enumerate(split):
-        text = row if isinstance(row, str) else row.prompt
-        found[normal(text)].append((_id(row, k), text))
-    return found
-
-
-def _each_once(ones: Sequence[T], others: Sequence[T]) -> Iterator[tuple[T, T]]:
-    """Pairs in which each item occurs at least once: not each with each, which would be too many."""
-    for k in range(max(len(ones), len(others))):
-        yield ones[min(k, len(ones) - 1)], others[min(k, len(others) - 1)]
-
-
-def _nearest(
-    ones: Sequence[str], others: Sequence[str], instruction: frozenset[str], near: float
-) -> list[tuple[str, str, float]]:
-    """For each text that is nearly equal to one of the other side: both texts and their Jaccard index, best match."""
-    best: dict[tuple[bool, int], tuple[float, int, int]] = {}
-    for i, j, jaccard in _similar(ones, others, instruction, near):
-        order = jaccard.argsort(kind="stable")[::-1]
-        for left, places in ((True, i), (False, j)):
-            _, first = numpy.unique(places[order], return_index=True)
-            for k in order[first]:
-                key, found = (left, int(places[k])), (float(jaccard[k]), int(i[k]), int(j[k]))
-                best[key] = max(found, best.get(key, found), key=lambda x: x[0])
-    return [(ones[i], others[j], jaccard) for jaccard, i, j in sorted(set(best.values()))]
+def _equal(ones: Sequence[str], others: Sequence[str]) -> list[tuple[int, int]]:
+    """Places of equal texts: each text that has an equal one on the other side, with the first such one."""
+    places: list[dict[str, list[int]]] = [defaultdict(list), defaultdict(list)]
+    for side, texts in zip(places, (ones, others), strict=True):
+        for k, text in enumerate(texts):
+            side[normal(text)].append(k)
+    found: dict[tuple[int, int], None] = {}
+    for form in places[0].keys() & places[1].keys():
+        left, right = places[0][form], places[1][form]
+        found |= dict.fromkeys([(i, right[0]) for i in left] + [(left[0], j) for j in right])
+    return sorted(found)
 
 
 def _similar(
-    ones: Sequence[str], others: Sequence[str], instruction: frozenset[str], near: float
-) -> Iterator[tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]]:
-    """Places in both lists and the Jaccard index of nearly equal texts, a block of the first list at a time."""
-    words = [[_words(text) for text in texts] for texts in (ones, others)]
-    every = _Words(*words)
-    own = _Words(*([_without(found, instruction) for found in side] for side in words)) if instruction else every
-    step = max(1, _ENTRIES // max(1, len(others)))
-    for start in range(0, len(ones), step):
-        rows = slice(start, start + step)
-        common = own.common(rows).tocoo()
-        i, j = common.row, common.col
-        jaccard = own.jaccard(rows, i, j, common.data)
-        if instruction:
-            alike = jaccard >= OWN
-            i, j, jaccard = i[alike], j[alike], jaccard[alike]
-            shared = numpy.asarray(every.common(rows)[i, j]).ravel()
-            jaccard = numpy.maximum(jaccard, every.jaccard(rows, i, j, shared))
-        found = jaccard >= near
-        yield start + i[found], j[found], jaccard[found]
+    ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]], near: float
+) -> dict[tuple[int, int], float]:
+    """Places of nearly equal sets and their Jaccard index: each set with the most similar one of the other side."""
+    from scipy.sparse import csr_matrix
+
+    if not ones or not others:
+        return {}
+    columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
+
+    def matrix(sets: Sequence[frozenset[str]]) -> Any:
+        """One row per set, with a 1 for each word, so that a product of matrices counts common words."""
+        places = [columns[word] for words in sets for word in words]
+        starts = numpy.cumsum([0, *map(len, sets)])
+        return csr_matrix((numpy.ones(len(places), numpy.int32), places, starts), shape=(len(sets), len(columns)))
+
+    left, right = matrix(ones), matrix(others).T.tocsr()
+    sizes = numpy.array([len(words) for words in others])
+    best, place = numpy.zeros(len(others)), numpy.zeros(len(others), numpy.int64)  # of each set of the other side
+    found: dict[tuple[int, int], float] = {}
+    for i, words in enumerate(ones):
+        common = (left[i] @ right).toarray()[0]
+        jaccard = common / (len(words) + sizes - common)
+        j = int(jaccard.argmax())
+        if jaccard[j] >= near:
+            found[i, j] = float(jaccard[j])
+        better = jaccard > best
+        best[better], place[better] = jaccard[better], i
+    return found | {(int(place[j]), j): float(best[j]) for j in range(len(others)) if best[j] >= near}
 
 
-class _Words:
-    """Which words the texts of two lists contain, as sparse matrices, whose product counts the words in common."""
-
-    def __init__(self, ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]]):
-        from scipy.sparse import csr_matrix
-
-        columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
-
-        def matrix(sets: Sequence[frozenset[str]]) -> Any:
-            places = numpy.fromiter((columns[word] for words in sets for word in words), dtype=numpy.int32)
-            starts = numpy.cumsum([0, *map(len, sets)])
-            return csr_matrix((numpy.ones(len(places), numpy.int32), places, starts), shape=(len(sets), len(columns)))
-
-        self.left, self.right = matrix(ones), matrix(others).T.tocsr()
-        self.sizes = [numpy.array([len(words) for words in sets]) for sets in (ones, others)]
-
-    def common(self, rows: slice) -> Any:
-        """How many words each text of the first list (these rows) and each of the second have in common; sparse."""
-        return (self.left[rows] @ self.right).tocsr()
-
-    def jaccard(self, rows: slice, i: numpy.ndarray, j: numpy.ndarray, common: numpy.ndarray) -> numpy.ndarray:
-        """The Jaccard index at places i (within the rows) and j, given the number of common words."""
-        return common / (self.sizes[0][rows][i] + self.sizes[1][j] - common)
+def _common_lines(texts: Iterable[str]) -> set[str]:
+    """The lines that so many prompts contain that they must be the task's instruction."""
+    lines = [set(map(normal, text.splitlines())) for text in texts]
+    counts = Counter(itertools.chain.from_iterable(lines))
+    return {line for line, n in counts.items() if len(lines) >= MANY and n >= COMMON_LINE * len(lines)}
 
 
-def _instruction_words(texts: Sequence[str]) -> frozenset[str]:
-    """The words of the lines that so many prompts contain that they must be the task's instruction."""
-    if len(texts) < MANY:
-        return frozenset()
-    counts = Counter(line for text in texts for line in set(map(normal, text.splitlines())))
-    return frozenset().union(*(_words(line) for line, n in counts.items() if n >= TEMPLATE * len(texts)))
-
-
-def _without(words: frozenset[str], instruction: frozenset[str]) -> frozenset[str]:
-    """The words of a prompt without those of the instruction, if it has most of these and others too."""
-    return words - instruction if 2 * len(words & instruction) > len(instruction) and words - instruction else words
-
-
-def _words(text: str) -> frozenset[str]:
-    text = _LETTERS.sub(r" \g<0> ", text)
-    return frozenset(_WORDS.findall(text) or text.split() or [""])
+def _words(text: str, common_lines: set[str]) -> frozenset[str]:
+    """The words of the lines that are the prompt's own, or of all lines if none is."""
+    lines = [normal(line) for line in text.splitlines()]
+    own = " ".join(line for line in lines if line not in common_lines) or " ".join(lines)
+    own = _LETTERS.sub(r" \g<0> ", own)
+    return frozenset(_WORDS.findall(own) or own.split() or [""])
 
 
 def _shared_groups(splits: Mapping[str, Sequence[Any]]) -> dict[tuple[str, str], tuple[str, ...]]:

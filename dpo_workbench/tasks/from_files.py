@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import normal
+from dpo_workbench.pairs.preference import normal
 from dpo_workbench.pairs.sources import open_source, stop
 from dpo_workbench.pairs.splits import deal, drawn
 from dpo_workbench.tasks.examples import Example
@@ -57,7 +57,7 @@ def examples_from(source: Any, columns: Columns) -> tuple[str, dict[str, list[Ex
         for number, row in enumerate(opened.rows, 1):  # one line may hold several rows
             where = f"{opened.name}:{row.line}"
             if row.problem is not None:
-                raise stop(row.problem.code, row.problem.got or row.raw or b"", where, row.problem.fix)
+                raise stop(row.problem.code, row.problem.got, where, row.problem.fix)
             if not isinstance(row.value, dict):
                 raise WorkbenchError(
                     f"Each row must have columns. Got {str(row.value)[:60]!r} ({where}). Write a JSON object per line."

@@ -370,7 +370,7 @@ def test_from_the_command_line(tiny_folder, tmp_path) -> None:
         ("trl", run): "run/export/trl/train.py",
         ("merged", run): "run/export/merged/model.safetensors",
         ("pairs", run, "--format", "openai"): "run/export/pairs-openai/pairs.jsonl",
-        ("pairs", str(tmp_path / "pairs.jsonl"), "--format", "together"): "export/pairs-together/pairs.jsonl",
+        ("pairs", str(tmp_path / "pairs.jsonl"), "--format", "openai"): "export/pairs-openai/pairs.jsonl",
     }.items():
         done = go(cli.app, ["export", *arguments])
         assert done.exit_code == 0 and "Exported:" in done.output, done.output

@@ -25,17 +25,9 @@ LAYOUTS = {  # rows that all say: GOOD is a better answer to Q than BAD
     "TRL messages": [{"prompt": user(Q), "chosen": said(GOOD), "rejected": said(BAD)}],
     "TRL implicit": [{"chosen": user(Q) + said(GOOD), "rejected": user(Q) + said(BAD)}],
     "OpenAI": [{"input": {"messages": user(Q)}, "preferred_output": said(GOOD), "non_preferred_output": said(BAD)}],
-    "Tinker": [
-        {"comparison": {"prompt_conversation": user(Q), "completion_A": said(BAD), "completion_B": said(GOOD)},
-         "label": "B"}
-    ],
     "HH": [{"chosen": f"\n\nHuman: {Q}\n\nAssistant: {GOOD}", "rejected": f"\n\nHuman: {Q}\n\nAssistant: {BAD}"}],
     "compared": [{"prompt": Q, "response_0": BAD, "response_1": GOOD, "better_response_id": 1}],
     "arena": [{"conversation_a": user(Q) + said(BAD), "conversation_b": user(Q) + said(GOOD), "winner": "model_b"}],
-    "Argilla": [
-        {"fields": {"prompt": Q, "response1": GOOD, "response2": BAD},
-         "responses": {"preference": [{"value": ["response-1", "response-2"], "user_id": "ada"}]}}
-    ],
     "Label Studio": [
         {"id": 3, "data": {"prompt": Q, "text1": GOOD, "text2": BAD},
          "annotations": [{"completed_by": 7, "was_cancelled": False, "result": VOTE}]}

@@ -47,33 +47,23 @@ CASES: list[tuple[str, Any, str, Any]] = [
     (
         "P207",
         CHAT | {"chosen": [{"role": "system", "content": "s"}, *said("b")]},
-        "Move the other messages to `prompt`",
+        "Move earlier messages to `prompt`",
         CHAT | {"prompt": [{"role": "system", "content": "s"}, *user("a")]},
     ),
-    ("P207", CHAT | {"chosen": user("b")}, "Give the answer the role assistant", CHAT),
     ("P208", {"chosen": user("a", "b"), "rejected": user("x", "c")}, "Start both conversations with the same", TALK),
-    (
-        "P208",
-        {"chosen": user("a", "b", "d", "e"), "rejected": user("a", "c", "d", "f")},
-        "Cut both after the first answer in which they differ",
-        TALK,
-    ),
-    ("P208", CHAT | {"chosen": user("x", "b")}, "keep only the last message, the answer", CHAT),
-    ("P208", CHAT | {"chosen": user("x", "b")}, "Begin with exactly the messages", CHAT | {"chosen": user("a", "b")}),
+    ("P207", TALK | {"chosen": user("a", "b", "d", "e")}, "cut later ones", TALK),
+    ("P207", CHAT | {"chosen": user("x", "b")}, "Move earlier messages", CHAT | {"chosen": said("b")}),
     ("P301", ROW | {"chosen": " "}, "Write the text", ROW),
     ("P301", {"chosen": "", "rejected": ""}, "Write the text", TALK),
     ("P302", ROW | {"rejected": "Iron does."}, "edit one of the two", ROW),
     ("P302", {"chosen": "q\na", "rejected": "q\na"}, "edit one of the two", TALK),
     ("P302", {"chosen": user("a", "b"), "rejected": user("a", "b")}, "edit one of the two", TALK),
     ("P304", ROW | {"chosen": "Iron \ud800"}, "Write the character again", ROW),
-    ("P308", ROW | {"prompt": "word " * 50}, "Shorten the prompt", ROW),
-    ("P309", ROW | {"chosen": "word " * 50}, "Shorten the answer", ROW),
     ("P310", {"chosen": "Dr. Smith knows it.", "rejected": "Dr. Smyth knows it."}, "to a column `prompt`", ROW),
     ("P310", {"chosen": "Yes.", "rejected": "No."}, "to a column `prompt`", ROW),
 ]
 FILES = {  # codes that need other rows: the file, and the same as the advice has it
     "P102": (f"{GOOD}\n{json.dumps(OTHER)[:40]}", f"{GOOD}\n{json.dumps(OTHER)}"),
-    "P109": ("\n".join(map(json.dumps, (ROW, OTHER, OPENAI))), "\n".join(map(json.dumps, (ROW, OTHER)))),
     "P111": ("prompt,chosen,rejected\nq,a,b, c\n", 'prompt,chosen,rejected\nq,a,"b, c"\n'),
     "P402": (
         "\n".join(json.dumps(row | {"id": "a"}) for row in (ROW, OTHER)),
@@ -98,7 +88,7 @@ def test_a_row_changed_as_the_advice_says_is_clean(tmp_path, case) -> None:
         lines = [*(json.dumps(r).encode() for r in neighbours), row if isinstance(row, bytes) else row.encode()]
         path = tmp_path / f"{k}.jsonl"
         path.write_bytes(b"\n".join(lines) + b"\n")
-        results.append(read_pairs(path, max_tokens=40))
+        results.append(read_pairs(path))
     assert [f.code for f in errors(results[0])] == [code] and advice in errors(results[0])[0].fix
     assert errors(results[1]) == []
 
@@ -142,9 +132,7 @@ def test_an_unknown_layout_is_not_given_a_name(tmp_path, name: str) -> None:
         read_pairs(tmp_path / "a.jsonl")
     text = str(caught.value)
     assert f"with the columns {', '.join(UNKNOWN[name])}" in text and "labelstudio" not in text
-    asked = next((c for c in ("prompt", "question", "input") if c in UNKNOWN[name]), "PROMPT_COLUMN")
-    assert f"mapping={{'prompt': '{asked}', 'chosen': 'BETTER_COLUMN', 'rejected': 'WORSE_COLUMN'}}" in text
-    assert f"a.jsonl --map prompt={asked} --map chosen=BETTER_COLUMN" in text and "rename" not in text.lower()
+    assert "mapping={'prompt': ..., ...}" in text and "--map prompt=..." in text
 
 
 def test_the_mapping_that_is_shown_works_and_its_own_mistakes_are_named() -> None:
@@ -154,8 +142,6 @@ def test_the_mapping_that_is_shown_works_and_its_own_mistakes_are_named() -> Non
     assert (pair.prompt, pair.chosen, pair.rejected) == ("q", "a", "b")
     with pytest.raises(WorkbenchError, match="must name columns of the file. Got 'god' .*ask, good, poor"):
         read_pairs(rows, mapping=mapping | {"chosen": "god"})
-    with pytest.raises(WorkbenchError, match="'chosen': 'choosen'"):
-        read_pairs([{"prompt": "q", "choosen": "a", "rejected": "b"}])
 
 
 def test_what_loading_left_out_or_interpreted_is_printed(tmp_path, capsys) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.checks import CODES
-from dpo_workbench.pairs.pair import read_pairs
+from dpo_workbench.pairs.pair import Pairs, read_pairs
 
 
 def row(k: int = 0, **changes) -> dict:
@@ -44,10 +44,6 @@ def chat(prompt, chosen, rejected=None) -> dict:
 
 def judged(n: int, **changes) -> list[dict]:
     return [row(k, **{key: value(k) for key, value in changes.items()}) for k in range(n)]
-
-
-def compared(k: int) -> dict:
-    return {"prompt": f"q{k}?", "answer_a": f"a{k}", "answer_b": f"bb{k}", "winner": "a"}
 
 
 # name: code, file name, content, line, field
@@ -87,8 +83,6 @@ REFUSED = {
     "bool": ("P108", *bad(row(3, rejected=True), "rejected")),
     "list where text is due": ("P108", *bad(row(3, chosen=["x"]), "chosen[0]")),
     "dict where text is due": ("P108", *bad(row(3, prompt={"text": "x"}), "prompt")),
-    "mixed schemas": ("P109", *bad({"input": {"messages": user("q")}, "preferred_output": said("a"),
-                                    "non_preferred_output": said("b")})),
     "empty messages": ("P201", *bad(chat([], said("x")), "prompt")),
     "unknown role": ("P202", *bad(chat([{"role": "king", "content": "x"}], said("y")), "prompt[0].role")),
     "prompt ends with assistant": ("P203", *bad(chat(user("a", "b"), said("y")), "prompt")),
@@ -97,7 +91,7 @@ REFUSED = {
     "system inside chosen": (
         "P207", *bad(chat(user("a"), [{"role": "system", "content": "x"}, *said("y")]), "chosen")),
     "user's turn as answer": ("P207", *bad(chat(user("a"), user("y")), "chosen")),
-    "multi-turn chosen, diverging": ("P208", *bad(chat(user("a"), user("b", "c", "d", "e")), "chosen")),
+    "multi-turn chosen, diverging": ("P207", *bad(chat(user("a"), user("b", "c", "d", "e")), "chosen")),
     "empty chosen": ("P301", *bad(row(3, chosen=""), "chosen")),
     "whitespace chosen": ("P301", *bad(row(3, chosen=" \n\t"), "chosen")),
     "chosen equals rejected": ("P302", *bad(row(3, chosen="same", rejected=" same\n"), "rejected")),
@@ -106,14 +100,6 @@ REFUSED = {
 }  # fmt: skip
 BOM = b"\xef\xbb\xbf"
 WARNED = {
-    "byte order mark": ("P004", "a.jsonl", BOM + lines(GOOD, row(2)), 1, ""),
-    "CRLF": ("P005", "a.jsonl", lines(GOOD, row(2)).replace(b"\n", b"\r\n"), 1, ""),
-    "lone CR": ("P005", "a.jsonl", lines(GOOD, row(2)).replace(b"\n", b"\r"), 1, ""),
-    "gzip named .jsonl": ("P006", "a.jsonl", gzip.compress(lines(GOOD)), 1, ""),
-    "JSON array named .jsonl": ("P006", "a.jsonl", json.dumps([row(1), row(2)]).encode(), 1, ""),
-    "semicolons": ("P006", "a.csv", b"prompt;chosen;rejected\na;b;c\n", 1, ""),
-    "tabs": ("P006", "a.csv", b"prompt\tchosen\trejected\na\tb\tc\n", 1, ""),
-    "commas in .tsv": ("P006", "a.tsv", b"prompt,chosen,rejected\na,b,c\n", 1, ""),
     "extra keys": ("P110", "a.jsonl", lines(GOOD, row(2, wieght=3)), 2, "wieght"),
     "prompt messages inside chosen": (
         "P206", "a.jsonl", lines(chat(user("a"), user("a", "b"), user("a", "c"))), 1, "chosen"),
@@ -121,24 +107,11 @@ WARNED = {
         "P206", "a.jsonl", lines(row(1, prompt="What is an ore made of?", chosen="What is an ore made of? Rock.")),
         1, "chosen"),
     "several messages": ("P209", "a.jsonl", lines(chat(user("a", "b", "c"), said("d"))), 1, "prompt"),
-    "equal after normalising": ("P303", "a.jsonl", lines(row(1, chosen="A  b.", rejected="a b.")), 1, "rejected"),
-    "NUL": ("P305", "a.jsonl", lines(row(1, chosen="a\0b")), 1, "chosen"),
-    "control characters": ("P305", "a.jsonl", lines(row(1, prompt="a\x1b[31mb")), 1, "prompt"),
     "template's marks": ("P306", "a.jsonl", lines(row(1, rejected="ok<|im_end|>")), 1, "rejected"),
-    "1 MB row": ("P307", "a.jsonl", lines(row(1, rejected="x" * 2**20)), 1, "rejected"),
-    "non-NFC duplicates": ("P414", "a.jsonl", lines(row(1, prompt="caf\u00e9"), row(1, prompt="cafe\u0301")), 2, ""),
     "duplicate rows": ("P401", "a.jsonl", lines(GOOD, row(2), GOOD), 3, ""),
     "conflict": ("P403", "a.jsonl", lines(row(1), row(1, chosen="No ore 1!", rejected="It is ore 1.")), 2, "chosen"),
-    "cycle": ("P404", "a.jsonl", lines(*[row(1, chosen=a, rejected=b) for a, b in ("AB", "BC", "CA")]), 1, "chosen"),
-    "same prompt in train and test": (
-        "P410", "a.jsonl", lines(row(1, split="train"), row(1, split="test", chosen="other")), 2, "prompt"),
     "all chosen longer": ("P405", "a.jsonl", lines(*judged(25, chosen=lambda k: f"ore {k} " * (9 + k))), 0, "chosen"),
-    "chosen always A": ("P406", "a.jsonl", lines(*map(compared, range(25))), 0, ""),
-    "one annotator": ("P407", "a.jsonl", lines(*judged(25, annotator=lambda k: "bo" if k < 24 else "al")), 0, ""),
-    "score against label": (
-        "P408", "a.jsonl", lines(row(1, chosen_score=0.2, rejected_score=0.9)), 1, "chosen_score"),
     "few rows": ("P409", "a.jsonl", lines(*judged(49)), 0, ""),
-    "spaces around an id": ("P415", "a.jsonl", lines(row(1, id=" a ")), 1, "id"),
     "scores above 1": ("P413", "a.jsonl", lines({"prompt": "q", "answers": ["a", "b"], "scores": [9, 2]}), 1, "score"),
 }  # fmt: skip
 
@@ -168,9 +141,8 @@ def test_a_bad_row_is_refused_and_the_others_are_kept(tmp_path, case: str) -> No
     assert finding.source == str(tmp_path / "a.jsonl") and finding.excerpt and finding.fix
     total = len([x for x in data.split(b"\n") if x.strip()])
     assert (found.rows, found.kept, found.refused, found.merged) == (total, total - 1, 1, 0)
-    assert found.quarantine(tmp_path / "q").read_bytes() == data.split(b"\n")[line - 1] + b"\n"
     with pytest.raises(WorkbenchError, match=f"Got 1 refused of {total}: .*a.jsonl:{line}: {code}"):
-        found.strict()
+        Pairs.load(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize("case", WARNED)
@@ -182,7 +154,7 @@ def test_what_can_be_read_is_read_with_a_warning(tmp_path, case: str) -> None:
     assert first.source == str(tmp_path / name) and first.excerpt and first.fix
     assert found.refused == 0 == found.skipped
     assert found.rows == found.kept + found.merged and found.merged == (code == "P401")
-    assert len(found.strict()) == found.kept
+    assert len(found.pairs) == found.kept
 
 
 def test_a_misspelt_key_is_named_with_its_right_form(tmp_path) -> None:
@@ -199,16 +171,25 @@ def test_a_good_file_has_no_finding(tmp_path, end: bytes) -> None:
     assert found.findings == [] and (found.rows, found.kept) == (60, 60)
 
 
-def test_rows_that_do_not_fit_into_max_tokens(tmp_path) -> None:
-    rows = [row(1, prompt="word " * 40), row(2, chosen="word " * 40), row(3)]
-    found = read(tmp_path, "a.jsonl", lines(*rows), max_tokens=30)
-    assert [(f.code, f.line, f.field) for f in found.findings[:2]] == [("P308", 1, "prompt"), ("P309", 2, "chosen")]
-    assert found.refused == 2 and read(tmp_path, "a.jsonl", lines(*rows)).refused == 0
-    assert read(tmp_path, "a.jsonl", lines(*rows), max_tokens=30, count_tokens=len).refused == 2
-    assert read(tmp_path, "a.jsonl", lines(*rows), max_tokens=30, count_tokens=lambda text: 1).refused == 0
+FORMS = {
+    "byte order mark": ("a.jsonl", BOM + lines(GOOD)),
+    "CRLF": ("a.jsonl", lines(GOOD).replace(b"\n", b"\r\n")),
+    "lone CR": ("a.jsonl", lines(GOOD).replace(b"\n", b"\r")),
+    "gzip named .jsonl": ("a.jsonl", gzip.compress(lines(GOOD))),
+    "JSON array named .jsonl": ("a.jsonl", json.dumps([row(1)]).encode()),
+    "semicolons": ("a.csv", b"prompt;chosen;rejected\na;b;c\n"),
+    "tabs": ("a.csv", b"prompt\tchosen\trejected\na\tb\tc\n"),
+    "commas in .tsv": ("a.tsv", b"prompt,chosen,rejected\na,b,c\n"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_in_an_unusual_form_is_read_in_silence(tmp_path, form: str) -> None:
+    found = read(tmp_path, *FORMS[form])
+    assert found.kept == 1 and [f.code for f in found.findings] == ["P409"]
 
 
 def test_every_code_is_tested_here_or_by_name() -> None:
-    """The others belong to max_tokens, to CSV files and to layouts: test_readers.py."""
+    """The others belong to CSV files and to layouts: test_readers.py."""
     tested = {case[0] for case in (*STOPS.values(), *REFUSED.values(), *WARNED.values())}
-    assert set(CODES) - tested == {"P111", "P210", "P211", "P212", "P308", "P309", "P310", "P411", "P412"}
+    assert set(CODES) - tested == {"P111", "P208", "P210", "P212", "P310", "P411", "P412"}

@@ -157,22 +157,6 @@ def test_missing_and_empty_files(tmp_path) -> None:
         Pairs.load(tmp_path / "empty.jsonl")
 
 
-def lengths(k: int, chosen: str, rejected: str, origin: str = "own") -> Pair:
-    return Pair(id=f"p{k}", prompt=f"q{k}", chosen=chosen, rejected=rejected, chosen_from=origin, group=f"g{k}")
-
-
-def test_even_pairs_favour_no_length_and_own_answers_come_first():
-    rows = [lengths(k, "long answer", "short") for k in range(8)] + [
-        lengths(8, "a", "bbb"),
-        lengths(9, "a", "ccc", "reference"),
-    ]
-    kept = Pairs(rows).even(6)
-    assert sorted(p.id for p in kept) == ["p0", "p1", "p8", "p9"] and kept.shortcuts()["shorter wins"] == 0.5
-    assert [p.id for p in Pairs(rows).even(2)] == ["p0", "p8"]
-    one_sided = Pairs(rows[:8]).even(3)  # nothing to even it out with: better than no pairs
-    assert [p.id for p in one_sided] == ["p0", "p1", "p2"]
-
-
 def test_learned_rules_find_a_first_word_and_a_format_but_not_chance() -> None:
     def pair(k: int, chosen: str, rejected: str) -> Pair:
         return Pair(f"p{k}", f"q{k}", chosen, rejected, group=f"g{k}")

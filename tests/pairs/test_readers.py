@@ -27,9 +27,8 @@ fuzz = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fuzz)
 EXAMPLES, QUESTION, GOOD, BAD = fuzz.EXAMPLES, fuzz.QUESTION, fuzz.GOOD, fuzz.BAD
 NAMES = {
-    **{"trl messages": "trl", "trl-implicit messages": "trl-implicit", "together": "openai"},
-    **{"argilla records": "argilla", "labelstudio min": "labelstudio"},
-    **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks", "ranks within"), "list"),
+    **{"own": "trl", "trl messages": "trl", "trl-implicit messages": "trl-implicit", "labelstudio min": "compared"},
+    **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks within"), "list"),
     **dict.fromkeys([name for name in EXAMPLES if name.startswith("compared")], "compared"),
 }
 
@@ -48,7 +47,6 @@ def test_each_layout_is_recognised_and_read_right(name: str) -> None:
     layout = NAMES.get(name, name)
     assert read.layout.startswith(f"{layout} (") and codes(read) == []
     assert texts(read) == [(QUESTION, GOOD, BAD)] and read.kept == read.rows == len(EXAMPLES[name])
-    assert texts(read_pairs(EXAMPLES[name], layout=layout)) == texts(read)
 
 
 def test_the_examples_cover_all_layouts() -> None:
@@ -104,22 +102,19 @@ def test_a_csv_row_keeps_its_physical_line(tmp_path) -> None:
     assert texts(read) == [("q1", 'two\r\nlines, "quoted"', "b"), ("q3", "a", "b")]
     (finding,) = [f for f in read.findings if f.severity == "error"]
     assert (finding.code, finding.line) == ("P111", 6) and "2 cells of 3" in finding.excerpt
-    assert read.quarantine(tmp_path / "q").read_bytes() == b'{"prompt": "q2", "chosen": "only two"}\n'
     path.write_bytes(b'prompt,chosen,rejected\nq1,a,b\nq2,"never closed,b\nq3,a,b\n')
     read = read_pairs(path)
     assert codes(read) == ["P111"] and (read.rows, read.kept) == (2, 1)
 
 
-def test_json_rows_have_the_line_where_they_begin(tmp_path) -> None:
+def test_a_json_array_is_read_row_by_row(tmp_path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([EXAMPLES["trl"][0], {"prompt": 3}, EXAMPLES["trl"][0]], indent=1))
     read = read_pairs(path)
-    assert [(f.code, f.line) for f in read.findings[:2]] == [("P107", 7), ("P401", 10)]
-    assert json.loads(read.refused_rows[0].raw) == {"prompt": 3}
-    path.write_text("".join(json.dumps(row, indent=1) for row in EXAMPLES["samples"]))  # one after another
-    assert texts(read_pairs(path)) == [(QUESTION, GOOD, BAD)]
+    assert [(f.code, f.line) for f in read.findings[:2]] == [("P107", 2), ("P401", 3)]
     path.write_text('[{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q"')
-    assert codes(read_pairs(path)) == ["P102"] and read_pairs(path).kept == 1
+    with pytest.raises(WorkbenchError, match="P102"):
+        read_pairs(path)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +122,10 @@ def test_json_rows_have_the_line_where_they_begin(tmp_path) -> None:
     [
         ("Give JSON.\n", '{"a": 1}', '{"b": 1}'),
         ("Name all.\n", "SELECT name FROM t", "SELECT * FROM t"),
-        ("Name all. ", "SELECT name", "SELECT *"),
         ("Give JSON.\n", '{\n  "a": 1', '{\n  "b": 1'),
         ("Give JSON.\n", '```json\n{\n  "a": 1', '```json\n{\n  "b": 1'),
         ("Name all\n", "SELECT\n  name", "SELECT\n  id"),
         ("Think first\n", "<think>\nyes", "<think>\nno"),
-        ("Q: 1 + 1?\nAnswer: ", "two", "three"),
         ("Read this.\nA note\n\n", "The note\nsays", "The note\nhas"),
         ("### Question\nWhy?\n### Response:\n", "So it is", "So what"),
         ("Spell it.\n", "interesting", "interested"),  # inside a word nothing is cut
@@ -170,7 +163,7 @@ def test_dialogues_are_split_by_turn() -> None:
     read = read_pairs([{"chosen": dialogue("a", "b", "c", "d"), "rejected": dialogue("a", "b", "c", "e")}])
     assert texts(read) == [("user: a\n\nassistant: b\n\nuser: c", "d", "e")] and "P209" in codes(read, "warning")
     read = read_pairs([{"chosen": dialogue("a", "b", "c", "d"), "rejected": dialogue("a", "x", "c", "d")}])
-    assert codes(read) == ["P208"]
+    assert codes(read) == ["P207"]
 
 
 def test_many_answers_become_all_strict_pairs() -> None:
@@ -210,12 +203,6 @@ def test_votes_of_several_people_are_counted() -> None:
     assert texts(read_pairs([task | {"annotations": [*both, fuzz._pairwise("right")]}])) == [(QUESTION, BAD, GOOD)]
     cancelled = fuzz._pairwise("right") | {"was_cancelled": True}
     assert texts(read_pairs([task | {"annotations": [fuzz._pairwise("left"), cancelled]}])) == [(QUESTION, GOOD, BAD)]
-    (record,) = EXAMPLES["argilla"]
-    draft = {"preference.responses": ["response1", "response2"], "preference.responses.status": ["draft", "submitted"]}
-    assert texts(read_pairs([record | draft])) == [(QUESTION, GOOD, BAD)]
-    ranks = [[{"value": "response1", "rank": 2}, {"value": "response2", "rank": 1}]]
-    assert texts(read_pairs([record | {"preference.responses": ranks}])) == [(QUESTION, GOOD, BAD)]
-    assert codes(read_pairs([record | {"preference.responses": []}]), "skipped") == ["P412"]
 
 
 def test_unpaired_answers_are_paired_within_a_prompt_or_skipped() -> None:
@@ -227,7 +214,7 @@ def test_unpaired_answers_are_paired_within_a_prompt_or_skipped() -> None:
     read = read_pairs(rows)
     assert texts(read) == [("p", "a", "c"), ("p", "a", "d")] and codes(read, "skipped") == ["P411", "P411"]
     assert (read.rows, read.kept, read.refused, read.merged, read.skipped) == (6, 3, 0, 1, 2)
-    assert [f.line for f in read.findings if f.code == "P411"] == [2, 6] and len(read.strict()) == 2
+    assert [f.line for f in read.findings if f.code == "P411"] == [2, 6] and len(read.pairs) == 2
 
 
 @pytest.mark.parametrize("form", [json.dumps, str], ids=["JSON", "Python"])
@@ -260,21 +247,9 @@ def test_a_saved_text_is_never_decoded(tmp_path) -> None:
     assert Pairs.load(pairs.save(tmp_path / "a.jsonl")).rows == pairs.rows
 
 
-def test_several_rejected_answers_make_a_pair_each() -> None:
-    (row,) = EXAMPLES["trl"]
-    many = [f"wrong {k}" for k in range(12)]
-    read = read_pairs([row | {"id": "a", "rejected": many}])
-    assert texts(read) == [(QUESTION, GOOD, r) for r in many] and read.counts["P211"] == 1
-    assert [p.id for p in read.found[:2]] == ["a.1", "a.2"] and len({p.split_key for p in read.found}) == 1
-    assert texts(read_pairs([row | {"rejected": [BAD, GOOD, BAD]}])) == [(QUESTION, GOOD, BAD)]
-    (chat,) = EXAMPLES["trl messages"]
-    assert len(read_pairs([chat | {"rejected": [fuzz.said("x"), fuzz.said("y")]}]).found) == 2
-    assert codes(read_pairs([row | {"rejected": ["x", 3]}])) == ["P108"]
-
-
 def test_equal_answers_of_a_list_make_one_pair() -> None:
     read = read_pairs([{"prompt": "q", "answers": ["a", "b", "b", "c"]}])
-    assert texts(read) == [("q", "a", "b"), ("q", "a", "c"), ("q", "b", "c")] and read.counts["P303"] == 1
+    assert texts(read) == [("q", "a", "b"), ("q", "a", "c"), ("q", "b", "c")]
     assert read.counts["P212"] == 1  # no scores: best first
 
 
@@ -285,16 +260,8 @@ def test_ids_are_kept_as_they_are_written() -> None:
         return [p.id for p in read_pairs([row | {"prompt": f"{g} {k}", "id": g} for k, g in enumerate(given)]).found]
 
     assert ids(3.0, 4, "5", None, "") == ["3.0", "4", "5", "row-4", "row-5"]
-    assert ids(None, "row-1", None, "row-3-auto", "row-3") == [
-        "row-1-auto",
-        "row-1",
-        "row-3-auto-auto",
-        *("row-3-auto", "row-3"),
-    ]
+    assert ids("row-2", None) == ["row-2", "row-2-auto"]
     assert codes(read_pairs([row | {"id": True}])) == ["P108"]
-    several = row | {"rejected": ["x", "y"]}
-    read = read_pairs([several, row | {"prompt": "p", "id": "row-1.2"}])
-    assert [p.id for p in read.found] == ["row-1.1", "row-1.2-auto", "row-1.2"] and read.refused == 0
 
 
 def test_a_mapping_gives_columns_their_names() -> None:
@@ -329,7 +296,7 @@ def test_what_stands_beside_the_texts_is_kept() -> None:
     assert (pair.group, pair.chosen_score, pair.rejected_score, pair.weight) == ("7", 0.9, 0.1, 2.0)
     assert (pair.failure, pair.rejected_finished) == ("loop", False)
     (pair,) = (read := read_pairs([row | {"score_chosen": 2, "score_rejected": 7}])).found
-    assert pair.chosen_score is None and set(codes(read, "warning")) == {"P408", "P409", "P413"}
+    assert pair.chosen_score is None and set(codes(read, "warning")) == {"P409", "P413"}
     assert [p.id for p in read_pairs([row | {"id": " a\n"}]).found] == ["a"]
     (pair,) = read_pairs([row | {"system": "Be brief."}]).found
     assert pair.prompt == f"system: Be brief.\n\nuser: {QUESTION}"
@@ -347,15 +314,13 @@ def test_odd_keys_are_shown_harmlessly() -> None:
 
 
 def test_wrong_arguments_raise() -> None:
-    with pytest.raises(WorkbenchError, match="`layout` must be one of own.*Got 'thumb'. Did you mean thumbs"):
-        read_pairs(EXAMPLES["thumbs"], layout="thumb")
     with pytest.raises(WorkbenchError, match="Got int"):
         read_pairs(3)
     with pytest.raises(WorkbenchError, match="must have rows"):
         read_pairs([])
 
 
-def test_a_hub_set_is_streamed(monkeypatch) -> None:
+def test_a_hub_set_is_read(monkeypatch) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or iter(EXAMPLES["openai"]))
@@ -363,7 +328,7 @@ def test_a_hub_set_is_streamed(monkeypatch) -> None:
     assert read_pairs("hub:owner/name").source == "hub:owner/name"
     assert texts(read_pairs("hub:owner/name@part/test")) == [(QUESTION, GOOD, BAD)]
     parts = ((None, "test"), (None, "train"), ("part", "test"))
-    assert asked == [(("owner/name", part), {"split": split, "streaming": True}) for part, split in parts]
+    assert asked == [(("owner/name", part), {"split": split}) for part, split in parts]
 
 
 def test_the_hub_without_a_network_is_one_error() -> None:
@@ -391,7 +356,7 @@ def random_pairs(n: int) -> list[Pair]:
 def test_a_thousand_rows_through_each_export_and_back(tmp_path, layout: str, chat: bool) -> None:
     pairs = random_pairs(1000)
     path = tmp_path / "a.jsonl"
-    path.write_bytes("".join(line + "\n" for line in to_lines(pairs, layout, chat=chat).lines).encode())
+    path.write_bytes("".join(line + "\n" for line in to_lines(pairs, layout, chat=chat)[0]).encode())
     read = read_pairs(path)
     assert codes(read) == [] and (read.rows, read.kept) == (1000, 1000)
     end = "" if chat else "\n"
@@ -431,8 +396,7 @@ def test_counts_add_up_for_any_rows(rows) -> None:
         assert "(" in str(error)
         return
     assert read.rows == len(rows) == read.kept + read.refused + read.merged + read.skipped
-    assert len(read.refused_rows) == read.refused and all(p.chosen.strip() for p in read.found)
-    json.dumps(read.to_dict(), allow_nan=False)
+    assert all(p.chosen.strip() for p in read.found)
 
 
 @given(st.binary(max_size=200), st.sampled_from(["jsonl", "json", "csv", "tsv", "parquet", "gz", "txt"]))
@@ -477,13 +441,9 @@ def test_a_result_shows_itself(tmp_path) -> None:
     read = read_pairs(rows)
     assert "list: layout trl (" in repr(read) and "2 rows read = 1 kept + 1 refused + 0 merged; 1 pairs" in repr(read)
     assert "P108 error, 1 time" in repr(read) and "list:1 `rejected`: int: 3" in repr(read)
-    assert "<script>" not in read._repr_html_() and "P108" in read._repr_html_()
-    table = read.to_dataframe()
-    assert list(table["code"]) == [f.code for f in read.findings] and "excerpt" in table
-    assert read.to_dict()["counts"] == {"P108": 1, "P409": 1} and isinstance(read.pairs, Pairs)
+    assert read.counts == {"P108": 1, "P409": 1} and isinstance(read.pairs, Pairs)
     with pytest.raises(WorkbenchError, match="must have a row that can be used. Got 1 refused of 1"):
         read_pairs(rows[:1]).pairs  # noqa: B018
-    assert len(read_pairs([{"prompt": k, "chosen": "a", "rejected": "b"} for k in range(1500)]).findings) == 1000
 
 
 def test_load_reads_other_layouts_and_names_what_is_wrong(tmp_path) -> None:
@@ -514,7 +474,7 @@ def test_disagreement_of_graders_is_the_weight() -> None:
 
 def test_an_answer_that_is_there_twice_costs_no_more_than_its_own_pair() -> None:
     read = read_pairs([{"prompt": "q", "answers": ["a", "b", " a"], "scores": [0.9, 0.5, 0.1]}])
-    assert {(p.chosen, p.rejected) for p in read.found} == {("a", "b"), ("b", " a")} and read.counts["P303"] == 1
+    assert {(p.chosen, p.rejected) for p in read.found} == {("a", "b"), ("b", " a")}
     read = read_pairs([{"prompt": "q", "answers": ["a", "a "], "scores": [0.9, 0.5]}])
     assert read.counts == {"P302": 1} and not read.found
 
@@ -544,32 +504,27 @@ def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
     second = json.dumps(row | {"id": " b2 ", "rejected": "Ten [red]or[/] so."})
     bad = "{'id': 1}"
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([good, bad, good, second]).encode())
-    code, out, err = run("check", "a.jsonl", "--save", "b.jsonl", "--quarantine", "q.jsonl")
+    code, out, err = run("check", "a.jsonl", "--save", "b.jsonl")
     assert code == 1 and err == "2 pairs: b.jsonl\n"
-    assert out.startswith("a.jsonl: layout own (what Pairs.save writes), jsonl\nP101 error, 1 time: ")
+    assert out.startswith("a.jsonl: layout trl (") and "\nP101 error, 1 time: " in out
     assert "    a.jsonl:2: " in out and out.endswith("4 rows read = 2 kept + 1 refused + 1 merged; 2 pairs\n")
-    assert (tmp_path / "q.jsonl").read_text() == bad + "\n"
     assert [p.id for p in Pairs.load(tmp_path / "b.jsonl")] == ["b1", "b2"]
-    assert run("check", "b.jsonl", "--layout", "own")[0] == 0  # negative control of the exit code
+    assert run("check", "b.jsonl")[0] == 0  # negative control of the exit code
 
 
 def test_check_names_columns(run, tmp_path) -> None:
     (tmp_path / "a.csv").write_text("ask,good,poor\nq,a,b\n")
     code, _, err = run("check", "a.csv")
-    assert code == 1 and "dpo-workbench check a.csv --map prompt=PROMPT_COLUMN" in err
+    assert code == 1 and "--map prompt=..." in err
     code, out, _ = run("check", "a.csv", "--map", "prompt=ask", "--map", "chosen=good", "--map", "rejected=poor")
     assert code == 0 and "1 pairs" in out
     code, _, err = run("check", "a.csv", "--map", "prompt")
     assert code == 1 and "`--map` takes NAME=VALUE. Got 'prompt'" in err
 
 
-def test_check_refuses_what_it_cannot_read_or_write(run, tmp_path) -> None:
+def test_check_refuses_what_it_cannot_read(run) -> None:
     code, out, err = run("check", "none.jsonl")
     assert code == 1 and out == "" and "Got no file (none.jsonl, P001). Check the path" in err
-    (tmp_path / "a.csv").write_bytes(fuzz.encode(EXAMPLES["trl"], "csv"))
-    before = (tmp_path / "a.csv").read_bytes()
-    code, _, err = run("check", "a.csv", "--quarantine", "a.csv")
-    assert code == 1 and "The source must stay as it is" in err and (tmp_path / "a.csv").read_bytes() == before
 
 
 def test_the_page_on_data_lists_every_layout_and_code() -> None:
@@ -584,10 +539,10 @@ def test_the_page_on_data_lists_every_layout_and_code() -> None:
 def test_a_row_of_very_many_keys_is_read_in_no_time(tmp_path) -> None:
     """What took the square of their number: the search for a repeated key, and for a misspelling of each."""
     (row,) = EXAMPLES["trl"]
-    many = {f"choosen{k}": k for k in range(50_000)}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row | many) + "\n" + json.dumps(row | many)[:-1] + ', "choosen7": 1}')
+    many = {f"weights{k}": k for k in range(50_000)}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | many) + "\n" + json.dumps(row | many)[:-1] + ', "weights7": 1}')
     read = read_pairs(tmp_path / "a.jsonl")
-    assert codes(read) == ["P105"] and read.counts["P110"] == 50_000 and read.kept == 1
+    assert codes(read) == ["P105"] and read.kept == 1
 
 
 def test_labels_that_pandas_turned_to_floats() -> None:

@@ -117,9 +117,9 @@ def test_a_common_instruction_is_no_leak_and_an_equal_rest_is() -> None:
     assert find_leaks({"train": train, "test": test}).leaks == ()
     test[5] = train[9]
     assert [k.ids for k in find_leaks({"train": train, "test": test}).leaks] == [("10", "6")]
-    own = train[2].split("\n")[2].split()
-    test[6] = " ".join([*train[2].split("\n")[:2], *own[:4], "else"])  # on one line, and 4 of 6 words its own
-    assert [k.ids for k in find_leaks({"train": train, "test": test}).leaks][1:] == [("3", "7")]
+    words = train[2].split()
+    test[6] = head + " ".join(words[-5:-1]) + " else more"  # 4 of 7 words of its own line: no leak
+    assert [k.ids for k in find_leaks({"train": train, "test": test}).leaks] == [("10", "6")]
     same = [head] * 30  # nothing but the template: then it is the text
     found = find_leaks({"train": same, "test": [head]})
     assert found.counts == {"exact": 30}
@@ -145,8 +145,7 @@ def test_within_a_split_nothing_leaks_and_every_row_of_a_text_is_named() -> None
     assert not find_leaks(clean).leaks
     text = repr(found)
     assert "4 equal and 0 nearly equal" in text and "train 'p0' and dev 'e0'" in text and "1 groups are in" in text
-    assert found.to_dict()["counts"] == {"exact": 4} and len(found.to_dataframe()) == 4
-    assert "&lt;" in find_leaks({"a": ["<b> x y"], "b": ["<b> x y"]})._repr_html_()
+    assert found.counts == {"exact": 4}
 
 
 def test_the_shipped_task_has_no_leak() -> None:
