@@ -96,6 +96,8 @@ def search(needle):
     [
         ("def f(x):\n    raise KeyError(x)", "try:\n    f(1)\n    assert False\nexcept KeyError:\n    pass", None),
         ("def f(x):\n    raise KeyError(x)", "assert f(1) == 1", "exception"),
+        ("def f(x):\n    import no_such_module", "assert f(1) == 1", "exception"),
+        ("def f(x):\n    return x", "import no_such_module", "tests"),
         ("def f(x):\n    return [x, (x, {x})]", "assert f(1) == [1, (1, {1})]", None),
         ("from collections import Counter\nf = Counter", "from collections import Counter\nassert f('aa') == Counter('aa')", None),
         ("from datetime import date\ndef f():\n    return date(2020, 1, 2)", "import datetime\nassert f() == datetime.date(2020, 1, 2)", None),
