@@ -11,15 +11,7 @@ from typing import Any, overload
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import failures
 from dpo_workbench.tasks.examples import Example, Score, load_splits, read_examples, write_examples
-from dpo_workbench.tasks.from_files import (
-    SHARES,
-    Column,
-    Columns,
-    examples_from,
-    shuffled,
-    split_by_group,
-    without_leaks,
-)
+from dpo_workbench.tasks.from_files import SHARES, Column, examples_from, shuffled, split_by_group, without_leaks
 from dpo_workbench.tasks.scores import named
 
 __all__ = [
@@ -111,7 +103,7 @@ class Task:
         max_new_tokens: int = 256,
         runs_code: bool = False,
     ) -> Task:
-        """A task from a file, a table or rows.
+        """A task from a file, a table or rows. All columns stay in `Example.extra`, where verifiers find them.
 
         `Task.from_jsonl("q.jsonl", prompt="question", reference="answer", score="number")`
 
@@ -122,8 +114,7 @@ class Task:
                 that are meant as text), or a function of the row.
             reference: the same. Numbers, lists and objects become JSON text; the first of a list of texts is taken.
             score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
-            name: of the task; default: the file's.
-            description: one line.
+            name: default: the file's.
             id: default: the file's name and the row's number.
             group: what must not be in two splits; default: the prompt.
             split: the column that names each row's split (`validation` and the like mean `dev`); default: drawn.
@@ -132,17 +123,17 @@ class Task:
             on_leak: what to do if given splits share a group: `raise`, or `drop` its rows from all splits but the last
                 that has it (test after dev after train) and print how many.
             seed: for drawing splits, and for the order of the rows in each split.
-            max_new_tokens: the length at which an answer is cut off.
-            runs_code: see `Task`.
-
-        All columns are kept in `Example.extra`, where verifiers find what they need (tests, a database, facts).
+            description, max_new_tokens, runs_code: see `Task`.
 
         Raises:
             WorkbenchError: a row cannot be read, lacks a column, or has an empty prompt or reference; an id appears
                 twice; a group is in two given splits; an unknown verifier. No row is dropped silently.
         """
         verifier = named(score) if isinstance(score, str) else score
-        own_name, found = examples_from(source, Columns(prompt, reference, id, group, split, label))
+        own_name, found = examples_from(
+            source,
+            {"prompt": prompt, "reference": reference, "id": id, "group": group, "split": split, "label": label},
+        )
         if split is None and not isinstance(source, Mapping):
             splits = split_by_group(found[""], shares, seed)
         else:
