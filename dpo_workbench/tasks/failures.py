@@ -14,15 +14,7 @@ _REPEATS = 4
 
 
 def check_classes(classes: Sequence[str] | None, found: Iterable[str] = ()) -> None:
-    """Raise if the classes are one text (each letter would count as a class), or if none of them was found.
-
-    Args:
-        classes: the failure classes that a user asked for; None for all.
-        found: the failure classes that occur; empty to skip the second check.
-
-    Raises:
-        WorkbenchError: see above.
-    """
+    """Raise if the classes that a user asks for are one text, or if none of them is among those found (if any)."""
     if isinstance(classes, str):
         raise WorkbenchError(f"Failure classes must be a list. Got the text {classes!r}. Write [{classes!r}].")
     known = sorted(found)
@@ -33,12 +25,9 @@ def check_classes(classes: Sequence[str] | None, found: Iterable[str] = ()) -> N
 
 
 def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str, str] | None:
-    """The generic failure of an answer and why, or None.
+    """The generic failure of an answer to a prompt, and why; or None.
 
-    Args:
-        answer: the model's text.
-        prompt: what the model was asked, to find echoes.
-        finished: False if generation reached the token limit. Only such an answer can be a loop or truncated.
+    Only an answer that reached the token limit (`finished` is False) can be a loop or truncated.
     """
     if not answer.strip():
         return "empty", "the answer has no text"
@@ -84,8 +73,7 @@ def loop_reason(text: str) -> str | None:
 def _repeated_unit(text: str, times: int, shortest: int, least: int) -> str:
     """The shortest unit that a text ends in, `times` times in a row and `least` characters in all; "" if there is none.
 
-    A text ends in copies of a unit of n characters if its end equals itself shifted by n. A last copy that is cut off
-    does not matter, because the copies can be counted from the end.
+    A text ends in copies of a unit of n characters if its end equals itself shifted by n.
     """
     for n in range(1, 201):
         end = text[-max(times * n, least) :]

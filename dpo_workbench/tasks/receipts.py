@@ -14,15 +14,6 @@ from dpo_workbench.tasks.examples import Example, Score, load_splits
 from dpo_workbench.tasks.json_scores import STRICT_JSON
 from dpo_workbench.tasks.task import Task
 
-FAILURES = (
-    "invalid_json",
-    "wrong_schema",
-    "missing_field",
-    "repeated_item",
-    "missing_item",
-    "invented_value",
-    "wrong_value",
-)
 _KEYS = ("vendor", "date", "items", "total")
 _AMOUNT = re.compile(r"-?\d+\.\d\d")
 

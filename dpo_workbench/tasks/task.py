@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
@@ -10,13 +9,11 @@ from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import failures
-from dpo_workbench.tasks.examples import Example, Score, load_splits, read_examples, write_examples
+from dpo_workbench.tasks.examples import Example, Score
 from dpo_workbench.tasks.from_files import SHARES, Column, examples_from, shuffled, split_by_group, without_leaks
 from dpo_workbench.tasks.scores import named
 
-__all__ = [
-    "Example", "Score", "Split", "Task", "load_splits", "read_examples", "with_all_splits", "write_examples",
-]  # fmt: skip
+__all__ = ["Example", "Score", "Split", "Task", "with_all_splits"]
 
 
 class Split(Sequence[Example]):
@@ -59,9 +56,6 @@ class Task:
         description: one line for `dpo-workbench tasks`.
         max_new_tokens: the length at which an answer is cut off and counts as unfinished.
         runs_code: `score` runs what the model wrote, in a sandbox.
-
-    Raises:
-        WorkbenchError: an id appears twice, or a group is in two splits.
     """
 
     built_in = False  # True for the package's own tasks, which have recipes and shipped adapters
@@ -141,16 +135,14 @@ class Task:
         return cls(name or own_name, splits, verifier, description, max_new_tokens, runs_code)
 
     def _check(self) -> None:
-        ids = Counter(e.id for split in self.splits.values() for e in split)
-        repeated = [i for i, n in ids.items() if n > 1]
-        if repeated:
-            raise WorkbenchError(
-                f"Example ids must differ. Got {repeated[0]!r} {ids[repeated[0]]} times in task {self.name!r}. "
-                "Rename one."
-            )
+        """Ids are unique, and no group is in two splits."""
+        ids: set[str] = set()
         home: dict[str, str] = {}
         for key, split in self.splits.items():
             for example in split:
+                if example.id in ids:
+                    raise WorkbenchError(f"Example ids must differ. Got {example.id!r} twice in task {self.name!r}.")
+                ids.add(example.id)
                 if home.setdefault(example.group, key) != key:
                     raise WorkbenchError(
                         f"A group must be in one split only. Got group {example.group!r} in both "
