@@ -79,13 +79,6 @@ def landlock_abi() -> int:
     return max(0, int(_libc().syscall(444, None, 0, 1)))
 
 
-def seccomp_works() -> bool:
-    """Whether the kernel supports filters of system calls (`PR_GET_SECCOMP` succeeds)."""
-    if not sys.platform.startswith("linux") or os.uname().machine not in _ARCHITECTURES:
-        return False
-    return _libc().prctl(21, 0, 0, 0, 0) >= 0
-
-
 def lock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[str] = ()) -> None:
     """Refuse this process everything but computing and the named files, for the rest of its life.
 

@@ -120,14 +120,11 @@ def run_tests(
         function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests,
             which can also call the candidate by the name `entry`.
         limits: of each of the two children.
-        packages, allow_weak_sandbox: see `run_python`.
+        packages, allow_weak_sandbox: see `run_python`, also for what it raises.
 
     Returns:
         A `Ran` without results, whose `problem` is None if all tests passed. Its kind is `wrong_result` if an assertion
         failed, and `tests` if the tests themselves cannot be run this way.
-
-    Raises:
-        WorkbenchError: see `run_python`.
     """
     limits = limits or Limits()
     with _start("answer", code, limits, packages, allow_weak_sandbox) as child:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 
 from dpo_workbench.common.errors import WorkbenchError
@@ -44,13 +43,12 @@ def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str
 def loop_reason(text: str) -> str | None:
     """Why the end of a text is a loop, or None.
 
-    The first of four rules that applies is named:
+    The first of three rules that applies is named:
 
     1. The last 15 characters occur at least 4 times (the rule of the benchmark in arXiv 2604.14314).
     2. The text ends in at least 4 copies of a unit of 1 to 200 characters, 40 characters in all.
     3. The same with digits masked, which finds lists that only count up: at least 6 copies of a unit of 6 to 200
        characters with a letter in it, 150 characters in all.
-    4. The last 600 characters compress to less than 12 %.
 
     In rules 2 and 3 the copies must reach the end of the text, though the last one may be cut off: equal rows followed
     by something else are part of an ordinary document.
@@ -64,9 +62,6 @@ def loop_reason(text: str) -> str | None:
     unit = _repeated_unit(re.sub(r"\d+", "0", text[-3000:]), 6, 6, 150)
     if re.search(r"[^\W\d_]", unit):
         return f"with digits masked, it ends in copies of {unit[:30]!r}"
-    block = text[-600:].encode("utf-8", "replace")
-    if len(block) >= 600 and len(zlib.compress(block, 9)) < 0.12 * len(block):
-        return "its last 600 characters are almost all repetition"
     return None
 
 

@@ -44,14 +44,15 @@ def sql_result(
     references: dict[tuple[str, str], tuple[Table, Allowed]] = {}
 
     def score(example: Example, answer: str) -> Score:
-        path, query = _database(Path(database or "."), str(example.extra.get(column, ""))), clean_sql(answer)
+        path = _database(Path(database or "."), str(example.extra.get(column, "")))
         key = (str(path), example.reference)
-        ranking = rank_query(example.reference)
-        known = key in references
-        asked = [query] if known else [query, example.reference, *([ranking] if ranking else [])]
-        found, *wanted = run_sql(path, asked, seconds=seconds, allow_weak_sandbox=allow_weak_sandbox)
-        if not known:
-            references[key] = _reference(example, wanted)
+        if key not in references:
+            ranking = rank_query(example.reference)
+            asked = [example.reference, *([ranking] if ranking else [])]
+            tables = run_sql(path, asked, seconds=seconds, allow_weak_sandbox=allow_weak_sandbox)
+            references[key] = _reference(example, tables)
+        query = clean_sql(answer)
+        (found,) = run_sql(path, [query], seconds=seconds, allow_weak_sandbox=allow_weak_sandbox)
         return _judge(query, found, *references[key])
 
     return score
