@@ -151,24 +151,15 @@ def _landlock(readable: Iterable[str], writable: Iterable[str], listable: Iterab
             (listable, _READ_DIR),
             (writable, (_READ_FILE | _READ_DIR | _WRITE) & files),
         ):
-            for path in paths:
-                _allow(libc, handle, path, rights)
+            for path in filter(os.path.exists, paths):
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                given = rights if os.path.isdir(path) else rights & (_READ_FILE | _WRITE_FILE)
+                rule = libc.syscall(445, handle, 1, struct.pack("=Qi", given, place), 0)
+                os.close(place)
+                _checked(rule, f"landlock_add_rule {path}")
         _checked(libc.syscall(446, handle, 0), "landlock_restrict_self")
     finally:
         os.close(handle)
-
-
-def _allow(libc: ctypes.CDLL, handle: int, path: str, rights: int) -> None:
-    try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        if not os.path.isdir(path):
-            rights &= _READ_FILE | _WRITE_FILE
-        _checked(libc.syscall(445, handle, 1, struct.pack("=Qi", rights, place), 0), f"landlock_add_rule {path}")
-    finally:
-        os.close(place)
 
 
 def _seccomp() -> None:

@@ -81,7 +81,7 @@ def allowed_rows(query: str, rows: Sequence[Row], ranked: Sequence[Row] | None) 
     return Allowed([[row] for row in rows] if ordered else [list(rows)], 0, len(rows))
 
 
-def _parsed(query: str) -> exp.Query | None:
+def _parsed(query: str) -> Any:
     """The query as a tree, or None if sqlglot cannot read it."""
     try:
         tree = sqlglot.parse_one(query, dialect="sqlite")
@@ -90,7 +90,7 @@ def _parsed(query: str) -> exp.Query | None:
     return tree if isinstance(tree, exp.Query) else None
 
 
-def _key(term: exp.Expression, selects: Sequence[exp.Expression]) -> str:
+def _key(term: Any, selects: Sequence[Any]) -> str:
     """An ORDER BY term for use in a window: positions and aliases are replaced by what they name."""
     value = term.this if isinstance(term, exp.Ordered) else term
     bare = value.this if isinstance(value, exp.Collate) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, overload
@@ -35,9 +35,6 @@ class Split(Sequence[Example]):
         if isinstance(index, slice):
             return Split(self.task, self.name, self.examples[index])
         return self.examples[index]
-
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self.examples)
 
     def __repr__(self) -> str:
         groups = len({e.group for e in self.examples})
@@ -185,20 +182,16 @@ class Task:
             finished: False if generation reached the token limit, so that the answer was cut off.
         """
         generic = failures.detect(answer, prompt=example.prompt, finished=finished)
-        if generic is None:
-            score = self._judged(example, answer)
-            return replace(score, failure="wrong") if score.value == 0 and score.failure is None else score
-        name, why = generic
-        partial = self._judged(example, answer) if name in ("loop", "truncated") else Score(0.0)
-        return Score(min(partial.value, 0.99), name, partial.answer, why)
-
-    def _judged(self, example: Example, answer: str) -> Score:
+        if generic and generic[0] in ("empty", "echo"):
+            return Score(0.0, generic[0], None, generic[1])
         given = self._score(example, answer)
         if isinstance(given, Real):
-            return Score(float(given))
+            given = Score(float(given))
         if not isinstance(given, Score):
             raise TypeError(f"`score` must return a Score or a number from 0 to 1, got {type(given).__name__}")
-        return given
+        if generic:
+            return Score(min(given.value, 0.99), generic[0], given.answer, generic[1])
+        return replace(given, failure="wrong") if given.value == 0 and given.failure is None else given
 
     def try_score(self, example: Example, answer: str, *, finished: bool = True) -> tuple[Score | None, str]:
         """`score` and its explanation; None and the reason if the verifier raised or returned no `Score`."""
