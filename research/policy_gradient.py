@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_json
+from dpo_workbench.common.interrupts import Interrupts
 from dpo_workbench.common.progress import progress
 from dpo_workbench.evaluation.run import Evaluation, evaluate
 from dpo_workbench.models.generation import generate
@@ -19,9 +21,11 @@ from dpo_workbench.studies.arms import Cost, timed
 from dpo_workbench.studies.logps import answer_rows, sum_logps
 from dpo_workbench.studies.reward_model import train_reward_model
 from dpo_workbench.studies.study import BEST_OF, Study
-from dpo_workbench.training import loop
+from dpo_workbench.training.batches import rows_of_step
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import answer_logps
+from dpo_workbench.training.loop import learning_rate, new_state, train_step
+from dpo_workbench.training.objectives import Metrics
 from dpo_workbench.training.packing import Batch, Row
 
 History = list[dict[str, float]]
@@ -48,6 +52,19 @@ def train_route(
     return policy_gradient(
         start, reward, prompts, config, steps=steps, samples=BEST_OF, max_new_tokens=max_new_tokens, show=False
     )  # fmt: skip
+
+
+@dataclass
+class PolicyGradient:
+    """Minus the mean over all sampled answers of advantage times log-probability."""
+
+    advantages: dict[str, Tensor]  # by row id, one value for each sampled answer
+    samples: int
+    whole_batch: bool = False
+
+    def loss(self, network: nn.Module, batch: Batch, rows: Sequence[Row], step: int) -> tuple[Tensor, Metrics]:
+        weights = torch.cat([self.advantages[i] for i in batch.ids]).to(batch.target.device)
+        return -(weights * answer_logps(network, batch)).sum() / (len(rows) * self.samples), {}
 
 
 def policy_gradient(
@@ -77,13 +94,12 @@ def policy_gradient(
     if samples < 2:
         raise WorkbenchError(f"A leave-one-out baseline needs two samples per prompt or more. Got {samples}.")
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
-    parameters = policy.adapter_parameters()
-    optimizer = loop.optimizer_for(parameters, config)
+    state = new_state(policy, config)
     numbered = [Row(str(k), (k,), ((0,),)) for k in range(len(prompts))]  # to draw prompts as `train` draws pairs
     history: History = []
-    with progress(steps, "policy gradient", show) as advance:
+    with progress(steps, "policy gradient", show) as advance, Interrupts() as interrupts:
         for step in range(steps):
-            texts = [prompts[row.prompt_ids[0]] for row in loop.batch_rows(numbered, config, step)]
+            texts = [prompts[row.prompt_ids[0]] for row in rows_of_step(numbered, config, step)]
             answers = generate(
                 policy,
                 texts,
@@ -99,15 +115,10 @@ def policy_gradient(
             baseline = (total.sum(dim=1, keepdim=True) - total) / (samples - 1)
             rows = answer_rows(policy, texts, answers)
             advantages = {row.id: (total - baseline)[k] for k, row in enumerate(rows)}
-            loop.set_learning_rate(optimizer, loop.learning_rate(step, steps, config))
-
-            def objective(network: nn.Module, part: Batch, known: Any = advantages) -> tuple[Tensor, loop.Metrics]:
-                weights = torch.cat([known[i] for i in part.ids]).to(part.target.device)
-                return -(weights * answer_logps(network, part)).sum() / (len(known) * samples), {}
-
-            with policy.active(trainable=True, checkpointing=config.checkpointing) as network:
-                batches = list(loop.micro_batches(rows, policy, config))
-                loop.train_step(network, batches, objective, parameters, optimizer, config)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, config)
+            train_step(state, rows, PolicyGradient(advantages, samples), interrupts)
+            state.step += 1
             tokens = {"sampled": sum(a.n_tokens for given in answers for a in given)}
             tokens["trained"] = sum(row.n_tokens for row in rows)
             history.append({"step": step + 1, "reward": float(rewards.mean()), "kl": float(kl.mean()), **tokens})

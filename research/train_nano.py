@@ -28,7 +28,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpo_workbench.common.environment import data_folder, describe
-from dpo_workbench.models.attention import use_attention
 from dpo_workbench.training.packing import Row, pack
 
 END, ANSWER = "<|end|>", "<|answer|>"
@@ -256,7 +255,6 @@ def main() -> None:
         pad_token_id=end,
     )
     model = LlamaForCausalLM(config)
-    model.set_attn_implementation(use_attention())
     wire_copying(model)
     if args.start:
         model.load_state_dict(load_file(args.start / "model.safetensors"), strict=False)
@@ -294,10 +292,9 @@ def main() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.model(
                 input_ids=batch.input_ids,
-                attention_mask=torch.ones(1, 1, 1, 1).bool(),
+                attention_mask=batch.attention_mask,
                 position_ids=batch.position_ids,
                 use_cache=False,
-                layout=batch.layout,
             ).last_hidden_state
             scores = model.lm_head(hidden.flatten(0, 1)[batch.source])
         loss = torch.nn.functional.cross_entropy(scores.float(), batch.target)

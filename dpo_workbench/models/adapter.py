@@ -193,10 +193,13 @@ def _restore(originals: list[tuple[nn.Parameter, Tensor]]) -> None:
 
 
 def can_merge(network: PeftModel, name: str) -> bool:
-    """True if all adapted layers have plain floating-point weights, unlike quantized layers and fused experts."""
-    layers = _lora_layers(network, name)
-    weights = (getattr(layer.get_base_layer(), "weight", None) for layer in layers)
-    return all(weight is not None and weight.is_floating_point() for weight in weights)
+    """True if all adapted layers have plain floating-point weights of their own.
+
+    Quantized layers, fused experts and layers that share one weight do not.
+    """
+    weights = [getattr(layer.get_base_layer(), "weight", None) for layer in _lora_layers(network, name)]
+    plain = all(weight is not None and weight.is_floating_point() for weight in weights)
+    return plain and len({id(weight) for weight in weights}) == len(weights)
 
 
 def _lora_layers(network: PeftModel, name: str) -> list[Any]:

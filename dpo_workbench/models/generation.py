@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,50 +14,22 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.memory import within_memory
 from dpo_workbench.models.adapter import causal_lm
-from dpo_workbench.models.answers import Answer, check_decoding
+from dpo_workbench.models.decoding import Answer, Sampler, check_decoding
 from dpo_workbench.models.loading import Model
 
 ROWS = 64  # answers in one batch
 CHECK_EVERY = 16  # steps between two looks at which answers have finished; on a GPU each look waits for the device
 
 
-@dataclass
-class Sampler:
-    """Draws the next token of each answer from its logits."""
-
-    temperature: float  # 0 takes the most likely token
-    penalty: float  # repetition penalty; 1 changes nothing
-    generator: torch.Generator
-
-    def __call__(self, logits: Tensor, drawn: Tensor) -> Tensor:
-        """Logits (R, V) and the answers' tokens so far (R, n) -> next tokens (R,)."""
-        logits = self.penalize(logits.float(), drawn)
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        # Inverse transform sampling: one uniform number per answer, looked up in the cumulative distribution.
-        cumulative = (logits / self.temperature).softmax(-1).cumsum(-1)
-        uniform = torch.rand(len(logits), 1, generator=self.generator, device=logits.device) * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, uniform, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-
-    def penalize(self, logits: Tensor, drawn: Tensor) -> Tensor:
-        """Lower the logits (R, V) of tokens that the answers (R, n) already contain; -1 is no token."""
-        if self.penalty == 1.0 or not drawn.shape[1]:
-            return logits
-        n_rows, n_vocab = logits.shape
-        seen = torch.zeros(n_rows, n_vocab + 1, dtype=torch.bool, device=logits.device)
-        seen = seen.scatter_(1, drawn.where(drawn >= 0, n_vocab), True)[:, :n_vocab]
-        return torch.where(seen, torch.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
-
-
 @dataclass(frozen=True)
 class Decoding:
-    """What to draw for a batch of prompts."""
+    """What to draw for a batch of prompts; `report` is called now and then, so that a caller can stop the work."""
 
-    samples: int  # answers for each prompt
+    samples: int
     limit: int  # new tokens at most
     stop_ids: list[int]
     sampler: Sampler
-    report: Callable[[int], None]  # called now and then, so that a caller can raise and stop the work
+    report: Callable[[int], None]
 
 
 def generate(
@@ -89,9 +62,6 @@ def generate(
 
     Returns:
         For each prompt, in the order given, a list of `samples` answers.
-
-    Raises:
-        WorkbenchError: no prompts, or what `check_decoding` raises.
     """
     if not prompts:
         raise WorkbenchError("`prompts` must have at least one prompt. Got none. Choose a split with examples.")
@@ -101,7 +71,7 @@ def generate(
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # prompts of similar length need little padding
     report = on_answers or (lambda n: None)
     answers: list[list[Answer]] = [[] for _ in ids]
-    done, n_prompts = 0, max(1, rows // samples)
+    done, n_prompts = 0, min(max(1, rows // samples), len(ids))
 
     def next_batch(n_prompts: int) -> list[list[int]]:
         batch = order[done : done + n_prompts]
@@ -132,9 +102,8 @@ def _answer_ids(
     drawn = decode(network, ids, mask, begun, replace(decoding, limit=max(limits)))
     answers = []
     for number, (row, limit) in enumerate(zip(drawn.tolist(), limits, strict=True)):
-        new = row[:limit]
-        end = next((k + 1 for k, token in enumerate(new) if token in stop_ids), len(new))
-        answers.append(given[number // decoding.samples] + new[:end])
+        end = next((k + 1 for k, token in enumerate(row[:limit]) if token in stop_ids), limit)
+        answers.append(given[number // decoding.samples] + row[:end])
     return answers
 
 
@@ -158,11 +127,11 @@ def _decode(network: nn.Module, ids: Tensor, mask: Tensor, begun: Tensor, decodi
     """Token ids drawn with a key-value cache, shape (P * samples, limit); what follows a stop token is arbitrary."""
     parameters = inspect.signature(causal_lm(network).forward).parameters
     cache = DynamicCache(config=causal_lm(network).config)
-    cache_argument = {"past_key_values" if "past_key_values" in parameters else "cache": cache}
+    extra: dict[str, Any] = {"past_key_values" if "past_key_values" in parameters else "cache": cache}
 
     def next_logits(ids: Tensor, mask: Tensor) -> Tensor:  # new tokens (R, n), mask of all tokens (R, m) -> (R, V)
-        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]}
-        extra = cache_argument | (positions if "position_ids" in parameters else {})
+        if "position_ids" in parameters:
+            extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         return network(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **extra).logits[:, -1]
 
     logits = next_logits(ids, mask).repeat_interleave(decoding.samples, 0)
@@ -205,16 +174,20 @@ def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun:
     """The same by transformers' own `generate`, for models that `_decode` cannot run."""
     decoding.report(0)
     sampler, device, width = decoding.sampler, ids.device, ids.shape[1]
-    # None would not switch top_k off: transformers replaces it by the model's own setting, or by 50.
-    config = GenerationConfig(
-        max_new_tokens=decoding.limit, num_return_sequences=decoding.samples, eos_token_id=decoding.stop_ids,
-        pad_token_id=decoding.stop_ids[0], do_sample=sampler.temperature > 0, temperature=sampler.temperature or None,
-        top_k=0, top_p=1.0,
-    )  # fmt: skip
+    # top_k=0, because transformers replaces None by the model's own setting, or by 50.
+    drawing = {
+        "do_sample": sampler.temperature > 0,
+        "temperature": sampler.temperature or None,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
+    ends = {"eos_token_id": decoding.stop_ids, "pad_token_id": decoding.stop_ids[0], "max_new_tokens": decoding.limit}
+    config = GenerationConfig(num_return_sequences=decoding.samples, **drawing, **ends)
     begun = begun.repeat_interleave(decoding.samples, 0)
-    penalize = LogitsProcessorList(
-        [lambda tokens, logits: sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))]
-    )
+
+    def penalize(tokens: Tensor, logits: Tensor) -> Tensor:
+        return sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))
+
     seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=device))
     causal = causal_lm(network)
     own = causal.generation_config
@@ -222,9 +195,7 @@ def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun:
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            out = network.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=penalize
-            )
+            rules = LogitsProcessorList([penalize])
+            return causal.generate(ids, config, rules, attention_mask=mask)[:, width:]
     finally:
         causal.generation_config = own
-    return out[:, width:]

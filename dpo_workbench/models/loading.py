@@ -163,7 +163,7 @@ class Model:
             weights = {k.replace(".base_layer.", "."): v for k, v in self._causal().state_dict().items()}
             for key, value in sorted(weights.items()):
                 if "lora_" not in key:
-                    digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                    digest.update(key.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
             self._shared.fingerprint = digest.hexdigest()
         digest = hashlib.sha256(self._shared.fingerprint.encode())
         if self.adapter is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_workbench.common.environment import cache_folder
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models.answers import Answer, check_decoding
+from dpo_workbench.models.decoding import Answer, check_decoding
 from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
@@ -150,6 +150,22 @@ def ask(
         advance(n_read)
     requests = _Requests(server, request, prompts, samples, seed * 1_000_003)
     try:
+        _collect(requests, answers, path, advance)
+    except WorkbenchError as error:
+        n = sum(map(len, answers))
+        raise WorkbenchError(f"{error} {n} of {total} answers are saved; the same call asks for the others.") from None
+    if samples > 1 and all(len({a.text for a in drawn}) == 1 for drawn in answers):
+        warnings.warn(
+            f"All {samples} samples of each prompt are equal: {server.url} seems not to sample. `transformers serve` "
+            "samples only if the model's generation_config.json has do_sample true (docs/server.md).",
+            stacklevel=4,
+        )
+    return answers
+
+
+def _collect(requests: _Requests, answers: list[list[Answer]], path: Path, advance: Callable[[int], None]) -> None:
+    """Add the missing answers to `answers` and write each to the file as it arrives; delete the file at the end."""
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="ascii") as file:
             file.write("\n")  # a line that was cut off by a kill must not merge with the next one
@@ -165,16 +181,6 @@ def ask(
             f"Answers are written down as they arrive, in {path.parent}. The system says: {error.strerror or error}. "
             "Free some space, or set DPO_WORKBENCH_CACHE to a folder that can be written."
         ) from error
-    except WorkbenchError as error:
-        n = sum(map(len, answers))
-        raise WorkbenchError(f"{error} {n} of {total} answers are saved; the same call asks for the others.") from None
-    if samples > 1 and all(len({a.text for a in drawn}) == 1 for drawn in answers):
-        warnings.warn(
-            f"All {samples} samples of each prompt are equal: {server.url} seems not to sample. `transformers serve` "
-            "samples only if the model's generation_config.json has do_sample true (docs/server.md).",
-            stacklevel=4,
-        )
-    return answers
 
 
 def _read_unfinished(path: Path, n_prompts: int, samples: int) -> list[list[Answer]]:

@@ -31,7 +31,7 @@ _OPERATOR = re.compile(
     re.IGNORECASE,
 )
 _LIST = re.compile(r"\s*(?:,\s*and\s|,|;|&|and\s|\(?\s*(?P<choice>or)\s+(?:\w+\s+)?)\s*[$€]?", re.IGNORECASE)
-# What may not be directly before or after the number: operators, functions, bounds, signs that may be a dash.
+# What may not be directly before the number: 2 * 3, √3, -(3), sqrt(3), log 3, less than 3, x > 3, ±3
 _BEFORE = re.compile(
     r"[\w)\]}](?:[*×·⋅/÷^]|\s+[*×·⋅/÷]\s+)\(?$|[√^]\s*[({]?$|[-−–]\s*\(+\s*$"
     r"|(?:(?<![a-z])[a-z]|sqrt|log|ln|sin|cos|tan|exp|max|min)\($"
@@ -40,7 +40,7 @@ _BEFORE = re.compile(
     r"|[<>≤≥]=?\s*$|[-+−–±∓]\s*$|(?<!\w)—\s*$",
     re.IGNORECASE,
 )
-_AFTER = re.compile(
+_AFTER = re.compile(  # nor directly after it: 2π, 2^10, 2 + 3, 3..4, 3+, 3 squared, 3 or more, 2 thirds
     r"\s?(?:√|π|pi\b)|x?\s?[\^⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|x?\s?[*×·⋅/÷+]\s?[\d(√]|\s[-−]\s(?:[\d(√]|\w\b)|\.\.+\d|\+(?!\w)"
     r"|\s(?:squared|cubed|to the power|sqrt|log|ln|sin|cos|tan|or\s+(?:more|less|fewer|above|below|higher|lower))\b"
     r"|\s(?:and an? )?(?:half|halves|thirds?|quarters?|fourths|fifths|tenths)\b"

@@ -120,8 +120,13 @@ def _with_spaced_codes(text: str) -> str:
 
 def _plain_words(text: str) -> list[str]:
     found = [word for word in re.findall(r"\d+(?:[.:/-]\d+)*|[^\W\d_]+|[%°]", text) if word != "per"]
-    stems = [_STEMMER.stemWord(word) if len(word) > 3 else word for word in found]
+    stems = [_stem(word) if len(word) > 3 else word for word in found]
     return [f"#{_COUNTED.index(word)}" if word in _COUNTED else stem for word, stem in zip(found, stems, strict=True)]
+
+
+@functools.lru_cache(10_000)
+def _stem(word: str) -> str:
+    return _STEMMER.stemWord(word)
 
 
 def copied_run(answer: str, prompt: str) -> int:

@@ -62,25 +62,33 @@ def displacement(log_ratio: float, n_pairs: int) -> str:
     )
 
 
-def smaller_micro_batches(config: TrainConfig, rows: Sequence[Row], problem: str) -> TrainConfig:
+def smaller_micro_batches(
+    config: TrainConfig, rows: Sequence[Row], problem: str, *, whole: bool = False
+) -> TrainConfig:
     """Settings that need less memory and give the same result: smaller micro-batches, then activation checkpointing.
 
     Args:
         config: the settings with which memory ran out.
         rows: the rows that were being computed.
         problem: the error's text.
+        whole: the rows have to be one micro-batch, so that only checkpointing is left to try.
 
     Raises:
-        WorkbenchError: every micro-batch already holds a single row and checkpointing is on.
+        WorkbenchError: micro-batches cannot be smaller and checkpointing is on.
     """
     reason = problem.strip().split("\n")[0][:200]
     lengths = sorted(row.n_tokens for row in rows)
-    if len(lengths) > 1 and config.micro_tokens >= sum(lengths[:2]):
+    if not whole and len(lengths) > 1 and config.micro_tokens >= sum(lengths[:2]):
         config = replace(config, micro_tokens=min(config.micro_tokens, sum(lengths)) // 2)
         print(f"memory ran out ({reason}): continuing with micro_tokens={config.micro_tokens}", flush=True)
     elif not config.checkpointing:
         config = replace(config, checkpointing=True)
         print(f"memory ran out ({reason}): continuing with checkpointing=True (slower)", flush=True)
+    elif whole and len(rows) > 1:
+        raise WorkbenchError(
+            f"All rows of a batch must fit into memory together, because the loss compares them. {len(rows)} rows "
+            f"({sum(lengths)} tokens) do not: {reason}. Lower batch_size, or choose another loss."
+        )
     else:
         longest = max(rows, key=lambda row: row.n_tokens)
         raise WorkbenchError(

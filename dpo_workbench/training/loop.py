@@ -79,7 +79,7 @@ def training_steps(
             if problem:  # outside of `except`, where the traceback no longer holds the tensors of the failed attempt
                 gc.collect()
                 torch.cuda.empty_cache()
-                state.config = smaller_micro_batches(state.config, step_rows, problem)
+                state.config = smaller_micro_batches(state.config, step_rows, problem, whole=objective.whole_batch)
         state.step += 1
         yield {"step": state.step, **metrics}
 

@@ -58,6 +58,7 @@ def train(
             into memory alone, or the policy differs from the reference before the first update.
     """
     config = config or TrainConfig()
+    loss_terms(config)  # settings that do not fit are refused now, not after the reference has been computed
     probe = _probe_of(pairs.task, probe)
     held_out_pairs, trained_pairs = hold_out(list(pairs), config)
     weights = _relative_weights(trained_pairs, config)

@@ -194,6 +194,7 @@ class Trainer:
         settings = self.config.to_dict()
         for name in ("micro_tokens", "checkpointing", "checkpoint_seconds"):  # these do not change the result
             settings.pop(name)
+        settings["objective"] = type(self.objective).__name__
         return {**settings, "data": digest.hexdigest()[:12], "model": self.policy.fingerprint()[:12]}
 
     def _machine(self) -> dict[str, Any]:

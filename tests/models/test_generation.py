@@ -249,11 +249,11 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(tiny, monkeypatch,
     want = generate(tiny, PROMPTS, max_new_tokens=24)
     honest, failed = generation._decode, []
 
-    def decode(network, batch):
-        if len(batch.ids) > 6:
-            failed.append(len(batch.ids))
+    def decode(network, ids, *rest):
+        if len(ids) > 6:
+            failed.append(len(ids))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return honest(network, batch)
+        return honest(network, ids, *rest)
 
     monkeypatch.setattr(generation, "_decode", decode)
     counts: list[int] = []
@@ -264,7 +264,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(tiny, monkeypatch,
 
 
 def test_out_of_memory_with_one_prompt_is_an_error(moved, monkeypatch) -> None:
-    def decode(network, batch):
+    def decode(network, ids, *rest):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     before = state(moved)
@@ -277,7 +277,7 @@ def test_out_of_memory_with_one_prompt_is_an_error(moved, monkeypatch) -> None:
 def test_other_errors_are_not_taken_for_memory(tiny, monkeypatch) -> None:
     calls = []
 
-    def decode(network, batch):
+    def decode(network, ids, *rest):
         calls.append(1)
         raise RuntimeError("shapes do not match")
 
@@ -331,12 +331,12 @@ def test_the_adapter_is_merged_while_generating_and_taken_out_bit_for_bit(moved,
     before, inside = state(moved), []
     honest = generation._decode
 
-    def decode(network, batch):
+    def decode(network, ids, *rest):
         assert not any(isinstance(m, lora.PeftModel) for m in [network])
         inside.append(state(moved))
         if error:
             raise error
-        return honest(network, batch)
+        return honest(network, ids, *rest)
 
     monkeypatch.setattr(generation, "_decode", decode)
     if error:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -216,6 +217,29 @@ def test_fingerprint_does_not_hang_on_when_it_is_taken(tiny, tiny_folder) -> Non
     late = load_model(tiny_folder, device="cpu", dtype=torch.float32)
     late.with_new_adapter(rank=4)
     assert late.fingerprint() == tiny.fingerprint()
+
+
+def test_fingerprint_takes_single_numbers(tiny) -> None:
+    tiny.network.register_buffer("scale", torch.tensor(1.0))
+    first = tiny.fingerprint()
+    tiny.network.scale += 1
+    assert replace(tiny, _shared=replace(tiny._shared, fingerprint=None)).fingerprint() != first
+
+
+def test_layers_that_share_a_weight_keep_it_and_their_adapters(tiny) -> None:
+    """Merging would add both adapters to the one weight."""
+    layers = tiny.network.model.layers
+    layers[1].mlp.gate_proj.weight = layers[0].mlp.gate_proj.weight
+    handle = tiny.with_new_adapter(rank=4, alpha=8)
+    draw = torch.Generator().manual_seed(0)
+    handle.set_adapter_tensors(
+        {k: 0.2 * torch.randn(v.shape, generator=draw) for k, v in handle.adapter_tensors().items()}
+    )
+    want, before = logits(handle), logits(tiny)
+    with handle.merged() as network, torch.no_grad():
+        got = network(torch.tensor([handle.prompt_ids(PROMPT)])).logits
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits(tiny), before)
 
 
 def test_fingerprint_sees_the_adapters_scale(tiny) -> None:

@@ -55,6 +55,7 @@ def test_a_finished_arm_is_not_run_again(finished, monkeypatch):
     assert again.rows() == finished.rows() and again.costs == finished.costs
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_leaves_a_hole(finished, tmp_path, monkeypatch):
     def broken(study, cost):
         raise RuntimeError("out of luck\nand more")
@@ -75,6 +76,7 @@ def test_unknown_arms_are_named(tmp_path):
         compare("science", [], folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_other_pairs_are_another_run(finished, tmp_path):
     pairs = dw.Pairs.load(finished.folder / "pairs.jsonl")
     given = {"recipe": SMALL, "split": "dev", "folder": tmp_path / "own", "show": False}

@@ -70,6 +70,7 @@ def test_another_seed_mines_other_answers(finished, tmp_path):
     assert dict(other.found.failures) != without_times(finished.folder)["mined"]["failures"]
 
 
+@pytest.mark.slow
 def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
     folder, calls = tmp_path / "stopped", []
 
@@ -146,6 +147,7 @@ def test_too_few_rows_of_ones_own_say_so_before_anything_is_trained(tmp_path):
         demo("nano", tmp_path / "few", task_name=own_task(40), show=False)
 
 
+@pytest.mark.slow
 def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
     done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
     results = without_times(done.folder)

@@ -77,7 +77,7 @@ def test_another_runs_checkpoints_are_neither_taken_nor_lost(tmp_path, capsys) -
     for step in (98, 99):
         save_checkpoint(tmp_path, state(step), OTHER)
     assert load(tmp_path) is None
-    assert "belongs to a run with other settings (lr: 0.2 there, 0.1 here): not taken" in capsys.readouterr().out
+    assert "belongs to a run with other settings (lr: 0.2 there, 0.1 here): not used" in capsys.readouterr().out
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, state(step), ME)
     assert load(tmp_path).step == 3 and load(tmp_path, OTHER).step == 99
@@ -107,7 +107,7 @@ def test_leavings_of_a_killed_save_are_swept(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", [*FILES, "MANIFEST.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
-def test_damaged_newest_is_passed_over(tmp_path, capsys, name: str, damage: str) -> None:
+def test_damaged_newest_is_skipped(tmp_path, capsys, name: str, damage: str) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, state(step), ME)
     path = path_of(tmp_path, 2) / name
@@ -118,7 +118,7 @@ def test_damaged_newest_is_passed_over(tmp_path, capsys, name: str, damage: str)
     path.unlink() if new is None else path.write_bytes(new)
     assert load(tmp_path).step == 1
     out = capsys.readouterr().out
-    assert "step-000002 is not whole" in out and "passed over" in out and out.count("\n") == 1
+    assert "step-000002 is damaged" in out and "skipped" in out and out.count("\n") == 1
 
 
 def tamper_shape(path) -> None:
@@ -139,14 +139,14 @@ def tamper_state(path) -> None:
 
 
 @pytest.mark.parametrize("tamper", [tamper_shape, tamper_name, tamper_moments, tamper_state, lambda path: None])
-def test_a_tampered_checkpoint_with_a_fitting_manifest_is_passed_over(tmp_path, capsys, tamper) -> None:
+def test_a_tampered_checkpoint_with_a_fitting_manifest_is_skipped(tmp_path, capsys, tamper) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, state(step), ME)
     tamper(path_of(tmp_path, 2))
     sign_again(path_of(tmp_path, 2))
     harmless = tamper.__name__ == "<lambda>"  # negative control
     assert load(tmp_path).step == (2 if harmless else 1)
-    assert ("is not whole" in capsys.readouterr().out) != harmless
+    assert ("is damaged" in capsys.readouterr().out) != harmless
 
 
 def test_a_manifest_neither_leaves_files_out_nor_leads_elsewhere(tmp_path) -> None:

@@ -218,11 +218,11 @@ def test_out_of_memory_in_a_probe_answers_fewer_at_a_time(moved, toy_pairs, monk
     whole = train(moved, toy_pairs, config, show=False)
     honest, sizes = generation._decode, []
 
-    def limited(network, batch):
-        sizes.append(len(batch.ids))
+    def limited(network, ids, *rest):
+        sizes.append(len(ids))
         if sizes[-1] > 2:
             raise ERRORS[0]
-        return honest(network, batch)
+        return honest(network, ids, *rest)
 
     monkeypatch.setattr(generation, "_decode", limited)
     less = train(moved, toy_pairs, config, show=False)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpo_workbench.models.answers import Answer
+from dpo_workbench.models.decoding import Answer
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training import held_out as module

@@ -355,6 +355,22 @@ def test_out_of_memory_halves_micro_batches_then_checkpoints_then_names_the_row(
     assert state.step == 1 and not state.optimizer.state
 
 
+def test_out_of_memory_with_a_loss_over_the_whole_batch_tries_checkpointing_alone(tiny, toy_pairs, capsys) -> None:
+    rows = rows_of(tiny, toy_pairs)[:5]
+    config = replace(CONFIG, loss="aot")
+    tried: list[tuple[int, bool]] = []
+
+    class NoRoom(Preference):
+        def loss(self, network, batch, rows, step):
+            tried.append((len(batch.ids), state.config.checkpointing))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    state = start(tiny, config)
+    with pytest.raises(WorkbenchError, match="All rows of a batch must fit.*5 rows .*Lower batch_size"):
+        next(loop.training_steps(state, rows, NoRoom({}, config), Interrupts()))
+    assert tried == [(5, False), (5, True)]
+
+
 def test_other_errors_are_not_taken_for_memory(tiny, toy_pairs) -> None:
     class Broken(Preference):
         def loss(self, network, batch, rows, step):
