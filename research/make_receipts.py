@@ -1,9 +1,9 @@
 """Write data/receipts/{train,dev,test}.jsonl: `python research/make_receipts.py`."""
 
 from generators.receipts_tasks import SEEDS, make_examples
+from generators.write import write_examples
 
 from dpo_workbench.common.environment import data_folder
-from dpo_workbench.tasks.task import write_examples
 
 SIZES = {"train": 2480, "dev": 200, "test": 320}
 

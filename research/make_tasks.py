@@ -9,10 +9,11 @@ import importlib
 import sys
 
 from generators.habits import with_labels
+from generators.write import write_examples
 
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.tasks.task import Example, write_examples
+from dpo_workbench.tasks.task import Example
 
 NAMES = ("python", "science", "briefs", "sql")
 

@@ -14,9 +14,8 @@ accepts only plain values, and the expected values are never in this process.
 import os
 import sys
 
-sys.path[0] = os.path.dirname(os.path.abspath(__file__))
-import kernel_guard  # noqa: E402
-import values  # noqa: E402
+import kernel_guard
+import values
 
 _MOST_TEXT = 500  # characters of a message
 _UNSAFE_CALLS = frozenset(

@@ -79,13 +79,6 @@ def landlock_abi() -> int:
     return max(0, int(_libc().syscall(444, None, 0, 1)))
 
 
-def seccomp_works() -> bool:
-    """Whether the kernel supports filters of system calls (`PR_GET_SECCOMP` succeeds)."""
-    if not sys.platform.startswith("linux") or os.uname().machine not in _ARCHITECTURES:
-        return False
-    return _libc().prctl(21, 0, 0, 0, 0) >= 0
-
-
 def lock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[str] = ()) -> None:
     """Refuse this process everything but computing and the named files, for the rest of its life.
 
@@ -158,24 +151,15 @@ def _landlock(readable: Iterable[str], writable: Iterable[str], listable: Iterab
             (listable, _READ_DIR),
             (writable, (_READ_FILE | _READ_DIR | _WRITE) & files),
         ):
-            for path in paths:
-                _allow(libc, handle, path, rights)
+            for path in filter(os.path.exists, paths):
+                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                given = rights if os.path.isdir(path) else rights & (_READ_FILE | _WRITE_FILE)
+                rule = libc.syscall(445, handle, 1, struct.pack("=Qi", given, place), 0)
+                os.close(place)
+                _checked(rule, f"landlock_add_rule {path}")
         _checked(libc.syscall(446, handle, 0), "landlock_restrict_self")
     finally:
         os.close(handle)
-
-
-def _allow(libc: ctypes.CDLL, handle: int, path: str, rights: int) -> None:
-    try:
-        place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        if not os.path.isdir(path):
-            rights &= _READ_FILE | _WRITE_FILE
-        _checked(libc.syscall(445, handle, 1, struct.pack("=Qi", rights, place), 0), f"landlock_add_rule {path}")
-    finally:
-        os.close(place)
 
 
 def _seccomp() -> None:

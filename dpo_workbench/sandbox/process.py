@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import glob
 import os
-import py_compile
 import selectors
 import shutil
 import signal
@@ -28,7 +26,7 @@ from dpo_workbench.sandbox.values import NotPlain, decode, encode
 
 _START_SECONDS = 20.0  # until the child is ready; does not count as the untrusted code's time
 _TICK = 0.05  # seconds between checks of the clock and the folder
-_PROGRAM = ("child", "kernel_guard", "sql_child", "values")  # the files of this package that a child loads
+_PROGRAM = str(Path(__file__).with_name("child.py"))
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,9 @@ def sandbox_line() -> str:
 @functools.lru_cache(1)
 def _level() -> tuple[str, str]:
     abi = kernel_guard.landlock_abi()
-    if not (abi and kernel_guard.seccomp_works()):
-        missing = "Landlock" if not abi else "seccomp"
+    if not abi:
         return "weak", (
-            f"sandbox: WEAK, this system has no {missing}: only memory and time are limited; a model's code could read "
+            "sandbox: WEAK, this system has no Landlock: only memory and time are limited; a model's code could read "
             "files, use the network and start processes"
         )
     try:
@@ -122,17 +119,6 @@ def allow_weak() -> None:
 @functools.lru_cache(1)
 def _say() -> None:
     print(_level()[1], file=sys.stderr)
-
-
-@functools.lru_cache(1)
-def _program() -> str:
-    """The child's program, compiled into a temporary folder, so that a child starts faster."""
-    folder = tempfile.mkdtemp(prefix="dpo-sandbox-program-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name in _PROGRAM:
-        source = Path(__file__).with_name(f"{name}.py")
-        py_compile.compile(str(source), os.path.join(folder, f"{name}.pyc"), dfile=source.name, doraise=True)
-    return os.path.join(folder, "child.pyc")
 
 
 @functools.lru_cache(8)
@@ -197,8 +183,6 @@ class Child:
         self._begun: float | None = None
         self._born = self._looked = time.monotonic()
         files, listable, paths = _readable(packages)
-        if not os.path.exists(_program()):  # the temporary folder was cleaned
-            _program.cache_clear()
         request_read, self._requests = os.pipe()
         self._results, result_write = os.pipe()
         environment = {
@@ -207,7 +191,7 @@ class Child:
         }  # fmt: skip
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-B", _program(), str(request_read), str(result_write)],
+                [sys.executable, "-s", "-S", "-B", _PROGRAM, str(request_read), str(result_write)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

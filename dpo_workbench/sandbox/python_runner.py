@@ -88,7 +88,7 @@ def run_python(
     Raises:
         WorkbenchError: only resource limits hold here and that was not allowed, or the sandbox does not start.
     """
-    with _start("answer", code, limits or Limits(), packages, allow_weak_sandbox) as child:
+    with _start("answer", {"code": code}, limits or Limits(), packages, allow_weak_sandbox) as child:
         problem = _loaded(child)
         results: list[Result] = []
         for call in calls:
@@ -120,21 +120,18 @@ def run_tests(
         function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests,
             which can also call the candidate by the name `entry`.
         limits: of each of the two children.
-        packages, allow_weak_sandbox: see `run_python`.
+        packages, allow_weak_sandbox: see `run_python`, also for what it raises.
 
     Returns:
         A `Ran` without results, whose `problem` is None if all tests passed. Its kind is `wrong_result` if an assertion
         failed, and `tests` if the tests themselves cannot be run this way.
-
-    Raises:
-        WorkbenchError: see `run_python`.
     """
     limits = limits or Limits()
-    with _start("answer", code, limits, packages, allow_weak_sandbox) as child:
+    with _start("answer", {"code": code}, limits, packages, allow_weak_sandbox) as child:
         problem = _loaded(child)
         if problem is None:
-            order = {"entry": function, "name": entry}
-            with _start("check", tests, limits, packages, allow_weak_sandbox, order) as judge:
+            order = {"code": tests, "entry": function, "name": entry}
+            with _start("check", order, limits, packages, allow_weak_sandbox) as judge:
                 problem = _judged(child, judge, entry)
         return _ran(child, problem, [])
 
@@ -146,13 +143,11 @@ def extract_code(answer: str) -> str:
     return found[1] if found else answer
 
 
-def _start(
-    mode: str, code: str, limits: Limits, packages: Sequence[str], weak: bool, more: dict[str, Any] | None = None
-) -> Child:
+def _start(mode: str, order: dict[str, str], limits: Limits, packages: Sequence[str], weak: bool) -> Child:
     require_guard(weak)
-    if len(code) > limits.code_bytes:
-        code = f"raise SyntaxError('the code has more than {limits.code_bytes} characters')"
-    return Child(mode, {"code": code, **(more or {})}, limits, guard_level() == "strong", tuple(packages))
+    if len(order["code"]) > limits.code_bytes:
+        order["code"] = f"raise SyntaxError('the code has more than {limits.code_bytes} characters')"
+    return Child(mode, order, limits, guard_level() == "strong", tuple(packages))
 
 
 def _ran(child: Child, problem: Problem | None, results: Sequence[Result]) -> Ran:

@@ -51,8 +51,7 @@ def run_sql(
         database: a SQLite file.
         queries: any text; none of them makes this function raise.
         seconds: wall-clock time for each query.
-        rows: the most rows that are returned.
-        value_bytes: the most bytes of text and blobs per query.
+        rows, value_bytes: the most rows, and bytes of text and blobs, per query.
         memory_mib: address space of the child.
         allow_weak_sandbox: run even if only resource limits hold; SQLite's own guards hold in any case.
 

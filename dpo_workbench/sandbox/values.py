@@ -1,10 +1,9 @@
 """Write plain Python values as one line of JSON and read them back. Only such values may leave the sandbox.
 
-Plain are values of exactly these types: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset,
-range, and from the standard library Counter, OrderedDict, defaultdict, deque, Decimal, Fraction, datetime, date, time,
-timedelta. A built-in iterator (generator, zip, map, a dictionary's keys) becomes an iterator over its items, and a
-NumPy scalar becomes Python's own. Subclasses are refused, so an `int` with its own `__eq__` stays in the sandbox.
-Nothing is ever unpickled.
+Plain are values of exactly these types: None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, range,
+Counter, deque, Decimal, Fraction, datetime, date and time. A built-in iterator (generator, zip, map, a dictionary's
+keys) becomes an iterator over its items, and a NumPy scalar becomes Python's own. Subclasses are refused, so an `int`
+with its own `__eq__` stays in the sandbox. Nothing is ever unpickled.
 
 A child starts within milliseconds only if it imports very little. So this file imports nothing from the package, uses
 the C part of `json` if there is one, and handles library types only if the child has loaded them.
@@ -28,10 +27,10 @@ DEEPEST = 64
 _MOST_BITS = 1 << 20  # of an integer
 _SEQUENCES = {"list": "builtins", "tuple": "builtins", "set": "builtins", "frozenset": "builtins",
               "deque": "collections"}  # fmt: skip
-_MAPPINGS = {"dict": "builtins", "Counter": "collections", "OrderedDict": "collections", "defaultdict": "collections"}
+_MAPPINGS = {"dict": "builtins", "Counter": "collections"}
 _TEXTS = {"float": "builtins", "int": "builtins", "bytes": "builtins", "Decimal": "decimal", "Fraction": "fractions",
           "datetime": "datetime", "date": "datetime", "time": "datetime"}  # fmt: skip
-_HOMES = {**_SEQUENCES, **_MAPPINGS, **_TEXTS, "complex": "builtins", "timedelta": "datetime"}
+_HOMES = {**_SEQUENCES, **_MAPPINGS, **_TEXTS}
 _VIEWS: tuple = (type({}.keys()), type({}.values()), type({}.items()))
 _OWN = ("builtins", "itertools", "enumerate")
 _WRITERS = {"float": float.hex, "int": hex, "bytes": bytes.hex, "Decimal": str, "Fraction": str}
@@ -96,24 +95,13 @@ def _write(value: Any, depth: int, parts: list[str], room: list[int], types: dic
                 raise NotPlain("too large")
             writer: Any = _WRITERS.get(name) or kind.isoformat
             piece += f',"{writer(value)}"]'
-        elif name == "complex":
-            piece += f',"{value.real.hex()}","{value.imag.hex()}"]'
-        elif name == "timedelta":
-            piece += f',["int","{value.days:#x}"],["int","{value.seconds:#x}"],["int","{value.microseconds:#x}"]]'
         else:
             parts.append(piece)
-            items = [list(pair) for pair in value.items()] if name in _MAPPINGS else value
-            for item in items:
+            items = (part for pair in list(value.items()) for part in pair) if name in _MAPPINGS else value
+            for item in items:  # of a mapping: key, value, key, value, ...
                 room[0] -= 1
                 parts.append(",")
-                if name in _MAPPINGS:
-                    parts.append("[")
-                    _write(item[0], depth + 1, parts, room, types)
-                    parts.append(",")
-                    _write(item[1], depth + 1, parts, room, types)
-                    parts.append("]")
-                else:
-                    _write(item, depth + 1, parts, room, types)
+                _write(item, depth + 1, parts, room, types)
             piece = "]"
     room[0] -= len(piece)
     if room[0] < 0:
@@ -129,20 +117,15 @@ def _read(found: Any, depth: int) -> Any:
     name, *rest = found
     if name == "int":
         return int(rest[0], 16)
-    if name == "complex":
-        return complex(*map(float.fromhex, rest))
-    if name == "timedelta":
-        return _make(name)(*(_read(part, depth + 1) for part in rest))
-    if name in ("range", "iter"):
-        items = [_read(item, depth + 1) for item in rest]
-        return range(*items) if name == "range" else iter(items)
     if name in _TEXTS:
         kind = _make(name)
         return (getattr(kind, "fromhex", None) or getattr(kind, "fromisoformat", kind))(*rest)
+    items = [_read(item, depth + 1) for item in rest]
+    if name in ("range", "iter"):
+        return range(*items) if name == "range" else iter(items)
     if name in _SEQUENCES:
-        return _make(name)([_read(item, depth + 1) for item in rest])
-    pairs = {_read(key, depth + 1): _read(value, depth + 1) for key, value in rest}
-    return _make(name)(*([None] if name == "defaultdict" else []), pairs)
+        return _make(name)(items)
+    return _make(name)(dict(zip(items[::2], items[1::2], strict=True)))
 
 
 def _no_number(text: str) -> None:
@@ -172,9 +155,9 @@ def same(wanted: Any, found: Any) -> bool:
         return near or wanted == found or (wanted != wanted and found != found)
     if kind.__name__ in _MAPPINGS:
         types = {key: type(key) for key in found}  # 1 and True are one key
-        if wanted.keys() != found.keys() or (kind.__name__ == "OrderedDict" and list(wanted) != list(found)):
-            return False
-        return all(types[key] is type(key) and same(value, found[key]) for key, value in wanted.items())
+        return wanted.keys() == found.keys() and all(
+            types[key] is type(key) and same(value, found[key]) for key, value in wanted.items()
+        )
     if kind in (set, frozenset):
         return bool(wanted == found) and sorted(str(type(v)) for v in wanted) == sorted(str(type(v)) for v in found)
     if kind.__name__ in _SEQUENCES:

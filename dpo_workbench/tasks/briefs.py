@@ -7,7 +7,6 @@ from dpo_workbench.tasks.examples import Example, Score, load_splits
 from dpo_workbench.tasks.task import Task
 
 INSTRUCTION = "Summarise the note in one sentence of at most {limit} words: who or what, and the main figures."
-FAILURES = ("too_long", "copied", "invented_fact", "missing_fact")
 
 
 def load() -> Task:

@@ -19,7 +19,6 @@ _LOADERS: dict[str, Callable[..., Task]] = {
     "briefs": briefs.load,
     "sql": sql.load,
 }
-_RUN_CODE = ("python", "sql")
 
 
 def task_names() -> list[str]:
@@ -35,24 +34,22 @@ def load_task(name: str | Path, allow_weak_sandbox: bool = False) -> Task:
             is executed, so use only files that you trust.
         allow_weak_sandbox: let `python` and `sql` run a model's code on a machine that only has resource limits (see
             `docs/sandbox.md`).
-
-    Raises:
-        WorkbenchError: there is no such task (the message names the nearest one), its data file is missing or empty, or
-            the Python file defines no `Task`.
     """
     name = str(name)
     if name.endswith(".py"):
         return _from_python(Path(name))
     if name not in _LOADERS:
         near = difflib.get_close_matches(name, _LOADERS, 1)
-        hint = f"Did you mean {near[0]!r}?" if near else "A task of your own is a .py file with load() (docs/tasks.md)."
-        if Path(name).suffix:
-            hint = (
-                "A data file needs a verifier: write a .py file whose load() returns "
+        hint = (
+            f"Did you mean {near[0]!r}?"
+            if near
+            else (
+                "For data of your own, write a .py file whose load() returns "
                 "Task.from_jsonl(file, prompt=..., reference=..., score=...), and name that file (docs/tasks.md)."
             )
+        )
         raise WorkbenchError(f"A task must be one of {', '.join(_LOADERS)}, or a .py file. Got {name!r}. {hint}")
-    task = _LOADERS[name](allow_weak_sandbox) if name in _RUN_CODE else _LOADERS[name]()
+    task = _LOADERS[name](allow_weak_sandbox) if name in ("python", "sql") else _LOADERS[name]()
     task.built_in = True
     return task
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -25,8 +26,7 @@ def unit_tests(
     """Share of the tests that pass in the sandbox.
 
     Failures: `syntax_error`, `exception`, `timeout`, `unsafe`, `wrong_result`. Each example's reference must pass its
-    own tests, or the answer stays unscored: tests of what cannot leave the sandbox (files, objects of the program's own
-    classes) say nothing about an answer.
+    own tests, or the answer stays unscored.
 
     Args:
         tests: column with the tests: Python source, or a list of sources that count one by one.
@@ -45,15 +45,16 @@ def unit_tests(
             raise WorkbenchError(f"An example must have tests and a function. Got none in {example.id!r}.")
         check = str(example.extra.get(function, function)) if function else ""
         program = code(example, answer) if code else extract_code(answer)
-
-        def run(text: str) -> Problem | None:
-            source = textwrap.dedent(text)
-            ran = run_tests(
-                program, source, name, check, limits, packages=packages, allow_weak_sandbox=allow_weak_sandbox
-            )
-            return ran.problem
-
-        return _until_hopeless(run, [given] if isinstance(given, str) else list(given))
+        found: list[Problem | None] = []
+        for text in [given] if isinstance(given, str) else given:
+            last = found[-1] if found else None
+            if last is None or last.kind not in ("syntax_error", "timeout"):  # after these, the others would fail too
+                test = textwrap.dedent(text)
+                last = run_tests(
+                    program, test, name, check, limits, packages=packages, allow_weak_sandbox=allow_weak_sandbox
+                ).problem
+            found.append(last)
+        return found
 
     checked: dict[tuple[str, str], str] = {}
 
@@ -74,17 +75,6 @@ def unit_tests(
     return score
 
 
-def _until_hopeless(run: Callable[[str], Problem | None], texts: list[str]) -> list[Problem | None]:
-    """The problem of each test. After a syntax error or a timeout the others would fail too, so they are not run."""
-    found: list[Problem | None] = []
-    for text in texts:
-        problem = run(text)
-        found.append(problem)
-        if problem and problem.kind in ("syntax_error", "timeout"):
-            return found + [problem] * (len(texts) - len(found))
-    return found
-
-
 def pass_at_k(n: int, correct: int, k: int) -> float:
     """Unbiased pass@k of one problem: n samples, some of them correct (arXiv 2107.03374, equation 1).
 
@@ -93,7 +83,4 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     """
     if not 1 <= k <= n or not 0 <= correct <= n:
         raise WorkbenchError(f"pass@k needs 1 <= k <= n and 0 <= correct <= n. Got n={n}, correct={correct}, k={k}.")
-    all_wrong = 1.0
-    for i in range(n - correct + 1, n + 1):
-        all_wrong *= 1 - k / i
-    return 1 - all_wrong
+    return 1 - math.comb(n - correct, k) / math.comb(n, k)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +79,3 @@ def read_examples(path: Path) -> list[Example]:
     if not examples:
         raise WorkbenchError(f"A task's data file must have rows. Got none in {path}. Write at least one example.")
     return examples
-
-
-def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write examples as JSONL, in the form that `read_examples` reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for example in examples:
-            row = {key: value for key, value in asdict(example).items() if value not in ({}, None)}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

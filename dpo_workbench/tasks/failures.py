@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 
 from dpo_workbench.common.errors import WorkbenchError
@@ -14,15 +13,7 @@ _REPEATS = 4
 
 
 def check_classes(classes: Sequence[str] | None, found: Iterable[str] = ()) -> None:
-    """Raise if the classes are one text (each letter would count as a class), or if none of them was found.
-
-    Args:
-        classes: the failure classes that a user asked for; None for all.
-        found: the failure classes that occur; empty to skip the second check.
-
-    Raises:
-        WorkbenchError: see above.
-    """
+    """Raise if the classes that a user asks for are one text, or if none of them is among those found (if any)."""
     if isinstance(classes, str):
         raise WorkbenchError(f"Failure classes must be a list. Got the text {classes!r}. Write [{classes!r}].")
     known = sorted(found)
@@ -33,12 +24,9 @@ def check_classes(classes: Sequence[str] | None, found: Iterable[str] = ()) -> N
 
 
 def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str, str] | None:
-    """The generic failure of an answer and why, or None.
+    """The generic failure of an answer to a prompt, and why; or None.
 
-    Args:
-        answer: the model's text.
-        prompt: what the model was asked, to find echoes.
-        finished: False if generation reached the token limit. Only such an answer can be a loop or truncated.
+    Only an answer that reached the token limit (`finished` is False) can be a loop or truncated.
     """
     if not answer.strip():
         return "empty", "the answer has no text"
@@ -55,13 +43,12 @@ def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str
 def loop_reason(text: str) -> str | None:
     """Why the end of a text is a loop, or None.
 
-    The first of four rules that applies is named:
+    The first of three rules that applies is named:
 
     1. The last 15 characters occur at least 4 times (the rule of the benchmark in arXiv 2604.14314).
     2. The text ends in at least 4 copies of a unit of 1 to 200 characters, 40 characters in all.
     3. The same with digits masked, which finds lists that only count up: at least 6 copies of a unit of 6 to 200
        characters with a letter in it, 150 characters in all.
-    4. The last 600 characters compress to less than 12 %.
 
     In rules 2 and 3 the copies must reach the end of the text, though the last one may be cut off: equal rows followed
     by something else are part of an ordinary document.
@@ -75,17 +62,13 @@ def loop_reason(text: str) -> str | None:
     unit = _repeated_unit(re.sub(r"\d+", "0", text[-3000:]), 6, 6, 150)
     if re.search(r"[^\W\d_]", unit):
         return f"with digits masked, it ends in copies of {unit[:30]!r}"
-    block = text[-600:].encode("utf-8", "replace")
-    if len(block) >= 600 and len(zlib.compress(block, 9)) < 0.12 * len(block):
-        return "its last 600 characters are almost all repetition"
     return None
 
 
 def _repeated_unit(text: str, times: int, shortest: int, least: int) -> str:
     """The shortest unit that a text ends in, `times` times in a row and `least` characters in all; "" if there is none.
 
-    A text ends in copies of a unit of n characters if its end equals itself shifted by n. A last copy that is cut off
-    does not matter, because the copies can be counted from the end.
+    A text ends in copies of a unit of n characters if its end equals itself shifted by n.
     """
     for n in range(1, 201):
         end = text[-max(times * n, least) :]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from dpo_workbench.tasks.latex import plain_math
-from dpo_workbench.tasks.numbers_in_text import find_numbers, with_plain_fractions
+from dpo_workbench.tasks.numbers_in_text import find_numbers, plain_math, with_plain_fractions
 from dpo_workbench.tasks.quantities import Quantity, close, convert, is_measured, read_unit, unit_after
 
 _MARK = re.compile(
@@ -15,43 +14,36 @@ _MARK = re.compile(
 )
 _EXPLICIT_MARK = re.compile(r"(?<!/)answer\s*(?:is\s*)?[:>=]|\\boxed\s*\{", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\}){1,200})\}")
-_LONE_TEN = re.compile(r"(?<![\w.^×*·⋅])(?<![x×*·⋅] )10(?=\s?(?:\^|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]))")  # 10^3 that multiplies nothing
-_UNCERTAINTY = re.compile(r"(?<=\d)(?:\s*(?:±|\+/-|\+-)\s*\d[\d.,]*|\(\d{1,3}\))")  # 3.0 ± 0.1, 3.0(1)
-_IN_BRACKETS = re.compile(r"\(\s*([^()±]{0,30}\d\s*(?:±|\+/-)\s*\d[\d.,]*)\s*\)")
-_LIST_MARKER = re.compile(r"^[^\S\n]*\d{1,2}[.)][^\S\n]+(?=\S)", re.MULTILINE)
+_CLEAN_UP = (
+    (r"(?<![\w.^×*·⋅])(?<![x×*·⋅] )10(?=\s?(?:\^|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]))", "1×10"),  # 10^3 that multiplies nothing
+    (r"\(\s*([^()±]{0,30}\d\s*(?:±|\+/-)\s*\d[\d.,]*)\s*\)", r"\1"),  # (3.0 ± 0.1)
+    (r"(?<=\d)(?:\s*(?:±|\+/-|\+-)\s*\d[\d.,]*|\(\d{1,3}\))", ""),  # 3.0 ± 0.1 and 3.0(1), without the uncertainty
+    (r"(?m)^[^\S\n]*\d{1,2}[.)][^\S\n]+(?=\S)", ""),  # list markers
+)
 _ONLY_A_QUANTITY = re.compile(r"\W*\d[\d ,.'_\u2009\u202f\u00a0]*(?:[^\d\s]\D*(?:\^?[-−]?\d)?)?\W{0,4}")
-_SPACE_GROUPS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\d)")
+_SPACE_GROUPS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?!\d)")  # 6 300
 
 # What may be between two numbers, and then leaves open which of them is the answer.
-_OR = re.compile(r"\s*\(?\s*or\s+(?:\w+\s+)?[$€]?", re.IGNORECASE)
 _TWO_VALUES = re.compile(r"\b([A-Za-z]\w?)\s*=[^=]{0,40}\d[^=]{0,20}(?:,|;|\bor|\band)\s*\1\s*=")  # x = 2 or x = 3
 _OPERATOR = re.compile(
-    r"\s*(?:(?:to|of|out of|in|by|per|plus|minus|times|divided by|versus|vs\.?|x)\s+|[-+−–—×·⋅*/:÷…]|\.\.+)\s*[($€]?",
+    r"\s*(?:(?:to|of|out of|in|by|per|plus|minus|times|divided by|versus|vs\.?|x)\s+|[-+−–—×·⋅*/:÷…]|\.\.+)\s*[($€]?"
+    r"|\s+",
     re.IGNORECASE,
 )
-_LIST = re.compile(r"\s*(?:,\s*and\s|,|;|&|and\s)\s*[$€]?", re.IGNORECASE)
-_EXPRESSION = "it is part of an expression"
-_BEFORE = (  # what must not come directly before the number, with examples
-    # 2 * 3, √3
-    (re.compile(r"[\w)\]}](?:[*×·⋅/÷^]|\s+[*×·⋅/÷]\s+)\(?$|[√^]\s*[({]?$"), _EXPRESSION),
-    # f(3), sqrt(3)
-    (re.compile(r"(?<![A-Za-z])(?:[a-z]|sqrt|log|ln|sin|cos|tan|exp|max|min)\($", re.IGNORECASE), _EXPRESSION),
-    # log 3, -(3)
-    (re.compile(r"\b(?:sqrt|log|ln|sin|cos|tan|exp|root of|twice|half of)\s+$|[-−–]\s*\(+\s*$"), _EXPRESSION),
-    # x > 3, less than 3
-    (re.compile(r"(?:[<>≤≥]=?|\b(?:less|more|fewer|greater|smaller|larger|higher|lower) than)\s*$"), "it is a bound"),
-    (re.compile(r"[±∓]\s*$"), "it stands for two numbers"),
-    (re.compile(r"[-+−–]\s*$|(?<!\w)—\s*$"), "the dash before it could be a minus sign"),
+_LIST = re.compile(r"\s*(?:,\s*and\s|,|;|&|and\s|\(?\s*(?P<choice>or)\s+(?:\w+\s+)?)\s*[$€]?", re.IGNORECASE)
+# What may not be directly before the number: 2 * 3, √3, -(3), sqrt(3), log 3, less than 3, x > 3, ±3
+_BEFORE = re.compile(
+    r"[\w)\]}](?:[*×·⋅/÷^]|\s+[*×·⋅/÷]\s+)\(?$|[√^]\s*[({]?$|[-−–]\s*\(+\s*$"
+    r"|(?:(?<![a-z])[a-z]|sqrt|log|ln|sin|cos|tan|exp|max|min)\($"
+    r"|\b(?:sqrt|log|ln|sin|cos|tan|exp|root of|twice|half of"
+    r"|(?:less|more|fewer|greater|smaller|larger|higher|lower) than)\s+$"
+    r"|[<>≤≥]=?\s*$|[-+−–±∓]\s*$|(?<!\w)—\s*$",
+    re.IGNORECASE,
 )
-_AFTER = (  # what must not come directly after it
-    # 2π, 2^10, 2 + 3
-    (re.compile(r"\s?(?:√|π|pi\b)|x?\s?[\^⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|x?\s?[*×·⋅/÷+]\s?[\d(√]|\s[-−]\s(?:[\d(√]|\w\b)"), _EXPRESSION),
-    # 3 squared, 3..4
-    (re.compile(r"\s(?:squared|cubed|to the power|sqrt|log|ln|sin|cos|tan)\b|\.\.+\d"), _EXPRESSION),
-    # 3+, 3 or more
-    (re.compile(r"\+(?!\w)|\s+or\s+(?:more|less|fewer|above|below|higher|lower)\b"), "it is a bound"),
-    # 2 thirds, 2 and a half
-    (re.compile(r"\s(?:and an? )?(?:half|halves|thirds?|quarters?|fourths|fifths|tenths)\b"), "it has a fraction"),
+_AFTER = re.compile(  # nor directly after it: 2π, 2^10, 2 + 3, 3..4, 3+, 3 squared, 3 or more, 2 thirds
+    r"\s?(?:√|π|pi\b)|x?\s?[\^⁰¹²³⁴⁵⁶⁷⁸⁹⁻]|x?\s?[*×·⋅/÷+]\s?[\d(√]|\s[-−]\s(?:[\d(√]|\w\b)|\.\.+\d|\+(?!\w)"
+    r"|\s(?:squared|cubed|to the power|sqrt|log|ln|sin|cos|tan|or\s+(?:more|less|fewer|above|below|higher|lower))\b"
+    r"|\s(?:and an? )?(?:half|halves|thirds?|quarters?|fourths|fifths|tenths)\b"
 )
 _NEGATION = re.compile(r"(?:\bnot|n['’]t|\bnever|\bneither|\bnor)\s+(?:\w+\s+)?$", re.IGNORECASE)
 # letters that may follow a digit without being a unit: 2nd, 3D, 10k, 5pm, 1990s
@@ -78,56 +70,39 @@ def final_answer(text: str) -> tuple[Quantity | None, str]:
     """
     plain = _prepared(text)
     for marked in reversed(_MARK.findall(plain) or [_prepared(inside) for inside in _BOXED.findall(text)]):
-        found = _read(_without_space_groups(marked), marked=True)
+        found = _read(marked, marked=True)
         if found:
             return found
-    if _EXPLICIT_MARK.search(text):
-        return None, "no number in the answer"
-    for line in reversed(plain[-2000:].splitlines()):
-        found = _read(_without_space_groups(line) if _ONLY_A_QUANTITY.fullmatch(line) else line, marked=False)
-        if found:
-            return found
+    if not _EXPLICIT_MARK.search(text):
+        for line in reversed(plain[-2000:].splitlines()):
+            found = _read(line, marked=False)
+            if found:
+                return found
     return None, "no number in the answer"
-
-
-def _read(text: str, *, marked: bool) -> tuple[Quantity | None, str] | None:
-    """The first quantity of a text after a mark, or the last of a line; None if the text has no number."""
-    side = _last_side(text, marked=marked)
-    if side is None:
-        return None
-    if _TWO_VALUES.search(text):
-        return None, f"two values: {text.strip()[:60]}"
-    return _checked(side, 0 if marked else len(side.places) - 1, marked=marked or side.after_equals)
 
 
 def _prepared(text: str) -> str:
     text = re.sub(r"</?(?!answer)[a-z]\w*>|<<[^<>]*>>", " ", text)  # HTML tags, and calculator notes as in GSM8K
-    plain = _LONE_TEN.sub("1×10", with_plain_fractions(plain_math(text)))
-    plain = _UNCERTAINTY.sub("", _IN_BRACKETS.sub(r"\1", plain))
-    return _LIST_MARKER.sub("", plain)
+    text = with_plain_fractions(plain_math(text))
+    for pattern, plain in _CLEAN_UP:
+        text = re.sub(pattern, plain, text)
+    return text
 
 
-def _without_space_groups(text: str) -> str:
-    """`6 300` as one number. Elsewhere in a sentence these would be two."""
-    return _SPACE_GROUPS.sub(lambda match: match[0].replace(" ", ""), text)
+def _read(text: str, *, marked: bool) -> tuple[Quantity | None, str] | None:
+    """The first quantity of a text after a mark, or the last of a line; None if the text has no number.
 
-
-@dataclass(frozen=True)
-class _Side:
-    """The text between two equality signs, and the numbers in it."""
-
-    text: str
-    places: list[_Place]
-    after_equals: bool
-
-
-def _last_side(text: str, *, marked: bool) -> _Side | None:
-    """The last part between equality signs that has a number."""
+    Of a text with equality signs, only the last part with a number counts.
+    """
+    if marked or _ONLY_A_QUANTITY.fullmatch(text):
+        text = _SPACE_GROUPS.sub(lambda match: match[0].replace(" ", ""), text)
     parts = re.split(r"(?<![<>!=])=(?!=)|[≈≃]", text)
     for k in reversed(range(len(parts))):
         places = _places(parts[k], marked=marked)
+        if places and _TWO_VALUES.search(text):
+            return None, f"two values: {text.strip()[:60]}"
         if places:
-            return _Side(parts[k], places, k > 0)
+            return _checked(parts[k], places, 0 if marked else len(places) - 1, marked=marked or k > 0)
     return None
 
 
@@ -169,9 +144,9 @@ def _compound(text: str, large: _Place, small: _Place) -> _Place | None:
     return _Place(large.value + small.value * ratio, large.unit, large.start, small.number_end, small.end)
 
 
-def _checked(side: _Side, chosen: int, *, marked: bool) -> tuple[Quantity | None, str]:
+def _checked(text: str, places: list[_Place], chosen: int, *, marked: bool) -> tuple[Quantity | None, str]:
     """The chosen quantity, unless the text around it leaves open which number is meant."""
-    text, place = side.text, side.places[chosen]
+    place = places[chosen]
     shown = text[place.start : place.end].strip()
     if place.value is None:
         return None, f"{shown} cannot be read as one number"
@@ -181,15 +156,10 @@ def _checked(side: _Side, chosen: int, *, marked: bool) -> tuple[Quantity | None
         before, sign = "", -1.0
     elif not marked and re.fullmatch(r"\s*(?:[-–—*+•>]\s+)+", before):  # a bullet or a quotation
         before = ""
-    neighbours = [(side.places[k], side.places[k + 1]) for k in (chosen - 1, chosen) if 0 <= k < len(side.places) - 1]
-    if any(_unclear(text, one, other) for one, other in neighbours):
+    if any(_unclear(text, one, other) for one, other in zip(places, places[1:], strict=False) if place in (one, other)):
         return None, f"two numbers: {text.strip()[:60]}"
-    for pattern, why in _BEFORE:
-        if pattern.search(before):
-            return None, f"{shown} is not a final number: {why}"
-    for pattern, why in _AFTER:
-        if pattern.match(text, place.number_end) or pattern.match(text, place.end):
-            return None, f"{shown} is not a final number: {why}"
+    if _BEFORE.search(before) or _AFTER.match(text, place.number_end) or _AFTER.match(text, place.end):
+        return None, f"{shown} is part of an expression, a range or a bound"
     return Quantity(sign * place.value, place.unit), ""
 
 
@@ -198,16 +168,10 @@ def _unclear(text: str, one: _Place, other: _Place) -> bool:
     between = text[one.end : other.start]
     if between.strip() == "in" and is_measured(one.unit):  # 5 m in 3 s
         return False
-    if _OPERATOR.fullmatch(between) or (between and not between.strip()):
+    if _OPERATOR.fullmatch(between):
         return True
-    if _OR.fullmatch(between):
-        return not _same(one, other)
-    counted = other.unit and not is_measured(other.unit)  # `30, and 2 others`
-    return bool(_LIST.fullmatch(between)) and not counted and not _same(one, other)
-
-
-def _same(one: _Place, other: _Place) -> bool:
-    if one.value is None or other.value is None:
+    joined = _LIST.fullmatch(between)
+    if not joined or (other.unit and not is_measured(other.unit) and not joined["choice"]):  # `30, and 2 others`
         return False
-    number = one.value if one.unit == other.unit else convert(Quantity(one.value, one.unit), other.unit)
-    return number is not None and close(number, other.value, 1e-3)
+    number = convert(Quantity(one.value or 0.0, one.unit), other.unit)
+    return None in (one.value, other.value, number) or not close(number, other.value, 1e-3)  # type: ignore[arg-type]

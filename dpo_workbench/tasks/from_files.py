@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-import string
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +23,12 @@ _SPLIT_NAMES = {
 _RANK = {"train": 0, "dev": 1, "test": 2}  # a group that is in two splits stays in the later one
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Where an example's fields come from: a column, a template with columns in braces, or a function of the row."""
-
-    prompt: Column
-    reference: Column
-    id: Column | None = None
-    group: Column | None = None
-    split: Column | None = None
-    label: Column | None = None
-
-
-def examples_from(source: Any, columns: Columns) -> tuple[str, dict[str, list[Example]]]:
+def examples_from(source: Any, columns: Mapping[str, Column | None]) -> tuple[str, dict[str, list[Example]]]:
     """A name for the source, and its examples by split; the split is "" for rows that name none.
 
     Args:
         source: see `Task.from_jsonl`.
-        columns: where the fields come from.
+        columns: where each field of an example comes from; None for the default.
 
     Raises:
         WorkbenchError: a row cannot be read, lacks a column, or has an empty prompt, reference or split.
@@ -98,25 +83,18 @@ def without_leaks(splits: Mapping[str, list[Example]]) -> dict[str, list[Example
     return left
 
 
-def _example(row: dict[str, Any], where: str, own_id: str, columns: Columns) -> tuple[Example, str]:
+def _example(row: dict[str, Any], where: str, own_id: str, columns: Mapping[str, Column | None]) -> tuple[Example, str]:
     """One row as an example, and the name of its split ("" if none is given)."""
-    reference = _take(row, columns.reference, "reference", where)
-    if isinstance(reference, list) and reference and all(isinstance(text, str) for text in reference):
-        reference = reference[0]
-    texts = {"prompt": _text(_take(row, columns.prompt, "prompt", where)), "reference": _text(reference)}
-    for what, text in texts.items():
-        if not text.strip():
-            raise WorkbenchError(f"Each row must have a {what} with text. Got {text!r} ({where}). Fix or drop the row.")
-    optional = {"id": columns.id, "group": columns.group, "split": columns.split, "label": columns.label}
-    given = {what: _text(_take(row, c, what, where)) for what, c in optional.items() if c is not None}
+    given = {what: _text(_take(row, column, what, where)) for what, column in columns.items() if column is not None}
+    for what in ("prompt", "reference", "split"):
+        if not given.get(what, "x").strip():
+            raise WorkbenchError(f"Each row must have a {what} with text. Got none ({where}). Fix or drop the row.")
     split = given.get("split", "").strip()
-    if "split" in given and not split:
-        raise WorkbenchError(f"Each row must name its split. Got none ({where}). Fill in the column.")
     example = Example(
         given.get("id", own_id),
-        texts["prompt"],
-        texts["reference"],
-        given.get("group", normal(texts["prompt"])),
+        given["prompt"],
+        given["reference"],
+        given.get("group", normal(given["prompt"])),
         {str(key): value for key, value in row.items()},
         given.get("label"),
     )
@@ -133,45 +111,28 @@ def _take(row: dict[str, Any], column: Column, what: str, where: str) -> Any:
                 f"The function for the {what} must work on each row. Got {type(error).__name__}: {error} ({where})."
             ) from error
     if column in row:
-        return row[column]
-    fields = _fields(column, what) if "{" in column or "}" in column else [column]
-    for field in fields:
-        if field not in row:
-            near = difflib.get_close_matches(field, map(str, row), 1)
-            hint = f"Did you mean {near[0]!r}?" if near else "Name a column that every row has."
-            if len(fields) > 1 and not near:
-                hint = "Name columns that every row has; double braces that are meant as text: {{ and }}."
-            raise WorkbenchError(
-                f"Each row must have the {what}'s column {field!r}. Got {', '.join(map(str, row))[:200]} ({where}). "
-                + hint
-            )
-    return column.format(**{field: _text(row[field]) for field in fields})
-
-
-def _fields(template: str, what: str) -> list[str]:
-    """The columns that a template names in braces."""
+        value = row[column]
+        texts = what == "reference" and isinstance(value, list) and value and all(isinstance(v, str) for v in value)
+        return value[0] if texts else value
     try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:  # a single brace
-        parsed, problem = [], str(error)
-    else:
-        odd = [name for _, name, form, conversion in parsed if name is not None and (form or conversion or not name)]
-        odd += [name for _, name, _, _ in parsed if name and any(sign in name for sign in "\"'[].{\n")]
-        problem = f"braces around {odd[0]!r}" if odd else ""
-    if problem:
-        raise WorkbenchError(
-            f"The template for the {what} must have only column names in braces. Got {problem} in {template[:80]!r}. "
-            'Double each brace that is meant as text, as in {{"id": 1}} {text}, or give a function of the row.'
-        )
-    return [name for _, name, _, _ in parsed if name]
+        if "{" not in column and "}" not in column:
+            raise KeyError(column)
+        return column.format_map({key: _text(value) for key, value in row.items()})
+    except KeyError as error:
+        near = difflib.get_close_matches(error.args[0], map(str, row), 1)
+        hint = f"Did you mean {near[0]!r}?" if near else "Name columns that every row has."
+        problem = f"Each row must have the {what}'s column {error.args[0]!r}. Got {', '.join(map(str, row))[:200]}"
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        hint, problem = "", f"The template for the {what} must have only column names in braces. Got {error}"
+    if "{" in column or "}" in column:
+        hint += ' Double each brace that is meant as text, as in {{"id": 1}} {text}.'
+    raise WorkbenchError(f"{problem} ({where}). {hint}")
 
 
 def _text(value: Any) -> str:
     """A cell as text: whole floats without their decimal point, and other values as JSON."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer() and abs(value) < 2**53:
+    if isinstance(value, str) or value is None:
+        return value or ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     return json.dumps(value, ensure_ascii=False, default=str)

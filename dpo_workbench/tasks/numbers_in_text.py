@@ -7,34 +7,44 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-SIGNS = "-+−–"  # hyphen, plus, minus sign (U+2212), en dash (U+2013)
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺−–", "0123456789-+--")
 _SPACES = "\u00a0\u2009\u202f"  # no-break, thin and narrow space, which group digits
-_RUN = rf"(?:\d+(?:[.,'’_{_SPACES}]\d+)*|\.\d+)"  # digits and the separators between them
-_POWER = (
-    r"(?:\s*(?:[×x*·⋅]\s*10\s*(?:(?:\^|\*\*)?\s*[({]?\s*(?P<power>[-+−–]?\d{1,3})[)}]?"
-    r"|(?P<raised>[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,3}))|[eE](?P<exponent>[-+−–]?\d{1,3})(?!\d)))?"
-)
 _MAGNITUDES = {
     "k": 1e3, "dozen": 12.0, "hundred": 1e2, "thousand": 1e3, "lakh": 1e5, "crore": 1e7, "million": 1e6, "mio": 1e6,
     "mln": 1e6, "mn": 1e6, "billion": 1e9, "bn": 1e9, "trillion": 1e12,
 }  # fmt: skip
-_WORDS = "|".join(name for name in _MAGNITUDES if name != "k")
-_MAGNITUDE = rf"(?P<magnitude>(?:(?-i:k)(?![\w/^])|(?:\s?(?:{_WORDS})s?\b)+)?)"  # `10k`, but not `10 k`
 _NUMBER = re.compile(
-    rf"(?:(?<![\w.)\]}}%°])(?P<sign>[{SIGNS}]))?(?<![\w.])"
-    r"(?:\(?(?:(?P<whole>\d{1,9})\s+)?(?P<above>\d{1,9})\s?/\s?(?P<below>\d{1,9})\)?(?![\w/(]|[.,]\d)"
-    rf"|(?P<digits>{_RUN}){_POWER}){_MAGNITUDE}",
-    re.IGNORECASE,
+    rf"""(?: (?<![\w.)\]}}%°]) (?P<sign>[-+−–]) )?  (?<![\w.])
+    (?: \(? (?: (?P<whole>\d{{1,9}}) \s+ )? (?P<above>\d{{1,9}}) \s?/\s? (?P<below>\d{{1,9}}) \)? (?![\w/(]|[.,]\d)
+      | (?P<digits> \d+ (?: [.,'’_{_SPACES}] \d+ )* | \.\d+ )
+        (?: \s* [×x*·⋅] \s*10\s* (?:\^|\*\*)? \s*[({{]? (?P<power> [-+−–]?\d{{1,3}} | [⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,3}} ) [)}}]?
+          | [eE] (?P<exponent> [-+−–]?\d{{1,3}} ) (?!\d) )?
+    )
+    (?P<magnitude> (?: (?-i:k) (?![\w/^]) | (?: \s? (?:{"|".join(list(_MAGNITUDES)[1:])})s?\b )+ )? )""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _DATE_OR_TIME = re.compile(r"(?<![\w.])(?:\d{1,4}([-/.])\d{1,2}\1\d{1,4}|\d+:\d+(?::\d+)*)(?![\w/])")
-_GROUPED = re.compile(rf"[1-9]\d{{0,2}}(?:([,'’_{_SPACES}])\d{{3}}(?:\1\d{{3}})*)(?:\.\d+)?")  # 1,234.5
-_INDIAN = re.compile(r"[1-9]\d?(?:,\d{2})+,\d{3}(?:\.\d+)?")  # 12,34,567
-_EUROPEAN = re.compile(
-    rf"[1-9]\d{{0,2}}(?:(?:\.\d{{3}}){{2,}}|(?:([.'’{_SPACES}])\d{{3}}(?:\1\d{{3}})*),\d+)"
-)  # 1.234,5
-_COMMA = re.compile(r"\d+,\d+")  # 0,5
+_THOUSANDS = re.compile(  # 1,234.5 and 12,34,567
+    rf"[1-9]\d{{0,2}}(?:([,'’_{_SPACES}])\d{{3}}(?:\1\d{{3}})*)(?:\.\d+)?|[1-9]\d?(?:,\d{{2}})+,\d{{3}}(?:\.\d+)?"
+)
+_DECIMAL_COMMA = re.compile(  # 0,5 and 1.234,5 and 1.000.000
+    rf"\d+,\d+|[1-9]\d{{0,2}}(?:(?:\.\d{{3}}){{2,}}|(?:([.'’{_SPACES}])\d{{3}}(?:\1\d{{3}})*),\d+)"
+)
+_LATEX: tuple[tuple[str, Any], ...] = (
+    (r"\\(?:boxed|fbox|mathrm|text|textbf|mathbf|operatorname|rm)\b\s*\{([^{}]*)\}", r"\1"),
+    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", lambda match: _fraction(match[1], match[2])),
+    (r"\^\s*\{\s*([-+−]?\d+)\s*\}", r"^\1"),
+    (r"(?:\^ ?)?\{? ?\\(?:circ|degree)(?![a-z]) ?\}?", "°"),
+    *(
+        (rf"\\{name}(?![a-z])", sign)
+        for name, sign in zip("times cdot pm pi sqrt Omega".split(), "×·±π√Ω", strict=True)
+    ),
+    (r"\\mu(?![a-z])\s*", "µ"),
+    (r"\\(?:[,;:! ]|q?quad(?![a-z]))|~(?!\d)", " "),
+    (r"(?<=[\w)])\*\*(?=[-(]?\d)", "^"),
+)
 
 
 @dataclass(frozen=True)
@@ -66,23 +76,33 @@ def with_plain_fractions(text: str) -> str:
     return text.replace("⁄", "/")
 
 
+def plain_math(text: str) -> str:
+    """Text without LaTeX: `$1.2\\times10^{3}\\,\\mathrm{J}$` becomes `1.2×10^3 J`, and `\\boxed{4}` becomes `4`."""
+    if not any(sign in text for sign in "\\$*~"):
+        return text
+    for pattern, plain in _LATEX * 2:  # one command may be nested in another
+        text = re.sub(pattern, plain, text)
+    return re.sub(r"\*\*|[$\\]", "", text)
+
+
+def _fraction(above: str, below: str) -> str:
+    """A numeric fraction gets parentheses; a fraction of units does not."""
+    parts = [part if re.fullmatch(r"\s*[\w.]+\s*", part) else f"({part})" for part in (above, below)]
+    return f"({'/'.join(parts)})" if re.search(r"\d", above) else "/".join(parts)
+
+
 def _value(match: re.Match[str]) -> float | None:
     if match["digits"] is not None:
         value = _decimal(match["digits"])
-        power = match["power"] or match["exponent"] or match["raised"] or "0"
     else:
-        below = int(match["below"])
-        value = int(match["whole"] or 0) + int(match["above"]) / below if below else None
-        power = "0"
+        value = int(match["whole"] or 0) + int(match["above"]) / int(match["below"]) if int(match["below"]) else None
     if value is None:
         return None
     for word in re.findall(r"[a-z]+", match["magnitude"].lower()):
         value *= _MAGNITUDES.get(word) or _MAGNITUDES[word.removesuffix("s")]
-    try:
-        value *= 10.0 ** int(power.translate(SUPERSCRIPTS).replace("−", "-").replace("–", "-"))
-    except OverflowError:
-        return None
-    sign = -1.0 if match["sign"] and match["sign"] != "+" else 1.0
+    power = int((match["power"] or match["exponent"] or "0").translate(SUPERSCRIPTS))
+    value *= 10.0**power if power <= 300 else math.inf
+    sign = -1.0 if match["sign"] in ("-", "−", "–") else 1.0
     return sign * value if math.isfinite(value) else None
 
 
@@ -92,14 +112,8 @@ def _decimal(run: str) -> float | None:
     `1,000` is a thousand and `1.000` is one, as in English. `1.000,5` and `1.000.000` can only be European, and `0,5`
     can only be a decimal comma. Other mixtures have no reading.
     """
-    if _GROUPED.fullmatch(run) or _INDIAN.fullmatch(run):
-        plain = re.sub(r"[^\d.]", "", run)
-    elif _EUROPEAN.fullmatch(run):
-        plain = re.sub(r"[^\d,]", "", run).replace(",", ".")
-    elif _COMMA.fullmatch(run):
-        plain = run.replace(",", ".")
-    elif re.fullmatch(r"\d*\.?\d+", run):
-        plain = run
-    else:
-        return None
-    return float(plain)
+    if _THOUSANDS.fullmatch(run):
+        return float(re.sub(r"[^\d.]", "", run))
+    if _DECIMAL_COMMA.fullmatch(run):
+        return float(re.sub(r"[^\d,]", "", run).replace(",", "."))
+    return float(run) if re.fullmatch(r"\d*\.?\d+", run) else None

@@ -15,7 +15,6 @@ from dpo_workbench.tasks.examples import Example, Score, load_splits
 from dpo_workbench.tasks.task import Task
 
 INSTRUCTION = "Write the body of this Python function."
-FAILURES = ("syntax_error", "exception", "timeout", "unsafe", "no_result", "wrong_result")
 LIMITS = Limits(seconds=2.0)
 
 

@@ -1,24 +1,18 @@
-"""Numbers with units, and steps of a calculation. pint reads the units; only plain arithmetic is evaluated."""
+"""Numbers with units, and steps of a calculation. pint reads the units and evaluates plain arithmetic."""
 
 from __future__ import annotations
 
-import ast
 import functools
 import math
-import operator
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_workbench.tasks.latex import plain_math
-from dpo_workbench.tasks.numbers_in_text import SUPERSCRIPTS, find_numbers
+from dpo_workbench.tasks.numbers_in_text import SUPERSCRIPTS, find_numbers, plain_math
 
-_POWERS = re.compile(  # ^2, **-1, ^(1/2)
-    r"(?:\^|\*\*)\s*(?:[-+]?\d{1,2}(?![\d.])|\(\s*[-+]?\d{1,2}(?:\s*/\s*\d{1,2})?\s*\))"
-)
-_POWER_TOWER = re.compile(r"\*\*|\^(?!1)|\^1[\d\s)]*\^|\^.*\)\s*\^")  # any other power, or a power of a power
 _SPELLINGS = (  # of units, in the form that pint reads
     (r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", lambda match: "^" + match[1].translate(SUPERSCRIPTS)),
+    (r"\s*(?:\*\*|\^)\s*", "^"),
     (r"[·⋅]", "*"),
     ("μ", "µ"),
     ("Ω", "ohm"),
@@ -40,13 +34,12 @@ _PROSE = re.compile(  # words that pint would take for inches, ares, attoseconds
     r"(?:^|\s)(?:in(?=\s+[\w(])|at|a|an|as|am|are|and|or|to|of|out|on|for|by|is|us|per(?=\s+\d)|with|x|pi|plus|minus)"
     r"(?![\w/^*·⋅])|(?<=\w)\s+\("
 )
-_SYMBOL = re.compile(r"[%‰°º].*|[A-Za-zµΩ]{1,3}(?:\s?[-/*^·⋅⁻²³ 0-9].*)?")
-_NAME = re.compile(
-    r"(?:nano|micro|milli|centi|deci|hecto|kilo|mega|giga)?(?:met(?:er|re)|gram|lit(?:er|re)|second|minute|hour|day|week"
-    r"|month|year|mile|foot|feet|inch|yard|pound|ounce|tonne|ton|newton|joule|watt|volt|amp|ampere|ohm|pascal|hertz"
-    r"|kelvin|mole|calorie|coulomb|farad|tesla|bar|degree|radian|byte|percent|per cent|acre|hectare|gallon)(?:e?s)?\b.*"
-    r"|deg[CF]|k?ohm|k?cal|mmol|mbar",
-    re.IGNORECASE,
+_MEASURES = re.compile(  # symbols and names of units, as opposed to counted things that pint reads as units too
+    r"[%‰°º].*|[A-Za-zµΩ]{1,3}(?:\s?[-/*^·⋅⁻²³ 0-9].*)?|deg[CF]|k?ohm|mmol|mbar"
+    r"|(?i:(?:nano|micro|milli|centi|deci|hecto|kilo|mega|giga)?(?:met(?:er|re)|gram|lit(?:er|re)|second|minute|hour|day"
+    r"|week|month|year|mile|foot|feet|inch|yard|pound|ounce|tonne|ton|newton|joule|watt|volt|amp|ampere|ohm|pascal|hertz"
+    r"|kelvin|mole|calorie|coulomb|farad|tesla|bar|degree|radian|byte|percent|per cent|acre|hectare"
+    r"|gallon)(?:e?s)?\b.*)"
 )
 
 
@@ -72,12 +65,12 @@ def _registry() -> Any:
 def read_unit(text: str) -> Any:
     """The pint unit that a text names, or None. `m s^-1`, `m/s`, `m·s⁻¹` and `metres per second` are the same unit."""
     text = _without_punctuation(text)
-    if not text or len(text) > 40 or text == "pi" or re.search(r"\d{3}", text):
+    if not text or len(text) > 40 or text == "pi":
         return None
     for pattern, plain in _SPELLINGS:
         text = re.sub(pattern, plain, text)  # type: ignore[arg-type]
-    if _POWER_TOWER.search(_POWERS.sub("^1", text)):
-        return None  # pint evaluates powers of plain numbers, and `m^9^9^9` would never finish
+    if re.search(r"[\d^]", re.sub(r"(?<=[A-Za-z)µ])\^-?\d{1,2}(?![\d^])|\A\(?1(?=\s?/)", "", text)):
+        return None  # only units may have powers: pint would evaluate `9^9^9^9`, which never finishes
     try:
         if re.fullmatch(r"[a-z]{4,}s", text) and any(
             prefix and not text.startswith(prefix) for prefix, _, _ in _registry().parse_unit_name(text)
@@ -90,7 +83,7 @@ def read_unit(text: str) -> Any:
 
 def is_measured(unit: str) -> bool:
     """Whether a unit clearly measures something (km, %, hours). Counted things (apples, points, finches) do not."""
-    return read_unit(unit) is not None and bool(_SYMBOL.fullmatch(unit) or _NAME.fullmatch(unit))
+    return read_unit(unit) is not None and bool(_MEASURES.fullmatch(unit))
 
 
 def unit_after(text: str, start: int) -> tuple[str, int]:
@@ -102,9 +95,7 @@ def unit_after(text: str, start: int) -> tuple[str, int]:
     match = _UNIT_TEXT.match(text, start)
     if not match:
         return "", start
-    given = match["unit"]
-    prose = _PROSE.search(given)
-    given = given[: prose.start()] if prose else given
+    given = _PROSE.split(match["unit"], maxsplit=1)[0]
     for end in reversed([word.end() for word in re.finditer(r"\S+", given)][:6]):
         if read_unit(given[:end]) is not None:
             unit = _without_punctuation(given[:end])
@@ -115,9 +106,9 @@ def unit_after(text: str, start: int) -> tuple[str, int]:
 
 def _without_punctuation(text: str) -> str:
     """The text without the punctuation after it. A bracket stays if it closes one, as in `J/(kg K)`."""
-    text = text.strip().rstrip(".,;:!?").strip()
+    text = text.strip().rstrip(".,;:!? ")
     while text.endswith(")") and text.count(")") > text.count("("):
-        text = text[:-1].rstrip(".,;:!?) ") if text.count("(") == 0 else text[:-1].rstrip(".,;:!? ")
+        text = text[:-1].rstrip(".,;:!? ")
     return text
 
 
@@ -139,40 +130,23 @@ def close(found: float, wanted: float, tolerance: float) -> bool:
     return abs(found - wanted) <= tolerance * (abs(wanted) or 1.0)
 
 
-_OPERATIONS: dict[type, Any] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: lambda a, b: a**b if abs(b) <= 20 and abs(a) <= 1e12 else math.nan,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
-
-
 def arithmetic(text: str) -> float | None:
     """The value of a text that is plain arithmetic (`2.5 × (3 + 4)^2`) and nothing else."""
     if len(text) > 120 or not re.search(r"\d", text):
         return None
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text).translate(SUPERSCRIPTS)
-    text = re.sub(r"[×·⋅]|(?<=\d)\s*x\s*(?=[\d(])", "*", text).replace("÷", "/").replace("^", "**")
-    text = text.replace("−", "-").replace("–", "-")
-    if not re.fullmatch(r"[\d.eE+\-*/() ]+", text) or re.search(r"\d{16}", text):
+    text = re.sub(r"[×·⋅]|(?<=\d)\s*x\s*(?=[\d(])", "*", text).replace("÷", "/").replace("^", "**").strip()
+    unclear = re.search(
+        r"[\d.)]\s+[\d.(]|[\d.)]\(|\)[\d.]|\.\d*\.|//|\d{16}", text
+    )  # pint would multiply 2 by 3 in `2 3`
+    if unclear or not re.fullmatch(r"(?:[\d.+\-*/() ]|(?<=\d)[eE](?=[-+]?\d))+", text):
         return None
+    text = re.sub(r"(?<![\d.eE])(?<![eE][-+])\d+(?![\d.eE])", r"\g<0>.0", text)  # powers of floats overflow quickly
     try:
-        return _evaluate(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ArithmeticError, TypeError, RecursionError, KeyError, MemoryError):
+        value = float(_registry().parse_expression(text))
+    except Exception:  # pint raises errors of many kinds
         return None
-
-
-def _evaluate(node: ast.AST) -> float:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return float(node.value)
-    if isinstance(node, ast.BinOp):
-        return float(_OPERATIONS[type(node.op)](_evaluate(node.left), _evaluate(node.right)))
-    if isinstance(node, ast.UnaryOp):
-        return float(_OPERATIONS[type(node.op)](_evaluate(node.operand)))
-    raise ValueError
+    return value if math.isfinite(value) else None
 
 
 def wrong_step(text: str, tolerance: float = 0.02) -> str | None:
@@ -185,7 +159,7 @@ def wrong_step(text: str, tolerance: float = 0.02) -> str | None:
         parts = [re.sub(r"^.*[:;]\s*", "", part).strip() for part in re.split(r"[=≈]", line[:400])]
         sides = [_side(part) for part in parts]
         for k, ((left, left_is_number), (right, right_is_number)) in enumerate(zip(sides, sides[1:], strict=False)):
-            if left is None or right is None or math.isnan(left) or (left_is_number and right_is_number):
+            if left is None or right is None or (left_is_number and right_is_number):
                 continue
             if not close(right, left, tolerance):
                 return f"{parts[k]} = {parts[k + 1]}"

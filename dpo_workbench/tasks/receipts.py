@@ -6,7 +6,6 @@ import json
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -14,15 +13,6 @@ from dpo_workbench.tasks.examples import Example, Score, load_splits
 from dpo_workbench.tasks.json_scores import STRICT_JSON
 from dpo_workbench.tasks.task import Task
 
-FAILURES = (
-    "invalid_json",
-    "wrong_schema",
-    "missing_field",
-    "repeated_item",
-    "missing_item",
-    "invented_value",
-    "wrong_value",
-)
 _KEYS = ("vendor", "date", "items", "total")
 _AMOUNT = re.compile(r"-?\d+\.\d\d")
 
@@ -54,21 +44,17 @@ def score(example: Example, answer: str) -> Score:
     problem = _schema_problem(found)
     if problem:
         return Score(0.0, "wrong_schema", found, problem)
-    want, got = _fields(reference), _fields(found)
-    hits = sum((want & got).values())
-    value = 2 * hits / (sum(want.values()) + sum(got.values()))
-    if want == got and _rows(reference) == _rows(found):
+    want, got = _in_one_spelling(reference), _in_one_spelling(found)
+    wanted, given = _fields(want), _fields(got)
+    if wanted == given and Counter(want["items"]) == Counter(got["items"]):
         return Score(1.0, None, found, "every field agrees")
-    failure, why = _failure(example.prompt, reference, found)
+    value = 2 * sum((wanted & given).values()) / (sum(wanted.values()) + sum(given.values()))
+    failure, why = _failure(example.prompt, want, got)
     return Score(min(value, 0.99), failure, found, why)
 
 
 def parse(text: str) -> Any:
-    """The JSON value of an answer; one code fence around it is allowed.
-
-    Raises:
-        ValueError: not JSON, NaN or Infinity, a key twice, nested too deeply, or a number too long.
-    """
+    """The JSON value of an answer, which one code fence may surround; raises ValueError if it is not strict JSON."""
     text = text.strip()
     first, _, rest = text.partition("\n")
     if first.strip() in ("```", "```json") and rest.endswith("\n```"):
@@ -107,28 +93,28 @@ def _amount(value: str) -> str:
         return value.strip()
 
 
-def _rows(answer: dict[str, Any]) -> Counter[Any]:
-    return Counter((_text(n), q, _amount(a)) for n, q, a in answer["items"])
+def _in_one_spelling(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer with its texts and amounts in the form in which they are compared."""
+    rows = [(_text(name), quantity, _amount(amount)) for name, quantity, amount in answer["items"]]
+    texts = {"vendor": _text(answer["vendor"]), "date": answer["date"].strip(), "total": _amount(answer["total"])}
+    return {**texts, "items": rows}
 
 
 def _fields(answer: dict[str, Any]) -> Counter[Any]:
-    fields: Counter[Any] = Counter([("vendor", _text(answer["vendor"])), ("date", answer["date"].strip())])
-    fields["total", _amount(answer["total"])] += 1
+    fields: Counter[Any] = Counter((key, answer[key]) for key in ("vendor", "date", "total"))
     for name, quantity, amount in answer["items"]:
-        name = _text(name)
-        fields["name", name] += 1
-        fields["quantity", name, quantity] += 1
-        fields["amount", name, _amount(amount)] += 1
+        fields.update([("name", name), ("quantity", name, quantity), ("amount", name, amount)])
     return fields
 
 
 def _failure(prompt: str, reference: dict[str, Any], found: dict[str, Any]) -> tuple[str, str]:
-    empty = [key for key in ("vendor", "date", "total") if not found[key].strip()]
-    if not all(name.strip() and amount.strip() for name, _, amount in found["items"]):
-        empty.append("an item's name or amount")
-    if empty:
-        return "missing_field", f"{empty[0]} is blank"
-    want, got = _rows(reference), _rows(found)
+    """The first failure class that applies to an answer that differs from the reference, and why."""
+    blank = [key for key in ("vendor", "date", "total") if not found[key]]
+    if not all(name and amount for name, _, amount in found["items"]):
+        blank.append("an item's name or amount")
+    if blank:
+        return "missing_field", f"{blank[0]} is blank"
+    want, got = Counter(reference["items"]), Counter(found["items"])
     for row, n in got.items():
         if n > max(want[row], 1):
             return "repeated_item", f"{row[0][:80]!r} is listed {n} times; the document has it {want[row]} times"
@@ -137,12 +123,11 @@ def _failure(prompt: str, reference: dict[str, Any], found: dict[str, Any]) -> t
         return "missing_item", f"lacks {lacking!r}"
     page = _text(prompt.split("\n\n", 1)[-1]).replace(",", ".")
     printed = set(re.findall(r"\d+\.\d\d", page))  # whole amounts: 2.00 is not in 12.00
-    texts = [found["vendor"], *(name for name, _, _ in found["items"])]
-    amounts = [_amount(value).replace(",", ".") for value in (found["total"], *(a for _, _, a in found["items"]))]
-    invented = [v for v in (_text(text).replace(",", ".") for text in texts) if v not in page]
+    texts = [text.replace(",", ".") for text in (found["vendor"], *(name for name, _, _ in found["items"]))]
+    amounts = [text.replace(",", ".") for text in (found["total"], *(amount for *_, amount in found["items"]))]
+    invented = [v for v in texts if v not in page]
     invented += [v for v in amounts if v not in printed and (_AMOUNT.fullmatch(v) or _text(v) not in page)]
     if invented:
         return "invented_value", f"{invented[0][:80]!r} is not in the document"
-    same: dict[str, Callable[[str], str]] = {"vendor": _text, "date": str.strip, "total": _amount}
-    wrong = next((key for key, plain in same.items() if plain(found[key]) != plain(reference[key])), "an item")
+    wrong = next((key for key in ("vendor", "date", "total") if found[key] != reference[key]), "an item")
     return "wrong_value", f"{wrong} differs from the reference"

@@ -9,7 +9,6 @@ from dpo_workbench.tasks.task import Task
 from dpo_workbench.tasks.text_scores import judge_quantity, no_quantity
 
 INSTRUCTION = "Solve the problem. Show each step, then end with a line 'Answer: ' with the number and its unit."
-FAILURES = ("no_answer", "wrong_unit", "arithmetic_slip", "wrong_value")
 TOLERANCE = 0.01  # relative
 
 

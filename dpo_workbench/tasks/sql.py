@@ -8,10 +8,6 @@ from dpo_workbench.tasks.examples import load_splits
 from dpo_workbench.tasks.task import Task
 
 INSTRUCTION = "Write one SQLite query that answers the question."
-FAILURES = (
-    "syntax_error", "unknown_name", "refused", "timeout",
-    "empty_result", "all_columns", "wrong_columns", "wrong_result",
-)  # fmt: skip
 
 
 def load(allow_weak_sandbox: bool = False) -> Task:

@@ -7,6 +7,7 @@ and an answer is right if each stretch of its rows is taken from the right group
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Allowed:
         first = 0  # position of the group's first row in the reference without LIMIT
         for group in self.groups:
             begin, end = (min(max(k - self.start, 0), self.count) for k in (first, first + len(group)))
-            if not _taken_from(rows[begin:end], group):
+            if not Counter(map(_comparable, rows[begin:end])) <= Counter(map(_comparable, group)):
                 return False
             first += len(group)
         return True
@@ -45,26 +46,18 @@ def rank_query(query: str) -> str | None:
     None if the query has neither an outer ORDER BY nor a LIMIT, or cannot be rewritten this way.
     """
     tree = _parsed(query)
-    if tree is None or not (tree.args.get("order") or tree.args.get("limit")):
+    if not isinstance(tree, exp.Select) or not (tree.args.get("order") or tree.args.get("limit")):
         return None
-    tree.set("limit", None)
-    tree.set("offset", None)
     order = tree.args.get("order")
-    tree.set("order", None)
+    for clause in ("limit", "offset", "order"):
+        tree.set(clause, None)
+    if order is None:
+        return tree.select("1").sql(dialect="sqlite")
     try:
-        if isinstance(tree, exp.SetOperation):
-            names = [column.alias_or_name for column in tree.selects]
-            columns: list[Any] = [exp.column(name, quoted=True) for name in names]
-            tree = exp.select("*").from_(tree.subquery("united"))
-        else:
-            columns = [column.unalias() for column in tree.selects]
-            names = [column.alias_or_name for column in tree.selects]
-        if order is None:
-            return tree.select("1").sql(dialect="sqlite")
-        keys = [_key(term, columns, names) for term in order.expressions]
-        rank = f"DENSE_RANK() OVER (ORDER BY {', '.join(keys)}) AS tie_rank"
-        return tree.select(rank, dialect="sqlite").order_by("tie_rank").sql(dialect="sqlite")
-    except (sqlglot.errors.SqlglotError, ValueError, RecursionError):
+        keys = ", ".join(_key(term.copy(), tree.selects) for term in order.expressions)
+        tree = tree.select(f"DENSE_RANK() OVER (ORDER BY {keys}) AS tie_rank", dialect="sqlite").order_by("tie_rank")
+        return tree.sql(dialect="sqlite")
+    except (sqlglot.errors.SqlglotError, ValueError, IndexError, RecursionError):
         return None
 
 
@@ -78,15 +71,10 @@ def allowed_rows(query: str, rows: Sequence[Row], ranked: Sequence[Row] | None) 
     """
     tree = _parsed(query)
     if ranked is not None and tree is not None:
-        groups: list[list[Row]] = []
-        last: Any = None
-        for *row, rank in ranked:
-            if not groups or rank != last:
-                groups.append([])
-            groups[-1].append(tuple(row))
-            last = rank
-        start = _number(tree.args.get("offset"))
-        found = Allowed(groups, start, len(rows)) if start is not None else None
+        groups = [[row[:-1] for row in tied] for _, tied in itertools.groupby(ranked, key=lambda row: row[-1])]
+        offset = tree.args.get("offset")
+        start = offset.expression if offset else exp.Literal.number(0)
+        found = Allowed(groups, int(start.this), len(rows)) if isinstance(start, exp.Literal) and start.is_int else None
         if found and found.accepts(rows):  # the rewritten query means the same
             return found
     ordered = bool(tree.args.get("order")) if tree is not None else "order" in query.lower()
@@ -102,32 +90,17 @@ def _parsed(query: str) -> Any:
     return tree if isinstance(tree, exp.Query) else None
 
 
-def _key(term: exp.Expression, columns: Sequence[exp.Expression], names: Sequence[str]) -> str:
-    """An ORDER BY term as it may stand in a window: positions and aliases are replaced by what they name."""
-    term = term.copy()
+def _key(term: Any, selects: Sequence[Any]) -> str:
+    """An ORDER BY term for use in a window: positions and aliases are replaced by what they name."""
     value = term.this if isinstance(term, exp.Ordered) else term
     bare = value.this if isinstance(value, exp.Collate) else value
     if isinstance(bare, exp.Literal) and bare.is_int:
-        bare.replace(columns[int(bare.this) - 1].copy())
-    else:
-        aliases = {name.lower(): column for name, column in zip(names, columns, strict=True)}
-        for column in list(bare.find_all(exp.Column)):
-            if not column.table and column.name.lower() in aliases:
-                column.replace(aliases[column.name.lower()].copy())
+        bare.replace(selects[int(bare.this) - 1].unalias().copy())
+    aliases = {select.alias_or_name.lower(): select.unalias() for select in selects}
+    for column in list(bare.find_all(exp.Column)):
+        if not column.table and column.name.lower() in aliases:
+            column.replace(aliases[column.name.lower()].copy())
     return term.sql(dialect="sqlite")
-
-
-def _number(clause: Any) -> int | None:
-    """The value of a LIMIT or OFFSET clause; 0 if there is none, None if it is an expression."""
-    if clause is None:
-        return 0
-    value = clause.expression
-    return int(value.this) if isinstance(value, exp.Literal) and value.is_int else None
-
-
-def _taken_from(rows: Sequence[Row], group: Sequence[Row]) -> bool:
-    """Whether each of the rows is in the group, none more often than there."""
-    return Counter(map(_comparable, rows)) <= Counter(map(_comparable, group))
 
 
 def _comparable(row: Row) -> Row:

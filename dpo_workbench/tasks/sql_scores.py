@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
@@ -42,36 +41,29 @@ def sql_result(
     """
     if not seconds > 0:
         raise WorkbenchError(f"`seconds` must be above 0. Got {seconds!r}. Set 2.0.")
-    find = _finder(Path(database) if database is not None else Path(), column)
     references: dict[tuple[str, str], tuple[Table, Allowed]] = {}
 
     def score(example: Example, answer: str) -> Score:
-        path, query = find(example), clean_sql(answer)
+        path = _database(Path(database or "."), str(example.extra.get(column, "")))
         key = (str(path), example.reference)
-        ranking = rank_query(example.reference)
-        known = key in references
-        asked = [query] if known else [query, example.reference, *([ranking] if ranking else [])]
-        found, *wanted = run_sql(path, asked, seconds=seconds, allow_weak_sandbox=allow_weak_sandbox)
-        if not known:
-            references[key] = _reference(example, wanted)
+        if key not in references:
+            ranking = rank_query(example.reference)
+            asked = [example.reference, *([ranking] if ranking else [])]
+            tables = run_sql(path, asked, seconds=seconds, allow_weak_sandbox=allow_weak_sandbox)
+            references[key] = _reference(example, tables)
+        query = clean_sql(answer)
+        (found,) = run_sql(path, [query], seconds=seconds, allow_weak_sandbox=allow_weak_sandbox)
         return _judge(query, found, *references[key])
 
     return score
 
 
-def _finder(base: Path, column: str) -> Callable[[Example], Path]:
-    known: dict[str, Path] = {}
-
-    def find(example: Example) -> Path:
-        name = str(example.extra.get(column, ""))
-        if base.is_file() or not name:
-            return base
-        if name not in known:
-            tries = [base / name, base / f"{name}.sqlite", base / f"{name}.db", base / name / f"{name}.sqlite"]
-            known[name] = next((path for path in tries if path.is_file()), tries[0])
-        return known[name]
-
-    return find
+def _database(base: Path, name: str) -> Path:
+    """The file itself, or the one of that name in the folder."""
+    if base.is_file() or not name:
+        return base
+    tries = [base / name, base / f"{name}.sqlite", base / f"{name}.db", base / name / f"{name}.sqlite"]
+    return next((path for path in tries if path.is_file()), tries[0])
 
 
 def _reference(example: Example, tables: list[Table]) -> tuple[Table, Allowed]:

@@ -55,8 +55,7 @@ def summary(
         count = len(answer.split())
         rouge = rouge_l(answer, [example.reference, *(example.extra.get(references or "") or [])])
         wanted = [[fact] if isinstance(fact, str) else list(fact) for fact in example.extra.get(facts or "") or []]
-        said = _fact_words(answer[:20_000])
-        missing = [texts[0] for texts in wanted if not any(_has_run(said, _fact_words(text)) for text in texts)]
+        missing = [texts[0] for texts in wanted if not any(has_fact(answer[:20_000], text) for text in texts)]
         value = 1 - len(missing) / len(wanted) if wanted else rouge
         told = f"ROUGE-L {rouge:.2f}, {count} words"
         if max_words is not None and count > max_words:
@@ -80,11 +79,8 @@ def has_fact(text: str, fact: str) -> bool:
     Numbers are compared by value (`two` is 2, up to twenty), units by one name, and longer words by their stem (`leaks`
     is `leaking`; Snowball, English).
     """
-    return _has_run(_fact_words(text), _fact_words(fact))
-
-
-def _has_run(words: list[str], run: list[str]) -> bool:
-    return any(words[k : k + len(run)] == run for k in range(len(words) - len(run) + 1))
+    said, run = _fact_words(text), _fact_words(fact)
+    return any(said[k : k + len(run)] == run for k in range(len(said) - len(run) + 1))
 
 
 _SHORT = {"percent": "%", "per cent": "%", "degrees celsius": "°c", "degrees": "°", "minutes": "min", "minute": "min",
@@ -97,11 +93,11 @@ _SHORT_PATTERN = re.compile(
 _COUNTED = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
-)
-_NUMBER_NAMES = {name: f"#{value}" for value, name in enumerate(_COUNTED.split())}
+).split()
 _STEMMER = stemmer("english")
 
 
+@functools.lru_cache(256)
 def _fact_words(text: str) -> list[str]:
     """Words, with each number as `#` and its value."""
     text = _with_spaced_codes(unicodedata.normalize("NFKC", text).casefold())
@@ -124,7 +120,8 @@ def _with_spaced_codes(text: str) -> str:
 
 def _plain_words(text: str) -> list[str]:
     found = [word for word in re.findall(r"\d+(?:[.:/-]\d+)*|[^\W\d_]+|[%°]", text) if word != "per"]
-    return [_NUMBER_NAMES.get(word) or (_stem(word) if len(word) > 3 else word) for word in found]
+    stems = [_stem(word) if len(word) > 3 else word for word in found]
+    return [f"#{_COUNTED.index(word)}" if word in _COUNTED else stem for word, stem in zip(found, stems, strict=True)]
 
 
 @functools.lru_cache(10_000)

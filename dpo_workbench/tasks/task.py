@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import failures
-from dpo_workbench.tasks.examples import Example, Score, load_splits, read_examples, write_examples
-from dpo_workbench.tasks.from_files import (
-    SHARES,
-    Column,
-    Columns,
-    examples_from,
-    shuffled,
-    split_by_group,
-    without_leaks,
-)
+from dpo_workbench.tasks.examples import Example, Score
+from dpo_workbench.tasks.from_files import SHARES, Column, examples_from, shuffled, split_by_group, without_leaks
 from dpo_workbench.tasks.scores import named
 
-__all__ = [
-    "Example", "Score", "Split", "Task", "load_splits", "read_examples", "with_all_splits", "write_examples",
-]  # fmt: skip
+__all__ = ["Example", "Score", "Split", "Task", "with_all_splits"]
 
 
 class Split(Sequence[Example]):
@@ -47,9 +36,6 @@ class Split(Sequence[Example]):
             return Split(self.task, self.name, self.examples[index])
         return self.examples[index]
 
-    def __iter__(self) -> Iterator[Example]:
-        return iter(self.examples)
-
     def __repr__(self) -> str:
         groups = len({e.group for e in self.examples})
         return f"Split({self.task.name}/{self.name}: {len(self)} examples in {groups} groups)"
@@ -67,9 +53,6 @@ class Task:
         description: one line for `dpo-workbench tasks`.
         max_new_tokens: the length at which an answer is cut off and counts as unfinished.
         runs_code: `score` runs what the model wrote, in a sandbox.
-
-    Raises:
-        WorkbenchError: an id appears twice, or a group is in two splits.
     """
 
     built_in = False  # True for the package's own tasks, which have recipes and shipped adapters
@@ -111,7 +94,7 @@ class Task:
         max_new_tokens: int = 256,
         runs_code: bool = False,
     ) -> Task:
-        """A task from a file, a table or rows.
+        """A task from a file, a table or rows. All columns stay in `Example.extra`, where verifiers find them.
 
         `Task.from_jsonl("q.jsonl", prompt="question", reference="answer", score="number")`
 
@@ -122,8 +105,7 @@ class Task:
                 that are meant as text), or a function of the row.
             reference: the same. Numbers, lists and objects become JSON text; the first of a list of texts is taken.
             score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
-            name: of the task; default: the file's.
-            description: one line.
+            name: default: the file's.
             id: default: the file's name and the row's number.
             group: what must not be in two splits; default: the prompt.
             split: the column that names each row's split (`validation` and the like mean `dev`); default: drawn.
@@ -132,17 +114,17 @@ class Task:
             on_leak: what to do if given splits share a group: `raise`, or `drop` its rows from all splits but the last
                 that has it (test after dev after train) and print how many.
             seed: for drawing splits, and for the order of the rows in each split.
-            max_new_tokens: the length at which an answer is cut off.
-            runs_code: see `Task`.
-
-        All columns are kept in `Example.extra`, where verifiers find what they need (tests, a database, facts).
+            description, max_new_tokens, runs_code: see `Task`.
 
         Raises:
             WorkbenchError: a row cannot be read, lacks a column, or has an empty prompt or reference; an id appears
                 twice; a group is in two given splits; an unknown verifier. No row is dropped silently.
         """
         verifier = named(score) if isinstance(score, str) else score
-        own_name, found = examples_from(source, Columns(prompt, reference, id, group, split, label))
+        own_name, found = examples_from(
+            source,
+            {"prompt": prompt, "reference": reference, "id": id, "group": group, "split": split, "label": label},
+        )
         if split is None and not isinstance(source, Mapping):
             splits = split_by_group(found[""], shares, seed)
         else:
@@ -150,16 +132,14 @@ class Task:
         return cls(name or own_name, splits, verifier, description, max_new_tokens, runs_code)
 
     def _check(self) -> None:
-        ids = Counter(e.id for split in self.splits.values() for e in split)
-        repeated = [i for i, n in ids.items() if n > 1]
-        if repeated:
-            raise WorkbenchError(
-                f"Example ids must differ. Got {repeated[0]!r} {ids[repeated[0]]} times in task {self.name!r}. "
-                "Rename one."
-            )
+        """Ids are unique, and no group is in two splits."""
+        ids: set[str] = set()
         home: dict[str, str] = {}
         for key, split in self.splits.items():
             for example in split:
+                if example.id in ids:
+                    raise WorkbenchError(f"Example ids must differ. Got {example.id!r} twice in task {self.name!r}.")
+                ids.add(example.id)
                 if home.setdefault(example.group, key) != key:
                     raise WorkbenchError(
                         f"A group must be in one split only. Got group {example.group!r} in both "
@@ -202,20 +182,16 @@ class Task:
             finished: False if generation reached the token limit, so that the answer was cut off.
         """
         generic = failures.detect(answer, prompt=example.prompt, finished=finished)
-        if generic is None:
-            score = self._judged(example, answer)
-            return replace(score, failure="wrong") if score.value == 0 and score.failure is None else score
-        name, why = generic
-        partial = self._judged(example, answer) if name in ("loop", "truncated") else Score(0.0)
-        return Score(min(partial.value, 0.99), name, partial.answer, why)
-
-    def _judged(self, example: Example, answer: str) -> Score:
+        if generic and generic[0] in ("empty", "echo"):
+            return Score(0.0, generic[0], None, generic[1])
         given = self._score(example, answer)
         if isinstance(given, Real):
-            return Score(float(given))
+            given = Score(float(given))
         if not isinstance(given, Score):
             raise TypeError(f"`score` must return a Score or a number from 0 to 1, got {type(given).__name__}")
-        return given
+        if generic:
+            return Score(min(given.value, 0.99), generic[0], given.answer, generic[1])
+        return replace(given, failure="wrong") if given.value == 0 and given.failure is None else given
 
     def try_score(self, example: Example, answer: str, *, finished: bool = True) -> tuple[Score | None, str]:
         """`score` and its explanation; None and the reason if the verifier raised or returned no `Score`."""

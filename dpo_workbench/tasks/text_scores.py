@@ -23,17 +23,14 @@ def plain_text(text: str) -> str:
     return text.rstrip(" .!") or text
 
 
-def exact_match(*, case: bool = False) -> ScoreFunction:
-    """1 if the answer is the reference, apart from spaces, end punctuation and case; failure `wrong_answer`.
-
-    Args:
-        case: compare upper and lower case and punctuation too.
-    """
+def exact_match() -> ScoreFunction:
+    """1 if the answer is the reference, apart from spaces, end punctuation and case; failure `wrong_answer`."""
 
     def score(example: Example, answer: str) -> Score:
-        wanted, found = (" ".join(t.split()) if case else plain_text(t) for t in (example.reference, answer))
-        given = answer.strip()
-        return Score(1.0, None, given) if wanted == found else Score(0.0, "wrong_answer", given, f"not {wanted[:80]!r}")
+        wanted, given = plain_text(example.reference), answer.strip()
+        if plain_text(answer) == wanted:
+            return Score(1.0, None, given)
+        return Score(0.0, "wrong_answer", given, f"not {wanted[:80]!r}")
 
     return score
 

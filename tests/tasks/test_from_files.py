@@ -113,7 +113,7 @@ def test_a_hub_set(monkeypatch) -> None:
         (ROWS[:2], {}, "3 splits need as many groups"),
         ([], {}, "must have rows"),
         (ROWS, {"id": lambda row: "same"}, "ids must differ"),
-        ([{**row, "split": ""} for row in ROWS], {"split": "split"}, "must name its split"),
+        ([{**row, "split": ""} for row in ROWS], {"split": "split"}, "split with text"),
     ],
 )
 def test_what_is_wrong_is_said(rows, change, words: str) -> None:

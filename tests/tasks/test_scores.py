@@ -126,7 +126,6 @@ def test_choices(reference: str, answer: str, failure: str | None) -> None:
 def test_exact_match_and_regex() -> None:
     assert judged(scores.exact_match(), "Paris", " paris. ") is None
     assert judged(scores.exact_match(), "Paris", "Paris, France") == "wrong_answer"
-    assert judged(scores.exact_match(case=True), "Paris", "paris") == "wrong_answer"
     label = scores.regex(r"label:\s*(\w+)")
     assert judged(label, "spam", "label: ham\nNo, label: Spam") is None
     assert judged(label, "label: spam", "label: ham") == "wrong_answer"

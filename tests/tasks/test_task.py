@@ -1,12 +1,14 @@
 """Tasks refuse what would make a split dishonest, and data files name the line that is wrong."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks.builtin import load_task, task_names
-from dpo_workbench.tasks.task import Example, Score, Split, Task, read_examples, write_examples
+from dpo_workbench.tasks.examples import read_examples
+from dpo_workbench.tasks.task import Example, Score, Split, Task
 
 
 def example(number: int, group: str = "") -> Example:
@@ -25,7 +27,7 @@ def test_group_on_two_sides_raises() -> None:
 
 @pytest.mark.parametrize("splits", [{"train": [1, 1]}, {"train": [1], "dev": [1]}])
 def test_id_twice_raises(splits: dict[str, list[int]]) -> None:
-    with pytest.raises(WorkbenchError, match="ids must differ.*'e1' 2 times"):
+    with pytest.raises(WorkbenchError, match="ids must differ.*'e1' twice"):
         Task("t", {name: [example(n, name) for n in numbers] for name, numbers in splits.items()}, passes)
 
 
@@ -69,10 +71,10 @@ def test_score_zero_without_a_class_is_called_wrong() -> None:
     assert task.score(task.train[0], "half").failure is None
 
 
-def test_examples_survive_the_disk(tmp_path) -> None:
+def test_examples_are_read_with_any_line_ends(tmp_path) -> None:
     rows = [Example("a", "line\nline \u2028 \x85 é", "{}", "g", {"items": 3}), example(2)]
-    path = tmp_path / "deep" / "rows.jsonl"
-    write_examples(path, rows)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     assert read_examples(path) == rows
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").rstrip())  # CRLF, no final newline
     assert read_examples(path) == rows
