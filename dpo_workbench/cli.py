@@ -331,7 +331,6 @@ def arms(
     adapter: shared.AdapterFolder = None,
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
-    effects: Annotated[bool, typer.Option(help="Also measure side effects: other tasks, plain text.")] = True,
     out: shared.OptionalOut = None,
     seed: shared.Seed = 0,
 ) -> None:
@@ -342,7 +341,7 @@ def arms(
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     log_to(context, folder)
     names = tuple(arm or ARMS)
-    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed, effects=effects)
+    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed)
     print(done)  # rich would wrap the lines of the table
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())

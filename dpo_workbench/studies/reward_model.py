@@ -9,17 +9,15 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from dpo_workbench.common.interrupts import Interrupts
 from dpo_workbench.common.progress import progress
 from dpo_workbench.models.generation import Answer
-from dpo_workbench.models.loading import Model, load_adapter
+from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.logps import answer_rows, per_answer, values_by_row
 from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
@@ -57,18 +55,6 @@ class RewardModel:
         answers = [(p.chosen, Answer(p.rejected, 0, p.rejected_finished)) for p in pairs]
         rewards = self.scores([p.prompt for p in pairs], answers)
         return statistics.fmean((c > r) + 0.5 * (c == r) for c, r in rewards)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the adapter and the head."""
-        folder = self.model.save(folder)
-        save_file({"head": self.head}, folder / "head.safetensors")
-        return folder
-
-    @classmethod
-    def load(cls, base: Model, folder: str | Path) -> RewardModel:
-        """Read what `save` wrote, and attach it to `base`."""
-        head = load_file(Path(folder) / "head.safetensors")["head"].to(base.device)
-        return cls(load_adapter(base, folder), head)
 
 
 def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show: bool = True) -> RewardModel:

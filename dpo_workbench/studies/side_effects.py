@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.environment import data_folder
-from dpo_workbench.common.files import write_json
-from dpo_workbench.common.html import table
 from dpo_workbench.evaluation.run import evaluate
 from dpo_workbench.evaluation.statistics import Interval, mean_change, paired_difference
 from dpo_workbench.evaluation.verdict import paired_rows
@@ -67,36 +63,15 @@ class SideEffects:
         """Plain values, for JSON."""
         return [asdict(effect) | {"regression": effect.regression} for effect in self.effects]
 
-    def save(self, path: str | Path) -> Path:
-        """Write a JSON file."""
-        write_json(Path(path), self.to_dict())
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SideEffects:
-        """Read what `save` wrote."""
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        for row in rows:
-            row.pop("regression")
-            row["change"] = Interval(**row["change"])
-        return cls(tuple(Effect(**row) for row in rows))
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Cells for `HEADER`."""
-        found: list[tuple[str, ...]] = []
+    def __str__(self) -> str:
+        rows: list[Sequence[str]] = [HEADER]
         for e in self.effects:
             interval = f"{e.change.low:+.3f} to {e.change.high:+.3f}"
             numbers = (f"{e.before:.3f}", f"{e.after:.3f}", f"{e.change.estimate:+.3f}", interval)
-            found.append((e.name, e.unit, *numbers, "worse" if e.regression else ""))
-        return found
-
-    def __str__(self) -> str:
-        return text_table([HEADER, *self.rows()])
+            rows.append((e.name, e.unit, *numbers, "worse" if e.regression else ""))
+        return text_table(rows)
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return table(HEADER, self.rows())
 
 
 def side_effects(
@@ -124,10 +99,6 @@ def side_effects(
         text: paragraphs; by default those of `data/plain_text.txt`.
         prompts: per task.
         seed: of the sampling.
-        show: progress bars.
-
-    Raises:
-        WorkbenchError: the task has no dev prompts.
     """
     dev = task.dev[:prompts]
     asked = [example.prompt for example in dev]
