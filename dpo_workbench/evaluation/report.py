@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.html import escape
 from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line
-from dpo_workbench.evaluation.statistics import holm, mcnemar_exact
 from dpo_workbench.evaluation.verdict import Verdict, paired_rows
 from dpo_workbench.evaluation.wording import HEADER, table_rows
 from dpo_workbench.plots.evaluation import ArmsDisplay, FailureClassesDisplay
@@ -26,28 +25,12 @@ EXAMPLES = 4  # prompts shown of each kind
 _TIME = re.compile(r"(^|[_/.])(seconds|minutes|time|date|memory|gib)($|[_/.])")
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """One figure of the report: an image as a data URI, and the same content as text."""
 
     title: str
     source: str
     text: str
-
-    @classmethod
-    def of(cls, title: str, display: Any) -> Figure:
-        """Draw a Display. Equal displays give equal bytes: the SVG has no date, and its ids do not change."""
-        import matplotlib
-        import matplotlib.pyplot as plt
-
-        drawn, buffer = display.plot().figure_, io.BytesIO()
-        try:
-            with matplotlib.rc_context({"svg.hashsalt": "dpo_workbench", "svg.fonttype": "path"}):
-                drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
-        finally:
-            plt.close(drawn)
-        source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-        return cls(title, source, str(display))
 
 
 class ReportTable(NamedTuple):
@@ -63,7 +46,6 @@ def write_report(
     results: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
     verdict: Verdict | None = None,
-    run: Any = None,
     tables: Sequence[ReportTable] = (),
     displays: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -78,7 +60,6 @@ def write_report(
             `pairs`, `training` (`history`, `probes`, `best_step`) and `times`.
         evaluations: arm -> evaluation, in the order of the table.
         verdict: its two arms are compared. Without a verdict, the first and the last arm are.
-        run: from `train`, for the training curve; by default `results["training"]` is used.
         tables: more tables, shown after the figures.
         displays: title -> Display, for more figures.
 
@@ -89,9 +70,7 @@ def write_report(
         raise WorkbenchError("A report needs at least one evaluation. Got none. Evaluate a model first.")
     before, after = _compared(evaluations, verdict)
     arms = {name: replace(evaluation, name=name) for name, evaluation in evaluations.items()}
-    training = dict(results.get("training") or {})
-    if run is not None:
-        training = {"history": run.history, "probes": run.probes, "best_step": run.best_step}
+    training = results.get("training") or {}
     shown: dict[str, Any] = {
         "Failure classes before and after": FailureClassesDisplay.from_evaluations(before, after),
         "The arms": ArmsDisplay.from_evaluations(arms.values()),
@@ -103,12 +82,11 @@ def write_report(
         verdict=verdict,
         verdict_table=(HEADER, table_rows(verdict.numbers)) if verdict else None,
         title=f"{before.model}, {before.task}/{before.split}",
-        arms=arm_table(arms, before),
+        arms=arm_table(arms),
         sees=sees_line(before.n, verdict.numbers["changed_share"] if verdict else 0.2),
-        figures=[Figure.of(title, display) for title, display in {**shown, **(displays or {})}.items()],
+        figures=[_figure(title, display) for title, display in {**shown, **(displays or {})}.items()],
         tables=tables,
         headroom=(results.get("mined") or {}).get("headroom"),
-        training=training,
         examples=examples(before, after),
         names=(before.name, after.name),
         settings=_flat({k: results.get(k) or {} for k in ("settings", "pairs")}),
@@ -118,6 +96,19 @@ def write_report(
     write_text(Path(folder) / "results.json", results_json(results))
     write_text(Path(folder) / "report.html", page)
     return Path(folder) / "report.html"
+
+
+def _figure(title: str, display: Any) -> Figure:
+    """Draw a Display. Equal displays give equal bytes: the SVG has no date, and its ids do not change."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    drawn, buffer = display.plot().figure_, io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "dpo_workbench", "svg.fonttype": "path"}):
+        drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
+    plt.close(drawn)
+    source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Figure(title, source, str(display))
 
 
 def _page(**context: Any) -> str:
@@ -131,18 +122,12 @@ def _page(**context: Any) -> str:
     return environment.from_string(template).render(**context)
 
 
-def arm_table(evaluations: Mapping[str, Evaluation], baseline: Evaluation) -> list[tuple[str, ...]]:
-    """Rows of a table with one column per arm: failures with Wilson intervals, classes, score, tokens, p-value.
-
-    The p-values are those of exact McNemar tests against `baseline`, adjusted by Holm's method.
-    """
-    classes = sorted({name for e in evaluations.values() for name in e.failures} | {"loop"})
-    others = {name: e for name, e in evaluations.items() if e.name != baseline.name}
-    adjusted = dict(zip(others, holm([_mcnemar_p(baseline, e) for e in others.values()]), strict=True))
-    titles = ["arm", "n", "failed", "95 % interval", *classes, "mean score", "mean tokens"]
-    columns = [[*titles, f"p against {baseline.name}"]]
+def arm_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
+    """Rows of a table with one column per arm: failures with Wilson intervals, classes, mean score and tokens."""
+    classes = sorted({name for e in evaluations.values() for name in e.failures})
+    columns = [["arm", "n", "failed", "95 % interval", *classes, "mean score", "mean tokens"]]
     for name, e in evaluations.items():
-        share, p = e.interval(), adjusted.get(name)
+        share = e.interval()
         columns.append(
             [
                 name,
@@ -152,17 +137,9 @@ def arm_table(evaluations: Mapping[str, Evaluation], baseline: Evaluation) -> li
                 *(str(e.failures[c]) for c in classes),
                 f"{e.mean_score:.3f}",
                 f"{e.mean_tokens:.0f}",
-                "baseline" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
             ]
         )
     return list(zip(*columns, strict=True))
-
-
-def _mcnemar_p(before: Evaluation, after: Evaluation) -> float:
-    pairs = paired_rows(before, after)
-    fixed = sum(b.failed and not a.failed for b, a in pairs)
-    broken = sum(a.failed and not b.failed for b, a in pairs)
-    return mcnemar_exact(fixed, broken)
 
 
 def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list[tuple[Judged, Judged]]]]:

@@ -55,7 +55,7 @@ class TokenHeatmapDisplay:
     def from_view(cls, view: Any) -> TokenHeatmapDisplay:
         """From one pair of `dw.microscope`."""
         ratios = view.log_ratios
-        values = view.reference.logps if ratios is None else ratios
+        values = view.reference if ratios is None else ratios
         return cls((view.chosen_tokens, view.rejected_tokens), values, view.divergence, ratios is not None)
 
     @property

@@ -50,8 +50,7 @@ def run_arm(study: Study, name: str) -> tuple[Evaluation, Cost]:
     if file.is_file():
         study.say(f"{name}: read from the folder")
         known = json.loads(cost_file.read_text(encoding="utf-8")) if cost_file.is_file() else {}
-        fields = {key: known[key] for key in asdict(Cost()) if key in known}  # earlier versions wrote more of them
-        return Evaluation.load(file), Cost(**fields)
+        return Evaluation.load(file), Cost(**known)
     _ = study.start  # where it is fine-tuned on first use, that is not part of an arm's cost
     cost, begun = Cost(), time.monotonic()
     done = replace(ARMS[name](study, cost), name=name)

@@ -24,6 +24,7 @@ from dpo_workbench.studies.recipe import Recipe
 from dpo_workbench.studies.study import Study, open_study
 from dpo_workbench.tasks.task import Task
 
+BASELINE = "sft"
 HEADER = (
     "arm", "failed", "95 % interval", "score", "change", "95 % interval", "Holm p", "wins", "tokens",
 )  # fmt: skip
@@ -31,19 +32,18 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms on the same prompts, each compared with `baseline`."""
+    """The arms on the same prompts, each compared with `BASELINE`."""
 
     arms: dict[str, Evaluation]
     costs: dict[str, Cost]
     holes: dict[str, str]  # arm -> why it has no result
-    baseline: str = "sft"
     folder: Path | None = None
     context: dict[str, Any] = field(default_factory=dict)  # further arguments for `verdict`
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per arm: failures and score; except for the baseline also score difference, Holm's p and wins."""
-        base = self._arm(self.baseline)
-        paired = {name: paired_rows(base, arm) for name, arm in self.arms.items() if name != self.baseline}
+        base = self._arm(BASELINE)
+        paired = {name: paired_rows(base, arm) for name, arm in self.arms.items() if name != BASELINE}
         values = {n: ([b.value or 0.0 for b, _ in p], [a.value or 0.0 for _, a in p]) for n, p in paired.items()}
         groups = {name: [b.group for b, _ in pairs] for name, pairs in paired.items()}
         adjusted = dict(zip(paired, holm([paired_p(*values[n], groups[n]) for n in paired]), strict=True))
@@ -68,15 +68,15 @@ class Comparison:
 
     def verdict(self, after: str = "sft+dpo", control: str | None = "sft+sft on chosen") -> Verdict:
         """`verdict` of one arm against the baseline."""
-        given = self._arm(self.baseline), self._arm(after)
+        given = self._arm(BASELINE), self._arm(after)
         return verdict(*given, control=self.arms.get(control or ""), **self.context)
 
     def plot(self) -> Any:
         """Forest plot of the score differences from the baseline; see `DifferencesDisplay`."""
-        return DifferencesDisplay.from_rows(self.rows(), self.baseline).plot()
+        return DifferencesDisplay.from_rows(self.rows(), BASELINE).plot()
 
     def __str__(self) -> str:
-        detectable = sees_line(self._arm(self.baseline).n, 0.2, ", if 20 % of them change")
+        detectable = sees_line(self._arm(BASELINE).n, 0.2, ", if 20 % of them change")
         holes = [f"{name}: no result ({why})" for name, why in self.holes.items()]
         return "\n".join([text_table([HEADER, *map(_cells, self.rows())]), detectable, *holes])
 
@@ -146,8 +146,8 @@ def compare(
         except (WorkbenchError, RuntimeError, ArithmeticError, MemoryError) as error:
             holes[arm] = str(error).split("\n")[0]
             study.say(f"{arm}: no result. {holes[arm]}")
-    result = Comparison(done, costs, holes, "sft", study.folder, context)
-    if "sft" in done:
+    result = Comparison(done, costs, holes, study.folder, context)
+    if BASELINE in done:
         command = f"dpo-workbench arms --model {model} --task {study.settings['task']} --split {split} --seed {seed}"
         write_results(study, result, command)
     return result
@@ -180,11 +180,11 @@ def write_results(study: Study, result: Comparison, command: str) -> Path:
         results["mined"] = {"failures": dict(found.failures), "samples": found.n_samples, "headroom": headroom}
     costs = [(name, *cost.row()) for name, cost in result.costs.items()]
     tables = [
-        ReportTable(f"Each arm compared with {result.baseline}", HEADER, list(map(_cells, rows))),
+        ReportTable(f"Each arm compared with {BASELINE}", HEADER, list(map(_cells, rows))),
         ReportTable("What each arm cost in addition to the fine-tuned start", ("arm", *COST_HEADER), costs),
     ]
     if result.holes:
         tables.append(ReportTable("Arms without a result", ("arm", "why"), list(result.holes.items())))
-    changes = DifferencesDisplay.from_rows(rows, result.baseline)
-    displays = {f"Change of the score compared with {result.baseline}": changes} if changes.names else {}
+    changes = DifferencesDisplay.from_rows(rows, BASELINE)
+    displays = {f"Change of the score compared with {BASELINE}": changes} if changes.names else {}
     return write_report(study.folder, results, result.arms, decided, tables=tables, displays=displays)

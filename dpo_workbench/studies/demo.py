@@ -77,7 +77,7 @@ def demo(
             study.pairs  # noqa: B018 - mined on first use
         else:
             arms[step], costs[step] = run_arm(study, step)
-    result = Comparison(arms, costs, {}, "sft", study.folder, context=study.verdict_context)
+    result = Comparison(arms, costs, {}, study.folder, study.verdict_context)
     write_results(study, result, command(study))
     return result
 

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.plots.pairs import TokenHeatmapDisplay
 from dpo_workbench.studies.logps import values_by_row
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.logps import logps_of_states, token_states
+from dpo_workbench.training.logps import token_logps
 from dpo_workbench.training.packing import Batch, Row
 from dpo_workbench.training.run import Run
 from dpo_workbench.training.tokens import pair_texts, tokenize
@@ -25,50 +25,23 @@ from dpo_workbench.training.tokens import pair_texts, tokenize
 if TYPE_CHECKING:
     import pandas
 
+Logps = tuple[list[float], list[float]]  # nats; for each token of the chosen and of the rejected answer
 STATES = ("kept", "learned", "unlearned", "never learned")
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What one model says about a pair: the log-probability (nats) of each token of each answer, and CHES."""
+def look(model: Model, rows: Sequence[Row]) -> dict[str, Logps]:
+    """Token log-probabilities of rows with two answers, by row id."""
 
-    logps: tuple[tuple[float, ...], tuple[float, ...]]  # of the chosen and of the rejected answer
-    ches: float  # length-normalized, see `look`
+    def read(network: nn.Module, batch: Batch) -> dict[str, Logps]:
+        parts = [part.tolist() for part in token_logps(network, batch).split(batch.lengths.tolist())]
+        return {row_id: (parts[2 * k], parts[2 * k + 1]) for k, row_id in enumerate(batch.ids)}
 
-    @property
-    def sums(self) -> tuple[float, float]:
-        """log p(chosen) and log p(rejected), in nats."""
-        return sum(self.logps[0]), sum(self.logps[1])
-
-    @property
-    def margin(self) -> float:
-        """log p(chosen) - log p(rejected), in nats. Above 0 the model ranks the pair correctly."""
-        return self.sums[0] - self.sums[1]
+    return values_by_row(model, rows, read)
 
 
-def look(model: Model, rows: Sequence[Row], show: bool = False) -> dict[str, Seen]:
-    """Token log-probabilities and CHES of rows with two answers, by row id.
-
-    CHES is the centered hidden embedding similarity (arXiv 2410.08847) in its length-normalized form:
-    <s_c, s_r> / (n_c n_r) - |s_c|^2 / n_c^2. Here s is the sum of the last hidden states that predict the tokens of the
-    chosen (c) or the rejected (r) answer, and n is their number. With a higher CHES, DPO tends to make the chosen
-    answer less likely together with the rejected one. Compare the values of one model only: their scale differs
-    between models.
-    """
-
-    def read(network: nn.Module, batch: Batch) -> dict[str, Seen]:
-        states = token_states(network, batch)
-        lengths = batch.lengths.tolist()
-        means = [part.float().mean(0) for part in states.split(lengths)]
-        logps = [tuple(part.tolist()) for part in logps_of_states(network, states, batch.target).split(lengths)]
-        seen = {}
-        for k, row_id in enumerate(batch.ids):
-            chosen, rejected = means[2 * k : 2 * k + 2]
-            ches = (chosen @ rejected - chosen @ chosen).item()
-            seen[row_id] = Seen((logps[2 * k], logps[2 * k + 1]), ches)
-        return seen
-
-    return values_by_row(model, rows, read, label="microscope", show=show)
+def margin(logps: Logps) -> float:
+    """log p(chosen) - log p(rejected), in nats. Above 0 the model ranks the pair correctly."""
+    return sum(logps[0]) - sum(logps[1])
 
 
 @dataclass(frozen=True)
@@ -80,42 +53,43 @@ class PairView:
     rejected_tokens: tuple[str, ...]
     divergence: int  # number of answer tokens before the first difference
     beta: float
-    reference: Seen  # before training
-    policy: Seen | None = None  # after training
+    reference: Logps  # before training
+    policy: Logps | None = None  # after training
 
     @property
-    def log_ratios(self) -> tuple[list[float], list[float]] | None:
+    def log_ratios(self) -> Logps | None:
         """Policy minus reference for each token of the chosen and of the rejected answer, in nats."""
         if self.policy is None:
             return None
-        both = zip(self.policy.logps, self.reference.logps, strict=True)
+        both = zip(self.policy, self.reference, strict=True)
         chosen, rejected = ([p - r for p, r in zip(*answer, strict=True)] for answer in both)
         return chosen, rejected
 
     @property
     def reward_margin(self) -> float | None:
         """beta * (log-ratio of the chosen answer - log-ratio of the rejected one), like `rewards/margins` of a run."""
-        return None if self.policy is None else self.beta * (self.policy.margin - self.reference.margin)
+        return None if self.policy is None else self.beta * (margin(self.policy) - margin(self.reference))
 
     @property
     def state(self) -> str | None:
         """Whether p(chosen) > p(rejected): kept (before and after), learned, unlearned or never learned."""
         if self.policy is None:
             return None
-        if self.reference.margin > 0:
-            return "kept" if self.policy.margin > 0 else "unlearned"
-        return "learned" if self.policy.margin > 0 else "never learned"
+        if margin(self.reference) > 0:
+            return "kept" if margin(self.policy) > 0 else "unlearned"
+        return "learned" if margin(self.policy) > 0 else "never learned"
 
     def __repr__(self) -> str:
         k = self.divergence
-        ranking = "ranks the pair correctly" if self.reference.margin > 0 else "prefers the rejected answer"
+        chosen, rejected = map(sum, self.reference)
+        ranking = "ranks the pair correctly" if chosen > rejected else "prefers the rejected answer"
         lines = [
             f"pair {self.pair.id}: {len(self.chosen_tokens)} tokens chosen, {len(self.rejected_tokens)} rejected, "
             f"{k} in common at the start",
             f"  chosen continues   {''.join(self.chosen_tokens[k : k + 12])!r}",
             f"  rejected continues {''.join(self.rejected_tokens[k : k + 12])!r}",
-            f"  log p {self.reference.sums[0]:.1f} chosen, {self.reference.sums[1]:.1f} rejected: the model {ranking} "
-            f"by {abs(self.reference.margin):.1f} nats; CHES {self.reference.ches:.2f}",
+            f"  log p {chosen:.1f} chosen, {rejected:.1f} rejected: the model {ranking} by "
+            f"{abs(chosen - rejected):.1f} nats",
         ]
         if self.log_ratios is not None:
             chosen, rejected = map(sum, self.log_ratios)
@@ -127,7 +101,7 @@ class PairView:
 
 
 @dataclass(frozen=True)
-class Microscope(Sequence[PairView]):
+class Microscope:
     """All pairs under the microscope."""
 
     model: Model
@@ -140,7 +114,7 @@ class Microscope(Sequence[PairView]):
     def __iter__(self) -> Iterator[PairView]:
         return iter(self.views)
 
-    def __getitem__(self, place: Any) -> Any:
+    def __getitem__(self, place: int) -> PairView:
         return self.views[place]
 
     @property
@@ -159,13 +133,13 @@ class Microscope(Sequence[PairView]):
         for view in self.views:
             chosen, rejected = map(sum, view.log_ratios) if view.log_ratios else (None, None)
             row = {"id": view.pair.id, "length_gap": len(view.chosen_tokens) - len(view.rejected_tokens)}
-            row |= {"divergence": view.divergence, "reference_margin": view.reference.margin}
-            row |= {"ches": view.reference.ches, "chosen_logratio": chosen, "rejected_logratio": rejected}
+            row |= {"divergence": view.divergence, "reference_margin": margin(view.reference)}
+            row |= {"chosen_logratio": chosen, "rejected_logratio": rejected}
             rows.append({**row, "reward_margin": view.reward_margin, "state": view.state})
         return pandas.DataFrame(rows)
 
     def __repr__(self) -> str:
-        right = sum(view.reference.margin > 0 for view in self.views)
+        right = sum(margin(view.reference) > 0 for view in self.views)
         gap = statistics.median(len(view.chosen_tokens) - len(view.rejected_tokens) for view in self.views)
         shared = statistics.median(view.divergence for view in self.views)
         lines = [
@@ -180,7 +154,7 @@ class Microscope(Sequence[PairView]):
 
 
 def microscope(
-    model: Model, pairs: Pairs, after: Model | Run | None = None, *, beta: float | None = None, show: bool = True
+    model: Model, pairs: Pairs, after: Model | Run | None = None, *, beta: float | None = None
 ) -> Microscope:
     """Look at each pair as `model` sees it and, with `after`, at what training changed.
 
@@ -197,8 +171,8 @@ def microscope(
     trained = after.model if isinstance(after, Run) else after
     max_tokens = getattr(model.network.config.get_text_config(), "max_position_embeddings", None) or 1_000_000
     rows = tokenize(model, map(pair_texts, pairs), max_tokens)
-    before = look(model, rows, show)
-    later = look(trained, rows, show) if trained is not None else {}
+    before = look(model, rows)
+    later = look(trained, rows) if trained is not None else {}
     beta = config.beta if beta is None else beta
     views = []
     for pair, row in zip(pairs, rows, strict=True):

@@ -1,4 +1,4 @@
-"""`side_effects`: what training changed besides its target: other tasks, plain text, length and variety of answers."""
+"""`side_effects`: what training changed besides its target: other tasks, plain text, distance from the start."""
 
 from __future__ import annotations
 
@@ -89,7 +89,6 @@ def side_effects(
 
     - Plain text and references: mean log-probability per token. Worse: a clear fall of 0.05 nats (5 % of perplexity).
     - KL from the start: mean log-ratio of answers sampled from the trained model, in nats per answer.
-    - Variety: share of distinct answers among 4 samples per prompt. Worse: a clear fall of 0.1.
     - Other tasks: mean score of greedy answers. Worse: a clear fall of 0.02.
 
     Args:
@@ -106,7 +105,7 @@ def side_effects(
     effects = [
         _likelihood("plain text", before, after, [""] * len(paragraphs), paragraphs),
         _likelihood("references", before, after, asked, [e.reference for e in dev]),
-        *_sampled(before, after, asked, task.max_new_tokens, seed),
+        _kl(before, after, asked, task.max_new_tokens, seed),
     ]
     for other in task_names() if others is None else others:
         other = load_task(other) if isinstance(other, str) else other
@@ -121,30 +120,17 @@ def plain_text() -> list[str]:
     return [part.replace("\n", " ").strip() for part in text.split("\n\n") if part.strip()]
 
 
-def _effect(name: str, unit: str, old: Sequence[float], new: Sequence[float], worse: int, least: float) -> Effect:
-    return Effect(name, unit, statistics.fmean(old), statistics.fmean(new), mean_change(old, new), worse, least)
-
-
 def _likelihood(name: str, before: Model, after: Model, prompts: Sequence[str], texts: Sequence[str]) -> Effect:
     old, new = ([row[0] for row in mean_logps(m, prompts, [[t] for t in texts])] for m in (before, after))
-    return _effect(f"log-likelihood of {name}", "nats a token", old, new, worse=-1, least=0.05)
+    means = statistics.fmean(old), statistics.fmean(new)
+    return Effect(f"log-likelihood of {name}", "nats a token", *means, mean_change(old, new), worse=-1, least=0.05)
 
 
-def _sampled(before: Model, after: Model, prompts: Sequence[str], limit: int, seed: int) -> list[Effect]:
-    """KL, length and variety, from samples at temperature 1."""
-    old, new = (
-        generate(model, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit, seed=seed)
-        for model in (before, after)
-    )
-    start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, new)] for m in (before, after))
+def _kl(before: Model, after: Model, prompts: Sequence[str], limit: int, seed: int) -> Effect:
+    answers = generate(after, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit, seed=seed)
+    start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, answers)] for m in (before, after))
     kl = mean_change(start, moved)
-    length_before, length_after = ([statistics.fmean(a.n_tokens for a in row) for row in drawn] for drawn in (old, new))
-    variety_before, variety_after = ([len({a.text for a in row}) / len(row) for row in drawn] for drawn in (old, new))
-    return [
-        Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, 0, 0.0),
-        _effect("answer length", "tokens", length_before, length_after, worse=0, least=0.0),
-        _effect("distinct answers", "share", variety_before, variety_after, worse=-1, least=0.1),
-    ]
+    return Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, worse=0, least=0.0)
 
 
 def _other_task(before: Model, after: Model, task: Task, prompts: int, show: bool) -> Effect:

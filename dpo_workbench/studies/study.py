@@ -162,8 +162,6 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         write_json(mark, settings)
         return
     known = json.loads(mark.read_text(encoding="utf-8"))
-    known.pop("arms", None)  # written by earlier versions of the demo, which had no split and no digest of the prompts
-    known = {"split": "test", "prompts": settings["prompts"], **known}
     if known != json.loads(json.dumps(settings)):
         raise WorkbenchError(
             f"A run folder holds one run. {folder} holds a run with other settings (see its settings.json). Choose "

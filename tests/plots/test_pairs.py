@@ -22,14 +22,14 @@ def test_lengths_draw_one_point_per_pair() -> None:
 
 
 def test_heat_map_of_a_pair(tiny, moved, toy_pairs) -> None:
-    view = microscope(tiny, toy_pairs, moved, show=False)[0]
+    view = microscope(tiny, toy_pairs, moved)[0]
     heat = TokenHeatmapDisplay.from_view(view)
     assert heat.trained and heat.values == view.log_ratios and heat.divergence == view.divergence
     html = heat._repr_html_()
     assert html.count("<span") == len(view.chosen_tokens) + len(view.rejected_tokens)
     assert html.count("border-left") == 2 and f'title="{view.log_ratios[0][0]:+.3f} nats"' in html
     assert view._repr_html_().endswith(html)
-    untrained = TokenHeatmapDisplay.from_view(microscope(tiny, toy_pairs, show=False)[0])
+    untrained = TokenHeatmapDisplay.from_view(microscope(tiny, toy_pairs)[0])
     assert not untrained.trained and untrained.title.startswith("Before training")
 
 

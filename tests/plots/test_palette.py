@@ -44,7 +44,7 @@ def test_the_measure_rejects_red_next_to_green():
 
 
 def drawn() -> dict[str, object]:
-    ahead = [SimpleNamespace(size=n, low=0.2, high=0.4, estimate=0.3, level=0.9) for n in (16, 32)]
+    ahead = [SimpleNamespace(size=n, low=0.2, high=0.4, estimate=0.3) for n in (16, 32)]
     history = [{"step": k, "loss": 1 / k, "rewards/margins": k / 10} for k in (1, 2, 3)]
     return {
         "classes": evaluation.FailureClassesDisplay({"a": 4, "b": 1}, {"a": 1}, 9, 9),

@@ -88,17 +88,17 @@ def test_without_the_baseline_nothing_is_compared(finished):
 
 
 def test_the_same_arms_from_the_shell(finished, run, tmp_path):
-    code, out, err = run("compare", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
+    code, out, err = run("report", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
     assert code == 0 and "cannot tell" in out and (tmp_path / "page" / "report.html").is_file(), err
     file = finished.folder / "evaluations" / "base.json"
-    code, out, err = run("compare", str(finished.folder), str(file))
+    code, out, err = run("report", str(finished.folder), str(file))
     assert code == 0 and "Failed answers" in out
-    code, out, err = run("compare", str(finished.folder), str(tmp_path))
+    code, out, err = run("report", str(finished.folder), str(tmp_path))
     assert code == 1 and "evaluation must be a whole file" in err
 
 
 def test_runs_with_other_prompts_are_not_compared(finished, run, tmp_path):
     other = replace(finished.arms["sft"], rows=finished.arms["sft"].rows[:6])
     other.save(tmp_path / "other.json")
-    code, _, err = run("compare", str(finished.folder), str(tmp_path / "other.json"))
+    code, _, err = run("report", str(finished.folder), str(tmp_path / "other.json"))
     assert code == 1 and "same prompts" in err
