@@ -132,11 +132,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read a file written by `save`.
-
-        Raises:
-            WorkbenchError: the file is missing, is not such a file, or lacks rows.
-        """
+        """Read a file written by `save`."""
         try:
             facts, *rows = [json.loads(line) for line in Path(path).read_bytes().split(b"\n") if line.strip()]
             if facts["n_rows"] != len(rows):
@@ -194,13 +190,9 @@ def evaluate(
         max_new_tokens: where an answer is cut off; by default the task's limit.
         seed: of the sampling, for temperatures above 0.
         repetition_penalty: above 1 makes repeated tokens less likely; see `generate`.
-        engine: None generates here. The address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
-            generates there; see `models.server.ask`.
+        engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
+            generates here. If the server fails, answers that have arrived are kept, and the same call continues.
         show: show a progress bar, and a line about answers that could not be scored.
-
-    Raises:
-        WorkbenchError: the split has no examples, no answer could be scored, or the server fails (answers that have
-            arrived are kept, and the same call continues).
     """
     from dpo_workbench.models.server import draw
 

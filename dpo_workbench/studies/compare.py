@@ -124,10 +124,6 @@ def compare(
         split: whose prompts are answered. Use `dev` while you choose settings.
         folder: for all results; `runs/compare-MODEL-TASK` by default.
         seed: of mining, training and sampling.
-        show: progress bars and messages.
-
-    Raises:
-        WorkbenchError: an arm is unknown, or a step that all arms share fails.
     """
     unknown = [name for name in arms if name not in ARMS]
     if unknown or not arms:

@@ -56,10 +56,6 @@ def demo(
         adapter: folder of a fine-tuned LoRA adapter to start from, instead of the shipped one.
         recipe: other sizes and settings.
         seed: of mining, training order and adapters.
-        show: progress bars and messages.
-
-    Raises:
-        WorkbenchError: a step failed; the finished ones stay in the folder.
     """
     if from_scratch and adapter:
         raise WorkbenchError(

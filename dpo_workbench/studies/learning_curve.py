@@ -154,14 +154,10 @@ def _family_values(sizes: np.ndarray, only: Sequence[str]) -> tuple[np.ndarray, 
 
 
 def _posteriors(curve: Curve, ways: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bayesian linear regression of each curve shape for each noise, in closed form.
+    """Bayesian linear regression of each curve shape, with values `ways` (shapes, sizes), for each noise.
 
-    Args:
-        ways: family values at the curve's sizes (and others behind them), shape (shapes, sizes).
-
-    Returns:
-        Posterior weights (shapes, noises); means of start and whole way (shapes, noises, 2); and their variances and
-        covariance (shapes, noises, 3), in the order start, both, way.
+    Returns the posterior weights (shapes, noises), the means of start and whole way (shapes, noises, 2), and their
+    variances and covariance (shapes, noises, 3), in the order start, both, way.
     """
     x = np.repeat(ways[:, : len(curve.sizes)], [len(row) for row in curve.values], axis=1)  # (shapes, runs)
     y = np.array([v for row in curve.values for v in row])
@@ -286,16 +282,16 @@ def learning_curve(
             f"{list(sizes)} and {list(seeds)}. Choose smaller sizes, or mine more pairs."
         )
     folder = Path(folder)
-    before = _cached(folder / "start.json", lambda: evaluate(start, test, name="sft", show=show))
-    points = [_point(before, 0, 0, target)]
-    for seed, size in product(seeds, sizes):
-
-        def run(seed: int = seed, size: int = size) -> Evaluation:
-            settings = replace(config, seed=seed, held_out=0.0)
-            trained = train(start, nested(pairs, size, seed), settings, probe=probe, show=False)
-            return evaluate(trained.model, test, name=f"{size} pairs, seed {seed}", show=False)
-
-        after = _cached(folder / f"{size}-{seed}.json", run)
+    points = []
+    for seed, size in [(0, 0), *product(seeds, sizes)]:
+        file = folder / f"{size}-{seed}.json"
+        if not file.is_file():
+            model = start
+            if size:
+                settings = replace(config, seed=seed, held_out=0.0)
+                model = train(start, nested(pairs, size, seed), settings, probe=probe, show=False).model
+            evaluate(model, test, name=f"{size} pairs, seed {seed}", show=False).save(file)
+        after = Evaluation.load(file)
         points.append(_point(after, size, seed, target))
         if show:
             print(f"{size} pairs, seed {seed}: {after.n_failed} of {after.n} failed, score {after.mean_score:.3f}")
@@ -311,17 +307,6 @@ def nested(pairs: Pairs, size: int, seed: int) -> Pairs:
     return Pairs(sorted(pairs, key=lambda p: (order[p.prompt], p.id))[:size], pairs.task)
 
 
-def _cached(file: Path, work: Callable[[], Evaluation]) -> Evaluation:
-    if not file.is_file():
-        work().save(file)
-    return Evaluation.load(file)
-
-
 def _point(found: Evaluation, size: int, seed: int, target: Sequence[str]) -> dict[str, Any]:
-    return {
-        "size": size,
-        "seed": seed,
-        "score": found.mean_score,
-        "failed": found.failed_share,
-        "mined": sum(found.share(name) for name in target),
-    }
+    mined = sum(found.share(name) for name in target)
+    return {"size": size, "seed": seed, "score": found.mean_score, "failed": found.failed_share, "mined": mined}

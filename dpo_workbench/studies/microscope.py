@@ -163,9 +163,6 @@ def microscope(
         pairs: at least one.
         after: the trained model, or the run that `train` returned; None before training.
         beta: for `reward_margin`; by default the run's, or 0.1.
-
-    Raises:
-        WorkbenchError: a pair is too long for the model.
     """
     config = after.config if isinstance(after, Run) else TrainConfig()
     trained = after.model if isinstance(after, Run) else after

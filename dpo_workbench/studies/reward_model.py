@@ -65,10 +65,6 @@ def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show:
         pairs: the pairs that the DPO arm trains on.
         config: batches, steps, learning rate, LoRA and order of the pairs, as in the DPO arm. The linear head has its
             own learning rate.
-        show: a progress bar.
-
-    Raises:
-        WorkbenchError: a loss or gradient is not finite, or a pair is too long.
     """
     rows = [with_second_end(model, row) for row in tokenize(model, map(pair_texts, pairs), config.max_tokens)]
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)

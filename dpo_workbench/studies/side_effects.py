@@ -39,7 +39,7 @@ class Effect:
         """True if the whole interval is on the worse side and the change is large enough to matter."""
         if self.worse == 0 or abs(self.change.estimate) < self.least:
             return False
-        return self.change.clear_below_zero if self.worse < 0 else self.change.clear_above_zero
+        return self.change.high < 0 if self.worse < 0 else self.change.low > 0
 
     def __str__(self) -> str:
         return (

@@ -99,14 +99,10 @@ class Study:
         return {"pairs": self.pairs, "mined": target, "headroom": self.found.headroom(target)}
 
     def fit(self, stage: str, train: Callable[..., Run]) -> Run:
-        """Train with the study's probe and folder, and save the adapter. A stopped run continues where it stopped.
-
-        Raises:
-            KeyboardInterrupt: the run was interrupted; a half-trained model must not be evaluated as if it were done.
-        """
+        """Train with the study's probe and folder, and save the adapter. A stopped run continues where it stopped."""
         folder, probe = self.folder / stage, self.task.dev[: self.recipe.probe_prompts]
         run = train(probe=probe, folder=folder, show=self.show)
-        if not run.finished:
+        if not run.finished:  # a half-trained model must not be evaluated as if it were done
             raise KeyboardInterrupt
         run.model.save(folder / "adapter")
         facts = {"history": run.history, "probes": run.probes, "best_step": run.best_step, "finished": run.finished}
@@ -133,11 +129,7 @@ def open_study(
     seed: int = 0,
     show: bool = True,
 ) -> Study:
-    """Load task and model, and open the folder. See `demo` and `compare` for the arguments.
-
-    Raises:
-        WorkbenchError: the folder holds a study with other settings.
-    """
+    """Load task and model, and open the folder. See `demo` and `compare` for the arguments."""
     name = task.name if isinstance(task, Task) else str(task)
     task = with_all_splits(task if isinstance(task, Task) else load_task(task))
     recipe = recipe or recipe_for(model, task)
