@@ -20,15 +20,10 @@ from dpo_workbench.tasks.task import Task
 STEPS = {
     "base": "Step 1 of 5: the base model answers {n} held-out prompts.",
     "sft": "Step 2 of 5: the fine-tuned model answers the same prompts. DPO starts from this model.",
-    "pairs": (
-        "Step 3 of 5: the fine-tuned model answers training prompts several times. Answers that fail become rejected "
-        "answers, and better answers of the same model become chosen ones."
-    ),
+    "pairs": "Step 3 of 5: it answers training prompts several times. Its failures are paired with its better answers.",
     "sft+dpo": "Step 4 of 5: train with DPO on these pairs, then answer the held-out prompts again.",
-    "sft+sft on chosen": (
-        "Step 5 of 5: the control. Fine-tune on the chosen answers alone, for as many steps. If this helps as much, "
-        "you don't need DPO."
-    ),
+    "sft+sft on chosen": "Step 5 of 5: the control. Fine-tune on the chosen answers alone. If this helps as much, you "
+    "don't need DPO.",
 }
 DEMO_ARMS = tuple(name for name in STEPS if name != "pairs")
 
@@ -58,9 +53,7 @@ def demo(
         seed: of mining, training order and adapters.
     """
     if from_scratch and adapter:
-        raise WorkbenchError(
-            "`from_scratch` trains the fine-tuned adapter and `adapter` gives one. Leave one of them out."
-        )
+        raise WorkbenchError("`from_scratch` trains the adapter and `adapter` gives one. Leave one of them out.")
     folder = folder or Path("runs") / f"demo-{Path(model_name).name}"
     given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "from_scratch": from_scratch}
     study = open_study(model_name, task_name, folder, **given, seed=seed, show=show)

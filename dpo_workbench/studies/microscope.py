@@ -153,16 +153,13 @@ class Microscope:
         return "\n".join(lines)
 
 
-def microscope(
-    model: Model, pairs: Pairs, after: Model | Run | None = None, *, beta: float | None = None
-) -> Microscope:
+def microscope(model: Model, pairs: Pairs, after: Model | Run | None = None) -> Microscope:
     """Look at each pair as `model` sees it and, with `after`, at what training changed.
 
     Args:
         model: the model that training starts from; it is the reference.
         pairs: at least one.
         after: the trained model, or the run that `train` returned; None before training.
-        beta: for `reward_margin`; by default the run's, or 0.1.
     """
     config = after.config if isinstance(after, Run) else TrainConfig()
     trained = after.model if isinstance(after, Run) else after
@@ -170,9 +167,8 @@ def microscope(
     rows = tokenize(model, map(pair_texts, pairs), max_tokens)
     before = look(model, rows)
     later = look(trained, rows) if trained is not None else {}
-    beta = config.beta if beta is None else beta
     views = []
     for pair, row in zip(pairs, rows, strict=True):
         chosen, rejected = (tuple(model.tokenizer.batch_decode([[i] for i in ids])) for ids in row.answer_ids)
-        views.append(PairView(pair, chosen, rejected, row.n_shared, beta, before[row.id], later.get(row.id)))
+        views.append(PairView(pair, chosen, rejected, row.n_shared, config.beta, before[row.id], later.get(row.id)))
     return Microscope(model, pairs if isinstance(pairs, Pairs) else Pairs(pairs), tuple(views))

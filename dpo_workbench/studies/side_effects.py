@@ -80,9 +80,7 @@ def side_effects(
     task: Task,
     *,
     others: Sequence[str | Task] | None = None,
-    text: Sequence[str] | None = None,
     prompts: int = 48,
-    seed: int = 0,
     show: bool = True,
 ) -> SideEffects:
     """Measure what training changed besides its target, on dev prompts.
@@ -95,17 +93,15 @@ def side_effects(
         before, after: two models with one tokenizer; they may share one network.
         task: that was trained on.
         others: tasks that were not trained on; by default the other built-in ones.
-        text: paragraphs; by default those of `data/plain_text.txt`.
         prompts: per task.
-        seed: of the sampling.
     """
     dev = task.dev[:prompts]
     asked = [example.prompt for example in dev]
-    paragraphs = list(text) if text is not None else plain_text()
+    paragraphs = plain_text()
     effects = [
         _likelihood("plain text", before, after, [""] * len(paragraphs), paragraphs),
         _likelihood("references", before, after, asked, [e.reference for e in dev]),
-        _kl(before, after, asked, task.max_new_tokens, seed),
+        _kl(before, after, asked, task.max_new_tokens),
     ]
     for other in task_names() if others is None else others:
         other = load_task(other) if isinstance(other, str) else other
@@ -126,8 +122,8 @@ def _likelihood(name: str, before: Model, after: Model, prompts: Sequence[str], 
     return Effect(f"log-likelihood of {name}", "nats a token", *means, mean_change(old, new), worse=-1, least=0.05)
 
 
-def _kl(before: Model, after: Model, prompts: Sequence[str], limit: int, seed: int) -> Effect:
-    answers = generate(after, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit, seed=seed)
+def _kl(before: Model, after: Model, prompts: Sequence[str], limit: int) -> Effect:
+    answers = generate(after, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit)
     start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, answers)] for m in (before, after))
     kl = mean_change(start, moved)
     return Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, worse=0, least=0.0)

@@ -78,7 +78,6 @@ def test_the_reward_margin_has_the_scale_of_the_runs_history(moved, toy_pairs) -
                      for m in (moved, run.model))  # fmt: skip
     margin = 0.5 * (after[0] - before[0]) - 0.5 * (after[1] - before[1])  # the difference of two implicit rewards
     assert abs(margin) > 1e-3 and view.reward_margin == pytest.approx(margin, abs=1e-3)
-    assert microscope(moved, toy_pairs, run.model, beta=1.0)[0].reward_margin == pytest.approx(2 * margin, abs=2e-3)
 
 
 def test_table_and_text(tiny, toy_pairs, seen) -> None:

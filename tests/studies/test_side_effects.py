@@ -15,7 +15,7 @@ def other_task() -> Task:
 
 
 def test_an_unchanged_model_has_no_effects(tiny, toy_task):
-    seen = side_effects(tiny, tiny, toy_task, others=[other_task()], text=["ab ab", "cd cd 12"], show=False)
+    seen = side_effects(tiny, tiny, toy_task, others=[other_task()], show=False)
     assert [e.name for e in seen.effects] == [
         "log-likelihood of plain text",
         "log-likelihood of references",
@@ -26,7 +26,7 @@ def test_an_unchanged_model_has_no_effects(tiny, toy_task):
 
 
 def test_a_changed_model_moves(tiny, moved, toy_task):
-    seen = side_effects(tiny, moved, toy_task, others=[other_task()], text=["ab ab", "cd cd 12"], show=False)
+    seen = side_effects(tiny, moved, toy_task, others=[other_task()], show=False)
     named = {e.name: e for e in seen.effects}
     assert named["KL from the start"].after > 0
     assert named["log-likelihood of plain text"].before != named["log-likelihood of plain text"].after
@@ -51,9 +51,7 @@ def test_a_regression_is_clear_and_large_enough(change, low, high, worse, least,
 
 def test_no_dev_prompts_is_an_error(tiny, toy_task):
     with pytest.raises(WorkbenchError, match="split 'dev'"):
-        side_effects(
-            tiny, tiny, Task("bare", {"dev": []}, toy_task.score, max_new_tokens=4), others=[], text=["a", "b"]
-        )
+        side_effects(tiny, tiny, Task("bare", {"dev": []}, toy_task.score, max_new_tokens=4), others=[])
 
 
 def test_plain_text_is_prose():
