@@ -76,7 +76,7 @@ def paired_cell(world: World, passing: float, gain: float, studies: int, seed: i
         found = s.paired_difference(was.tolist(), now.tolist(), world.groups, seed=study)
         held += found.low <= -gain <= found.high
         width += found.high - found.low
-        excludes = found.clear_below_zero or found.clear_above_zero
+        excludes = found.high < 0 or found.low > 0
         fixed, broken = int((was > now).sum()), int((now > was).sum())
         exact = excludes and s.mcnemar_exact(fixed, broken) < 0.05
         clear += exact and s.paired_p(was.tolist(), now.tolist(), world.groups, seed=study) < 0.05

@@ -241,7 +241,7 @@ def report(
 ) -> None:
     """Compare evaluations of the same prompts: a verdict in words; with --out also report.html and results.json."""
     from dpo_workbench.common.environment import describe
-    from dpo_workbench.evaluation.report import setting_differences, write_report
+    from dpo_workbench.evaluation.report import write_report
     from dpo_workbench.evaluation.run import Evaluation
     from dpo_workbench.evaluation.verdict import verdict
 
@@ -255,8 +255,6 @@ def report(
         first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
     third = load(control) if control else None
     decided = verdict(first, second, control=third)
-    for name, a, b in setting_differences(before, after):
-        say(f"{name}: {a} in A, {b} in B")
     shared.say_verdict(decided)
     if out is not None:
         by_name = {e.name: e for e in (first, second, third) if e}
@@ -281,7 +279,7 @@ def arms(
 
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     names = tuple(arm or ARMS)
-    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed, effects=True)
+    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed)
     print(done)  # rich would wrap the lines of the table
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())

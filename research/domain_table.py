@@ -25,7 +25,7 @@ from dpo_workbench.common.environment import data_folder, describe
 from dpo_workbench.common.files import write_json, write_text
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, label, plain
-from dpo_workbench.studies.demo import ARMS, demo
+from dpo_workbench.studies.demo import DEMO_ARMS, demo
 from dpo_workbench.studies.recipe import recipe_for
 from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.training.run import sft
@@ -313,7 +313,7 @@ def real_sets() -> list[str]:
         for what, values in seen.items():
             change = values.get("sft+dpo minus sft")
             told = f"{change['estimate']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})" if change else "–"
-            told = " | ".join([*(f"{values[arm]:.3f}" for arm in ARMS), told])
+            told = " | ".join([*(f"{values[arm]:.3f}" for arm in DEMO_ARMS), told])
             lines.append(f"| {row['set']} | {arms['sft']['n']} | {what} | {told} |")
     return [*lines, "", *WHY_REAL]
 

@@ -6,9 +6,7 @@ import base64
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,38 +14,20 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.html import escape
 from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line
-from dpo_workbench.evaluation.statistics import holm, mcnemar_exact
 from dpo_workbench.evaluation.verdict import Verdict, paired_rows
 from dpo_workbench.evaluation.wording import HEADER, table_rows
 from dpo_workbench.plots.evaluation import ArmsDisplay, FailureClassesDisplay
 from dpo_workbench.plots.training import TrainingDisplay
 
 EXAMPLES = 4  # prompts shown of each kind
-_TIME = re.compile(r"(^|[_/.])(seconds|minutes|time|date|memory|gib)($|[_/.])")
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """One figure of the report: an image as a data URI, and the same content as text."""
 
     title: str
     source: str
     text: str
-
-    @classmethod
-    def of(cls, title: str, display: Any) -> Figure:
-        """Draw a Display. Equal displays give equal bytes: the SVG has no date, and its ids do not change."""
-        import matplotlib
-        import matplotlib.pyplot as plt
-
-        drawn, buffer = display.plot().figure_, io.BytesIO()
-        try:
-            with matplotlib.rc_context({"svg.hashsalt": "dpo_workbench", "svg.fonttype": "path"}):
-                drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
-        finally:
-            plt.close(drawn)
-        source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-        return cls(title, source, str(display))
 
 
 class ReportTable(NamedTuple):
@@ -63,7 +43,6 @@ def write_report(
     results: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
     verdict: Verdict | None = None,
-    run: Any = None,
     tables: Sequence[ReportTable] = (),
     displays: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -76,9 +55,8 @@ def write_report(
         folder: created if it is missing.
         results: plain values for results.json. The page shows `settings`, `machine`, `command`, `mined` (`headroom`),
             `pairs`, `training` (`history`, `probes`, `best_step`) and `times`.
-        evaluations: arm -> evaluation, in the order of the table.
+        evaluations: name of the arm -> evaluation, in the order of the table.
         verdict: its two arms are compared. Without a verdict, the first and the last arm are.
-        run: from `train`, for the training curve; by default `results["training"]` is used.
         tables: more tables, shown after the figures.
         displays: title -> Display, for more figures.
 
@@ -88,13 +66,10 @@ def write_report(
     if not evaluations:
         raise WorkbenchError("A report needs at least one evaluation. Got none. Evaluate a model first.")
     before, after = _compared(evaluations, verdict)
-    arms = {name: replace(evaluation, name=name) for name, evaluation in evaluations.items()}
-    training = dict(results.get("training") or {})
-    if run is not None:
-        training = {"history": run.history, "probes": run.probes, "best_step": run.best_step}
+    training = results.get("training") or {}
     shown: dict[str, Any] = {
         "Failure classes before and after": FailureClassesDisplay.from_evaluations(before, after),
-        "The arms": ArmsDisplay.from_evaluations(arms.values()),
+        "The arms": ArmsDisplay.from_evaluations(evaluations.values()),
     }
     if training.get("history"):
         probes, best_step = training.get("probes") or (), training.get("best_step")
@@ -103,12 +78,11 @@ def write_report(
         verdict=verdict,
         verdict_table=(HEADER, table_rows(verdict.numbers)) if verdict else None,
         title=f"{before.model}, {before.task}/{before.split}",
-        arms=arm_table(arms, before),
+        arms=arm_table(evaluations),
         sees=sees_line(before.n, verdict.numbers["changed_share"] if verdict else 0.2),
-        figures=[Figure.of(title, display) for title, display in {**shown, **(displays or {})}.items()],
+        figures=[_figure(title, display) for title, display in {**shown, **(displays or {})}.items()],
         tables=tables,
         headroom=(results.get("mined") or {}).get("headroom"),
-        training=training,
         examples=examples(before, after),
         names=(before.name, after.name),
         settings=_flat({k: results.get(k) or {} for k in ("settings", "pairs")}),
@@ -118,6 +92,19 @@ def write_report(
     write_text(Path(folder) / "results.json", results_json(results))
     write_text(Path(folder) / "report.html", page)
     return Path(folder) / "report.html"
+
+
+def _figure(title: str, display: Any) -> Figure:
+    """Draw a Display. Equal displays give equal bytes: the SVG has no date, and its ids do not change."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    drawn, buffer = display.plot().figure_, io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "dpo_workbench", "svg.fonttype": "path"}):
+        drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
+    plt.close(drawn)
+    source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Figure(title, source, str(display))
 
 
 def _page(**context: Any) -> str:
@@ -131,18 +118,12 @@ def _page(**context: Any) -> str:
     return environment.from_string(template).render(**context)
 
 
-def arm_table(evaluations: Mapping[str, Evaluation], baseline: Evaluation) -> list[tuple[str, ...]]:
-    """Rows of a table with one column per arm: failures with Wilson intervals, classes, score, tokens, p-value.
-
-    The p-values are those of exact McNemar tests against `baseline`, adjusted by Holm's method.
-    """
-    classes = sorted({name for e in evaluations.values() for name in e.failures} | {"loop"})
-    others = {name: e for name, e in evaluations.items() if e.name != baseline.name}
-    adjusted = dict(zip(others, holm([_mcnemar_p(baseline, e) for e in others.values()]), strict=True))
-    titles = ["arm", "n", "failed", "95 % interval", *classes, "mean score", "mean tokens"]
-    columns = [[*titles, f"p against {baseline.name}"]]
+def arm_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
+    """Rows of a table with one column per arm: failures with Wilson intervals, classes, mean score and tokens."""
+    classes = sorted({name for e in evaluations.values() for name in e.failures})
+    columns = [["arm", "n", "failed", "95 % interval", *classes, "mean score", "mean tokens"]]
     for name, e in evaluations.items():
-        share, p = e.interval(), adjusted.get(name)
+        share = e.interval()
         columns.append(
             [
                 name,
@@ -152,17 +133,9 @@ def arm_table(evaluations: Mapping[str, Evaluation], baseline: Evaluation) -> li
                 *(str(e.failures[c]) for c in classes),
                 f"{e.mean_score:.3f}",
                 f"{e.mean_tokens:.0f}",
-                "baseline" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
             ]
         )
     return list(zip(*columns, strict=True))
-
-
-def _mcnemar_p(before: Evaluation, after: Evaluation) -> float:
-    pairs = paired_rows(before, after)
-    fixed = sum(b.failed and not a.failed for b, a in pairs)
-    broken = sum(a.failed and not b.failed for b, a in pairs)
-    return mcnemar_exact(fixed, broken)
 
 
 def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list[tuple[Judged, Judged]]]]:
@@ -174,43 +147,22 @@ def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list
 
 
 def _compared(evaluations: Mapping[str, Evaluation], verdict: Verdict | None) -> tuple[Evaluation, Evaluation]:
-    """The two arms that the verdict compares, or the first and the last arm, named by their keys."""
-    keys = list(evaluations)
-    key_of = {evaluation.name: key for key, evaluation in evaluations.items()}
-    for name in (verdict.before, verdict.after) if verdict else ():
-        if name not in key_of:
-            raise WorkbenchError(
-                f"The evaluations must include the two arms of the verdict. Got {', '.join(key_of)}; {name!r} is "
-                "missing. Pass the evaluations that the verdict compared."
-            )
-    pair = (key_of[verdict.before], key_of[verdict.after]) if verdict else (keys[0], keys[-1])
-    return replace(evaluations[pair[0]], name=pair[0]), replace(evaluations[pair[1]], name=pair[1])
+    """The two arms that the verdict compares, or the first and the last arm."""
+    if verdict is None:
+        arms = list(evaluations.values())
+        return arms[0], arms[-1]
+    missing = {verdict.before, verdict.after} - set(evaluations)
+    if missing:
+        raise WorkbenchError(
+            f"The evaluations must include the two arms of the verdict. Got {', '.join(evaluations)}; "
+            f"{missing.pop()!r} is missing. Pass the evaluations that the verdict compared."
+        )
+    return evaluations[verdict.before], evaluations[verdict.after]
 
 
 def results_json(results: Mapping[str, Any]) -> str:
-    """The text of results.json: sorted keys, floats with 6 significant digits, no NaN.
-
-    Times, dates and memory in `machine` and `training` are moved to the key `times`, so that two runs with the same
-    results differ only there.
-    """
-    plain = _plain(results)
-    times = plain.setdefault("times", {})
-    for key in ("machine", "training"):
-        if key in plain:
-            plain[key] = _without_times(plain[key], key, times)
-    return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
-
-
-def setting_differences(one: Path, other: Path) -> list[tuple[str, str, str]]:
-    """(dotted name, value in one run, value in the other) of each setting that differs.
-
-    Empty if a folder has no results.json.
-    """
-    files = [run / "results.json" for run in (one, other)]
-    if not all(file.is_file() for file in files):
-        return []
-    a, b = (dict(_flat(json.loads(file.read_text(encoding="utf-8")).get("settings") or {})) for file in files)
-    return [(k, a.get(k, "none"), b.get(k, "none")) for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+    """The text of results.json: sorted keys, floats with 6 significant digits, no NaN."""
+    return json.dumps(_plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -235,13 +187,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable):
         return [_plain(inner) for inner in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
     return str(value)
-
-
-def _without_times(value: Any, path: str, times: dict[str, Any]) -> Any:
-    """`value` without its times, dates and memory, which are put into `times` under their dotted path."""
-    if isinstance(value, list):
-        return [_without_times(inner, f"{path}.{place}", times) for place, inner in enumerate(value)]
-    if not isinstance(value, dict):
-        return value
-    times |= {f"{path}.{key}": inner for key, inner in value.items() if _TIME.search(key)}
-    return {key: _without_times(inner, f"{path}.{key}", times) for key, inner in value.items() if not _TIME.search(key)}

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dpo_workbench.models.generation import Answer
     from dpo_workbench.models.loading import Model
 
-_USUAL_CHANGE = 0.2  # share of prompts that change between two arms, assumed before there is a second arm
 _FACTS = ("name", "task", "split", "model", "decoding", "seconds")  # the first line of a saved file
 
 
@@ -133,11 +132,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read a file written by `save`.
-
-        Raises:
-            WorkbenchError: the file is missing, is not such a file, or lacks rows.
-        """
+        """Read a file written by `save`."""
         try:
             facts, *rows = [json.loads(line) for line in Path(path).read_bytes().split(b"\n") if line.strip()]
             if facts["n_rows"] != len(rows):
@@ -149,38 +144,21 @@ class Evaluation:
                 "path, or evaluate again."
             ) from error
 
-    def _table(self) -> list[tuple[str, str, str, str]]:
-        """Rows of name, count, share and interval."""
-        counts = [("any failure", self.n_failed), *self.failures.items()]
-        shares = [wilson(count, self.n) for _, count in counts]
-        return [
-            (name, str(count), f"{100 * s.estimate:.1f} %", f"{100 * s.low:.1f} to {100 * s.high:.1f} %")
-            for (name, count), s in zip(counts, shares, strict=True)
-        ]
-
-    def _lines(self) -> tuple[str, str]:
-        """The lines above and below the table."""
+    def __str__(self) -> str:
         unscored = f", {self.n_unscored} could not be scored" if self.n_unscored else ""
-        title = (
+        lines = [
             f"{self.name}: {self.task}/{self.split}, {self.n} answers scored{unscored}, "
             f"mean score {self.mean_score:.3f}, {self.mean_tokens:.0f} tokens on average"
-        )
-        return title, sees_line(self.n, _USUAL_CHANGE, f", if {100 * _USUAL_CHANGE:.0f} % of them change")
-
-    def __str__(self) -> str:
-        title, sees = self._lines()
-        width = max(len(row[0]) for row in self._table())
-        rows = [f"  {a:<{width}}  {b:>5}  {c:>7}  (95 %: {d})" for a, b, c, d in self._table()]
-        return "\n".join([title, *rows, sees])
+        ]
+        counts = [("any failure", self.n_failed), *self.failures.items()]
+        width = max(len(name) for name, _ in counts)
+        for name, count in counts:
+            share = wilson(count, self.n)
+            interval = f"(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)"
+            lines.append(f"  {name:<{width}}  {count:>5}  {100 * share.estimate:>5.1f} %  {interval}")
+        return "\n".join([*lines, sees_line(self.n, 0.2, ", if 20 % of them change")])
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import paragraph, table
-
-        title, sees = self._lines()
-        body = table(("failure", f"of {self.n}", "share", "95 % interval (Wilson)"), self._table())
-        return paragraph(title, bold=True) + body + paragraph(sees)
 
 
 def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
@@ -212,13 +190,9 @@ def evaluate(
         max_new_tokens: where an answer is cut off; by default the task's limit.
         seed: of the sampling, for temperatures above 0.
         repetition_penalty: above 1 makes repeated tokens less likely; see `generate`.
-        engine: None generates here. The address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
-            generates there; see `models.server.ask`.
+        engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
+            generates here. If the server fails, answers that have arrived are kept, and the same call continues.
         show: show a progress bar, and a line about answers that could not be scored.
-
-    Raises:
-        WorkbenchError: the split has no examples, no answer could be scored, or the server fails (answers that have
-            arrived are kept, and the same call continues).
     """
     from dpo_workbench.models.server import draw
 

@@ -17,6 +17,7 @@ from scipy import optimize, stats
 from dpo_workbench.common.errors import WorkbenchError
 
 FEW_GROUPS = 10  # the bootstrap's intervals are too narrow where fewer groups than this change
+POWER, ALPHA = 0.8, 0.05  # of the exact McNemar test in `smallest_detectable` and `prompts_needed`
 _ZERO = 1e-12  # a smaller difference is rounding error
 
 
@@ -31,25 +32,13 @@ class Interval:
     n: int  # prompts
     n_groups: int
 
-    @property
-    def clear_below_zero(self) -> bool:
-        return self.high < 0
-
-    @property
-    def clear_above_zero(self) -> bool:
-        return self.low > 0
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """A share with Wilson's score interval, which stays valid for shares near 0 and 1.
-
-    Raises:
-        WorkbenchError: n is 0, or `successes` is not between 0 and n.
-    """
+    """A share with Wilson's score interval, which stays valid for shares near 0 and 1."""
     if n < 1 or not 0 <= successes <= n:
         raise WorkbenchError(
             f"A share needs at least one case, and no more successes than cases. Got {successes} of {n}. "
@@ -79,11 +68,6 @@ def paired_difference(
     Args:
         before, after: values in [0, 1], in the same order of prompts.
         groups: the group of each prompt. Prompts of one group may resemble each other.
-        seed: of the resampling.
-        resamples: number of bootstrap samples.
-
-    Raises:
-        WorkbenchError: no values, or lengths that differ.
     """
     change = _changes(before, after, groups)
     sums, counts = _by_group(change, groups), _by_group(np.ones(len(change)), groups)
@@ -102,12 +86,8 @@ def paired_difference(
     return Interval(estimate, low, high, method, len(change), n_groups)
 
 
-def mean_change(before: Sequence[float], after: Sequence[float], seed: int = 0, resamples: int = 2000) -> Interval:
-    """Mean of after - before for measured values without bounds (nats, tokens): BCa bootstrap over the items.
-
-    Raises:
-        WorkbenchError: fewer than two items, lengths that differ, or a value that is not finite.
-    """
+def mean_change(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """Mean of after - before for measured values without bounds (nats): BCa bootstrap over the items."""
     change = _changes(before, after, range(len(before)))
     if len(change) < 2 or not np.isfinite(change).all():
         raise WorkbenchError(
@@ -116,11 +96,11 @@ def mean_change(before: Sequence[float], after: Sequence[float], seed: int = 0, 
         )
     low, high, method = float(change[0]), float(change[0]), "all items change by the same amount"
     if np.ptp(change) > _ZERO:
-        low, high, method = _bca((change, np.ones_like(change)), _ratio, seed, resamples)
+        low, high, method = _bca((change, np.ones_like(change)), _ratio, 0, 2000)
     return Interval(float(change.mean()), low, high, method, len(change), len(change))
 
 
-def paired_p(before: Sequence[float], after: Sequence[float], groups: Sequence[str], seed: int = 0) -> float:
+def paired_p(before: Sequence[float], after: Sequence[float], groups: Sequence[str]) -> float:
     """p-value of a paired comparison; arguments as in `paired_difference`.
 
     For yes/no values in groups of one it is the exact McNemar test. Otherwise it is the paired permutation test, which
@@ -133,13 +113,11 @@ def paired_p(before: Sequence[float], after: Sequence[float], groups: Sequence[s
     changed = sums[np.abs(sums) > _ZERO]
     if len(changed) < 2:
         return 1.0
-    settings = {"permutation_type": "samples", "n_resamples": 9999, "rng": np.random.default_rng(seed)}
+    settings = {"permutation_type": "samples", "n_resamples": 9999, "rng": np.random.default_rng(0)}
     return float(stats.permutation_test((changed,), np.sum, vectorized=True, **settings).pvalue)
 
 
-def relative_cut(
-    before: Sequence[float], after: Sequence[float], groups: Sequence[str], seed: int = 0, resamples: int = 5000
-) -> Interval | None:
+def relative_cut(before: Sequence[float], after: Sequence[float], groups: Sequence[str]) -> Interval | None:
     """1 - after/before in numbers of failures: 0.6 means 60 % fewer. None where nothing failed before.
 
     Values are 1 where a prompt failed, else 0. BCa bootstrap over groups, if at least 10 groups failed before and at
@@ -157,11 +135,11 @@ def relative_cut(
         share = _clopper_pearson(0, failing)[1]
         low, high, method = 1 - share / (1 - share), 1.0, "exact (no failure left)"
     elif failing < FEW_GROUPS or changed < FEW_GROUPS or np.ptp(now[was > 0] / was[was > 0]) < _ZERO:
-        difference = paired_difference(before, after, groups, seed, resamples)
+        difference = paired_difference(before, after, groups)
         low, high = -difference.high * n / n_before, min(1.0, -difference.low * n / n_before)
         method = f"from the paired difference ({difference.method})"
     else:
-        low, high, method = _bca((now, was), lambda a, b, axis=-1: 1 - _ratio(a, b, axis), seed, resamples)
+        low, high, method = _bca((now, was), lambda a, b, axis=-1: 1 - _ratio(a, b, axis), 0, 5000)
     return Interval(float(1 - n_after / n_before), float(low), float(high), method, n, len(was))
 
 
@@ -177,9 +155,6 @@ def over_seeds(before: Sequence[Sequence[float]], after: Sequence[Sequence[float
         before, after: one row of values in [0, 1] for each seed, prompts in the same order. If `before` has one row,
             it is used for all seeds.
         groups: the group of each prompt.
-
-    Raises:
-        WorkbenchError: fewer than two seeds, fewer than two groups, or lengths that differ.
     """
     starts = list(before) * len(after) if len(before) == 1 else list(before)
     if len(after) < 2 or len(starts) != len(after) or len(set(groups)) < 2:
@@ -209,20 +184,20 @@ def over_seeds(before: Sequence[Sequence[float]], after: Sequence[Sequence[float
     return Interval(estimate, low, high, f"crossed random effects, {n_seeds} seeds", n_seeds * len(groups), n_groups)
 
 
-def win_rate(before: Sequence[float], after: Sequence[float], groups: Sequence[str], seed: int = 0) -> Interval:
+def win_rate(before: Sequence[float], after: Sequence[float], groups: Sequence[str]) -> Interval:
     """Share of prompts where `after` scores higher; a tie counts as half a win, so 0.5 means no difference.
 
     Leaving ties out would make a change on few prompts look like a change on all. The interval is the one of
     `paired_difference` between wins and losses.
     """
     change = _changes(before, after, groups)
-    found = paired_difference((change < 0).tolist(), (change > 0).tolist(), groups, seed)
+    found = paired_difference((change < 0).tolist(), (change > 0).tolist(), groups)
     low, high = 0.5 + found.low / 2, 0.5 + found.high / 2
     return Interval(0.5 + found.estimate / 2, low, high, found.method, found.n, found.n_groups)
 
 
-def smallest_detectable(n: int, discordant_share: float, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest difference of two shares (0.1 = 10 points) that n paired prompts detect with the given power.
+def smallest_detectable(n: int, discordant_share: float) -> float:
+    """The smallest difference of two shares (0.1 = 10 points) that n paired prompts detect with a power of 80 %.
 
     Uses the exact power of the exact McNemar test. Returns 1.0 where no difference can be detected.
 
@@ -235,22 +210,22 @@ def smallest_detectable(n: int, discordant_share: float, power: float = 0.8, alp
         raise WorkbenchError(f"A test set must have at least one prompt. Got {n}. Choose a split with examples.")
 
     def missing_power(difference: float) -> float:
-        return power - _power(n, difference, max(discordant_share, difference), alpha)
+        return POWER - _power(n, difference, max(discordant_share, difference))
 
     return float(optimize.brentq(missing_power, 1e-6, 1.0, xtol=1e-4)) if missing_power(1.0) < 0 else 1.0
 
 
-def prompts_needed(difference: float, discordant_share: float, power: float = 0.8, most: int = 20_000) -> int | None:
-    """About how many paired prompts detect a difference of that size; None if even `most` do not."""
+def prompts_needed(difference: float, discordant_share: float) -> int | None:
+    """About how many paired prompts detect a difference of that size; None if even 20,000 do not."""
     if difference == 0:
         return None
-    size, low, high = abs(difference), 5, most
+    size, low, high = abs(difference), 5, 20_000
     share = max(discordant_share, size)
-    if _power(high, size, share, 0.05) < power:
+    if _power(high, size, share) < POWER:
         return None
     while high - low > max(1, low // 50):
         middle = (low + high) // 2
-        low, high = (low, middle) if _power(middle, size, share, 0.05) >= power else (middle, high)
+        low, high = (low, middle) if _power(middle, size, share) >= POWER else (middle, high)
     return high
 
 
@@ -266,15 +241,15 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return [float(p) for p in multipletests(pvalues, method="holm")[1]] if len(pvalues) else []
 
 
-def _power(n: int, difference: float, share: float, alpha: float) -> float:
+def _power(n: int, difference: float, share: float) -> float:
     """Power of the exact McNemar test if a `share` of n prompts changes, by `difference` more one way than the other.
 
     Sums over the number of prompts that change, which is binomial.
     """
     changed = np.arange(n + 1)
-    # reject if at most `most` of the changed prompts go one way: P(X <= most) <= alpha / 2 under the null hypothesis
-    most = stats.binom.ppf(alpha / 2, changed, 0.5)
-    most = np.where(stats.binom.cdf(most, changed, 0.5) <= alpha / 2, most, most - 1)
+    # reject if at most `most` of the changed prompts go one way: P(X <= most) <= ALPHA / 2 under the null hypothesis
+    most = stats.binom.ppf(ALPHA / 2, changed, 0.5)
+    most = np.where(stats.binom.cdf(most, changed, 0.5) <= ALPHA / 2, most, most - 1)
     other_way = 1 - (1 + difference / share) / 2
     rejected = stats.binom.cdf(most, changed, other_way) + stats.binom.sf(changed - most - 1, changed, other_way)
     chance = stats.binom.pmf(changed, n, min(share, 1.0))

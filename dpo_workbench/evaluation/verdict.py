@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -91,13 +89,8 @@ def verdict(
         headroom: from `found.headroom(target)`; its forecast is compared with the outcome.
         effects: from `side_effects`.
         pairs: the pairs used for training; their number and shortcuts inform the next step.
-
-    Raises:
-        WorkbenchError: the arms did not answer the same prompts of one split, no prompt was scored in both, or
-            `mined` is a text.
     """
     check_classes(mined)
-    _warn_of_misspelt_classes(mined or (), {*before.failures, *after.failures})
     numbers = {"before": before.name, "after": after.name, **_compare(before, after, mined)}
     if control is not None:
         numbers["control"] = {"name": control.name, **_compare(control, after, mined)}
@@ -118,16 +111,6 @@ def verdict(
     following = _next(numbers, outcome)
     text, name = wording.paragraph(numbers, following), control.name if control else None
     return Verdict(outcome, reason, text, before.name, after.name, name, numbers, following)
-
-
-def _warn_of_misspelt_classes(classes: Sequence[str], seen: set[str]) -> None:
-    """Warn of a class that no answer has if its name is close to one that answers have.
-
-    It may be correct: all failures of class `wrong_date` may be fixed while those of `wrong_rate` are not.
-    """
-    for name in sorted(set(classes) - seen):
-        if near := difflib.get_close_matches(name, seen, 1, 0.85):
-            warnings.warn(f"No answer failed as {name!r}, a mined class. Did you mean {near[0]!r}?", stacklevel=3)
 
 
 def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
@@ -250,11 +233,7 @@ def _failures(pairs: Sequence[tuple[Judged, Judged]], classes: set[str] | None) 
 
 
 def paired_rows(before: Evaluation, after: Evaluation) -> list[tuple[Judged, Judged]]:
-    """The rows that were scored in both arms, paired by id.
-
-    Raises:
-        WorkbenchError: the arms have other prompts, or no row was scored in both.
-    """
+    """The rows that were scored in both arms, paired by id."""
     old, new = {row.id: row for row in before.rows}, {row.id: row for row in after.rows}
     places = [f"{e.task}/{e.split}" for e in (before, after)]
     different = sorted(set(old) ^ set(new)) or [i for i in old if old[i].prompt != new[i].prompt]

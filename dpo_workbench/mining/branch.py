@@ -13,6 +13,7 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.tasks.failures import check_classes
 
 BACK = (8, 16, 32, 64)  # tokens cut off the end, round by round
+SAMPLES = 4  # endings sampled for each cut
 
 
 def branch(
@@ -20,9 +21,7 @@ def branch(
     found: Found,
     classes: Sequence[str],
     *,
-    samples: int = 4,
     per_prompt: int = 2,
-    temperature: float = 1.0,
     seed: int = 0,
     show: bool = True,
 ) -> Found:
@@ -37,17 +36,12 @@ def branch(
         model: the model that was mined.
         found: its samples.
         classes: failure classes to fix.
-        samples, temperature, seed: how many endings are sampled per cut, and how.
         per_prompt: at most this many failed samples per prompt, each text once.
-        show: show a progress bar.
+        seed: of the sampling.
 
     Returns:
         The same samples, with `Sample.better` set where a better ending was found.
-
-    Raises:
-        WorkbenchError: `classes` is empty, is a text, or names no class that was found.
     """
-    check_classes(classes)
     if not classes:
         raise WorkbenchError("`branch` must know what to fix. Got no classes. Name some of `found.failures`.")
     check_classes(classes, found.failures)
@@ -60,7 +54,7 @@ def branch(
             if not cut:
                 break
             prompts = [found.rows[i][0].prompt for i, _ in cut]
-            decoding = {"samples": samples, "temperature": temperature, "max_new_tokens": limit}
+            decoding = {"samples": SAMPLES, "temperature": 1.0, "max_new_tokens": limit}
             endings = generate(model, prompts, begun=list(cut.values()), seed=seed + 1 + number, **decoding)
             for (i, k), answers in zip(cut, endings, strict=True):
                 example, drawn = found.rows[i]
@@ -73,8 +67,8 @@ def branch(
         (example, tuple(replace(s, better=better.get((i, k))) for k, s in enumerate(drawn)))
         for i, (example, drawn) in enumerate(found.rows)
     )
-    settings = {"classes": list(classes), "samples": samples, "temperature": temperature, "seed": seed}
-    return replace(found, rows=rows, settings=found.settings | {"branch": settings})
+    settings = found.settings | {"branch": {"classes": list(classes), "seed": seed}}
+    return replace(found, rows=rows, settings=settings)
 
 
 def _failed_answers(

@@ -91,9 +91,6 @@ class Found:
             classes: failure classes to use as rejected. None uses all except `empty`, which would teach length only.
             use_reference: False leaves out prompts without an own answer to choose.
             most: at most this many pairs in all: better endings first, then other own answers, then references.
-
-        Raises:
-            WorkbenchError: no pair can be made (the message says why), or `classes` is a text.
         """
         check_classes(classes)
         ranked: list[tuple[int, Pair]] = []
@@ -105,20 +102,19 @@ class Found:
                     rank = 0 if bad.better else 1 if own else 2
                     ranked.append((rank, _pair(f"{example.id}/{number}", example, own, bad)))
         if not ranked:
-            raise WorkbenchError(self._why_no_pair(classes))
+            check_classes(classes, self.failures)
+            why = "every sample passed, so there is nothing to fix: use harder prompts, or check that `score` can fail"
+            if self.failures:
+                why = (
+                    f"none of the {self.failures.total()} failed samples could be paired: check that `score` can pass "
+                    "(the reference answers should), allow other classes, or allow reference answers as chosen"
+                )
+            raise WorkbenchError(
+                f"Pairs need a better and a worse answer to one prompt. Of {self.n_samples} samples, {why}."
+            )
         if most is not None:
             ranked = sorted(ranked, key=lambda item: item[0])[:most]
         return Pairs([pair for _, pair in ranked], self.task)
-
-    def _why_no_pair(self, classes: Sequence[str] | None) -> str:
-        check_classes(classes, self.failures)
-        why = (
-            f"none of the {self.failures.total()} failed samples could be paired: check that `score` can pass "
-            "(the reference answers should), allow other classes, or allow reference answers as chosen"
-        )
-        if not self.failures:
-            why = "every sample passed, so there is nothing to fix: use harder prompts, or check that `score` can fail"
-        return f"Pairs need a better and a worse answer to one prompt. Of {self.n_samples} samples, {why}."
 
     def save(self, path: str | Path) -> Path:
         """Write all samples and scores to one JSON file."""
@@ -128,11 +124,7 @@ class Found:
 
     @classmethod
     def load(cls, path: str | Path, task: Task) -> Found:
-        """Read a file written by `save`; `task` must be the task that was mined.
-
-        Raises:
-            WorkbenchError: no such file, not such a file, or samples of another task.
-        """
+        """Read a file written by `save`; `task` must be the task that was mined."""
         path = Path(path)
         if not path.is_file():
             raise WorkbenchError(f"A file of mined samples must exist. Got no file at {path}. Check the path.")
@@ -196,13 +188,8 @@ def mine(
             their habits, such as copying a sentence of the prompt, can be rare among samples.
         max_new_tokens: the token limit; by default the task's.
         seed: of the sampling.
-        engine: None generates here. The address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`,
-            generates there; see `models.server.ask`.
-        show: show a progress bar.
-
-    Raises:
-        WorkbenchError: the split is empty or a test split, no sample can be scored, or the server fails (answers that
-            have arrived are kept, and the same call continues).
+        engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
+            generates here. If the server fails, answers that have arrived are kept, and the same call continues.
     """
     if not len(split):
         raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")
@@ -220,11 +207,7 @@ def mine(
             answers = [one + others for one, others in zip(first, answers, strict=True)]
     rows, unscored = _scored(split, answers, greedy)
     settings: dict[str, Any] = {"samples": samples, "temperature": temperature, "max_new_tokens": limit, "seed": seed}
-    settings |= {"split": split.name, **served}
-    if greedy:
-        settings["greedy"] = True
-    if unscored:
-        settings["unscored"] = unscored
+    settings |= {"split": split.name, **served, "greedy": greedy, "unscored": unscored}
     return Found(task, rows, settings)
 
 

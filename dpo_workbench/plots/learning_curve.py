@@ -30,10 +30,7 @@ class CurveDisplay:
     def title(self) -> str:
         """The finding."""
         end = self.ahead[-1]
-        return (
-            f"{self.metric} at {end.size} pairs: {end.estimate:.3f}\n"
-            f"{100 * end.level:.0f} % interval {end.low:.3f} to {end.high:.3f}"
-        )
+        return f"{self.metric} at {end.size} pairs: {end.estimate:.3f}\n80 % interval {end.low:.3f} to {end.high:.3f}"
 
     def plot(self, ax: Any = None) -> CurveDisplay:
         """Draw points, means and band, in `ax` or in a figure of their own."""
@@ -41,7 +38,7 @@ class CurveDisplay:
         sizes = [f.size for f in self.ahead]
         self.ax_.fill_between(
             sizes, [f.low for f in self.ahead], [f.high for f in self.ahead], color=BLUE, alpha=0.2, hatch="//",
-            edgecolor=BLUE, linewidth=0, label=f"{100 * self.ahead[0].level:.0f} % interval of all families",
+            edgecolor=BLUE, linewidth=0, label="80 % interval of all families",
         )  # fmt: skip
         self.ax_.plot(sizes, [f.estimate for f in self.ahead], color=BLUE, label="forecast")
         flat = [(n, v) for n, row in zip(self.sizes, self.values, strict=True) for v in row]

@@ -1,18 +1,14 @@
-"""Displays of pairs: lengths, difficulty, and a heat map of tokens."""
+"""Displays of pairs: lengths, and a heat map of tokens."""
 
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_workbench.common.html import NO_MATH, escape
-from dpo_workbench.pairs.checks import length_auc
-from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, label
-
-_LOOKS = ((GREY, "o"), (GREEN, "^"), (BLUE, "s"), (ORANGE, "v"))  # colour and marker of each state
+from dpo_workbench.plots.evaluation import BLUE, GREY, axes, label
 
 
 @dataclass
@@ -24,12 +20,6 @@ class LengthsDisplay:
     auc: float  # of length as a predictor of the label
     figure_: Any = field(default=None, init=False, repr=False)
     ax_: Any = field(default=None, init=False, repr=False)
-
-    @classmethod
-    def from_microscope(cls, seen: Any) -> LengthsDisplay:
-        """From the result of `dw.microscope`."""
-        chosen, rejected = [len(v.chosen_tokens) for v in seen], [len(v.rejected_tokens) for v in seen]
-        return cls(chosen, rejected, length_auc(seen.pairs.rows))
 
     @property
     def title(self) -> str:
@@ -53,58 +43,6 @@ class LengthsDisplay:
 
 
 @dataclass
-class DifficultyDisplay:
-    """Reference margin of each pair and, after training, the policy's margin."""
-
-    margins: Sequence[float]  # nats; above 0 the reference ranks the pair correctly
-    after: Sequence[float] | None = None  # the policy's
-    states: Sequence[str] | None = None  # what became of each pair
-    figure_: Any = field(default=None, init=False, repr=False)
-    ax_: Any = field(default=None, init=False, repr=False)
-
-    @classmethod
-    def from_microscope(cls, seen: Any) -> DifficultyDisplay:
-        """From the result of `dw.microscope`, with or without `after`."""
-        margins = [v.reference_margin for v in seen]
-        if seen.states is None:
-            return cls(margins)
-        return cls(margins, [v.policy_margin for v in seen], [v.state for v in seen])
-
-    @property
-    def title(self) -> str:
-        """The finding."""
-        n = len(self.margins)
-        if self.states is None:
-            return f"The reference ranks {sum(m > 0 for m in self.margins)} of {n} pairs correctly"
-        return f"Of {n} pairs: {', '.join(f'{k} {state}' for state, k in sorted(Counter(self.states).items()))}"
-
-    def plot(self, ax: Any = None) -> DifficultyDisplay:
-        """Draw a histogram before training, or the margins before and after it, by state."""
-        self.figure_, self.ax_ = axes(ax, (7.0, 4.2))
-        if self.after is None or self.states is None:
-            self.ax_.hist(self.margins, bins=min(30, max(5, len(self.margins) // 4)), color=BLUE, edgecolor="black")
-        else:
-            for state, (colour, marker) in zip(sorted(set(self.states)), _LOOKS, strict=False):
-                points = [(b, a) for b, a, s in zip(self.margins, self.after, self.states, strict=True) if s == state]
-                name = f"{state} ({len(points)})"
-                self.ax_.plot(*zip(*points, strict=True), marker, color=colour, alpha=0.7, label=name)
-            self.ax_.axhline(0, color=GREY, linewidth=1)
-            self.ax_.legend(frameon=False)
-        self.ax_.axvline(0, color=GREY, linewidth=1)
-        x = f"log p(chosen) - log p(rejected) of the reference (nats); n = {len(self.margins)}"
-        label(self.ax_, self.title, x, "pairs" if self.states is None else "margin after training (nats)")
-        return self
-
-    def __str__(self) -> str:
-        ordered = sorted(self.margins)
-        quarter = len(ordered) // 4
-        return (
-            f"{self.title}\n  margin (nats): lower quartile {ordered[quarter]:.1f}, median "
-            f"{statistics.median(ordered):.1f}, upper quartile {ordered[-quarter - 1]:.1f}"
-        )
-
-
-@dataclass
 class TokenHeatmapDisplay:
     """A number for each answer token, shown as HTML or text: its log-ratio after training, or its log-probability."""
 
@@ -117,7 +55,7 @@ class TokenHeatmapDisplay:
     def from_view(cls, view: Any) -> TokenHeatmapDisplay:
         """From one pair of `dw.microscope`."""
         ratios = view.log_ratios
-        values = view.reference.logps if ratios is None else ratios
+        values = view.reference if ratios is None else ratios
         return cls((view.chosen_tokens, view.rejected_tokens), values, view.divergence, ratios is not None)
 
     @property
@@ -127,11 +65,6 @@ class TokenHeatmapDisplay:
         if self.trained:
             return f"Training moved the chosen answer by {chosen:+.1f} nats, the rejected one by {rejected:+.1f}"
         return f"Before training: log p is {chosen:.1f} for the chosen answer, {rejected:.1f} for the rejected one"
-
-    @property
-    def span(self) -> float:
-        """The value with the strongest colour."""
-        return max(1e-6, *(abs(v) for part in self.values for v in part))
 
     def _repr_html_(self) -> str:
         lines = [
@@ -143,15 +76,10 @@ class TokenHeatmapDisplay:
         return f'<div class="{NO_MATH}"><p>{escape(self.title)}</p>{"".join(lines)}<p><small>{note}</small></p></div>'
 
     def _spans(self, tokens: Sequence[str], values: Sequence[float]) -> Iterable[str]:
+        strongest = max(1e-6, *(abs(v) for part in self.values for v in part))
         for k, (token, value) in enumerate(zip(tokens, values, strict=True)):
             red_green_blue = "0, 114, 178" if value >= 0 else "230, 159, 0"
-            look = f"background: rgba({red_green_blue}, {min(1.0, abs(value) / self.span):.2f})"
+            look = f"background: rgba({red_green_blue}, {min(1.0, abs(value) / strongest):.2f})"
             look += "; border-left: 2px solid" if k == self.divergence else ""
             shown = escape(token).replace("\n", "↵")
             yield f'<span title="{value:+.3f} nats" style="{look}; white-space: pre-wrap">{shown}</span>'
-
-    def __str__(self) -> str:
-        lines = [self.title]
-        for name, tokens, values in zip(("chosen", "rejected"), self.tokens, self.values, strict=True):
-            lines += [f"  {name}", *(f"    {v:+8.3f}  {t!r}" for t, v in zip(tokens, values, strict=True))]
-        return "\n".join(lines)

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from dpo_workbench.common.files import write_json
 from dpo_workbench.evaluation.run import Evaluation, evaluate, evaluate_answers
-from dpo_workbench.models.generation import Answer
+from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.studies.logps import mean_logps
 from dpo_workbench.studies.reward_model import train_reward_model
 from dpo_workbench.studies.study import BEST_OF, Study
 from dpo_workbench.studies.unlikelihood import unlikelihood
-from dpo_workbench.tasks.failures import loop_reason
 from dpo_workbench.training.record import record_run
 from dpo_workbench.training.run import Run, sft, train
 
@@ -52,8 +50,7 @@ def run_arm(study: Study, name: str) -> tuple[Evaluation, Cost]:
     if file.is_file():
         study.say(f"{name}: read from the folder")
         known = json.loads(cost_file.read_text(encoding="utf-8")) if cost_file.is_file() else {}
-        fields = {key: known[key] for key in asdict(Cost()) if key in known}  # earlier versions wrote more of them
-        return Evaluation.load(file), Cost(**fields)
+        return Evaluation.load(file), Cost(**known)
     _ = study.start  # where it is fine-tuned on first use, that is not part of an arm's cost
     cost, begun = Cost(), time.monotonic()
     done = replace(ARMS[name](study, cost), name=name)
@@ -87,36 +84,28 @@ def _unlikelihood(study: Study, cost: Cost) -> Evaluation:
     return _trained(study, cost, "unlikelihood", partial(unlikelihood, study.start, study.pairs, study.recipe.dpo))
 
 
-def _likeliest(study: Study, cost: Cost) -> Evaluation:
-    """Best of n by log-probability per token, which a model can judge without a verifier."""
-    return _best_of(study, cost, mean_logps(study.start, [e.prompt for e in study.test], study.samples))
-
-
 def _penalty(study: Study, cost: Cost) -> Evaluation:
     return _answers(study, study.start, repetition_penalty=PENALTY)
 
 
-def _length_limit(study: Study, cost: Cost) -> Evaluation:
-    """No answer may be longer than the longest training label. This is the first thing to try against loops."""
-    longest = max(len(study.start.answer_ids(e.label or e.reference)) for e in study.task.train)
-    return _answers(study, study.start, max_new_tokens=min(longest, study.task.max_new_tokens))
-
-
-def _loop_stop(study: Study, cost: Cost) -> Evaluation:
-    """Cut each answer where it starts to loop: a rule on the text, without training."""
-    plain, _ = run_arm(study, "sft")
-    answers = [stop_loop(Answer(row.answer, row.n_tokens, row.finished)) for row in plain.rows]
-    decoding = plain.decoding | {"stop": "loop"}
-    return evaluate_answers("sft, loop stop", study.test, answers, model=plain.model, decoding=decoding)
-
-
 def _reward_best(study: Study, cost: Cost) -> Evaluation:
-    """Best of n by a reward model that was trained on the same pairs."""
+    """For each prompt the best of n samples by a reward model that was trained on the same pairs."""
     start, pairs, config = study.start, study.pairs, study.recipe.dpo
     reward = timed(cost, lambda: train_reward_model(start, pairs, config, show=study.show))
     cost.steps = len(reward.history)
-    reward.save(study.folder / "reward")
-    return _best_of(study, cost, reward.scores([e.prompt for e in study.test], study.samples))
+    samples = generate(
+        start,
+        [example.prompt for example in study.test],
+        samples=BEST_OF,
+        temperature=study.recipe.temperature,
+        max_new_tokens=study.task.max_new_tokens,
+        seed=config.seed,
+    )
+    cost.sampled_tokens = sum(answer.n_tokens for row in samples for answer in row)
+    rewards = reward.scores([example.prompt for example in study.test], samples)
+    best = [row[max(range(len(row)), key=r.__getitem__)] for row, r in zip(samples, rewards, strict=True)]
+    decoding = {"temperature": study.recipe.temperature, "samples": BEST_OF, "seed": config.seed}
+    return evaluate_answers("best", study.test, best, model=study.settings["model"], decoding=decoding)
 
 
 ARMS: dict[str, Callable[[Study, Cost], Evaluation]] = {
@@ -125,10 +114,7 @@ ARMS: dict[str, Callable[[Study, Cost], Evaluation]] = {
     "sft+dpo": _dpo,
     "sft+sft on chosen": _more_sft,
     "sft+unlikelihood": _unlikelihood,
-    f"sft, likeliest of {BEST_OF}": _likeliest,
     "sft, repetition penalty": _penalty,
-    "sft, length limit": _length_limit,
-    "sft, loop stop": _loop_stop,
     f"sft, reward best of {BEST_OF}": _reward_best,
 }
 
@@ -153,26 +139,3 @@ def timed(cost: Cost, training: Callable[[], T]) -> T:
     done = training()
     cost.train_seconds += time.monotonic() - begun
     return done
-
-
-def _best_of(study: Study, cost: Cost, values: Sequence[Sequence[float]]) -> Evaluation:
-    """For each prompt the sample with the highest value."""
-    best = [row[max(range(len(row)), key=v.__getitem__)] for row, v in zip(study.samples, values, strict=True)]
-    cost.sampled_tokens = sum(answer.n_tokens for row in study.samples for answer in row)
-    decoding = {"temperature": study.recipe.temperature, "samples": BEST_OF, "seed": study.recipe.dpo.seed}
-    return evaluate_answers("best", study.test, best, model=study.settings["model"], decoding=decoding)
-
-
-def stop_loop(answer: Answer) -> Answer:
-    """An unfinished answer that loops, cut after the first round of the loop. Other answers are returned unchanged."""
-    text = answer.text
-    if answer.finished or not loop_reason(text):
-        return answer
-    low, high = 0, len(text)  # bisect for the shortest beginning that loops
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if loop_reason(text[:middle]) else (middle, high)
-    tail = text[:high][-15:]
-    first = text.find(tail)  # the first round ends where this text occurs for the first time
-    end = first + len(tail) if 0 <= first < high - len(tail) else high
-    return Answer(text[:end], max(1, round(answer.n_tokens * end / len(text))), True)

@@ -7,28 +7,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.environment import describe, peak_memory_gib
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.html import paragraph, table
 from dpo_workbench.evaluation.report import ReportTable, write_report
 from dpo_workbench.evaluation.run import Evaluation, sees_line
 from dpo_workbench.evaluation.statistics import holm, paired_difference, paired_p, wilson, win_rate
 from dpo_workbench.evaluation.verdict import Verdict, paired_rows, verdict
 from dpo_workbench.evaluation.wording import text_table
-from dpo_workbench.models.loading import load_adapter
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.plots.evaluation import DifferencesDisplay
 from dpo_workbench.studies.arms import ARMS, COST_HEADER, Cost, run_arm
 from dpo_workbench.studies.recipe import Recipe
-from dpo_workbench.studies.side_effects import HEADER as EFFECTS_HEADER
-from dpo_workbench.studies.side_effects import SideEffects, side_effects
 from dpo_workbench.studies.study import Study, open_study
 from dpo_workbench.tasks.task import Task
 
+BASELINE = "sft"
 HEADER = (
     "arm", "failed", "95 % interval", "score", "change", "95 % interval", "Holm p", "wins", "tokens",
 )  # fmt: skip
@@ -36,20 +32,18 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """The arms on the same prompts, each compared with `baseline`."""
+    """The arms on the same prompts, each compared with `BASELINE`."""
 
     arms: dict[str, Evaluation]
     costs: dict[str, Cost]
     holes: dict[str, str]  # arm -> why it has no result
-    baseline: str = "sft"
     folder: Path | None = None
-    effects: SideEffects | None = None  # of DPO
     context: dict[str, Any] = field(default_factory=dict)  # further arguments for `verdict`
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per arm: failures and score; except for the baseline also score difference, Holm's p and wins."""
-        base = self._arm(self.baseline)
-        paired = {name: paired_rows(base, arm) for name, arm in self.arms.items() if name != self.baseline}
+        base = self._arm(BASELINE)
+        paired = {name: paired_rows(base, arm) for name, arm in self.arms.items() if name != BASELINE}
         values = {n: ([b.value or 0.0 for b, _ in p], [a.value or 0.0 for _, a in p]) for n, p in paired.items()}
         groups = {name: [b.group for b, _ in pairs] for name, pairs in paired.items()}
         adjusted = dict(zip(paired, holm([paired_p(*values[n], groups[n]) for n in paired]), strict=True))
@@ -73,46 +67,20 @@ class Comparison:
         return self.arms[name]
 
     def verdict(self, after: str = "sft+dpo", control: str | None = "sft+sft on chosen") -> Verdict:
-        """`verdict` of one arm against the baseline, with the side effects of DPO where they were measured.
-
-        Raises:
-            WorkbenchError: the arm or the baseline has no answers.
-        """
-        effects = self.effects if after == "sft+dpo" else None
-        return verdict(
-            self._arm(self.baseline),
-            self._arm(after),
-            control=self.arms.get(control or ""),
-            effects=effects,
-            **self.context,
-        )
-
-    @cached_property
-    def table(self) -> list[tuple[str, ...]]:
-        """Rows for `HEADER`."""
-        return [_cells(row) for row in self.rows()]
-
-    @property
-    def cost_rows(self) -> list[tuple[str, ...]]:
-        """Rows for ("arm", *COST_HEADER)."""
-        return [(name, *cost.row()) for name, cost in self.costs.items()]
+        """`verdict` of one arm against the baseline."""
+        given = self._arm(BASELINE), self._arm(after)
+        return verdict(*given, control=self.arms.get(control or ""), **self.context)
 
     def plot(self) -> Any:
         """Forest plot of the score differences from the baseline; see `DifferencesDisplay`."""
-        return DifferencesDisplay.from_rows(self.rows(), self.baseline).plot()
-
-    def _notes(self) -> list[str]:
-        detectable = sees_line(self._arm(self.baseline).n, 0.2, ", if 20 % of them change")
-        return [detectable, *(f"{name}: no result ({why})" for name, why in self.holes.items())]
+        return DifferencesDisplay.from_rows(self.rows(), BASELINE).plot()
 
     def __str__(self) -> str:
-        return "\n".join([text_table([HEADER, *self.table]), *self._notes()])
+        detectable = sees_line(self._arm(BASELINE).n, 0.2, ", if 20 % of them change")
+        holes = [f"{name}: no result ({why})" for name, why in self.holes.items()]
+        return "\n".join([text_table([HEADER, *map(_cells, self.rows())]), detectable, *holes])
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        notes = "".join(paragraph(note) for note in self._notes())
-        return table(HEADER, self.table) + notes + table(("arm", *COST_HEADER), self.cost_rows)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -138,7 +106,6 @@ def compare(
     split: str = "test",
     folder: str | Path | None = None,
     seed: int = 0,
-    effects: bool = False,
     show: bool = True,
 ) -> Comparison:
     """Run arms from one fine-tuned start on the same held-out prompts.
@@ -157,11 +124,6 @@ def compare(
         split: whose prompts are answered. Use `dev` while you choose settings.
         folder: for all results; `runs/compare-MODEL-TASK` by default.
         seed: of mining, training and sampling.
-        effects: also measure the side effects of DPO (see `side_effects`).
-        show: progress bars and messages.
-
-    Raises:
-        WorkbenchError: an arm is unknown, or a step that all arms share fails.
     """
     unknown = [name for name in arms if name not in ARMS]
     if unknown or not arms:
@@ -180,20 +142,11 @@ def compare(
         except (WorkbenchError, RuntimeError, ArithmeticError, MemoryError) as error:
             holes[arm] = str(error).split("\n")[0]
             study.say(f"{arm}: no result. {holes[arm]}")
-    measured = _effects(study) if effects and "sft+dpo" in done else None
-    result = Comparison(done, costs, holes, "sft", study.folder, measured, context)
-    if "sft" in done:
+    result = Comparison(done, costs, holes, study.folder, context)
+    if BASELINE in done:
         command = f"dpo-workbench arms --model {model} --task {study.settings['task']} --split {split} --seed {seed}"
         write_results(study, result, command)
     return result
-
-
-def _effects(study: Study) -> SideEffects:
-    def measure() -> SideEffects:
-        after = load_adapter(study.base, study.folder / "dpo" / "adapter")
-        return side_effects(study.start, after, study.task, show=study.show)
-
-    return study.cached("side_effects.json", measure, SideEffects.save, SideEffects.load)
 
 
 def write_results(study: Study, result: Comparison, command: str) -> Path:
@@ -209,7 +162,6 @@ def write_results(study: Study, result: Comparison, command: str) -> Path:
         "holes": result.holes,
         "pairs": study.pairs.summary(),
         "training": json.loads(training.read_text(encoding="utf-8")) if training.is_file() else None,
-        "side_effects": result.effects.to_dict() if result.effects else None,
         "verdict": {"outcome": decided.outcome, "text": decided.text, "numbers": decided.numbers} if decided else None,
         "times": {
             "date": date.today().isoformat(),
@@ -222,14 +174,13 @@ def write_results(study: Study, result: Comparison, command: str) -> Path:
         found = study.found
         headroom = found.headroom(found.settings["target"]).to_dict()
         results["mined"] = {"failures": dict(found.failures), "samples": found.n_samples, "headroom": headroom}
+    costs = [(name, *cost.row()) for name, cost in result.costs.items()]
     tables = [
-        ReportTable(f"Each arm compared with {result.baseline}", HEADER, result.table),
-        ReportTable("What each arm cost in addition to the fine-tuned start", ("arm", *COST_HEADER), result.cost_rows),
+        ReportTable(f"Each arm compared with {BASELINE}", HEADER, list(map(_cells, rows))),
+        ReportTable("What each arm cost in addition to the fine-tuned start", ("arm", *COST_HEADER), costs),
     ]
-    if result.effects:
-        tables.append(ReportTable("Side effects of DPO, on dev prompts", EFFECTS_HEADER, result.effects.rows()))
     if result.holes:
         tables.append(ReportTable("Arms without a result", ("arm", "why"), list(result.holes.items())))
-    changes = DifferencesDisplay.from_rows(rows, result.baseline)
-    displays = {f"Change of the score compared with {result.baseline}": changes} if changes.names else {}
+    changes = DifferencesDisplay.from_rows(rows, BASELINE)
+    displays = {f"Change of the score compared with {BASELINE}": changes} if changes.names else {}
     return write_report(study.folder, results, result.arms, decided, tables=tables, displays=displays)

@@ -20,15 +20,10 @@ from dpo_workbench.tasks.task import Task
 STEPS = {
     "base": "Step 1 of 5: the base model answers {n} held-out prompts.",
     "sft": "Step 2 of 5: the fine-tuned model answers the same prompts. DPO starts from this model.",
-    "pairs": (
-        "Step 3 of 5: the fine-tuned model answers training prompts several times. Answers that fail become rejected "
-        "answers, and better answers of the same model become chosen ones."
-    ),
+    "pairs": "Step 3 of 5: it answers training prompts several times. Its failures are paired with its better answers.",
     "sft+dpo": "Step 4 of 5: train with DPO on these pairs, then answer the held-out prompts again.",
-    "sft+sft on chosen": (
-        "Step 5 of 5: the control. Fine-tune on the chosen answers alone, for as many steps. If this helps as much, "
-        "you don't need DPO."
-    ),
+    "sft+sft on chosen": "Step 5 of 5: the control. Fine-tune on the chosen answers alone. If this helps as much, you "
+    "don't need DPO.",
 }
 DEMO_ARMS = tuple(name for name in STEPS if name != "pairs")
 
@@ -56,15 +51,9 @@ def demo(
         adapter: folder of a fine-tuned LoRA adapter to start from, instead of the shipped one.
         recipe: other sizes and settings.
         seed: of mining, training order and adapters.
-        show: progress bars and messages.
-
-    Raises:
-        WorkbenchError: a step failed; the finished ones stay in the folder.
     """
     if from_scratch and adapter:
-        raise WorkbenchError(
-            "`from_scratch` trains the fine-tuned adapter and `adapter` gives one. Leave one of them out."
-        )
+        raise WorkbenchError("`from_scratch` trains the adapter and `adapter` gives one. Leave one of them out.")
     folder = folder or Path("runs") / f"demo-{Path(model_name).name}"
     given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "from_scratch": from_scratch}
     study = open_study(model_name, task_name, folder, **given, seed=seed, show=show)
@@ -77,7 +66,7 @@ def demo(
             study.pairs  # noqa: B018 - mined on first use
         else:
             arms[step], costs[step] = run_arm(study, step)
-    result = Comparison(arms, costs, {}, "sft", study.folder, context=study.verdict_context)
+    result = Comparison(arms, costs, {}, study.folder, study.verdict_context)
     write_results(study, result, command(study))
     return result
 

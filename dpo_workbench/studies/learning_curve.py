@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from dpo_workbench.tasks.task import Split
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train
 
-LEVEL = 0.8
 WORTH = 0.01  # a gain below one point is not worth the labelling
 # Name -> (f, shapes). f(n, scale, shape) is the share of the way from the value at 0 pairs to the limit after n pairs.
 FAMILIES: dict[str, tuple[Callable[[np.ndarray, float, float], np.ndarray], tuple[float, ...]]] = {
@@ -71,13 +69,6 @@ class Curve:
         """Mean over the seeds, shape (sizes,)."""
         return np.array([np.mean(row) for row in self.values])
 
-    @cached_property
-    def noise(self) -> float | None:
-        """Standard deviation of one run around the mean of its size, pooled; None without repeated seeds."""
-        free = sum(len(row) - 1 for row in self.values)
-        squares = sum(float(((np.array(row) - np.mean(row)) ** 2).sum()) for row in self.values)
-        return float(np.sqrt(squares / free)) if free else None
-
     def forecast(self, size: int) -> Forecast:
         """The measure at `size` pairs, see `forecast`."""
         return forecast(self, size)
@@ -85,13 +76,15 @@ class Curve:
     def flags(self) -> list[str]:
         """Reasons not to trust a forecast: the curve falls again, or the seeds differ a lot."""
         found, means = [], self.means if self.higher_is_better else -self.means
-        noise = max(self.noise or 0.02, 0.005)
+        repeats = sum(len(row) - 1 for row in self.values)
+        squares = sum(float(((np.array(row) - np.mean(row)) ** 2).sum()) for row in self.values)
+        noise = np.sqrt(squares / repeats) if repeats else 0.02  # standard deviation of one run
         best = int(means.argmax())
-        standard_error = noise * np.sqrt(1 / len(self.values[best]) + 1 / len(self.values[-1]))
+        standard_error = max(noise, 0.005) * np.sqrt(1 / len(self.values[best]) + 1 / len(self.values[-1]))
         if means[best] - means[-1] > 3 * standard_error:
             found.append(f"it is better at {self.sizes[best]} pairs than at {self.sizes[-1]}")
-        if self.noise is not None and self.noise > 0.08:
-            found.append(f"seeds differ by {100 * self.noise:.0f} points (one standard deviation)")
+        if noise > 0.08:
+            found.append(f"seeds differ by {100 * noise:.0f} points (one standard deviation)")
         return found
 
 
@@ -108,11 +101,10 @@ class Forecast:
     gain_high: float
     families: dict[str, float]  # posterior weights
     flags: tuple[str, ...] = ()
-    level: float = LEVEL
 
     def __str__(self) -> str:
         text = (
-            f"at {self.size} pairs {self.estimate:.3f} ({100 * self.level:.0f} %: {self.low:.3f} to {self.high:.3f}), "
+            f"at {self.size} pairs {self.estimate:.3f} (80 %: {self.low:.3f} to {self.high:.3f}), "
             f"a gain of {100 * self.gain:+.1f} points ({100 * self.gain_low:+.1f} to {100 * self.gain_high:+.1f})"
         )
         return f"{text}; don't rely on it: {'; '.join(self.flags)}" if self.flags else text
@@ -120,10 +112,8 @@ class Forecast:
     __repr__ = __str__
 
 
-def forecast(
-    curve: Curve, size: int, *, level: float = LEVEL, runs: int | None = None, only: Sequence[str] = tuple(FAMILIES)
-) -> Forecast:
-    """The measure at `size` pairs with an interval, by Bayesian averaging over the families.
+def forecast(curve: Curve, size: int, *, runs: int | None = None, only: Sequence[str] = tuple(FAMILIES)) -> Forecast:
+    """The measure at `size` pairs with an 80 % interval, by Bayesian averaging over the families.
 
     For a given family, scale, shape and noise the curve is linear in its start and its limit, with Gaussian priors, so
     the posterior is exact. The others form a grid of about 1,000 points, weighted by marginal likelihood.
@@ -131,15 +121,13 @@ def forecast(
     Args:
         curve: what was measured.
         size: number of pairs, at least 1; it may be smaller than the largest size.
-        level: of the intervals, between 0 and 1.
         runs: None forecasts the mean over all seeds; a number the mean of that many runs, including their noise.
         only: names of the families to use.
     """
     unknown = [name for name in only if name not in FAMILIES]
-    if unknown or not only or size < 1 or not 0 < level < 1:
+    if unknown or not only or size < 1:
         raise WorkbenchError(
-            f"A forecast needs a size of at least 1, a level between 0 and 1 and some of {', '.join(FAMILIES)}. Got "
-            f"size {size}, level {level}, {list(only)}."
+            f"A forecast needs a size of at least 1 and some of {', '.join(FAMILIES)}. Got {size} and {list(only)}."
         )
     last, sign = curve.sizes[-1], 1 if curve.higher_is_better else -1
     names, ways = _family_values(np.array([*curve.sizes, size, last], dtype=float), only)
@@ -151,12 +139,10 @@ def forecast(
     value_means = mean[..., 0] + at_size * mean[..., 1]
     value_variances = cov[..., 0] + 2 * at_size * cov[..., 1] + at_size**2 * cov[..., 2] + extra
     gain_means, gain_variances = step * mean[..., 1], step**2 * cov[..., 2] + extra
-    tail = (1 - level) / 2
-    low, estimate, high = np.clip(_quantiles(weights, value_means, value_variances, tail), 0, 1)
-    gain_low, gain, gain_high = sorted(sign * q for q in _quantiles(weights, gain_means, gain_variances, tail))
+    low, estimate, high = np.clip(_quantiles(weights, value_means, value_variances), 0, 1).tolist()
+    gain_low, gain, gain_high = sorted(sign * q for q in _quantiles(weights, gain_means, gain_variances))
     families = {name: float(weights[names == name].sum()) for name in only}
-    flags = tuple(curve.flags())
-    return Forecast(size, float(estimate), float(low), float(high), gain, gain_low, gain_high, families, flags, level)
+    return Forecast(size, estimate, low, high, gain, gain_low, gain_high, families, tuple(curve.flags()))
 
 
 def _family_values(sizes: np.ndarray, only: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -168,14 +154,10 @@ def _family_values(sizes: np.ndarray, only: Sequence[str]) -> tuple[np.ndarray, 
 
 
 def _posteriors(curve: Curve, ways: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bayesian linear regression of each curve shape for each noise, in closed form.
+    """Bayesian linear regression of each curve shape, with values `ways` (shapes, sizes), for each noise.
 
-    Args:
-        ways: family values at the curve's sizes (and others behind them), shape (shapes, sizes).
-
-    Returns:
-        Posterior weights (shapes, noises); means of start and whole way (shapes, noises, 2); and their variances and
-        covariance (shapes, noises, 3), in the order start, both, way.
+    Returns the posterior weights (shapes, noises), the means of start and whole way (shapes, noises, 2), and their
+    variances and covariance (shapes, noises, 3), in the order start, both, way.
     """
     x = np.repeat(ways[:, : len(curve.sizes)], [len(row) for row in curve.values], axis=1)  # (shapes, runs)
     y = np.array([v for row in curve.values for v in row])
@@ -192,8 +174,8 @@ def _posteriors(curve: Curve, ways: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return weights / weights.sum(), mean, cov
 
 
-def _quantiles(weights: np.ndarray, means: np.ndarray, variances: np.ndarray, tail: float) -> list[float]:
-    """Lower quantile, median and upper quantile of a mixture of normal distributions."""
+def _quantiles(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> list[float]:
+    """The 10 %, 50 % and 90 % quantiles of a mixture of normal distributions."""
     large = weights > 1e-7
     weights, means = weights[large] / weights[large].sum(), means[large]
     sds = np.maximum(np.sqrt(variances[large]), 1e-9)
@@ -202,7 +184,7 @@ def _quantiles(weights: np.ndarray, means: np.ndarray, variances: np.ndarray, ta
         return float(weights @ ndtr((x - means) / sds)) - q
 
     bounds = float((means - 9 * sds).min()), float((means + 9 * sds).max())
-    return [brentq(below, *bounds, args=(q,)) for q in (tail, 0.5, 1 - tail)]
+    return [brentq(below, *bounds, args=(q,)) for q in (0.1, 0.5, 0.9)]
 
 
 @dataclass(frozen=True)
@@ -215,7 +197,7 @@ class DataAdvice:
 
     def __str__(self) -> str:
         seen = self.forecast
-        gains = f"{100 * seen.gain_low:+.0f} to {100 * seen.gain_high:+.0f} points ({100 * seen.level:.0f} %)"
+        gains = f"{100 * seen.gain_low:+.0f} to {100 * seen.gain_high:+.0f} points (80 %)"
         if self.decision == "label more":
             text = f"label {self.more} more: {gains}"
         else:
@@ -225,22 +207,21 @@ class DataAdvice:
     __repr__ = __str__
 
 
-def advise(curve: Curve, more: int = 200, *, worth: float = WORTH) -> DataAdvice:
+def advise(curve: Curve, more: int = 200) -> DataAdvice:
     """Should you label `more` pairs?
 
-    `label more` where the median gain is `worth` or more and the low end of its interval is above zero. `enough` where
-    even the high end is below `worth`. Otherwise, or when the curve is flagged, `cannot tell`.
+    `label more` where the median gain is a point (0.01) or more and the low end of its interval is above zero. `enough`
+    where even the high end is below a point. Otherwise, or when the curve is flagged, `cannot tell`.
 
     Args:
         curve: from `learning_curve(...).curve()`, or your own measurements.
         more: pairs to add to the largest size that was run.
-        worth: the smallest gain that is worth it (0.01 is one point).
     """
     seen = forecast(curve, curve.sizes[-1] + more)
     decision = "cannot tell"
-    if not seen.flags and seen.gain_high < worth:
+    if not seen.flags and seen.gain_high < WORTH:
         decision = "enough"
-    elif not seen.flags and seen.gain >= worth and seen.gain_low > 0:
+    elif not seen.flags and seen.gain >= WORTH and seen.gain_low > 0:
         decision = "label more"
     return DataAdvice(decision, more, seen)
 
@@ -249,7 +230,7 @@ def advise(curve: Curve, more: int = 200, *, worth: float = WORTH) -> DataAdvice
 class LearningCurve:
     """What `learning_curve` measured, for each size and seed."""
 
-    points: tuple[dict[str, Any], ...]  # size, seed, score, failed (share), mined (share), mean_tokens
+    points: tuple[dict[str, Any], ...]  # size, seed, score, failed (share), mined (share)
 
     def curve(self, metric: str = "score") -> Curve:
         """One measure: `score`, `failed` or `mined`."""
@@ -287,7 +268,6 @@ def learning_curve(
 
     Args:
         start: the model before DPO.
-        pairs: at least as many as the largest size.
         test: prompts to answer; use dev prompts while you decide about data.
         config: of each run; its seed is replaced.
         sizes: numbers of pairs, rising.
@@ -295,10 +275,6 @@ def learning_curve(
         folder: for the results of each run.
         target: failure classes that count as `mined`.
         probe: as in `train`.
-        show: progress bars and one line per run.
-
-    Raises:
-        WorkbenchError: the sizes do not rise, or there are fewer pairs.
     """
     if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] > len(pairs) or not seeds:
         raise WorkbenchError(
@@ -306,16 +282,16 @@ def learning_curve(
             f"{list(sizes)} and {list(seeds)}. Choose smaller sizes, or mine more pairs."
         )
     folder = Path(folder)
-    before = _cached(folder / "start.json", lambda: evaluate(start, test, name="sft", show=show))
-    points = [_point(before, 0, 0, target)]
-    for seed, size in product(seeds, sizes):
-
-        def run(seed: int = seed, size: int = size) -> Evaluation:
-            settings = replace(config, seed=seed, held_out=0.0)
-            trained = train(start, nested(pairs, size, seed), settings, probe=probe, show=False)
-            return evaluate(trained.model, test, name=f"{size} pairs, seed {seed}", show=False)
-
-        after = _cached(folder / f"{size}-{seed}.json", run)
+    points = []
+    for seed, size in [(0, 0), *product(seeds, sizes)]:
+        file = folder / f"{size}-{seed}.json"
+        if not file.is_file():
+            model = start
+            if size:
+                settings = replace(config, seed=seed, held_out=0.0)
+                model = train(start, nested(pairs, size, seed), settings, probe=probe, show=False).model
+            evaluate(model, test, name=f"{size} pairs, seed {seed}", show=False).save(file)
+        after = Evaluation.load(file)
         points.append(_point(after, size, seed, target))
         if show:
             print(f"{size} pairs, seed {seed}: {after.n_failed} of {after.n} failed, score {after.mean_score:.3f}")
@@ -331,18 +307,6 @@ def nested(pairs: Pairs, size: int, seed: int) -> Pairs:
     return Pairs(sorted(pairs, key=lambda p: (order[p.prompt], p.id))[:size], pairs.task)
 
 
-def _cached(file: Path, work: Callable[[], Evaluation]) -> Evaluation:
-    if not file.is_file():
-        work().save(file)
-    return Evaluation.load(file)
-
-
 def _point(found: Evaluation, size: int, seed: int, target: Sequence[str]) -> dict[str, Any]:
-    return {
-        "size": size,
-        "seed": seed,
-        "score": found.mean_score,
-        "failed": found.failed_share,
-        "mined": sum(found.share(name) for name in target),
-        "mean_tokens": found.mean_tokens,
-    }
+    mined = sum(found.share(name) for name in target)
+    return {"size": size, "seed": seed, "score": found.mean_score, "failed": found.failed_share, "mined": mined}

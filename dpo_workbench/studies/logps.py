@@ -1,4 +1,4 @@
-"""Log-probabilities and hidden states of given answers, without gradients, in the packed batches that training uses."""
+"""Log-probabilities of given answers, without gradients, in the packed batches that training uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from dpo_workbench.common.progress import progress
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.training.batches import micro_batches
@@ -30,10 +29,11 @@ def sum_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[A
 
 def mean_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
     """`sum_logps` divided by the number of tokens of each answer (nats per token)."""
-    rows = answer_rows(model, prompts, answers)
-    lengths = [[len(ids) for ids in row.answer_ids] for row in rows]
+    found = []
     sums = sum_logps(model, prompts, answers)
-    return [[s / n for s, n in zip(*both, strict=True)] for both in zip(sums, lengths, strict=True)]
+    for row, of_row in zip(answer_rows(model, prompts, answers), sums, strict=True):
+        found.append([s / len(ids) for s, ids in zip(of_row, row.answer_ids, strict=True)])
+    return found
 
 
 def answer_rows(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[Row]:
@@ -52,28 +52,19 @@ def _answer_ids(model: Model, answer: Answer | str) -> tuple[int, ...]:
 
 
 def values_by_row(
-    model: Model,
-    rows: Sequence[Row],
-    read: Callable[[nn.Module, Batch], Mapping[str, T]],
-    *,
-    label: str = "",
-    show: bool = False,
+    model: Model, rows: Sequence[Row], read: Callable[[nn.Module, Batch], Mapping[str, T]]
 ) -> dict[str, T]:
     """Run `read(network, batch)` on batches of the rows and merge what it returns by row id.
 
     Batches that do not fit into memory are halved and tried again.
-
-    Args:
-        label, show: name of the progress bar, and whether there is one.
     """
     settings = choose_packing(model, rows, TrainConfig())
 
     def attempt(config: TrainConfig) -> dict[str, T]:
         found: dict[str, T] = {}
-        with progress(len(rows), label, show) as advance, model.active() as network, torch.no_grad():
+        with model.active() as network, torch.no_grad():
             for batch in micro_batches(rows, model, config):
                 found |= read(network, batch)
-                advance(len(batch.ids))
         return found
 
     return rows_within_memory(attempt, rows, settings)[0]

@@ -74,9 +74,6 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
         task: the name of a built-in task, or any task. For a task of your own the sizes follow from the number of
             training prompts: a third of them (at most 300) are mined, and the others are used for fine-tuning, with
             enough epochs for about 1,600 rows.
-
-    Raises:
-        WorkbenchError: your task has fewer than 30 training prompts.
     """
     recipe = RECIPES.get(model_name, _SMOL)
     own = isinstance(task, Task) and not task.built_in

@@ -9,17 +9,15 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from dpo_workbench.common.interrupts import Interrupts
 from dpo_workbench.common.progress import progress
 from dpo_workbench.models.generation import Answer
-from dpo_workbench.models.loading import Model, load_adapter
+from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.logps import answer_rows, per_answer, values_by_row
 from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
@@ -58,18 +56,6 @@ class RewardModel:
         rewards = self.scores([p.prompt for p in pairs], answers)
         return statistics.fmean((c > r) + 0.5 * (c == r) for c, r in rewards)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the adapter and the head."""
-        folder = self.model.save(folder)
-        save_file({"head": self.head}, folder / "head.safetensors")
-        return folder
-
-    @classmethod
-    def load(cls, base: Model, folder: str | Path) -> RewardModel:
-        """Read what `save` wrote, and attach it to `base`."""
-        head = load_file(Path(folder) / "head.safetensors")["head"].to(base.device)
-        return cls(load_adapter(base, folder), head)
-
 
 def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show: bool = True) -> RewardModel:
     """Minimize -log sigmoid(r(chosen) - r(rejected)) (Bradley-Terry; arXiv 2203.02155, equation 1) with LoRA.
@@ -79,10 +65,6 @@ def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show:
         pairs: the pairs that the DPO arm trains on.
         config: batches, steps, learning rate, LoRA and order of the pairs, as in the DPO arm. The linear head has its
             own learning rate.
-        show: a progress bar.
-
-    Raises:
-        WorkbenchError: a loss or gradient is not finite, or a pair is too long.
     """
     rows = [with_second_end(model, row) for row in tokenize(model, map(pair_texts, pairs), config.max_tokens)]
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)

@@ -1,17 +1,13 @@
-"""`side_effects`: what training changed besides its target: other tasks, plain text, length and variety of answers."""
+"""`side_effects`: what training changed besides its target: other tasks, plain text, distance from the start."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.environment import data_folder
-from dpo_workbench.common.files import write_json
-from dpo_workbench.common.html import table
 from dpo_workbench.evaluation.run import evaluate
 from dpo_workbench.evaluation.statistics import Interval, mean_change, paired_difference
 from dpo_workbench.evaluation.verdict import paired_rows
@@ -43,7 +39,7 @@ class Effect:
         """True if the whole interval is on the worse side and the change is large enough to matter."""
         if self.worse == 0 or abs(self.change.estimate) < self.least:
             return False
-        return self.change.clear_below_zero if self.worse < 0 else self.change.clear_above_zero
+        return self.change.high < 0 if self.worse < 0 else self.change.low > 0
 
     def __str__(self) -> str:
         return (
@@ -67,36 +63,15 @@ class SideEffects:
         """Plain values, for JSON."""
         return [asdict(effect) | {"regression": effect.regression} for effect in self.effects]
 
-    def save(self, path: str | Path) -> Path:
-        """Write a JSON file."""
-        write_json(Path(path), self.to_dict())
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SideEffects:
-        """Read what `save` wrote."""
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-        for row in rows:
-            row.pop("regression")
-            row["change"] = Interval(**row["change"])
-        return cls(tuple(Effect(**row) for row in rows))
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Cells for `HEADER`."""
-        found: list[tuple[str, ...]] = []
+    def __str__(self) -> str:
+        rows: list[Sequence[str]] = [HEADER]
         for e in self.effects:
             interval = f"{e.change.low:+.3f} to {e.change.high:+.3f}"
             numbers = (f"{e.before:.3f}", f"{e.after:.3f}", f"{e.change.estimate:+.3f}", interval)
-            found.append((e.name, e.unit, *numbers, "worse" if e.regression else ""))
-        return found
-
-    def __str__(self) -> str:
-        return text_table([HEADER, *self.rows()])
+            rows.append((e.name, e.unit, *numbers, "worse" if e.regression else ""))
+        return text_table(rows)
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return table(HEADER, self.rows())
 
 
 def side_effects(
@@ -105,37 +80,28 @@ def side_effects(
     task: Task,
     *,
     others: Sequence[str | Task] | None = None,
-    text: Sequence[str] | None = None,
     prompts: int = 48,
-    seed: int = 0,
     show: bool = True,
 ) -> SideEffects:
     """Measure what training changed besides its target, on dev prompts.
 
     - Plain text and references: mean log-probability per token. Worse: a clear fall of 0.05 nats (5 % of perplexity).
     - KL from the start: mean log-ratio of answers sampled from the trained model, in nats per answer.
-    - Variety: share of distinct answers among 4 samples per prompt. Worse: a clear fall of 0.1.
     - Other tasks: mean score of greedy answers. Worse: a clear fall of 0.02.
 
     Args:
         before, after: two models with one tokenizer; they may share one network.
         task: that was trained on.
         others: tasks that were not trained on; by default the other built-in ones.
-        text: paragraphs; by default those of `data/plain_text.txt`.
         prompts: per task.
-        seed: of the sampling.
-        show: progress bars.
-
-    Raises:
-        WorkbenchError: the task has no dev prompts.
     """
     dev = task.dev[:prompts]
     asked = [example.prompt for example in dev]
-    paragraphs = list(text) if text is not None else plain_text()
+    paragraphs = plain_text()
     effects = [
         _likelihood("plain text", before, after, [""] * len(paragraphs), paragraphs),
         _likelihood("references", before, after, asked, [e.reference for e in dev]),
-        *_sampled(before, after, asked, task.max_new_tokens, seed),
+        _kl(before, after, asked, task.max_new_tokens),
     ]
     for other in task_names() if others is None else others:
         other = load_task(other) if isinstance(other, str) else other
@@ -150,30 +116,17 @@ def plain_text() -> list[str]:
     return [part.replace("\n", " ").strip() for part in text.split("\n\n") if part.strip()]
 
 
-def _effect(name: str, unit: str, old: Sequence[float], new: Sequence[float], worse: int, least: float) -> Effect:
-    return Effect(name, unit, statistics.fmean(old), statistics.fmean(new), mean_change(old, new), worse, least)
-
-
 def _likelihood(name: str, before: Model, after: Model, prompts: Sequence[str], texts: Sequence[str]) -> Effect:
     old, new = ([row[0] for row in mean_logps(m, prompts, [[t] for t in texts])] for m in (before, after))
-    return _effect(f"log-likelihood of {name}", "nats a token", old, new, worse=-1, least=0.05)
+    means = statistics.fmean(old), statistics.fmean(new)
+    return Effect(f"log-likelihood of {name}", "nats a token", *means, mean_change(old, new), worse=-1, least=0.05)
 
 
-def _sampled(before: Model, after: Model, prompts: Sequence[str], limit: int, seed: int) -> list[Effect]:
-    """KL, length and variety, from samples at temperature 1."""
-    old, new = (
-        generate(model, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit, seed=seed)
-        for model in (before, after)
-    )
-    start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, new)] for m in (before, after))
+def _kl(before: Model, after: Model, prompts: Sequence[str], limit: int) -> Effect:
+    answers = generate(after, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit)
+    start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, answers)] for m in (before, after))
     kl = mean_change(start, moved)
-    length_before, length_after = ([statistics.fmean(a.n_tokens for a in row) for row in drawn] for drawn in (old, new))
-    variety_before, variety_after = ([len({a.text for a in row}) / len(row) for row in drawn] for drawn in (old, new))
-    return [
-        Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, 0, 0.0),
-        _effect("answer length", "tokens", length_before, length_after, worse=0, least=0.0),
-        _effect("distinct answers", "share", variety_before, variety_after, worse=-1, least=0.1),
-    ]
+    return Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, worse=0, least=0.0)
 
 
 def _other_task(before: Model, after: Model, task: Task, prompts: int, show: bool) -> Effect:

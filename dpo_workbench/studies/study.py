@@ -15,7 +15,6 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_json
 from dpo_workbench.mining.branch import branch
 from dpo_workbench.mining.sample import Found, mine
-from dpo_workbench.models.generation import Answer, generate
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.recipe import Recipe, recipe_for
@@ -56,7 +55,13 @@ class Study:
     @cached_property
     def found(self) -> Found:
         """Answers of the fine-tuned model to training prompts, judged, with better endings for failed answers."""
-        found = self.cached("mined.json", self._mine, Found.save, lambda file: Found.load(file, self.task))
+        file = self.folder / "mined.json"
+        if file.is_file():
+            self.say("mined.json: read from the folder")
+            found = Found.load(file, self.task)
+        else:
+            found = self._mine()
+            found.save(file)
         self.say(f"{found}\nHeadroom: {found.headroom(found.settings['target'])}")
         return found
 
@@ -85,18 +90,6 @@ class Study:
         self.say(repr(pairs))
         return pairs
 
-    @cached_property
-    def samples(self) -> list[list[Answer]]:
-        """`BEST_OF` sampled answers of the fine-tuned model to each test prompt."""
-        return generate(
-            self.start,
-            [example.prompt for example in self.test],
-            samples=BEST_OF,
-            temperature=self.recipe.temperature,
-            max_new_tokens=self.task.max_new_tokens,
-            seed=self.recipe.dpo.seed,
-        )
-
     @property
     def verdict_context(self) -> dict[str, Any]:
         """What `verdict` needs besides evaluations: pairs and, where they were mined, target and headroom."""
@@ -106,30 +99,16 @@ class Study:
         return {"pairs": self.pairs, "mined": target, "headroom": self.found.headroom(target)}
 
     def fit(self, stage: str, train: Callable[..., Run]) -> Run:
-        """Train with the study's probe and folder, and save the adapter. A stopped run continues where it stopped.
-
-        Raises:
-            KeyboardInterrupt: the run was interrupted; a half-trained model must not be evaluated as if it were done.
-        """
+        """Train with the study's probe and folder, and save the adapter. A stopped run continues where it stopped."""
         folder, probe = self.folder / stage, self.task.dev[: self.recipe.probe_prompts]
         run = train(probe=probe, folder=folder, show=self.show)
-        if not run.finished:
+        if not run.finished:  # a half-trained model must not be evaluated as if it were done
             raise KeyboardInterrupt
         run.model.save(folder / "adapter")
         facts = {"history": run.history, "probes": run.probes, "best_step": run.best_step, "finished": run.finished}
         write_json(folder / "training.json", facts)
         self.say(repr(run))
         return run
-
-    def cached(self, name: str, work: Callable[[], Any], save: Callable, load: Callable) -> Any:
-        """A step's result from its file, or from `work`, which is saved before it is returned."""
-        file = self.folder / name
-        if file.is_file():
-            self.say(f"{name}: read from the folder")
-            return load(file)
-        value = work()
-        save(value, file)
-        return value
 
     def say(self, text: str) -> None:
         """Print a line, unless the study is silent."""
@@ -150,11 +129,7 @@ def open_study(
     seed: int = 0,
     show: bool = True,
 ) -> Study:
-    """Load task and model, and open the folder. See `demo` and `compare` for the arguments.
-
-    Raises:
-        WorkbenchError: the folder holds a study with other settings.
-    """
+    """Load task and model, and open the folder. See `demo` and `compare` for the arguments."""
     name = task.name if isinstance(task, Task) else str(task)
     task = with_all_splits(task if isinstance(task, Task) else load_task(task))
     recipe = recipe or recipe_for(model, task)
@@ -179,8 +154,6 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         write_json(mark, settings)
         return
     known = json.loads(mark.read_text(encoding="utf-8"))
-    known.pop("arms", None)  # written by earlier versions of the demo, which had no split and no digest of the prompts
-    known = {"split": "test", "prompts": settings["prompts"], **known}
     if known != json.loads(json.dumps(settings)):
         raise WorkbenchError(
             f"A run folder holds one run. {folder} holds a run with other settings (see its settings.json). Choose "

@@ -25,7 +25,7 @@ def evaluations(arm):
 
     made = {"base": arm("base", failures(50)), "sft": arm("sft", failures(30))}
     made |= {"sft+dpo": arm("sft+dpo", [None, *failures(4)[:-2], "loop"])}
-    made |= {"sft+sft on chosen": arm("more", failures(20))}
+    made |= {"sft+sft on chosen": arm("sft+sft on chosen", failures(20))}
     rows = tuple(replace(row, answer=HOSTILE, prompt=HOSTILE, explanation=HOSTILE) for row in made["sft"].rows)
     other = tuple(replace(row, prompt=HOSTILE) for row in made["sft+dpo"].rows)
     control = tuple(replace(row, prompt=HOSTILE) for row in made["sft+sft on chosen"].rows)
@@ -41,9 +41,7 @@ def results():
         "machine": {"cores": 2, "torch": "2.13"},
         "mined": {"headroom": {"text": "Worth a try: <i>54 %</i>", "forecast": 0.54}},
         "training": {
-            "history": [
-                {"step": i, "loss": 0.7 - 0.1 * i, "rewards/margins": 0.1 * i, "seconds": 0.2} for i in (1, 2, 3)
-            ],
+            "history": [{"step": i, "loss": 0.7 - 0.1 * i, "rewards/margins": 0.1 * i} for i in (1, 2, 3)],
             "probes": [{"step": k, "score": 0.6 + k / 10, "failed": 0.4, "chosen_logratio": -0.1} for k in (0, 3)],
             "best_step": 3,
         },
@@ -72,7 +70,7 @@ def write(folder, results, evaluations):
 def test_the_page_is_whole(tmp_path, results, evaluations):
     path, decided = write(tmp_path, results, evaluations)
     page = path.read_text(encoding="utf-8")
-    for part in ("Worth it", "Arms on the same", "mean tokens", "Training", "Headroom", "chosen log-ratio", "kept"):
+    for part in ("Worth it", "Arms on the same", "mean tokens", "Training", "Headroom", "kept"):
         assert part in page
     for part in ("fixed", "broken", "failed in both", "settings.dpo.lr", "machine.torch", "dpo-workbench demo nano"):
         assert part in page
@@ -111,7 +109,6 @@ def test_both_colours_are_set_for_light_and_dark(tmp_path, results, evaluations)
 def test_two_runs_differ_only_in_times(tmp_path, results, evaluations):
     write(tmp_path / "a", results, evaluations)
     later = json.loads(json.dumps(results)) | {"times": {"total_seconds": 99.0, "date": "2027-01-01"}}
-    later["training"]["history"][0]["seconds"] = 7.7
     write(tmp_path / "b", later, evaluations)
     one, two = (json.loads((tmp_path / k / "results.json").read_text()) for k in "ab")
     assert one != two
@@ -123,16 +120,15 @@ def test_two_runs_differ_only_in_times(tmp_path, results, evaluations):
 
 def test_results_json_is_plain_sorted_and_rounded():
     text = results_json({"b": np.float32(0.1), "a": (math.nan, 1 / 3, np.int64(4)), "c": {"y": {2, 1}, "x": None}})
-    assert json.loads(text) == {"a": [None, 0.333333, 4], "b": 0.1, "c": {"x": None, "y": [1, 2]}, "times": {}}
-    assert list(json.loads(text)) == ["a", "b", "c", "times"]
+    assert json.loads(text) == {"a": [None, 0.333333, 4], "b": 0.1, "c": {"x": None, "y": [1, 2]}}
+    assert list(json.loads(text)) == ["a", "b", "c"]
 
 
-def test_arm_table_counts_loops_and_adjusts_p(evaluations):
-    table = {name: cells for name, *cells in arm_table(evaluations, evaluations["sft"])}
+def test_arm_table_counts_failures_of_each_class(evaluations):
+    table = {name: cells for name, *cells in arm_table(evaluations)}
     assert list(table)[:4] == ["arm", "n", "failed", "95 % interval"]
-    sft, dpo = table["arm"].index("sft"), table["arm"].index("sft+dpo")
+    sft = table["arm"].index("sft")
     assert table["failed"][sft] == "31 (51.7 %)" and table["loop"][sft] == "30"
-    assert table["p against sft"][sft] == "baseline" and table["p against sft"][dpo] == "< 0.001"
 
 
 def test_examples_show_the_fixed_and_the_broken(evaluations):

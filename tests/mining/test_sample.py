@@ -36,7 +36,8 @@ def test_every_prompt_has_its_scored_samples(found, toy_task) -> None:
                 assert s.failure in ("truncated", "loop", "empty")
     assert {None, "odd", "truncated"} <= {s.failure for _, samples in found.rows for s in samples}
     assert sum(found.failures.values()) == sum(s.failure is not None for _, x in found.rows for s in x)
-    assert found.settings == {"samples": 4, "temperature": 1.0, "max_new_tokens": 30, "seed": 3, "split": "train"}
+    settings = {"samples": 4, "temperature": 1.0, "max_new_tokens": 30, "seed": 3, "split": "train"}
+    assert found.settings == settings | {"greedy": False, "unscored": 0}
     assert "12 prompts, 48 samples" in repr(found)
 
 

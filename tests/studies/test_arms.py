@@ -7,9 +7,8 @@ import pytest
 
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models.generation import Answer
 from dpo_workbench.studies import arms as module
-from dpo_workbench.studies.arms import ARMS, stop_loop
+from dpo_workbench.studies.arms import ARMS
 from dpo_workbench.studies.compare import compare
 from dpo_workbench.studies.recipe import recipe_for
 
@@ -30,12 +29,9 @@ def test_every_arm_answers_the_same_prompts_and_costs_something(finished):
     assert len({cost.steps for cost in trained}) == 1 and all(cost.train_seconds > 0 for cost in trained)
     assert finished.costs["sft"].steps == 0 and finished.costs["sft"].train_seconds == 0
     assert all(cost.answer_seconds >= 0 for cost in finished.costs.values())
-    assert (
-        finished.costs["sft, reward best of 4"].sampled_tokens == finished.costs["sft, likeliest of 4"].sampled_tokens
-    )
+    assert [name for name, cost in finished.costs.items() if cost.sampled_tokens] == ["sft, reward best of 4"]
     text = str(finished)
-    assert all(name in text for name in ARMS) and "see differences of about" in text
-    assert "tokens sampled" in finished._repr_html_()
+    assert all(name in text for name in ARMS) and "can detect differences of about" in text
 
 
 def test_the_results_trace_to_the_file(finished):
@@ -45,7 +41,7 @@ def test_the_results_trace_to_the_file(finished):
     assert (finished.folder / "report.html").stat().st_size < 3_000_000
     assert finished.verdict().outcome == results["verdict"]["outcome"]
     display = finished.plot()
-    assert len(display.names) == len(ARMS) - 1 and "Against sft" in str(display)
+    assert len(display.names) == len(ARMS) - 1 and "Compared with sft" in str(display)
 
 
 def test_a_finished_arm_is_not_run_again(finished, monkeypatch):
@@ -61,9 +57,9 @@ def test_an_arm_that_fails_leaves_a_hole(finished, tmp_path, monkeypatch):
         raise RuntimeError("out of luck\nand more")
 
     monkeypatch.setitem(module.ARMS, "sft+unlikelihood", broken)
-    some = ("sft", "sft+unlikelihood", "sft, loop stop")
+    some = ("sft", "sft+unlikelihood", "sft, repetition penalty")
     done = compare("science", some, recipe=SMALL, split="dev", folder=tmp_path / "holes", show=False)
-    assert done.holes == {"sft+unlikelihood": "out of luck"} and set(done.arms) == {"sft", "sft, loop stop"}
+    assert done.holes == {"sft+unlikelihood": "out of luck"} and set(done.arms) == {"sft", "sft, repetition penalty"}
     assert "sft+unlikelihood: no result (out of luck)" in str(done)
     with pytest.raises(WorkbenchError, match="no answers"):
         done.verdict("sft+unlikelihood")
@@ -93,34 +89,18 @@ def test_without_the_baseline_nothing_is_compared(finished):
         alone.rows()
 
 
-@pytest.mark.parametrize(
-    ("text", "finished", "wanted"),
-    [
-        ("total: 12.00\n" * 20, False, "total: 12.00"),
-        ('{"a": 1, "b": [' + '{"name": "tea", "price": 1.20}, ' * 12, False, '{"a": 1, "b": [{"name": "tea"'),
-        ("a sentence that ends as it should.", True, "a sentence that ends as it should."),
-        ("a sentence that was cut in the mid", False, "a sentence that was cut in the mid"),
-    ],
-)
-def test_a_loop_ends_after_its_first_round(text, finished, wanted):
-    stopped = stop_loop(Answer(text, 100, finished))
-    assert stopped.text.startswith(wanted)
-    if stopped.text != text:
-        assert stopped.finished and len(stopped.text) < 0.4 * len(text) and stopped.n_tokens < 40
-
-
 def test_the_same_arms_from_the_shell(finished, run, tmp_path):
-    code, out, err = run("compare", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
+    code, out, err = run("report", str(finished.folder), str(finished.folder), "--out", str(tmp_path / "page"))
     assert code == 0 and "cannot tell" in out and (tmp_path / "page" / "report.html").is_file(), err
     file = finished.folder / "evaluations" / "base.json"
-    code, out, err = run("compare", str(finished.folder), str(file))
+    code, out, err = run("report", str(finished.folder), str(file))
     assert code == 0 and "Failed answers" in out
-    code, out, err = run("compare", str(finished.folder), str(tmp_path))
+    code, out, err = run("report", str(finished.folder), str(tmp_path))
     assert code == 1 and "evaluation must be a whole file" in err
 
 
 def test_runs_with_other_prompts_are_not_compared(finished, run, tmp_path):
     other = replace(finished.arms["sft"], rows=finished.arms["sft"].rows[:6])
     other.save(tmp_path / "other.json")
-    code, _, err = run("compare", str(finished.folder), str(tmp_path / "other.json"))
+    code, _, err = run("report", str(finished.folder), str(tmp_path / "other.json"))
     assert code == 1 and "same prompts" in err

@@ -1,7 +1,6 @@
 """The whole chain on nano, small: repeatable, resumable, and honest about what is in its folder."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -52,17 +51,6 @@ def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
     demo("nano", finished.folder, recipe=SMALL)
     out = capsys.readouterr().out
     assert "we planted the flaw" in out and PLANTED["receipts"][1] in out and "Step 5 of 5" in out
-
-
-def test_a_run_of_the_first_edition_is_continued(finished, tmp_path):
-    folder = tmp_path / "old"
-    shutil.copytree(finished.folder, folder)
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    old = {key: value for key, value in settings.items() if key not in ("split", "prompts")} | {"arms": list(DEMO_ARMS)}
-    (folder / "settings.json").write_text(json.dumps(old), encoding="utf-8")
-    for file in folder.glob("evaluations/*.cost.json"):
-        file.unlink()
-    assert demo("nano", folder, recipe=SMALL, show=False).rows() == finished.rows()
 
 
 def test_another_seed_mines_other_answers(finished, tmp_path):

@@ -7,22 +7,17 @@ import torch
 
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.studies.logps import mean_logps, sum_logps
-from dpo_workbench.studies.reward_model import RewardModel, train_reward_model
+from dpo_workbench.studies.reward_model import train_reward_model
 from dpo_workbench.training.config import TrainConfig
 
 CONFIG = TrainConfig(lr=3e-3, epochs=6, batch_size=4, held_out=0.0, probes=0)
 
 
-def test_reward_model_learns_its_pairs_and_comes_back_from_a_file(tiny, toy_pairs, tmp_path):
+def test_reward_model_learns_its_pairs(tiny, toy_pairs):
     reward = train_reward_model(tiny, toy_pairs, CONFIG, show=False)
     assert reward.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)  # the head starts at zero
     assert reward.history[-1]["loss"] < 0.5
     assert reward.accuracy(toy_pairs) > 0.9
-    again = RewardModel.load(tiny, reward.save(tmp_path / "reward"))
-    prompts = [p.prompt for p in toy_pairs]
-    both = [(p.chosen, p.rejected) for p in toy_pairs]
-    flat = [[value for row in which.scores(prompts, both) for value in row] for which in (again, reward)]
-    assert flat[0] == pytest.approx(flat[1], abs=1e-5)
 
 
 def test_a_reward_does_not_depend_on_the_answers_beside_it(tiny, toy_pairs):

@@ -1,10 +1,10 @@
-"""What training moved beside its target: measured on both models, saved whole, called a regression by its interval."""
+"""What training changed besides its target: measured on both models, called a regression by its interval."""
 
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.statistics import Interval
-from dpo_workbench.studies.side_effects import Effect, SideEffects, plain_text, side_effects
+from dpo_workbench.studies.side_effects import Effect, plain_text, side_effects
 from dpo_workbench.tasks.task import Example, Score, Task
 
 
@@ -15,25 +15,22 @@ def other_task() -> Task:
 
 
 def test_an_unchanged_model_has_no_effects(tiny, toy_task):
-    seen = side_effects(tiny, tiny, toy_task, others=[other_task()], text=["ab ab", "cd cd 12"], show=False)
+    seen = side_effects(tiny, tiny, toy_task, others=[other_task()], show=False)
     assert [e.name for e in seen.effects] == [
         "log-likelihood of plain text",
         "log-likelihood of references",
         "KL from the start",
-        "answer length",
-        "distinct answers",
         "task other",
     ]
     assert all(e.change.estimate == pytest.approx(0, abs=1e-6) for e in seen.effects) and not seen.regressions
 
 
-def test_a_changed_model_moves_and_the_file_holds_it_all(tiny, moved, toy_task, tmp_path):
-    seen = side_effects(tiny, moved, toy_task, others=[other_task()], text=["ab ab", "cd cd 12"], show=False)
+def test_a_changed_model_moves(tiny, moved, toy_task):
+    seen = side_effects(tiny, moved, toy_task, others=[other_task()], show=False)
     named = {e.name: e for e in seen.effects}
     assert named["KL from the start"].after > 0
     assert named["log-likelihood of plain text"].before != named["log-likelihood of plain text"].after
-    assert SideEffects.load(seen.save(tmp_path / "effects.json")) == seen
-    assert "KL from the start" in str(seen) and "nats an answer" in seen._repr_html_()
+    assert "KL from the start" in str(seen) and "nats an answer" in str(seen)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +51,7 @@ def test_a_regression_is_clear_and_large_enough(change, low, high, worse, least,
 
 def test_no_dev_prompts_is_an_error(tiny, toy_task):
     with pytest.raises(WorkbenchError, match="split 'dev'"):
-        side_effects(
-            tiny, tiny, Task("bare", {"dev": []}, toy_task.score, max_new_tokens=4), others=[], text=["a", "b"]
-        )
+        side_effects(tiny, tiny, Task("bare", {"dev": []}, toy_task.score, max_new_tokens=4), others=[])
 
 
 def test_plain_text_is_prose():
