@@ -37,10 +37,10 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig, *, who
     if config.packing and not model.uses_flex_attention:
         limit = min(limit, MAX_SDPA_TOKENS)
     if whole:
-        limit = _n_tokens(rows, config.packing)
+        limit = n_tokens(rows, config.packing)
     group: list[Row] = []
     for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
-        if group and _n_tokens([*group, row], config.packing) > limit:
+        if group and n_tokens([*group, row], config.packing) > limit:
             yield _batch(group, model, config)
             group = []
         group.append(row)
@@ -54,7 +54,7 @@ def _batch(rows: list[Row], model: Model, config: TrainConfig) -> Batch:
     return lay_out(rows, model.tokenizer.eos_token_id, model.device)
 
 
-def _n_tokens(rows: Sequence[Row], packing: bool) -> int:
+def n_tokens(rows: Sequence[Row], packing: bool) -> int:
     """Tokens of a batch, padding included."""
     if packing:
         return sum(row.n_tokens for row in rows)

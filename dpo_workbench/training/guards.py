@@ -12,6 +12,7 @@ import torch
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.memory import out_of_memory
+from dpo_workbench.training.batches import n_tokens
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.packing import Row
 
@@ -77,9 +78,10 @@ def smaller_micro_batches(
         WorkbenchError: micro-batches cannot be smaller and checkpointing is on.
     """
     reason = problem.strip().split("\n")[0][:200]
-    lengths = sorted(row.n_tokens for row in rows)
-    if not whole and len(lengths) > 1 and config.micro_tokens >= sum(lengths[:2]):
-        config = replace(config, micro_tokens=min(config.micro_tokens, sum(lengths)) // 2)
+    total = n_tokens(rows, config.packing)
+    shortest = sorted(rows, key=lambda row: row.n_tokens)[:2]
+    if not whole and len(rows) > 1 and config.micro_tokens >= n_tokens(shortest, config.packing):
+        config = replace(config, micro_tokens=min(config.micro_tokens, total) // 2)
         print(f"memory ran out ({reason}): continuing with micro_tokens={config.micro_tokens}", flush=True)
     elif not config.checkpointing:
         config = replace(config, checkpointing=True)
@@ -87,7 +89,7 @@ def smaller_micro_batches(
     elif whole and len(rows) > 1:
         raise WorkbenchError(
             f"All rows of a batch must fit into memory together, because the loss compares them. {len(rows)} rows "
-            f"({sum(lengths)} tokens) do not: {reason}. Lower batch_size, or choose another loss."
+            f"({total} tokens) do not: {reason}. Lower batch_size, or choose another loss."
         )
     else:
         longest = max(rows, key=lambda row: row.n_tokens)

@@ -163,7 +163,7 @@ def _smoothed(margin: Tensor, e: float) -> Tensor:
 
 
 class Loss(NamedTuple):
-    """A row of `LOSSES`. `function(logps, *settings)` returns shape (B,); its docstring has formula, example, use."""
+    """A row of `LOSSES`. `function(logps, *settings)` returns shape (B,); its docstring is the formula."""
 
     function: Callable[..., Tensor]
     settings: tuple[str, ...]  # the fields of `TrainConfig` that the function takes, in order
