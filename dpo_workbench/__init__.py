@@ -17,11 +17,7 @@ Names are imported when they are first used: `import dpo_workbench` needs neithe
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
-
-# large tensors on a CPU in huge pages: PyTorch looks when it first makes one, so import this package before it
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"
 
