@@ -152,5 +152,5 @@ def test_what_cannot_be_reported_is_refused(tmp_path, results, evaluations):
     with pytest.raises(WorkbenchError, match="at least one evaluation"):
         write_report(tmp_path, results, {})
     decided = verdict(evaluations["sft"], evaluations["sft+dpo"])
-    with pytest.raises(WorkbenchError, match="'sft' is missing"):
+    with pytest.raises(WorkbenchError, match="is missing. Pass the evaluations"):
         write_report(tmp_path, results, {"base": evaluations["base"]}, decided)
