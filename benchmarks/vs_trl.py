@@ -26,7 +26,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {"short": (60, 30, 8), "medium": (200, 75, 4), "long": (600, 60, 2)}  # prompt, each answer, pairs in a pass
-N_PAIRS = {"short": 16, "medium": 16, "long": 8}
+N_PAIRS = {"short": 16, "medium": 8, "long": 8}
 BATCH, LR = 8, 1e-5
 
 
