@@ -79,7 +79,7 @@ def paired_cell(world: World, passing: float, gain: float, studies: int, seed: i
         excludes = found.high < 0 or found.low > 0
         fixed, broken = int((was > now).sum()), int((now > was).sum())
         exact = excludes and s.mcnemar_exact(fixed, broken) < 0.05
-        clear += exact and s.paired_p(was.tolist(), now.tolist(), world.groups, seed=study) < 0.05
+        clear += exact and s.paired_p(was.tolist(), now.tolist(), world.groups) < 0.05
     seen = {"coverage": held / studies, "mean_width": width / studies}
     return seen | {("found" if gain else "false_wins"): clear / studies}
 
@@ -129,7 +129,7 @@ def arms_cell(world: World, passing: float, arms: int, studies: int, seed: int) 
     rng, groups, wrong = np.random.default_rng(seed), world.groups, 0
     for study in range(studies):
         base, *others = world.failures(rng, [1 - passing] * (arms + 1))
-        wrong += min(s.holm([s.paired_p(base.tolist(), arm.tolist(), groups, seed=study) for arm in others])) < 0.05
+        wrong += min(s.holm([s.paired_p(base.tolist(), arm.tolist(), groups) for arm in others])) < 0.05
     return {"false_wins": wrong / studies}
 
 

@@ -41,6 +41,8 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        # On mixtures of experts PEFT sets patterns for expert layers that this adapter does not cover.
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         torch.manual_seed(seed)
         if isinstance(network, PeftModel):
             network.add_adapter(name, config)
