@@ -1,12 +1,12 @@
-"""Which tokens attend to which in a pack: a single sequence that holds several answers to each of several prompts.
+"""Which tokens attend to which when a prompt and several answers to it are one sequence.
 
-A pack is laid out like this, here with two rows of one prompt and two answers each:
+A row is laid out like this:
 
-    prompt A | answer A1 | answer A2 | prompt B | answer B1 | answer B2
+    prompt | answer 1 | answer 2
 
-A token attends to earlier tokens of its own row, but only to those of the prompt (more exactly: of the beginning that
-all answers of the row share) and of its own answer. transformers accepts such a mask in place of the usual one: as a
-boolean tensor for PyTorch's scaled dot-product attention (SDPA), or as a block mask for FlexAttention.
+A token attends to earlier tokens, but only to those of the prompt (more exactly: of the beginning that all answers of
+the row share) and of its own answer. transformers accepts such a mask in place of the usual one: as a boolean tensor
+for PyTorch's scaled dot-product attention (SDPA), or as a block mask for FlexAttention.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-SHARED = 0  # in `segments`: the token belongs to the beginning that all answers of its row share
-
-# SDPA computes all T x T scores of a pack and a boolean mask takes T x T bytes, so packs are kept shorter than this.
-MAX_SDPA_TOKENS = 4096
+SHARED, PADDING = 0, -1  # in `segments`, next to the numbers of the answers, which count from 1
 
 
-def dense_mask(rows: Tensor, segments: Tensor) -> Tensor:
+def dense_mask(segments: Tensor) -> Tensor:
     """The mask as a boolean tensor, True where the query (second to last axis) may attend to the key (last axis).
 
     Args:
-        rows: the row that each token of the pack belongs to, shape (T,), integer.
-        segments: `SHARED`, or the number of the answer from 1 on that the token belongs to, shape (T,), integer.
+        segments: for each token of R rows `SHARED`, `PADDING`, or the number of its answer. Shape (R, T), integer.
 
     Returns:
-        Shape (1, 1, T, T): the same mask for every head.
+        Shape (R, 1, T, T): the same mask for every head. Padding attends to itself, so that no softmax is empty.
     """
-    same_row = rows[:, None] == rows[None, :]
-    visible = (segments[None, :] == SHARED) | (segments[:, None] == segments[None, :])
-    return (same_row & visible).tril()[None, None]
+    queries, keys = segments[:, :, None], segments[:, None, :]
+    return ((keys == SHARED) | (queries == keys)).tril()[:, None]
 
 
 def block_mask(rows: Tensor, segments: Tensor) -> BlockMask:
-    """The same mask for FlexAttention, which skips blocks of 128 x 128 scores that are masked throughout."""
+    """The mask of several rows in one sequence for FlexAttention, which skips blocks of scores that are all masked.
+
+    Args:
+        rows: the number of the row that each token belongs to. Shape (T,), integer.
+        segments: as for `dense_mask`. Shape (T,).
+    """
 
     def may_attend(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same_row = rows[query] == rows[key]

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from dpo_workbench.models.attention import MAX_SDPA_TOKENS
 from dpo_workbench.models.loading import Model
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.packing import Batch, Row, lay_out, pack
@@ -33,11 +32,7 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig, *, who
 
     A row that is longer by itself makes a batch of its own. With `whole`, all rows make one batch.
     """
-    limit = config.micro_tokens
-    if config.packing and not model.uses_flex_attention:
-        limit = min(limit, MAX_SDPA_TOKENS)
-    if whole:
-        limit = n_tokens(rows, config.packing)
+    limit = n_tokens(rows, config.packing) if whole else config.micro_tokens
     group: list[Row] = []
     for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
         if group and n_tokens([*group, row], config.packing) > limit:
@@ -57,6 +52,6 @@ def _batch(rows: list[Row], model: Model, config: TrainConfig) -> Batch:
 def n_tokens(rows: Sequence[Row], packing: bool) -> int:
     """Tokens of a batch, padding included."""
     if packing:
-        return sum(row.n_tokens for row in rows)
+        return len(rows) * max(row.n_tokens for row in rows)
     lengths = [len(row.prompt_ids) + len(answer) for row in rows for answer in row.answer_ids]
     return max(lengths) * len(lengths)

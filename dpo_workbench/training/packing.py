@@ -1,4 +1,4 @@
-"""Packing: one sequence for several pairs, in which each prompt occurs once and all its answers attend to it.
+"""Packing: a row holds its prompt once, and all its answers attend to it.
 
 Both answers of a pair share the prompt, and often their first tokens too. A pair with a prompt of 200 tokens and two
 answers of 75 costs 350 tokens instead of the 550 of two whole sequences, or 290 if the answers differ only after 60
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpo_workbench.models.attention import SHARED, block_mask, dense_mask
+from dpo_workbench.models.attention import PADDING, SHARED, block_mask, dense_mask
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a micro-batch as tensors: T tokens, A answers, N answer tokens in total."""
+    """R rows of a micro-batch as tensors: T tokens, A answers, N answer tokens in total."""
 
     ids: tuple[str, ...]
-    input_ids: Tensor  # (1, T) for a pack; (A, longest) when every answer has its own sequence
-    position_ids: Tensor | None  # (1, T); None: counted by the model
-    attention_mask: Any  # (1, 1, T, T) boolean or a block mask; None: plain causal attention
+    input_ids: Tensor  # (R, longest row) for SDPA, (1, T) for FlexAttention; (A, longest) without packing
+    position_ids: Tensor | None  # the same shape; None: counted by the model
+    attention_mask: Any  # (R, 1, longest, longest) boolean or a block mask; None: plain causal attention
     source: Tensor  # (N,) flat index into input_ids of the token whose output predicts the answer token
     target: Tensor  # (N,) the answer token
     owner: Tensor  # (N,) the answer that the token belongs to, 0 .. A-1, row by row
@@ -61,39 +61,51 @@ class Batch:
 
 
 def pack(rows: list[Row], device: torch.device | str = "cpu", flex: bool = False) -> Batch:
-    """Lay rows one after the other into a single sequence.
+    """Lay out each row as its prompt, once, and then its answers, with a mask that keeps the answers apart.
+
+    For SDPA every row is a sequence of its own, padded on the right, because SDPA computes all scores between the
+    tokens of a sequence. FlexAttention skips what is masked, so for it all rows form one sequence without padding.
 
     Args:
         rows: at least one; every prompt and every answer has at least one token.
         device: where the tensors go.
-        flex: build the block mask of FlexAttention instead of a boolean mask.
+        flex: make the one sequence and the block mask of FlexAttention.
     """
-    tokens: list[int] = []
-    positions: list[int] = []
-    row_of: list[int] = []
-    segments: list[int] = []  # SHARED, or the number of the answer
+    laid_out = [_lay_out_row(row) for row in rows]
+    lengths = [len(tokens) for tokens, *_ in laid_out]
+    if flex:
+        # A multiple of FlexAttention's block size; few different lengths also mean few compilations.
+        padding = -sum(lengths) % 128
+        columns = [[x for row in laid_out for x in row[k]] + [0] * padding for k in range(3)]
+        ids, positions, segments = torch.tensor(columns, device=device)[:, None]  # (1, T) each
+        starts = [sum(lengths[:number]) for number in range(len(rows))]
+        row_of = torch.arange(len(rows), device=device).repeat_interleave(torch.tensor(lengths, device=device))
+        mask: Any = block_mask(torch.cat([row_of, row_of.new_full((padding,), -1)]), segments[0])
+    else:
+        width = max(lengths)
+        fill = (0, 0, PADDING)
+        padded = [[row[k] + [fill[k]] * (width - len(row[k])) for row in laid_out] for k in range(3)]
+        ids, positions, segments = torch.tensor(padded, device=device)  # (R, width) each
+        starts = [number * width for number in range(len(rows))]
+        mask = dense_mask(segments)
+    source = [start + place for start, (*_, places) in zip(starts, laid_out, strict=True) for place in places]
+    return _batch(rows, ids, positions, mask, source, device)
+
+
+def _lay_out_row(row: Row) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Token ids, positions and segments of a row, and for each answer token the place of the token before it."""
+    beginning = [*row.prompt_ids, *row.answer_ids[0][: row.n_shared]]
+    tokens, positions, segments = list(beginning), list(range(len(beginning))), [SHARED] * len(beginning)
     source: list[int] = []
-
-    def append(new: tuple[int, ...], first_position: int, row: int, segment: int) -> list[int]:
-        """Add tokens to the sequence and return their indices in it."""
-        start = len(tokens)
-        tokens.extend(new)
-        positions.extend(range(first_position, first_position + len(new)))
-        row_of.extend([row] * len(new))
-        segments.extend([segment] * len(new))
-        return list(range(start, start + len(new)))
-
-    for number, row in enumerate(rows):
-        beginning = row.prompt_ids + row.answer_ids[0][: row.n_shared]
-        shared = append(beginning, 0, number, SHARED)[len(row.prompt_ids) - 1 :]
-        for segment, answer in enumerate(row.answer_ids, 1):
-            own = append(answer[row.n_shared :], len(beginning), number, segment)
-            source += (shared + own)[: len(answer)]  # each answer token is predicted by the token before it
-    if flex:  # a multiple of FlexAttention's block size; few different lengths also mean few compilations
-        append((0,) * (-len(tokens) % 128), 0, -1, SHARED)
-    place = torch.tensor([row_of, segments], device=device)
-    mask = block_mask(*place) if flex else dense_mask(*place)
-    return _batch(rows, torch.tensor([tokens]), torch.tensor([positions]), mask, source, device)
+    shared = range(len(row.prompt_ids) - 1, len(beginning))
+    for segment, answer in enumerate(row.answer_ids, 1):
+        own = answer[row.n_shared :]
+        places = range(len(tokens), len(tokens) + len(own))
+        tokens += own
+        positions += range(len(beginning), len(beginning) + len(own))
+        segments += [segment] * len(own)
+        source += [*shared, *places][: len(answer)]
+    return tokens, positions, segments, source
 
 
 def lay_out(rows: list[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:

@@ -9,7 +9,7 @@ import transformers as hf
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from dpo_workbench.models.attention import block_mask, dense_mask, pack_attention
+from dpo_workbench.models.attention import PADDING, block_mask, dense_mask, pack_attention
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import Row, pack
 
@@ -58,15 +58,22 @@ def in_full(mask) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", PACKS)
 def test_dense_mask_is_who_sees_whom(name: str) -> None:
-    mask = dense_mask(*layout(PACKS[name]))
-    assert mask.dtype == torch.bool and mask.shape[:2] == (1, 1)
-    assert torch.equal(mask[0, 0], who_sees_whom(PACKS[name]))
+    """Each row is a sequence of its own; padding at its end attends to itself and is attended to by nothing else."""
+    width = max(map(sum, PACKS[name]))
+    parts = [layout([lengths])[1] for lengths in PACKS[name]]
+    segments = torch.stack([torch.nn.functional.pad(s, (0, width - len(s)), value=PADDING) for s in parts])
+    mask = dense_mask(segments)
+    assert mask.dtype == torch.bool and mask.shape == (len(parts), 1, width, width)
+    for seen, lengths in zip(mask[:, 0], PACKS[name], strict=True):
+        size = sum(lengths)
+        assert torch.equal(seen[:size, :size], who_sees_whom([lengths]))
+        assert not seen[:size, size:].any() and seen.diagonal().all()
 
 
 @pytest.mark.parametrize("name", PACKS)
-def test_block_mask_is_the_dense_mask(name: str) -> None:
+def test_block_mask_is_who_sees_whom(name: str) -> None:
     rows, segments = layout(PACKS[name])
-    dense, blocks = dense_mask(rows, segments)[0, 0], block_mask(rows, segments)
+    dense, blocks = who_sees_whom(PACKS[name]), block_mask(rows, segments)
     assert torch.equal(in_full(blocks), dense)
     # No token is lost by the choice of blocks: a block without computed scores has no visible pair.
     computed = blocks.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
@@ -78,7 +85,7 @@ def test_other_segments_give_another_mask() -> None:
     rows, segments = layout(PACKS["one row"])
     moved = segments.clone()
     moved[-1] = 1
-    assert not torch.equal(dense_mask(rows, moved), dense_mask(rows, segments))
+    assert not torch.equal(dense_mask(moved[None]), dense_mask(segments[None]))
     assert not torch.equal(in_full(block_mask(rows, moved)), in_full(block_mask(rows, segments)))
 
 
@@ -89,7 +96,7 @@ def test_flex_attention_computes_what_sdpa_does(name: str) -> None:
     draw = torch.Generator().manual_seed(len(rows))
     q, k, v = (torch.randn(1, heads, len(rows), 8, generator=draw) for heads in (4, 2, 2))  # grouped heads
     got = flex_attention(q, k, v, block_mask=block_mask(rows, segments), enable_gqa=True)
-    want = scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(rows, segments), enable_gqa=True)
+    want = scaled_dot_product_attention(q, k, v, attn_mask=who_sees_whom(PACKS[name]), enable_gqa=True)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     causal = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     assert (causal - want).abs().max() > 0.01  # negative control: one causal sequence is something else
@@ -123,12 +130,13 @@ def random_rows(n: int) -> list[Row]:
 def test_a_pack_for_flex_attention_has_whole_blocks_and_the_same_values(moved, n_rows: int) -> None:
     rows = random_rows(n_rows)
     plain, flex = pack(rows), pack(rows, flex=True)
-    size, padded = plain.input_ids.shape[1], flex.input_ids.shape[1]
+    lengths = [row.n_tokens for row in rows]
+    size, padded = sum(lengths), flex.input_ids.shape[1]
     assert padded % 128 == 0 and 0 <= padded - size < 128
-    assert torch.equal(flex.input_ids[:, :size], plain.input_ids)
-    assert torch.equal(flex.position_ids[:, :size], plain.position_ids)
+    for name in ("input_ids", "position_ids"):  # the same rows, one after the other
+        together = torch.cat([ids[:n] for ids, n in zip(getattr(plain, name), lengths, strict=True)])
+        assert torch.equal(getattr(flex, name)[0, :size], together)
     mask = in_full(flex.attention_mask)
-    assert torch.equal(mask[:size, :size], plain.attention_mask[0, 0])
     assert not mask[:size, size:].any() and mask[size:].any(dim=1).all()  # no row without a key, which would be NaN
     with moved.active() as network, torch.no_grad():
         want = answer_logps(network, plain)

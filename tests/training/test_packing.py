@@ -83,8 +83,8 @@ def test_a_common_beginning_is_there_once(rows) -> None:
 
 def test_layout_by_hand() -> None:
     batch = pack([Row("r", (1, 2), ((3, 4), (5,))), Row("s", (1, 2, 3), ((4, 5, 6),))])
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1, 2, 3, 4, 5]]
-    assert batch.attention_mask.shape == (1, 1, 11, 11) and lay_out([Row("r", (1,), ((2,),))], 0).position_ids is None
-    assert batch.source.tolist() == [1, 2, 1, 7, 8, 9] and batch.target.tolist() == [3, 4, 5, 4, 5, 6]
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 0], [1, 2, 3, 4, 5, 6]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0], [0, 1, 2, 3, 4, 5]]
+    assert batch.attention_mask.shape == (2, 1, 6, 6) and lay_out([Row("r", (1,), ((2,),))], 0).position_ids is None
+    assert batch.source.tolist() == [1, 2, 1, 8, 9, 10] and batch.target.tolist() == [3, 4, 5, 4, 5, 6]
     assert batch.ids == ("r", "s") and Row("r", (1, 2), ((3, 4), (5,))).n_tokens == 5
