@@ -127,7 +127,7 @@ def floor_cell(n: int, passing: float, seconds: float) -> dict[str, float]:
 def arms_cell(world: World, passing: float, arms: int, studies: int, seed: int) -> dict[str, float]:
     """How often at least one of several arms, all equal to the baseline, has a Holm p-value below 0.05."""
     rng, groups, wrong = np.random.default_rng(seed), world.groups, 0
-    for study in range(studies):
+    for _ in range(studies):
         base, *others = world.failures(rng, [1 - passing] * (arms + 1))
         wrong += min(s.holm([s.paired_p(base.tolist(), arm.tolist(), groups) for arm in others])) < 0.05
     return {"false_wins": wrong / studies}
