@@ -149,7 +149,7 @@ def _clean(output: nbformat.NotebookNode, folders: list[str]) -> None:
             if isinstance(value, str) and not key.startswith("image/"):
                 for folder in folders:
                     value = value.replace(folder, "...")
-                holder[key] = value
+                holder[key] = re.sub(r"/tmp/ipykernel_\d+/\d+\.py:", "cell, line ", value)
 
 
 def main() -> None:
