@@ -207,7 +207,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing(
     assert sum(n > 150 for n in sizes) == len(left) == out.count("memory ran out")  # kept for the rest of the run
     assert [h["step"] for h in less.history] == [h["step"] for h in whole.history]
     for one, other in zip(less.history, whole.history, strict=True):
-        assert one.keys() == other.keys() and all(one[k] == pytest.approx(other[k], abs=2e-5) for k in one)
+        if one["step"] == 1:  # all margins are 0 up to rounding, which decides their signs
+            one, other = ({k: v for k, v in h.items() if k != "rewards/accuracies"} for h in (one, other))
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-4)
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
     weights = whole.model.adapter_tensors()
     assert all((v - weights[k]).abs().max() < 1e-5 for k, v in less.model.adapter_tensors().items())

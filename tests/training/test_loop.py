@@ -309,7 +309,8 @@ def test_out_of_memory_halves_micro_batches_then_checkpoints_then_names_the_row(
     rows = rows_of(tiny, toy_pairs)[:5]
     reference = shifted(tiny, rows, CONFIG)
     want = one_step(tiny, rows, CONFIG, reference)
-    n_total, n_longest = sum(r.n_tokens for r in rows), max(r.n_tokens for r in rows)
+    n_longest = max(r.n_tokens for r in rows)
+    n_total = len(rows) * n_longest  # padding included
     memory = {"tokens": 0, "checkpointed": 0}  # how many fit, without and with checkpointing
     tried: list[tuple[int, bool]] = []
 
