@@ -27,7 +27,7 @@ from dpo_workbench.training.packing import Row, lay_out, pack
 RESULTS = Path(__file__).parent / "results" / "pack_length.json"
 PROMPT, ANSWER = 200, 75  # tokens
 PAIRS = (1, 4)
-REPEATS = 2
+REPEATS = 1
 
 
 def rows(n: int, vocabulary: int) -> list[Row]:
