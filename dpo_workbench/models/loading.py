@@ -32,7 +32,7 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 REFUSED = {  # model_type in config.json: why
-    **dict.fromkeys(("llama4", "llama4_text", "mllama", "modernbert-decoder"), "`get_decoder` gives the wrong module"),
+    **dict.fromkeys(("llama4", "llama4_text", "mllama", "modernbert-decoder"), "its last hidden state can't be read"),
     **dict.fromkeys(("rwkv", "xlstm", "recurrent_gemma"), "it ignores the attention mask, so prompts can't be padded"),
 }
 
