@@ -180,7 +180,7 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
         The network to generate with.
     """
     layers = [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
-    weights = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
+    weights: list[Any] = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
     plain = all(weight is not None and weight.is_floating_point() for weight in weights)
     if not plain or len({id(weight) for weight in weights}) < len(weights):
         yield network

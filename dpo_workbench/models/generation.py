@@ -69,8 +69,7 @@ def generate(
     given = [list(tokens) for tokens in begun] if begun is not None else [[] for _ in prompts]
     if (longest := max(map(len, given))) > max_new_tokens:
         raise WorkbenchError(
-            f"`begun` must not be longer than an answer may be. Got {longest} tokens and max_new_tokens="
-            f"{max_new_tokens}. Raise max_new_tokens."
+            f"`begun` must not exceed max_new_tokens={max_new_tokens}. Got {longest} tokens. Raise max_new_tokens."
         )
     ids = [model.prompt_ids(prompt) + tokens for prompt, tokens in zip(prompts, given, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # prompts of similar length need little padding

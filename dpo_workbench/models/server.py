@@ -90,10 +90,10 @@ def connect(engine: str, model: Model | str | None) -> Server:
             a server that does not make clear which model is meant.
     """
     if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d+)?(/[^\s?#@]*)?", engine):
-        found = "one with a password or parameters" if any(sign in engine for sign in "@?#") else repr(engine)
+        shown = "one with a password or parameters" if any(sign in engine for sign in "@?#") else repr(engine)
         raise WorkbenchError(
             "`engine` must be a server's address, such as http://127.0.0.1:8000/v1, without anything secret in it. Got "
-            f"{found}. A key belongs in the environment variable OPENAI_API_KEY."
+            f"{shown}. A key belongs in the environment variable OPENAI_API_KEY."
         )
     if isinstance(model, Model) and model.adapter:
         raise WorkbenchError(

@@ -169,7 +169,9 @@ def test_begun_answers_longer_than_the_limit_are_refused(tiny, monkeypatch, way:
     if way == "transformers":
         monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
     ids = tiny.answer_ids("no ab yes")[:-1]
-    with pytest.raises(WorkbenchError, match=f"`begun` must not be longer.*Got {len(ids)} tokens.*={len(ids) - 1}"):
+    with pytest.raises(
+        WorkbenchError, match=f"`begun` must not exceed max_new_tokens={len(ids) - 1}. Got {len(ids)} tokens"
+    ):
         generate(tiny, ["ab", "cd"], begun=[ids, []], max_new_tokens=len(ids) - 1)
     ((full,),) = generate(tiny, ["ab"], begun=[ids], max_new_tokens=len(ids))  # nothing is left to generate
     assert full.text == "no ab yes"
