@@ -19,10 +19,11 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.python_runner import extract_code
 from dpo_workbench.tasks.code_scores import pass_at_k, unit_tests
 from dpo_workbench.tasks.examples import ScoreFunction
+from dpo_workbench.tasks.final_answer import number
 from dpo_workbench.tasks.json_scores import json_fields, parse_json
 from dpo_workbench.tasks.sql_scores import sql_result
 from dpo_workbench.tasks.summary_scores import rouge_l, summary
-from dpo_workbench.tasks.text_scores import exact_match, multiple_choice, number, regex
+from dpo_workbench.tasks.text_scores import exact_match, multiple_choice, regex
 
 __all__ = [
     "READY", "exact_match", "extract_code", "json_fields", "multiple_choice", "named", "number", "parse_json",
