@@ -177,6 +177,10 @@ JSONS = [
     ({"a": True}, '{"a": false}', "wrong_value"),
     ({"a": "ten"}, '{"a": "ea"}', "invented_value"),
     ({"a": None}, '{"a": "None"}', "invented_value"),
+    ({"a": [{"n": "x"}]}, '{"a": [{"n": " "}]}', "missing_field"),
+    ({"a": [{"n": "x"}]}, '{"a": []}', "missing_field"),
+    ({"a": 1}, '{"a": ' + "[" * 900 + "]" * 900 + "}", "missing_field"),
+    ({"a": 1}, '{"a": ' + "[" * 100 + "7" + "]" * 100 + "}", "invented_value"),
 ]
 
 
@@ -184,6 +188,19 @@ JSONS = [
 def test_json_fields(reference: dict, answer: str, failure: str | None) -> None:
     score = scores.json_fields(invented=True)
     assert judged(score, json.dumps(reference), answer, prompt="3 cups of tea, 1 x, 2 c, true, cup") == failure
+
+
+def test_json_fields_may_look_for_inventions_in_some_fields_only() -> None:
+    reference, answer = json.dumps({"day": "2026-05-04", "n": 1}), json.dumps({"day": "2026-05-05", "n": 1})
+    some = scores.json_fields(invented=["n"])
+    assert judged(some, reference, answer, prompt="4 May: 1 x") == "wrong_value"
+    assert judged(some, reference, answer.replace("1}", "7}"), prompt="4 May: 1 x") == "invented_value"
+    assert judged(scores.json_fields(invented=True), reference, answer, prompt="4 May: 1 x") == "invented_value"
+
+
+def test_rows_of_a_list_are_told_apart_by_their_first_text() -> None:
+    reference, answer = '{"a": [["x", 1], ["y", 2]]}', '{"a": [["x", 2], ["y", 1]]}'
+    assert scores.json_fields()(example(reference), answer).value == pytest.approx(2 / 4)
 
 
 NOTE = "Site visit, 4 May. Pump 3 at Linden failed at 09:40; 120 litres of coolant leaked. Vera Okoye shut the valve."
