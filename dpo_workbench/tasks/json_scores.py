@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
@@ -47,11 +47,7 @@ def json_fields(*, invented: bool | Sequence[str] = False) -> ScoreFunction:
         want, got = Counter(_leaves(reference)), Counter(_leaves(found))
         value = 2 * (want & got).total() / max(1, want.total() + got.total())
         looked_at = found if invented is True else invented or ()
-        failure, why = (
-            _missing(reference, found, want, got)
-            or _invented([leaf for leaf in got if leaf[0] in looked_at], example.prompt)
-            or ("wrong_value", f"{next(iter(want - got), ('a field',))[0]!r} differs from the reference")
-        )
+        failure, why = _failure(want, got, looked_at, example.prompt)
         return Score(min(value, 0.99), failure, found, why)
 
     return score
@@ -132,29 +128,23 @@ def _digits(number: float) -> str:
     return str(int(short)) if short.is_integer() and abs(short) < 1e12 else repr(short)
 
 
-def _missing(
-    reference: Any, found: dict[str, Any], want: Iterable[_Leaf], got: Iterable[_Leaf]
-) -> tuple[str, str] | None:
-    """The failure of an answer that has other fields than the reference or lacks one, and why."""
-    fields = reference if isinstance(reference, dict) else {}
-    for key in found:
-        if key not in fields:
+def _failure(want: Counter[_Leaf], got: Counter[_Leaf], looked_at: Container[str], prompt: str) -> tuple[str, str]:
+    """The failure class of an answer that differs from the reference, and why."""
+    wanted, given = {leaf[0]: 1 for leaf in want}, {leaf[0]: 1 for leaf in got}  # top-level fields, in order
+    for key in given:
+        if key not in wanted:
             return "wrong_schema", f"has a field {key[:60]!r}"
     may_be_blank = {leaf[:-2] for leaf in want if leaf[-2] == "blank"}
     blank = [leaf[0] for leaf in got if leaf[-2] == "blank" and leaf[:-2] not in may_be_blank]
-    for key in [*(key for key in fields if key not in found), *blank]:
+    for key in [*(key for key in wanted if key not in given), *blank]:
         return "missing_field", f"{key!r} is missing or blank"
-    return None
-
-
-def _invented(leaves: Iterable[_Leaf], prompt: str) -> tuple[str, str] | None:
-    """The failure of an answer with a number or a text that the prompt lacks; part of a longer word does not count."""
     page, numbers = plain_text(prompt), {_digits(n.value) for n in find_numbers(prompt) if n.value is not None}
-    for *_, kind, text in leaves:
-        if kind == "number" and text not in numbers:  # it may still be in a date or a name
+    for *path, kind, text in got:
+        there: Any = path[0] not in looked_at or kind in ("blank", "constant") or text in numbers
+        if kind == "number" and not there:  # it may be in a date or a name
             there = re.search(rf"(?<![\d.,]){re.escape(text)}(?!\d|[.,]\d)", prompt)
-        else:
-            there = kind != "text" or (text in page and re.search(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", page))
+        elif kind == "text" and not there:  # not as a part of a longer word
+            there = text in page and re.search(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", page)
         if not there:
             return "invented_value", f"{text[:60]!r} does not appear in the prompt"
-    return None
+    return "wrong_value", f"{next(iter(want - got), ('a field',))[0]!r} differs from the reference"

@@ -30,8 +30,10 @@ __all__ = [
     "pass_at_k", "regex", "rouge_l", "sql_result", "summary", "unit_tests",
 ]  # fmt: skip
 
-_VERIFIERS = (exact_match, multiple_choice, regex, number, json_fields, summary, unit_tests, sql_result)
-READY: dict[str, Callable[..., ScoreFunction]] = {verifier.__name__: verifier for verifier in _VERIFIERS}
+READY: dict[str, Callable[..., ScoreFunction]] = {
+    "exact_match": exact_match, "multiple_choice": multiple_choice, "regex": regex, "number": number,
+    "json_fields": json_fields, "summary": summary, "unit_tests": unit_tests, "sql_result": sql_result,
+}  # fmt: skip
 
 
 def named(name: str) -> ScoreFunction:

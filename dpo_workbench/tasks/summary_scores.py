@@ -74,9 +74,10 @@ def summary(
 
 
 _SHORT = {  # one name for each unit
-    "%": ("percent", "per cent"), "c": ("degrees celsius", "°c", "° c"), "°": ("degrees",), "min": ("minutes", "minute"),
-    "h": ("hours", "hour"), "l": ("litres", "litre", "liters"), "kg": ("kilograms",), "g": ("grams",), "m": ("metres",),
-    "km": ("kilometres",), "ml": ("millilitres",), "s": ("seconds",), "eur": ("euros", "euro", "€"),
+    "%": ("percent", "per cent"), "c": ("degrees celsius", "°c", "° c"), "°": ("degrees",),
+    "min": ("minutes", "minute"), "h": ("hours", "hour"), "l": ("litres", "litre", "liters"), "kg": ("kilograms",),
+    "g": ("grams",), "m": ("metres",), "km": ("kilometres",), "ml": ("millilitres",), "s": ("seconds",),
+    "eur": ("euros", "euro", "€"),
 }  # fmt: skip
 _UNITS = [(re.compile(rf"(?<![a-z])(?:{'|'.join(names)})(?![a-z])"), f" {short} ") for short, names in _SHORT.items()]
 _COUNTED = (
