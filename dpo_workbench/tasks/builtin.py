@@ -54,7 +54,7 @@ def _from_python(path: Path) -> Task:
     if not path.is_file():
         raise WorkbenchError(f"A task's file must exist. Got no file at {path}. Check the path.")
     try:
-        made = runpy.run_path(str(path), run_name=path.stem)
+        made = runpy.run_path(str(path))
         task = made["load"]() if "load" in made else made.get("task")
     except WorkbenchError:
         raise

@@ -113,16 +113,10 @@ def final_answer(text: str) -> tuple[Quantity | None, str]:
     text = plain_math(text)
     for pattern, plain in _CLEAN_UP:
         text = re.sub(pattern, plain, text)
-    for marked in reversed(_MARK.findall(text)):
-        found = _read(_SPACE_GROUPS.sub(lambda match: match[0].replace(" ", ""), marked), marked=True)
-        if found:
-            return found
-    if not _EXPLICIT_MARK.search(text):
-        for line in reversed(text[-2000:].splitlines()):
-            found = _read(line, marked=False)
-            if found:
-                return found
-    return None, _NO_NUMBER
+    marked = [_SPACE_GROUPS.sub(lambda match: match[0].replace(" ", ""), line) for line in _MARK.findall(text)]
+    others = [] if _EXPLICIT_MARK.search(text) else text[-2000:].splitlines()
+    found = (_read(line, marked=lines is marked) for lines in (marked, others) for line in reversed(lines))
+    return next(filter(None, found), (None, _NO_NUMBER))
 
 
 def _read(text: str, *, marked: bool) -> tuple[Quantity | None, str] | None:

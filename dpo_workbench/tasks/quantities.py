@@ -8,6 +8,7 @@ import math
 import operator
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from dpo_workbench.tasks.numbers_in_text import find_numbers, plain_math, plain_powers
@@ -154,22 +155,21 @@ def wrong_step(text: str, tolerance: float = 0.02) -> str | None:
     """
     for line in plain_math("\n".join(line[:400] for line in text.splitlines()[:60])).splitlines():
         parts = [re.sub(r"^.*[:;]\s*", "", part).strip() for part in re.split(r"[=≈]", line[:400])]
-        sides = [_side(part) for part in parts]
-        for k, ((left, left_is_number), (right, right_is_number)) in enumerate(zip(sides, sides[1:], strict=False)):
-            if left is None or right is None or (left_is_number and right_is_number):
+        for one, other in pairwise(parts):
+            (left, computed), (right, also_computed) = _side(one), _side(other)
+            if left is None or right is None or not (computed or also_computed):
                 continue
             if not close(right, left, tolerance):
-                return f"{parts[k]} = {parts[k + 1]}"
+                return f"{one} = {other}"
     return None
 
 
 def _side(text: str) -> tuple[float | None, bool]:
-    """The value of one side of a step, and whether it is just a number (with or without a unit)."""
+    """The value of one side of a step, and whether it is more than a number (with or without a unit)."""
     text = text.rstrip(" .,;")
     value = arithmetic(text)
     if value is not None:
-        return value, not re.search(r"[\d)]\s*[-+−–*/×·⋅÷^x]", text)
+        return value, bool(re.search(r"[\d)]\s*[-+−–*/×·⋅÷^x]", text))
     first = next(find_numbers(text), None)
-    if first and first.start == 0 and read_unit(text[first.end :]) is not None:
-        return first.value, True
-    return None, False
+    is_quantity = first and first.start == 0 and read_unit(text[first.end :]) is not None
+    return (first.value if first and is_quantity else None), False

@@ -31,9 +31,7 @@ def rouge_l(answer: str, references: str | Sequence[str]) -> float:
     return best
 
 
-def summary(
-    *, max_words: int | None = None, facts: str | None = None, invented: bool = True, references: str | None = None
-) -> ScoreFunction:
+def summary(*, max_words: int | None = None, facts: str | None = None, references: str | None = None) -> ScoreFunction:
     """The share of the facts that a summary covers, or ROUGE-L if there are no facts.
 
     Failures, in this order: `too_long`, `copied` (more than 60 % of it is one run of 12 words or more from the prompt),
@@ -42,7 +40,6 @@ def summary(
     Args:
         max_words: the most words; None for no limit.
         facts: the column of `example.extra` with the facts: a list of texts, or of lists of alternative texts.
-        invented: look for numbers and names that the prompt lacks.
         references: the column with more references for ROUGE-L.
 
     Raises:
@@ -63,7 +60,7 @@ def summary(
         copied = copied_run(answer, example.prompt)
         if copied >= 12 and copied > 0.6 * len(words(answer)):
             return Score(min(value, 0.99) / 2, "copied", None, f"{told}; {copied} words in a row are the prompt's")
-        made_up = invented_in(answer, example.prompt) if invented else None
+        made_up = invented_in(answer, example.prompt)
         if made_up:
             return Score(min(value, 0.99) / 2, "invented_fact", None, f"{told}; {made_up!r} is not in the prompt")
         if missing:

@@ -101,16 +101,14 @@ class Task:
                 that are meant as text), or a function of the row.
             reference: the same. Numbers, lists and objects become JSON text; the first of a list of texts is taken.
             score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
-            name: default: the file's.
-            id: default: the file's name and the row's number.
+            id: default: the file's name and the row's number. `name`: default: the file's.
             group: what must not be in two splits; default: the prompt.
             split: the column that names each row's split (`validation` and the like mean `dev`); default: drawn.
             label: what fine-tuning should learn if that is not the reference (see `Example`).
             shares: of the rows by split, if splits are drawn; default: 0.6 train, 0.15 dev and 0.25 test.
-            on_leak: what to do if given splits share a group: `raise`, or `drop` its rows from all splits but the last
-                that has it (test after dev after train) and print how many.
+            on_leak: for groups that given splits share: `raise`, or `drop` their rows from all splits but the last
+                (test after dev after train) and print how many.
             seed: for drawing splits, and for the order of the rows in each split.
-            description, max_new_tokens: see `Task`.
 
         Raises:
             WorkbenchError: a row cannot be read, lacks a column, or has an empty prompt or reference; an id appears

@@ -1,4 +1,4 @@
-"""Verifiers for short texts: the exact text, a choice, a pattern, a number."""
+"""Verifiers for short texts: the exact text, a choice, a pattern."""
 
 from __future__ import annotations
 
