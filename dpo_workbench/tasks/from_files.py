@@ -90,8 +90,8 @@ def _example(row: Any, where: str, own_id: str, columns: Mapping[str, Column | N
         if not given.get(what, "x").strip():
             raise WorkbenchError(f"Each row must have a {what} with text. Got none ({where}). Fix or drop the row.")
     split = given.pop("split", "").strip()
-    extra = {str(key): value for key, value in row.items()}
-    example = Example(**{"id": own_id, "group": normal(given["prompt"]), "extra": extra, **given})
+    fields: dict[str, Any] = {"id": own_id, "group": normal(given["prompt"]), **given}
+    example = Example(**fields, extra={str(key): value for key, value in row.items()})
     return example, _SPLIT_NAMES.get(split.lower(), split)
 
 
