@@ -114,7 +114,6 @@ def spider(folder: Path) -> Task:
         shares={"train": 0.62, "dev": 0.08, "test": 0.3},
         score=scores.sql_result(database=databases, column="db_id"),
         max_new_tokens=80,
-        runs_code=True,
     )
 
 
@@ -139,7 +138,6 @@ def odex(folder: Path) -> Task:
         reference="solution",
         score=scores.unit_tests(tests="suite", entry="entry_point", function="check", code=program),
         max_new_tokens=64,
-        runs_code=True,
     )
 
 
