@@ -44,7 +44,6 @@ _HOMES = {
     "labelling.labels": ("read_labels", "Labels"),
     "labelling.report": ("agreement",),
     "labelling.rubric": ("Rubric",),
-    "labelling.view": ("sql_results",),
     "evaluation.run": ("evaluate", "Evaluation"),
     "evaluation.verdict": ("verdict",),
     "evaluation.report": ("write_report",),

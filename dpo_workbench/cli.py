@@ -9,19 +9,20 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dpo_workbench import cli_shared as shared
-from dpo_workbench.cli_shared import console, errors, say
+from dpo_workbench.cli_shared import say, warn
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.training.config import TrainConfig
 
-__all__ = ["app", "console", "errors", "main"]
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut the names of options
     help="Find a model's own failures, train on them with DPO, and count the same failures again on held-out prompts. "
     "Start with: dpo-workbench demo",
 )
@@ -58,21 +59,13 @@ def demo(
 
 
 @app.command()
-def models() -> None:
-    """List the models that you can use by name, and whether they are on this machine."""
-    from dpo_workbench.models.embedded import available
-
-    shared.say_table(("model", "description", "where"), available())
-
-
-@app.command()
 def tasks() -> None:
     """List the built-in tasks and the sizes of their splits."""
     from dpo_workbench.tasks.builtin import load_task, task_names
 
-    loaded = map(load_task, task_names())
-    rows = [(t.name, t.description, ", ".join(f"{k} {len(s)}" for k, s in t.splits.items())) for t in loaded]
-    shared.say_table(("task", "description", "prompts"), rows)
+    for task in map(load_task, task_names()):
+        sizes = ", ".join(f"{name} {len(split)}" for name, split in task.splits.items())
+        say(f"{task.name}: {task.description} ({sizes})")
 
 
 @app.command()
@@ -88,9 +81,9 @@ def check(
 
     read = read_pairs(file, mapping=shared.named_values("--map", columns))
     found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
-    print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
+    say(f"{read}\n{found}" if found else read)
     if save:
-        errors.print(f"{len(read.pairs)} pairs: {read.pairs.save(save)}", markup=False)
+        warn(f"{len(read.pairs)} pairs: {read.pairs.save(save)}")
     if read.refused or (found and found.leaks):
         raise typer.Exit(1)
 
@@ -119,7 +112,7 @@ def mine(
     loaded = load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
-    handle = shared.load_or_served(model, adapter, engine)
+    handle = shared.load(model, adapter, engine)
     prompts = loaded.train[skip:][:limit]
     found = run_mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
     if target:
@@ -132,33 +125,30 @@ def mine(
 
 
 @app.command()
+@shared.train_options
 def train(
     pairs: Annotated[Path, typer.Argument(help="Pairs that `mine` wrote, or any file that `check` can read.")],
     out: shared.Out,
     model: shared.ModelName = "nano",
     adapter: shared.AdapterName = None,
     task: shared.DevTask = None,
-    loss: shared.LossNames = None,
-    beta: Annotated[float | None, typer.Option(help="Lower lets the model move further from the reference.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the LoRA weights.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="Field of TrainConfig, such as rank=16.")] = None,
-    seed: shared.Seed = 0,
+    loss: Annotated[list[str] | None, typer.Option(help="A name in docs/losses.md; or NAME=WEIGHT, repeated.")] = None,
+    **settings: Any,
 ) -> None:
     """Train a LoRA adapter with DPO on a pair file. The same command continues a stopped run.
 
-    Settings that you leave out have the defaults of TrainConfig. For several GPUs: `dpo-workbench export trl`.
+    For several GPUs: `dpo-workbench export trl`.
     """
     from dpo_workbench.pairs.pair import Pairs
     from dpo_workbench.tasks.builtin import load_task, shipped_adapter
-    from dpo_workbench.training.config import TrainConfig
     from dpo_workbench.training.record import record_run
     from dpo_workbench.training.run import train as run_train
 
-    losses = loss[0] if loss and "=" not in loss[0] else shared.settings_from("--loss", loss) or None
-    named = {"loss": losses, "beta": beta, "lr": lr, "epochs": epochs, "seed": seed}
-    given = {name: value for name, value in named.items() if value is not None}
-    config = TrainConfig.from_dict(given | shared.settings_from("--set", setting))
+    if loss:
+        settings["loss"] = (
+            loss[0] if loss[1:] == [] and "=" not in loss[0] else shared.named_values("--loss", loss, float)
+        )
+    config = TrainConfig(**settings)
     loaded = Pairs.load(pairs, load_task(task) if task else None)
     if task is None:
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
@@ -205,8 +195,7 @@ def agreement(
     say(f"{measure(labels)}\n\n{labels}")
     if out is not None:
         made = labels.pairs(how)
-        made.save(out)
-        say(f"{len(made)} pairs: {out}")
+        say(f"{len(made)} pairs: {made.save(out)}")
 
 
 @app.command()
@@ -226,7 +215,7 @@ def evaluate(
 
     prompts = load_task(task).split(split)[:limit]
     name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
-    handle = shared.load_or_served(model, adapter, engine)
+    handle = shared.load(model, adapter, engine)
     done = run_evaluate(handle, prompts, name=name, seed=seed, engine=engine)
     done.save(out)
     say(f"{done}\nanswers: {out}")
@@ -280,7 +269,7 @@ def arms(
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     names = tuple(arm or ARMS)
     done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed)
-    print(done)  # rich would wrap the lines of the table
+    say(done)
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())
     say(f"\nreport: {folder / 'report.html'}")
@@ -298,13 +287,11 @@ def export(
     from dpo_workbench.export import runs
 
     home = run if run.is_dir() else run.parent
-    target = out or home / "export" / (f"pairs-{layout}" if kind == "pairs" else kind.value)
-    if kind == "trl":
-        say(runs.export_trl(run, target, force=force))
-    elif kind == "merged":
-        say(runs.export_merged(run, target, force=force))
+    if kind == "pairs":
+        say(runs.export_pairs(run, out or home / "export" / f"pairs-{layout}", layout, force=force))
     else:
-        say(runs.export_pairs(run, target, layout, force=force))
+        write = runs.export_trl if kind == "trl" else runs.export_merged
+        say(write(run, out or home / "export" / kind.value, force=force))
 
 
 def main() -> None:
@@ -318,5 +305,5 @@ def main() -> None:
     except Exception as error:
         shared.fail(error)
     if code == 130:  # typer also returns this code for a KeyboardInterrupt that it caught
-        errors.print("Interrupted. What was saved is complete. Run the same command again to continue.")
+        warn("Interrupted. What was saved is complete. Run the same command again to continue.")
     sys.exit(code if isinstance(code, int) else 0)

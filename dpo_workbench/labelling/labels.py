@@ -31,10 +31,8 @@ class Vote:
     @property
     def value(self) -> int | None:
         """1: the pair's chosen answer won; -1: the rejected answer won; 0: a tie; None: both bad, or skipped."""
-        if self.event.choice == "tie":
-            return 0
         if self.event.winner is None:
-            return None
+            return 0 if self.event.choice == "tie" else None
         return 1 if self.event.winner == answer_key(self.pair.chosen) else -1
 
 
@@ -57,19 +55,14 @@ def read_labels(
         )
     events = Store(*files)
     by_key = {item_key(pair): pair for pair in reversed(list(pairs))}
-    votes, unmatched = [], 0
-    for event in events.labels.values():
-        key = event.item.removesuffix(AGAIN)
-        if key in by_key:
-            votes.append(Vote(event, by_key[key], key, event.item.endswith(AGAIN)))
-        else:
-            unmatched += 1
+    keyed = [(event, event.item.removesuffix(AGAIN)) for event in events.labels.values()]
+    votes = [Vote(event, by_key[key], key, event.item != key) for event, key in keyed if key in by_key]
     if not votes:
         raise WorkbenchError(
-            f"Labels must belong to the pairs. All {unmatched} labels in {files[0]} are of other pairs. Pass the pairs "
-            "that were judged."
+            f"Labels must belong to the pairs. All {len(keyed)} labels in {files[0]} are of other pairs. Pass the "
+            "pairs that were judged."
         )
-    return Labels(votes, unmatched, events.damaged, None if plan is None else Plan.load(plan))
+    return Labels(votes, len(keyed) - len(votes), events.damaged, None if plan is None else Plan.load(plan))
 
 
 @dataclass(repr=False, eq=False)
@@ -113,7 +106,8 @@ class Labels:
 
     def winners(self) -> dict[str, int]:
         """The items that become pairs: 1 if most raters prefer the pair's chosen answer, -1 if the rejected one."""
-        return {item: 1 if _balance(votes) > 0 else -1 for item, votes in self.by_item.items() if not _reason(votes)}
+        decided = {item: sum(v.value or 0 for v in votes) for item, votes in self.by_item.items() if not _reason(votes)}
+        return {item: 1 if balance > 0 else -1 for item, balance in decided.items()}
 
     def repeats(self) -> list[tuple[Vote, Vote]]:
         """First and second vote of a rater on each item that was shown twice."""
@@ -136,8 +130,7 @@ class Labels:
             raise WorkbenchError("No two raters judged the same pair, so there is no flip rate. Plan an `overlap`.")
         if rate.value > 0.45:
             raise WorkbenchError(
-                f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric and label "
-                "again."
+                f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric."
             )
         return replace(config or TrainConfig(), loss="robust", label_smoothing=round(rate.value, 4))
 
@@ -171,8 +164,7 @@ class Labels:
         return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
     def __repr__(self) -> str:
-        left_out = self.left_out()
-        reasons = ", ".join(f"{reason} {n}" for reason, n in left_out.most_common()) or "none"
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.left_out().most_common()) or "none"
         lines = [
             f"Labels: {len(self.votes)} by {len(self.raters)} raters on {len(self.by_item)} pairs",
             f"  become pairs: {len(self.winners())}; left out: {reasons}",
@@ -188,19 +180,14 @@ def orientation(pair: Pair) -> int:
     return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
 
 
-def _balance(votes: Sequence[Vote]) -> int:
-    return sum(vote.value or 0 for vote in votes)
-
-
 def _reason(votes: Sequence[Vote]) -> str:
     """Why the votes on one item make no pair; empty if they do."""
     values = [vote.value for vote in votes]
-    n_ties, n_winners = values.count(0), values.count(1) + values.count(-1)
     if values.count(None) * 2 >= len(values):
         return "both bad"
-    if n_ties > n_winners:
+    if values.count(0) > values.count(1) + values.count(-1):
         return "tie"
-    return "" if _balance(votes) else "even votes"
+    return "even votes" if values.count(1) == values.count(-1) else ""
 
 
 def _relabelled(pair: Pair, winner: int, weight: float) -> Pair:

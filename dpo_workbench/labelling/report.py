@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
+from scipy.stats import binomtest
 
 from dpo_workbench.common.html import visible
 from dpo_workbench.labelling.agreement import Estimate, alpha, cohen_kappa, share
@@ -39,6 +40,20 @@ class Rater:
             f"    same vote when asked again: {self.repeats}; gold items correct: {self.gold}"
         )
 
+    def advice(self) -> Iterator[str]:
+        """What to discuss with this person."""
+        name = self.name
+        if self.side_a_p < BIAS_P:
+            side = "A" if self.side_a.value > 0.5 else "B"
+            yield f"{name} prefers side {side}, whichever answer is shown there ({self.side_a} of votes for A)."
+        if self.longer_p < BIAS_P:
+            which = "longer" if self.longer.value > 0.5 else "shorter"
+            yield f"{name} mostly prefers the {which} answer. That may be right; check ten of these votes."
+        if self.gold.high < 0.9:
+            yield f"{name} misjudges gold items ({self.gold} correct). Discuss them before you use the labels."
+        if self.repeats.high < 0.8:
+            yield f"{name} often votes differently when asked again ({self.repeats} the same)."
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -68,12 +83,12 @@ class Agreement:
         return visible("\n".join(lines))
 
 
-def agreement(labels: Labels, *, resamples: int = 1000, seed: int = 0) -> Agreement:
+def agreement(labels: Labels, *, resamples: int = 1000) -> Agreement:
     """Measure a labelling study. The verifier's opinion is read from the scores of the pairs, where they have any.
 
     Args:
         labels: from `read_labels`.
-        resamples, seed: of the bootstrap interval of alpha.
+        resamples: of the bootstrap interval of alpha.
     """
     table = labels.table()
     kappas = {f"{one} / {other}": cohen_kappa(table[one], table[other]) for one, other in combinations(table, 2)}
@@ -81,7 +96,7 @@ def agreement(labels: Labels, *, resamples: int = 1000, seed: int = 0) -> Agreem
     page = Agreement(
         labels=len(labels.first),
         items=len(labels.by_item),
-        alpha=alpha(table, resamples=resamples, seed=seed),
+        alpha=alpha(table, resamples=resamples),
         kappa={two: kappa for two, kappa in kappas.items() if kappa.n},
         flip_rate=labels.flip_rate(),
         raters=tuple(_rater(labels, name) for name in labels.raters),
@@ -89,34 +104,32 @@ def agreement(labels: Labels, *, resamples: int = 1000, seed: int = 0) -> Agreem
         verifier_kappa=verifier_kappa,
         discuss=tuple(v[0].pair.id for v in labels.by_item.values() if {1, -1} <= {vote.value for vote in v}),
     )
-    return replace(page, advice=tuple(_advice(page, labels)))
+    no_problems = "No problems found. Train on the majority, and use the flip rate for the robust loss."
+    return replace(page, advice=tuple(_advice(page, labels.left_out())) or (no_problems,))
 
 
 def _rater(labels: Labels, name: str) -> Rater:
     own = [vote for vote in labels.first if vote.event.rater == name]
-    decided = [vote for vote in own if vote.value]
-    n_a = sum(vote.event.choice == "a" for vote in decided)
-    lengths = [(len(v.pair.chosen) - len(v.pair.rejected)) * (v.value or 0) for v in decided]
-    n_longer, n_unequal = sum(d > 0 for d in lengths), sum(d != 0 for d in lengths)
+    for_a = [vote.event.choice == "a" for vote in own if vote.value]
+    lengths = [(len(v.pair.chosen) - len(v.pair.rejected)) * v.value for v in own if v.value]
+    for_longer = [length > 0 for length in lengths if length]
     repeats = [a.value == b.value for a, b in labels.repeats() if a.event.rater == name]
     winners = labels.plan.gold if labels.plan else {}
     gold = [vote.event.winner == winners[vote.item] for vote in own if vote.item in winners]
     return Rater(
         name=name,
         choices=Counter(vote.event.choice or "" for vote in labels.votes if vote.event.rater == name),
-        side_a=share(n_a, len(decided)),
-        side_a_p=_coin_p(n_a, len(decided)),
-        longer=share(n_longer, n_unequal),
-        longer_p=_coin_p(n_longer, n_unequal),
+        side_a=share(sum(for_a), len(for_a)),
+        side_a_p=_coin_p(for_a),
+        longer=share(sum(for_longer), len(for_longer)),
+        longer_p=_coin_p(for_longer),
         repeats=share(sum(repeats), len(repeats)),
         gold=share(sum(gold), len(gold)),
     )
 
 
-def _coin_p(hits: int, n: int) -> float:
-    from scipy.stats import binomtest
-
-    return float(binomtest(hits, n).pvalue) if n else 1.0
+def _coin_p(votes: list[bool]) -> float:
+    return float(binomtest(sum(votes), len(votes)).pvalue) if votes else 1.0
 
 
 def _against_verifier(labels: Labels) -> tuple[Estimate, Estimate]:
@@ -125,49 +138,29 @@ def _against_verifier(labels: Labels) -> tuple[Estimate, Estimate]:
     verifier: dict[Hashable, float] = {}
     for item, winner in labels.winners().items():
         pair = labels.by_item[item][0].pair
-        if pair.chosen_score is None or pair.rejected_score is None or pair.chosen_score == pair.rejected_score:
-            continue
-        people[item] = float(winner * orientation(pair))  # as in `Labels.table`
-        verifier[item] = float(np.sign(pair.chosen_score - pair.rejected_score) * orientation(pair))
-    same = sum(people[item] == verifier[item] for item in people)
-    return share(same, len(people)), cohen_kappa(people, verifier)
+        if None not in (pair.chosen_score, pair.rejected_score) and pair.chosen_score != pair.rejected_score:
+            people[item] = float(winner * orientation(pair))  # as in `Labels.table`
+            verifier[item] = float(np.sign(pair.chosen_score - pair.rejected_score) * orientation(pair))
+    return share(sum(people[item] == verifier[item] for item in people), len(people)), cohen_kappa(people, verifier)
 
 
-def _advice(page: Agreement, labels: Labels) -> list[str]:
-    lines = []
+def _advice(page: Agreement, left_out: Counter[str]) -> Iterator[str]:
     if page.alpha.n == 0:
-        lines.append("No pair was judged by two raters, so the quality of the labels is unknown. Plan an overlap.")
+        yield "No pair was judged by two raters, so the quality of the labels is unknown. Plan an overlap."
     elif not page.alpha.value >= LOW_ALPHA:
-        lines.append(f"Agreement is low (alpha {page.alpha}). Discuss disputed pairs, improve the rubric, label again.")
+        yield f"Agreement is low (alpha {page.alpha}). Discuss disputed pairs, improve the rubric, label again."
     elif page.alpha.low < LOW_ALPHA:
-        lines.append(f"Agreement may be low: the interval reaches {page.alpha.low:.2f}. Have more pairs judged twice.")
+        yield f"Agreement may be low: the interval reaches {page.alpha.low:.2f}. Have more pairs judged twice."
     if page.discuss:
         more = f" and {len(page.discuss) - 10} more" if len(page.discuss) > 10 else ""
-        lines.append(f"Discuss the pairs with different winners: {', '.join(page.discuss[:10])}{more}.")
+        yield f"Discuss the pairs with different winners: {', '.join(page.discuss[:10])}{more}."
     for rater in page.raters:
-        lines += _advice_on(rater)
+        yield from rater.advice()
     if page.verifier.high < 0.7:
-        lines.append(
+        yield (
             f"The verifier and the raters often name different winners (the same on {page.verifier}). Find out which "
             "of them is wrong before you collect more labels."
         )
     for reason, limit, action in (("both bad", 0.3, "Sample from a better model"), ("tie", 0.4, "Choose other pairs")):
-        n = labels.left_out()[reason]
-        if n > limit * page.items:
-            lines.append(f"{n} of {page.items} pairs are judged {reason!r}. {action}.")
-    return lines or ["No problems found. Train on the majority, and use the flip rate for the robust loss."]
-
-
-def _advice_on(rater: Rater) -> list[str]:
-    name, lines = rater.name, []
-    if rater.side_a_p < BIAS_P:
-        side = "A" if rater.side_a.value > 0.5 else "B"
-        lines.append(f"{name} prefers side {side}, whichever answer is shown there ({rater.side_a} of votes for A).")
-    if rater.longer_p < BIAS_P:
-        which = "longer" if rater.longer.value > 0.5 else "shorter"
-        lines.append(f"{name} mostly prefers the {which} answer. That may be right; check ten of these votes.")
-    if rater.gold.n and rater.gold.high < 0.9:
-        lines.append(f"{name} misjudges gold items ({rater.gold} correct). Discuss them before you use the labels.")
-    if rater.repeats.n and rater.repeats.high < 0.8:
-        lines.append(f"{name} often votes differently when asked again ({rater.repeats} the same).")
-    return lines
+        if left_out[reason] > limit * page.items:
+            yield f"{left_out[reason]} of {page.items} pairs are judged {reason!r}. {action}."

@@ -52,7 +52,6 @@ class Session:
             raise WorkbenchError(f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them.")
         self.items, self.rater, self.store, self.rubric = list(items), rater.strip(), store, rubric
         self.quick, self.message = quick, ""
-        self.strength: int | None = None
         self._show(self._next_open(0))
 
     @property
@@ -73,14 +72,14 @@ class Session:
 
     @property
     def labels(self) -> dict[str, Event]:
-        """This rater's current labels by item key."""
-        return {item: label for (rater, item), label in self.store.labels.items() if rater == self.rater}
+        """This rater's current labels by item key, in the order of the items."""
+        found = {item.key: self.store.labels.get((self.rater, item.key)) for item in self.items}
+        return {key: label for key, label in found.items() if label}
 
     @property
     def n_done(self) -> int:
         """Number of items that have a label."""
-        labels = self.labels
-        return sum(item.key in labels for item in self.items)
+        return len(self.labels)
 
     @property
     def finished(self) -> bool:
@@ -90,8 +89,7 @@ class Session:
     def status(self) -> str:
         """Position and progress in words, and the label of an item that has one."""
         text = f"Item {self.position + 1} of {len(self.items)}, {self.n_done} labelled."
-        label = self.labels.get(self.item.key)
-        if label is not None:
+        if label := self.labels.get(self.item.key):
             strength = f", strength {label.strength}" if label.strength else ""
             text += f" Your label: {CHOICES[label.choice or 'skip']}{strength}."
         return text
@@ -103,19 +101,20 @@ class Session:
         return self.message
 
     def _run(self, text: str) -> str:
+        letter, rest = text[:1].lower(), text[1:].strip()
         if text.lower() in VOTES:
-            return self._vote(VOTES[text.lower()])
+            return self._vote(VOTES[letter])
         if text in ("1", "2", "3"):
             self.strength = int(text)
             return f"Strength {text}, saved with your vote."
         if text in ("<", ">"):
             return self._go(self.position + (1 if text == ">" else -1))
-        if found := re.fullmatch(r"[gG]\s*(\d{1,9})", text):
-            return self._go(int(found[1]) - 1)
+        if letter == "g" and re.fullmatch(r"\d{1,9}", rest):
+            return self._go(int(rest) - 1)
         if text.lower() == "u":
             return self._undo()
-        if found := re.fullmatch(r"[nN]\s+(.+)", text):
-            self.note = found[1]
+        if text[:2].lower() == "n " and rest:
+            self.note = rest
             return "Note saved with your vote."
         return f"Not a command: {text[:40]!r}. {HELP}"
 
@@ -142,11 +141,9 @@ class Session:
 
     def _undo(self) -> str:
         """Take the last label back and show its item, with strength and note as they were, so that both can be used."""
-        labels = self.labels
-        own = [labels[item.key] for item in self.items if item.key in labels]
-        if not own:
+        if not self.labels:
             return "Nothing to undo."
-        label = max(own, key=lambda event: event.clock)
+        label = max(self.labels.values(), key=lambda event: event.clock)
         self.store.add("undo", self.rater, label.item, target=label.id)
         self._show(next(k for k, item in enumerate(self.items) if item.key == label.item))
         self.strength, self.note = label.strength, label.note

@@ -14,7 +14,7 @@ from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import HELP, QUICK, Session
 from dpo_workbench.labelling.study import Plan, all_items
-from dpo_workbench.labelling.view import Result, card, text_card
+from dpo_workbench.labelling.view import card, text_card
 from dpo_workbench.pairs.pair import Pair
 
 BUTTONS = {"a": "A is better", "b": "B is better", "t": "Equally good", "x": "Both bad", "s": "Skip"}
@@ -45,8 +45,8 @@ def open_session(
 class Labeller:
     """The widget of one session. Each button, and each letter in the text box, is a command for `Session.do`."""
 
-    def __init__(self, session: Session, results: Result | None = None):
-        self.session, self._results = session, results
+    def __init__(self, session: Session):
+        self.session = session
         self.parts = {name: w.HTML() for name in ("status", "prompt", "a", "b", "rubric", "message")}
         self.progress = w.IntProgress(min=0, max=len(session.items), description="Labelled:")
         self.buttons = {key: self._button(f"{text} ({key})", key) for key, text in {**BUTTONS, **MOVES}.items()}
@@ -85,7 +85,7 @@ class Labeller:
 
     def show(self) -> None:
         """Redraw everything from the session."""
-        for name, html in card(self.session, self._results).items():
+        for name, html in card(self.session).items():
             self.parts[name].value = html
         self.progress.value = self.session.n_done
         self.strength.value = self.session.strength or 0
@@ -113,7 +113,6 @@ def label(
     rater: str,
     store: str | Path = "labels.jsonl",
     plan: Plan | str | Path | None = None,
-    results: Result | None = None,
 ) -> Labeller:
     """Judge pairs blind in the notebook: two answers side by side, in random order, without their origin.
 
@@ -126,9 +125,8 @@ def label(
         rater: who judges; initials are enough.
         store: the label file. Several raters may share one.
         plan: from `plan_labelling`; default: all pairs, once each.
-        results: shows what a query returns (see `sql_results`).
     """
-    return Labeller(open_session(pairs, rater, store, rubric, plan), results)
+    return Labeller(open_session(pairs, rater, store, rubric, plan))
 
 
 def label_text(

@@ -247,8 +247,8 @@ def test_model_text_creates_nothing_in_a_real_browser(browser, tmp_path):
     from dpo_workbench.labelling.widget import open_session
 
     makers = {"pre": html.pre, "paragraph": html.paragraph, "table": lambda t: html.table([t], [[t]])}
-    for kind in ("text", "code", "sql"):
-        makers[kind] = lambda t, kind=kind: view.answer_html(t, f"other {t[::-1]}", kind, t, lambda p, q: q)
+    for kind in ("text", "code"):
+        makers[kind] = lambda t, kind=kind: view.answer_html(t, f"other {t[::-1]}", kind)
     makers["box"] = lambda t: view.box(view.marked(t, "other"))
 
     def card(text):

@@ -87,11 +87,6 @@ def test_full_agreement_has_an_interval():
     assert stats.cohen_kappa(row, row) == stats.Estimate(1.0, 1.0, 1.0, 30)
 
 
-def test_a_value_that_is_no_number_is_refused():
-    with pytest.raises(dw.WorkbenchError, match="finite"):
-        stats.alpha({"a": {1: math.nan}, "b": {1: 1.0}})
-
-
 @pytest.mark.parametrize("rate", (0.05, 0.1, 0.2, 0.3))
 def test_the_flip_rate_is_found_again(rate):
     rng = random.Random(rate)

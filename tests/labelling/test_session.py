@@ -161,7 +161,7 @@ def test_a_terminal_gets_no_control_characters(tmp_path):
     assert not any(ord(c) < 32 and c != "\n" for c in shown) and "\u202e" not in shown
 
 
-@pytest.mark.parametrize("show_as", ("text", "code", "sql"))
+@pytest.mark.parametrize("show_as", ("text", "code"))
 def test_no_text_becomes_an_element(show_as):
     from html.parser import HTMLParser
 
@@ -180,7 +180,7 @@ def test_no_text_becomes_an_element(show_as):
         json.dumps({"<b>": "<i>", "rows": [["<u>", "</table><script>"]]}), "x" * 5000 + "<b>", "\x1b[31m", "\u202e<b>",
     ]  # fmt: skip
     for payload in payloads:
-        html = view.answer_html(payload, "other " + payload[::-1], show_as, payload, lambda p, q: q)
+        html = view.answer_html(payload, "other " + payload[::-1], show_as)
         Looks().feed(html + view.box(view.escape(payload)))
     assert Looks.found <= allowed
 
@@ -194,18 +194,6 @@ def test_a_long_answer_scrolls():
     html = view.answer_html("word " * 2000, "word " * 1999 + "end ", "text")
     assert "overflow: auto" in html and "<mark" not in html
     assert len(view.answer_html("x" * 10_000_000, "y", "text")) < 60_000
-
-
-def test_a_query_comes_with_its_result():
-    task = dw.load_task("sql")
-    example = task.dev[0]
-    results = dw.sql_results(task)
-    shown = view.answer_html(example.reference, "SELECT 1", "sql", example.prompt, results)
-    assert "Result:" in shown
-    assert "unknown_name" not in results(example.prompt, example.reference)
-    assert "no database" in results("another prompt", "SELECT 1")
-    assert results(example.prompt, "SELECT x FROM nowhere").startswith("unknown_name")
-    assert results(example.prompt, "DROP TABLE member").startswith("refused")
 
 
 @pytest.mark.parametrize("name", ("receipts", "python", "science", "briefs", "sql"))

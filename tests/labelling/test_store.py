@@ -233,21 +233,14 @@ def test_events_know_their_winner():
 
 
 def test_a_file_of_an_earlier_version_still_loads(tmp_path):
-    """Earlier versions also saved votes by criterion, in `criteria`, and a plan said how an item was drawn."""
+    """Earlier versions also saved votes by criterion, in `criteria`."""
     key = item_key(PAIRS[0])
     row = {
         "id": "1-2", "action": "label", "rater": "ann", "item": key, "clock": 1, "time": "2026-11-20T10:00:00+00:00",
         "choice": "b", "left": answer_key("right answer 0"), "right": answer_key("wrong answer 0"), "strength": 3,
         "criteria": {"correct": "a"}, "note": "edge", "rubric": "python-0123456789", "seconds": 4.2, "tool": "0.1.0",
     }  # fmt: skip
-    undo = {"id": "1-3", "action": "undo", "rater": "ann", "item": key, "clock": 2, "target": "1-2"}
-    redo = {"id": "1-4", "action": "redo", "rater": "ann", "item": key, "clock": 3, "target": "1-2"}
-    (tmp_path / "l.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (row, undo, redo)))
+    (tmp_path / "l.jsonl").write_text(json.dumps(row) + "\n")
     read = dw.read_labels(tmp_path / "l.jsonl", PAIRS)
     assert [(v.value, v.event.note) for v in read.votes] == [(-1, "edge")] and read.damaged == 0
     assert [p.chosen for p in read.pairs("weighted")] == ["wrong answer 0"]
-
-    item = {"key": key, "pair": "p0", "swap": True, "kind": "shared", "drawn": "active"}
-    settings = {"overlap": 1.0, "control": 0.2, "pairs": 1, "active": True}
-    (tmp_path / "plan.json").write_text(json.dumps({"items": {"ann": [item]}, "gold": {}, "settings": settings}))
-    assert dw.Plan.load(tmp_path / "plan.json").items["ann"][0].swap
