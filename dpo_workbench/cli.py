@@ -1,6 +1,6 @@
 """The program `dpo-workbench`: one function for each command, and `main`.
 
-Most modules are imported inside the commands, so that `--help` and wrong usage answer at once.
+`dw` imports a name when it is first used, so `--help` and wrong usage answer at once.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
+import dpo_workbench as dw
 from dpo_workbench import cli_shared as shared
 from dpo_workbench.cli_shared import say, warn
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.sandbox.process import ALLOW_WEAK
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,9 +36,7 @@ def _for_all_commands(
     ] = False,
 ) -> None:
     if allow_weak_sandbox:
-        from dpo_workbench.sandbox.process import allow_weak
-
-        allow_weak()
+        os.environ[ALLOW_WEAK] = "1"
 
 
 @app.command()
@@ -50,10 +49,8 @@ def demo(
     seed: shared.Seed = 0,
 ) -> None:
     """The whole method: find failures, train with DPO and with a control, test both on held-out prompts, report."""
-    from dpo_workbench.studies.demo import demo as run_demo
-
     folder = out or Path("runs") / f"demo-{Path(model).name}"
-    result = run_demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
+    result = dw.demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
     shared.say_verdict(result.verdict())
     say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
 
@@ -61,9 +58,7 @@ def demo(
 @app.command()
 def tasks() -> None:
     """List the built-in tasks and the sizes of their splits."""
-    from dpo_workbench.tasks.builtin import load_task, task_names
-
-    for task in map(load_task, task_names()):
+    for task in map(dw.load_task, dw.task_names()):
         sizes = ", ".join(f"{name} {len(split)}" for name, split in task.splits.items())
         say(f"{task.name}: {task.description} ({sizes})")
 
@@ -76,11 +71,8 @@ def check(
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
 ) -> None:
     """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
-    from dpo_workbench.pairs.pair import read_pairs
-    from dpo_workbench.pairs.splits import find_leaks
-
-    read = read_pairs(file, mapping=shared.named_values("--map", columns))
-    found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
+    read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
+    found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
     say(f"{read}\n{found}" if found else read)
     if save:
         warn(f"{len(read.pairs)} pairs: {read.pairs.save(save)}")
@@ -103,20 +95,18 @@ def mine(
     engine: shared.Engine = None,
 ) -> None:
     """Sample answers to the training prompts, classify the failures, and write pairs.jsonl."""
-    from dpo_workbench.mining.branch import branch
-    from dpo_workbench.mining.sample import mine as run_mine
-    from dpo_workbench.tasks.builtin import load_task, shipped_adapter
+    from dpo_workbench.tasks.builtin import shipped_adapter
 
     if engine and target:
         raise WorkbenchError("--target continues answers from the middle, which --engine cannot do. Leave one out.")
-    loaded = load_task(task)
+    loaded = dw.load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
     handle = shared.load(model, adapter, engine)
     prompts = loaded.train[skip:][:limit]
-    found = run_mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
+    found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
     if target:
-        found = branch(handle, found, target, seed=seed)
+        found = dw.branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")
     say(f"{found!r}\nheadroom: {found.headroom(target or ())}")
     pairs = found.pairs(classes=target or None)
@@ -139,24 +129,20 @@ def train(
 
     For several GPUs: `dpo-workbench export trl`.
     """
-    from dpo_workbench.pairs.pair import Pairs
-    from dpo_workbench.tasks.builtin import load_task, shipped_adapter
-    from dpo_workbench.training.record import record_run
-    from dpo_workbench.training.run import train as run_train
+    from dpo_workbench.tasks.builtin import shipped_adapter
 
     if loss:
-        settings["loss"] = (
-            loss[0] if loss[1:] == [] and "=" not in loss[0] else shared.named_values("--loss", loss, float)
-        )
-    config = TrainConfig(**settings)
-    loaded = Pairs.load(pairs, load_task(task) if task else None)
+        weighted = len(loss) > 1 or "=" in loss[0]
+        settings["loss"] = shared.named_values("--loss", loss, float) if weighted else loss[0]
+    config = dw.TrainConfig(**settings)
+    loaded = dw.Pairs.load(pairs, dw.load_task(task) if task else None)
     if task is None:
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
         if loaded.task is None:
             say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
     start = shared.load(model, adapter or shipped_adapter(model, loaded.task))
-    record_run(out, start, loaded, config)
-    run = run_train(start, loaded, config, folder=out)
+    dw.record_run(out, start, loaded, config)
+    run = dw.train(start, loaded, config, folder=out)
     run.model.save(out / "adapter")
     say(f"{run!r}\nadapter: {out / 'adapter'}")
     if not run.finished:
@@ -172,10 +158,7 @@ def label(
     plan: Annotated[Path | None, typer.Option(help="File of `dw.plan_labelling`; default: all pairs, once.")] = None,
 ) -> None:
     """Judge pairs blind, one by one. Each vote is saved at once; the same command continues where you stopped."""
-    from dpo_workbench.labelling.widget import label_text
-    from dpo_workbench.pairs.pair import Pairs
-
-    label_text(Pairs.load(pairs), rubric=rubric, rater=rater, store=store, plan=plan, write=say)
+    dw.label_text(dw.Pairs.load(pairs), rubric=rubric, rater=rater, store=store, plan=plan, write=say)
 
 
 @app.command()
@@ -187,12 +170,8 @@ def agreement(
     how: Annotated[str, typer.Option(help="How votes become pairs: majority or weighted.")] = "majority",
 ) -> None:
     """Measure how far raters agree and what biases them, and turn their labels into training pairs."""
-    from dpo_workbench.labelling.labels import read_labels
-    from dpo_workbench.labelling.report import agreement as measure
-    from dpo_workbench.pairs.pair import Pairs
-
-    labels = read_labels(store, Pairs.load(pairs), plan)
-    say(f"{measure(labels)}\n\n{labels}")
+    labels = dw.read_labels(store, dw.Pairs.load(pairs), plan)
+    say(f"{dw.agreement(labels)}\n\n{labels}")
     if out is not None:
         made = labels.pairs(how)
         say(f"{len(made)} pairs: {made.save(out)}")
@@ -210,13 +189,10 @@ def evaluate(
     engine: shared.Engine = None,
 ) -> None:
     """Answer held-out prompts greedily and count failures by class, with confidence intervals."""
-    from dpo_workbench.evaluation.run import evaluate as run_evaluate
-    from dpo_workbench.tasks.builtin import load_task
-
-    prompts = load_task(task).split(split)[:limit]
+    prompts = dw.load_task(task).split(split)[:limit]
     name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
     handle = shared.load(model, adapter, engine)
-    done = run_evaluate(handle, prompts, name=name, seed=seed, engine=engine)
+    done = dw.evaluate(handle, prompts, name=name, seed=seed, engine=engine)
     done.save(out)
     say(f"{done}\nanswers: {out}")
 
@@ -229,27 +205,23 @@ def report(
     control: Annotated[Path | None, typer.Option(help="The same for a control, such as fine-tuning alone.")] = None,
 ) -> None:
     """Compare evaluations of the same prompts: a verdict in words; with --out also report.html and results.json."""
-    from dpo_workbench.common.environment import describe
-    from dpo_workbench.evaluation.report import write_report
-    from dpo_workbench.evaluation.run import Evaluation
-    from dpo_workbench.evaluation.verdict import verdict
 
-    def load(path: Path) -> Evaluation:
+    def load(path: Path) -> Any:
         if not path.is_dir():
-            return Evaluation.load(path)
-        return replace(Evaluation.load(path / "evaluations" / "sft+dpo.json"), name=f"{path.name}: sft+dpo")
+            return dw.Evaluation.load(path)
+        return replace(dw.Evaluation.load(path / "evaluations" / "sft+dpo.json"), name=f"{path.name}: sft+dpo")
 
     first, second = load(before), load(after)
     if first.name == second.name:
         first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
     third = load(control) if control else None
-    decided = verdict(first, second, control=third)
+    decided = dw.verdict(first, second, control=third)
     shared.say_verdict(decided)
     if out is not None:
         by_name = {e.name: e for e in (first, second, third) if e}
-        results = {"arms": {name: e.summary() for name, e in by_name.items()}, "machine": describe()}
-        results["verdict"] = decided.numbers
-        say(f"\nreport: {write_report(out, results, by_name, decided)}")
+        summaries = {name: e.summary() for name, e in by_name.items()}
+        results = {"arms": summaries, "machine": dw.describe(), "verdict": decided.numbers}
+        say(f"\nreport: {dw.write_report(out, results, by_name, decided)}")
 
 
 @app.command()
@@ -263,12 +235,8 @@ def arms(
     seed: shared.Seed = 0,
 ) -> None:
     """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules."""
-    from dpo_workbench.studies.arms import ARMS
-    from dpo_workbench.studies.compare import compare
-
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
-    names = tuple(arm or ARMS)
-    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed)
+    done = dw.compare(task, tuple(arm or dw.ARMS), model=model, adapter=adapter, split=split, folder=folder, seed=seed)
     say(done)
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())
@@ -284,13 +252,11 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
 ) -> None:
     """Take a run to other tools: a TRL project for several GPUs, merged weights, or its pairs (RUN may be a file)."""
-    from dpo_workbench.export import runs
-
     home = run if run.is_dir() else run.parent
     if kind == "pairs":
-        say(runs.export_pairs(run, out or home / "export" / f"pairs-{layout}", layout, force=force))
+        say(dw.export_pairs(run, out or home / "export" / f"pairs-{layout}", layout, force=force))
     else:
-        write = runs.export_trl if kind == "trl" else runs.export_merged
+        write = dw.export_trl if kind == "trl" else dw.export_merged
         say(write(run, out or home / "export" / kind.value, force=force))
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
+import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 
@@ -98,9 +99,7 @@ def say_verdict(verdict: Any) -> None:
 def load(name: str | None, adapter: str | None, engine: str | None = None) -> Any:
     """The loaded model, with its description printed; or with an engine the name of the served model."""
     if engine is None:
-        from dpo_workbench.models.loading import load_model
-
-        model = load_model(name or "nano", adapter=adapter if adapter != "none" else None)
+        model = dw.load_model(name or "nano", adapter=adapter if adapter != "none" else None)
         say(repr(model))
         return model
     if adapter:
@@ -113,9 +112,7 @@ def load(name: str | None, adapter: str | None, engine: str | None = None) -> An
 
 def builtin_task_of(prompts: set[str]) -> Any:
     """The built-in task that has all of these prompts in its training split, or None."""
-    from dpo_workbench.tasks.builtin import load_task, task_names
-
-    tasks = map(load_task, task_names())
+    tasks = map(dw.load_task, dw.task_names())
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
 
 

@@ -75,9 +75,7 @@ def test_an_error_is_one_paragraph_and_a_log(run, tmp_path, arguments, words: st
 
 
 def test_markup_in_an_error_is_shown_as_it_is(run, monkeypatch) -> None:
-    monkeypatch.setattr(
-        "dpo_workbench.tasks.builtin.task_names", lambda: (_ for _ in ()).throw(WorkbenchError("[red]x[/] [/b]"))
-    )
+    monkeypatch.setattr("dpo_workbench.task_names", lambda: (_ for _ in ()).throw(WorkbenchError("[red]x[/] [/b]")))
     code, _, err = run("tasks")
     assert code == 1 and "[red]x[/] [/b]" in err
 
@@ -95,7 +93,7 @@ def test_other_errors(run, monkeypatch, error: BaseException, code: int, words: 
     def fails():
         raise error
 
-    monkeypatch.setattr("dpo_workbench.tasks.builtin.task_names", fails)
+    monkeypatch.setattr("dpo_workbench.task_names", fails)
     got, _, err = run("tasks")
     assert got == code and words in err and "Traceback" not in err
 

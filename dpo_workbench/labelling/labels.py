@@ -46,12 +46,12 @@ def read_labels(
         pairs: the pairs that were judged.
         plan: the plan of the study, if it had one. The report needs it for the gold items.
     """
-    files = [store] if isinstance(store, (str, Path)) else list(store)
-    missing = [file for file in files if not Path(file).is_file()]
+    files = [Path(file) for file in ([store] if isinstance(store, (str, Path)) else store)]
+    missing = [str(file) for file in files if not file.is_file()]
     if missing or not files:
         raise WorkbenchError(
-            f"A label file must exist. Got {missing[0] if missing else 'none'}. `dw.label(...)` creates it with the "
-            "first label."
+            f"A label file must exist. Got {', '.join(missing) or 'none'}. `dw.label(...)` creates it with the first "
+            "label."
         )
     events = Store(*files)
     by_key = {item_key(pair): pair for pair in reversed(list(pairs))}
@@ -106,8 +106,12 @@ class Labels:
 
     def winners(self) -> dict[str, int]:
         """The items that become pairs: 1 if most raters prefer the pair's chosen answer, -1 if the rejected one."""
-        decided = {item: sum(v.value or 0 for v in votes) for item, votes in self.by_item.items() if not _reason(votes)}
-        return {item: 1 if balance > 0 else -1 for item, balance in decided.items()}
+        decided = {item: _count(votes) for item, votes in self.by_item.items() if not _reason(votes)}
+        return {item: 1 if count[1] > count[-1] else -1 for item, count in decided.items()}
+
+    def left_out(self) -> Counter[str]:
+        """How many items become no pair, by reason."""
+        return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
     def repeats(self) -> list[tuple[Vote, Vote]]:
         """First and second vote of a rater on each item that was shown twice."""
@@ -117,8 +121,8 @@ class Labels:
     def flip_rate(self) -> Estimate:
         """Share of wrong votes, from how often two raters name different winners (see `agreement.flip_rate`)."""
         couples = [two for votes in self.by_item.values() for two in combinations(votes, 2)]
-        decided = [(a.value, b.value) for a, b in couples if a.value and b.value]
-        return flip_rate(sum(a != b for a, b in decided), len(decided))
+        differ = [a.value != b.value for a, b in couples if a.value and b.value]
+        return flip_rate(sum(differ), len(differ))
 
     def config(self, config: TrainConfig | None = None) -> TrainConfig:
         """`config` with the robust loss, and the measured flip rate as its label smoothing.
@@ -130,7 +134,8 @@ class Labels:
             raise WorkbenchError("No two raters judged the same pair, so there is no flip rate. Plan an `overlap`.")
         if rate.value > 0.45:
             raise WorkbenchError(
-                f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric."
+                f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric and label "
+                "again."
             )
         return replace(config or TrainConfig(), loss="robust", label_smoothing=round(rate.value, 4))
 
@@ -152,16 +157,8 @@ class Labels:
             if weight > 0:  # not if one strong vote outweighs two slight ones
                 rows.append(_relabelled(votes[0].pair, winner, weight))
         if not rows:
-            left_out = ", ".join(f"{reason} {n}" for reason, n in self.left_out().items())
-            raise WorkbenchError(
-                f"Labels must name winners. Got none by majority ({left_out}). Label more, or discuss where raters "
-                "disagree."
-            )
+            raise WorkbenchError(f"Labels must name winners. Got none. Label more, or discuss disagreements. {self!r}")
         return Pairs(rows)
-
-    def left_out(self) -> Counter[str]:
-        """How many items become no pair, by reason."""
-        return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
     def __repr__(self) -> str:
         reasons = ", ".join(f"{reason} {n}" for reason, n in self.left_out().most_common()) or "none"
@@ -180,14 +177,19 @@ def orientation(pair: Pair) -> int:
     return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
 
 
+def _count(votes: Sequence[Vote]) -> Counter[int | None]:
+    """Number of votes for each value."""
+    return Counter(vote.value for vote in votes)
+
+
 def _reason(votes: Sequence[Vote]) -> str:
     """Why the votes on one item make no pair; empty if they do."""
-    values = [vote.value for vote in votes]
-    if values.count(None) * 2 >= len(values):
+    count = _count(votes)
+    if count[None] * 2 >= len(votes):
         return "both bad"
-    if values.count(0) > values.count(1) + values.count(-1):
+    if count[0] > count[1] + count[-1]:
         return "tie"
-    return "even votes" if values.count(1) == values.count(-1) else ""
+    return "even votes" if count[1] == count[-1] else ""
 
 
 def _relabelled(pair: Pair, winner: int, weight: float) -> Pair:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.labelling.events import CHOICES, Event, Store, answer_key
 from dpo_workbench.labelling.rubric import Rubric
-from dpo_workbench.labelling.study import Item
+from dpo_workbench.labelling.study import Item, Plan, all_items
 from dpo_workbench.pairs.pair import Pair
 
 QUICK = 0.3  # seconds; a vote that comes sooner after an item appears is taken for a double click and ignored
@@ -21,11 +22,10 @@ HELP = (
 
 
 class Session:
-    """The labels of one rater and the item that is shown.
+    """The labels of one rater and the item that is shown. It continues where the label file ends.
 
     Args:
-        items: what this rater judges, in order.
-        pairs: all pairs that the items name.
+        pairs, rater, store, rubric, plan: as in `label`.
         quick: see `QUICK`; 0 where a double click cannot happen.
 
     Attributes:
@@ -36,21 +36,24 @@ class Session:
 
     def __init__(
         self,
-        items: Sequence[Item],
         pairs: Sequence[Pair],
         rater: str,
-        store: Store,
-        rubric: Rubric,
+        store: str | Path,
+        rubric: str | Path | Rubric | None = None,
+        plan: Plan | str | Path | None = None,
         quick: float = QUICK,
     ):
         if not rater.strip():
             raise WorkbenchError("`rater` must be a name. Got an empty one. Initials are enough.")
-        if not items:
+        planned = Plan.load(plan).items if plan is not None else {rater: all_items(pairs, rater)}
+        if rater not in planned:
+            raise WorkbenchError(f"The rater must be in the plan. Got {rater!r}. It has: {', '.join(planned)}.")
+        self.items, self.pairs = planned[rater], {pair.id: pair for pair in pairs}
+        if not self.items:
             raise WorkbenchError(f"There must be something to label. Got no items for rater {rater!r}.")
-        self.pairs = {pair.id: pair for pair in pairs}
-        if missing := [item.pair for item in items if item.pair not in self.pairs]:
+        if missing := [item.pair for item in self.items if item.pair not in self.pairs]:
             raise WorkbenchError(f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them.")
-        self.items, self.rater, self.store, self.rubric = list(items), rater.strip(), store, rubric
+        self.rater, self.store, self.rubric = rater.strip(), Store(store), Rubric.load(rubric)
         self.quick, self.message = quick, ""
         self._show(self._next_open(0))
 

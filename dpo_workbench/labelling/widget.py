@@ -10,36 +10,15 @@ import ipywidgets as w
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
-from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.rubric import Rubric
-from dpo_workbench.labelling.session import HELP, QUICK, Session
-from dpo_workbench.labelling.study import Plan, all_items
+from dpo_workbench.labelling.session import HELP, Session
+from dpo_workbench.labelling.study import Plan
 from dpo_workbench.labelling.view import card, text_card
 from dpo_workbench.pairs.pair import Pair
 
 BUTTONS = {"a": "A is better", "b": "B is better", "t": "Equally good", "x": "Both bad", "s": "Skip"}
 MOVES = {"u": "Undo", "<": "Back", ">": "Forward"}
 STRENGTHS = (("not set", 0), ("slightly", 1), ("clearly", 2), ("far better", 3))
-
-
-def open_session(
-    pairs: Sequence[Pair],
-    rater: str,
-    store: str | Path,
-    rubric: str | Path | Rubric | None = None,
-    plan: Plan | str | Path | None = None,
-    quick: float = QUICK,
-) -> Session:
-    """A rater's session on a label file. It continues where the file ends. Arguments as in `label` and `Session`."""
-    rows = list(pairs)
-    if plan is None:
-        items = all_items(rows, rater)
-    else:
-        by_rater = Plan.load(plan).items
-        if rater not in by_rater:
-            raise WorkbenchError(f"The rater must be in the plan. Got {rater!r}. It has: {', '.join(by_rater)}.")
-        items = by_rater[rater]
-    return Session(items, rows, rater, Store(store), Rubric.load(rubric), quick=quick)
 
 
 class Labeller:
@@ -126,7 +105,7 @@ def label(
         store: the label file. Several raters may share one.
         plan: from `plan_labelling`; default: all pairs, once each.
     """
-    return Labeller(open_session(pairs, rater, store, rubric, plan))
+    return Labeller(Session(pairs, rater, store, rubric, plan))
 
 
 def label_text(
@@ -144,7 +123,7 @@ def label_text(
     Args:
         read, write: where commands come from and where text goes to. All other arguments as in `label`.
     """
-    session = open_session(pairs, rater, store, rubric, plan, quick=0.0)
+    session = Session(pairs, rater, store, rubric, plan, quick=0.0)
     write(HELP + " · q: stop")
     try:
         while not session.finished:

@@ -162,7 +162,7 @@ def main() -> None:
     folder = os.getcwd()
     kernel_guard.limit(order["memory"], order["cpu"], order["file_bytes"], strong=order["strong"])
     if order["strong"]:
-        kernel_guard.lock(order["readable"], [folder], order["listable"])
+        kernel_guard.lock(order["readable"], [folder], order["paths"])
     sys.path += order["paths"]
     if order["mode"] == "sql":
         wire.reply("r")

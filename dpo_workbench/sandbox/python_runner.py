@@ -73,15 +73,14 @@ def run_python(
     packages: Sequence[str] = PACKAGES,
     allow_weak_sandbox: bool = False,
 ) -> Ran:
-    """Run code in a locked child, then each call in the same child, in order.
+    """Run code in a locked child, then each call in the same child, in order. Compare results with `values.same`.
 
-    Only the code and the calls' arguments enter the child. Compare what comes out with
-    `dpo_workbench.sandbox.values.same`. The whole run has `limits.seconds`; later calls have the problem `timeout`.
+    Only the code and the calls' arguments enter the child. The whole run has `limits.seconds`; later calls have the
+    problem `timeout`.
 
     Args:
         code: source of a module that defines the functions. Any text is allowed; it never raises here.
-        calls: functions and their arguments, plain values (see `dpo_workbench.sandbox.values`).
-        limits: time, memory, output, files.
+        calls: functions and their arguments, plain values (see `values`).
         packages: installed packages that the code may import besides the standard library.
         allow_weak_sandbox: run even if only resource limits hold on this machine.
 
@@ -116,9 +115,8 @@ def run_tests(
     Args:
         code: the model's source.
         tests: source of the tests; trusted to judge, but not to touch this machine.
-        entry: the function of `code` that is tested.
-        function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests,
-            which can also call the candidate by the name `entry`.
+        entry: the function of `code` that is tested; tests can call it by this name too.
+        function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests.
         limits: of each of the two children.
         packages, allow_weak_sandbox: see `run_python`, also for what it raises.
 
@@ -162,11 +160,9 @@ def _loaded(child: Child) -> Problem | None:
 
 def _ask(child: Child, call: Call) -> Result:
     child.send([call.name, list(call.args), dict(call.named)])
-    letter, value = child.reply()
-    changed = None
+    (letter, value), changed = child.reply(), None
     if letter == "m" and isinstance(value, list):
-        changed = value
-        letter, value = child.reply()
+        changed, (letter, value) = value, child.reply()
     return Result(value, args=changed) if letter == "v" else Result(problem=_problem(child, letter, value))
 
 

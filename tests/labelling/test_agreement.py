@@ -9,7 +9,6 @@ import pytest
 import dpo_workbench as dw
 from dpo_workbench.labelling import agreement as stats
 from dpo_workbench.labelling.events import Store, answer_key, item_key
-from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import Session
 from dpo_workbench.labelling.study import AGAIN, all_items
 
@@ -98,9 +97,8 @@ def test_the_flip_rate_is_found_again(rate):
 def study(tmp_path, votes, plan=None, pairs=PAIRS):
     """`votes`: rater -> function of a pair's number giving chosen, rejected, tie, bad or skip, or None."""
     for rater, vote in votes.items():
-        items = plan.items[rater] if plan else all_items(pairs, rater)
-        work = Session(items, pairs, rater, Store(tmp_path / "l.jsonl"), Rubric.load("python"), quick=0)
-        for place, item in enumerate(items):
+        work = Session(pairs, rater, tmp_path / "l.jsonl", "python", plan, quick=0)
+        for place, item in enumerate(work.items):
             said = vote(next(k for k, p in enumerate(pairs) if p.id == item.pair))
             if said is None:
                 continue
@@ -172,7 +170,7 @@ def test_the_report_names_a_side_leaner_a_gold_misser_and_a_changer_of_mind(tmp_
     rng = random.Random(0)
     good = lambda k: "chosen"  # noqa: E731
     labels = study(tmp_path, {"ann": good, "bob": lambda k: rng.choice(("chosen", "rejected"))}, plan)
-    work = Session(plan.items["lea"], PAIRS, "lea", Store(tmp_path / "l.jsonl"), Rubric.load("python"), quick=0)
+    work = Session(PAIRS, "lea", tmp_path / "l.jsonl", "python", plan, quick=0)
     while not work.finished:
         work.do("a")  # whatever stands there
     labels = dw.read_labels(tmp_path / "l.jsonl", PAIRS, plan)

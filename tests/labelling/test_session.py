@@ -6,11 +6,9 @@ import pytest
 
 import dpo_workbench as dw
 from dpo_workbench.labelling import view
-from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import HELP, Session
-from dpo_workbench.labelling.study import all_items
-from dpo_workbench.labelling.widget import BUTTONS, MOVES, open_session
+from dpo_workbench.labelling.widget import BUTTONS, MOVES
 
 PAIRS = [
     dw.Pair(f"p{k}", f"question {k}", f"right {k}", f"wrong {k}", chosen_from="reference", rejected_from="own",
@@ -20,7 +18,7 @@ PAIRS = [
 
 
 def make(tmp_path, quick=0.0) -> Session:
-    return Session(all_items(PAIRS, "ann"), PAIRS, "ann", Store(tmp_path / "l.jsonl"), Rubric.load("python"), quick)
+    return Session(PAIRS, "ann", tmp_path / "l.jsonl", "python", quick=quick)
 
 
 def test_a_double_click_never_labels_the_next_item(tmp_path, monkeypatch):
@@ -155,7 +153,7 @@ def test_plain_text_ends_well(tmp_path, end):
 
 def test_a_terminal_gets_no_control_characters(tmp_path):
     pair = dw.Pair("p", "q\x1b[2Jq", "a\x1b]0;title\x07\u202e", "b\x00b")
-    work = open_session([pair], "ann", tmp_path / "l.jsonl")
+    work = Session([pair], "ann", tmp_path / "l.jsonl")
     shown = view.text_card(work)
     assert "\\u001b" in shown and "\\u202e" in shown
     assert not any(ord(c) < 32 and c != "\n" for c in shown) and "\u202e" not in shown

@@ -13,7 +13,6 @@ import pytest
 
 import dpo_workbench as dw
 from dpo_workbench.labelling.events import Event, Store, answer_key, item_key, replay
-from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import Session
 from dpo_workbench.labelling.study import all_items
 
@@ -21,7 +20,7 @@ PAIRS = [dw.Pair(f"p{k}", f"question {k}", f"right answer {k}", f"wrong answer {
 
 
 def session(path: Path, rater: str = "ann", **more) -> Session:
-    return Session(all_items(PAIRS, rater), PAIRS, rater, Store(path), Rubric.load(None), **{"quick": 0.0, **more})
+    return Session(PAIRS, rater, path, **{"quick": 0.0, **more})
 
 
 def labels(path: Path) -> dict:
