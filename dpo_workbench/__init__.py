@@ -37,7 +37,7 @@ _HOMES = {
     "training.run": ("train", "sft", "Run"),
     "training.losses": ("LOSSES",),
     "training.record": ("record_run",),
-    "export.runs": ("export_trl", "export_merged", "export_pairs"),
+    "export.runs": ("export_trl", "export_merged"),
     "training.tokens": ("show",),
     "labelling.widget": ("label", "label_text"),
     "labelling.study": ("plan_labelling", "Plan"),

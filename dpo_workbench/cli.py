@@ -247,17 +247,12 @@ def arms(
 def export(
     kind: Annotated[shared.Kind, typer.Argument(help="What to write.")],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
-    layout: Annotated[str, typer.Option("--format", help="Of `pairs`: trl or openai.")] = "trl",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder; by default RUN/export/...")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
 ) -> None:
-    """Take a run to other tools: a TRL project for several GPUs, merged weights, or its pairs (RUN may be a file)."""
-    home = run if run.is_dir() else run.parent
-    if kind == "pairs":
-        say(dw.export_pairs(run, out or home / "export" / f"pairs-{layout}", layout, force=force))
-    else:
-        write = dw.export_trl if kind == "trl" else dw.export_merged
-        say(write(run, out or home / "export" / kind.value, force=force))
+    """Take a run to other tools: a TRL project for several GPUs, or merged weights."""
+    write = dw.export_trl if kind == "trl" else dw.export_merged
+    say(write(run, out or run / "export" / kind.value, force=force))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ ERROR_LOG = Path("dpo-workbench-error.log")  # in the folder where the program r
 class Kind(str, Enum):
     """What `export` can write."""
 
-    TRL, MERGED, PAIRS = "trl", "merged", "pairs"
+    TRL, MERGED = "trl", "merged"
 
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
