@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
 
@@ -20,6 +21,7 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 
 ERROR_LOG = Path("dpo-workbench-error.log")  # in the folder where the program runs
+say, warn = typer.echo, partial(typer.echo, err=True)
 
 
 class Kind(str, Enum):
@@ -79,16 +81,6 @@ def fail(error: Exception) -> NoReturn:
     except OSError:
         pass  # a full disk must not hide the message above
     sys.exit(1)
-
-
-def say(text: object) -> None:
-    """Print text."""
-    typer.echo(str(text))
-
-
-def warn(text: str) -> None:
-    """Print text to stderr."""
-    typer.echo(text, err=True)
 
 
 def say_verdict(verdict: Any) -> None:

@@ -57,9 +57,8 @@ def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     # ordered pairs of values within an item, without pairing a value with itself; (items, values, values)
     coincidences = share[:, :, None] * (counts[:, None, :] - np.eye(len(domain)))
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)  # (resamples, items)
-    drawn = np.array([_alpha(table) for table in np.tensordot(weights, coincidences, axes=1)])
-    drawn = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if n > 1 and len(drawn) else (math.nan, math.nan)
+    drawn = [value for table in np.tensordot(weights, coincidences, axes=1) if not math.isnan(value := _alpha(table))]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if n > 1 and drawn else (math.nan, math.nan)
     return Estimate(_alpha(coincidences.sum(axis=0)), float(low), float(high), n)
 
 

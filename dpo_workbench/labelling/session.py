@@ -126,18 +126,9 @@ class Session:
         if seconds < self.quick:
             return f"Too quick: the vote came {seconds:.2f} s after this item appeared, so it was ignored."
         a, b = self.answers
-        self.store.add(
-            "label",
-            self.rater,
-            self.item.key,
-            choice=choice,
-            left=answer_key(a),
-            right=answer_key(b),
-            strength=self.strength if choice in ("a", "b") else None,
-            note=self.note,
-            rubric=self.rubric.version,
-            seconds=round(seconds, 3),
-        )
+        shown = {"left": answer_key(a), "right": answer_key(b), "rubric": self.rubric.version}
+        said = {"choice": choice, "strength": self.strength if choice in ("a", "b") else None, "note": self.note}
+        self.store.add("label", self.rater, self.item.key, **shown, **said, seconds=round(seconds, 3))
         text = f"Saved: item {self.position + 1}, {CHOICES[choice]}."
         self._show(self._next_open(self.position + 1))
         return text + (" All items are labelled." if self.finished else "")

@@ -56,26 +56,30 @@ def sandbox_line() -> str:
 
 @functools.lru_cache(1)
 def _level() -> tuple[str, str]:
+    """The level, and a line about it, which is printed this once."""
     abi = kernel_guard.landlock_abi()
-    if not abi:
-        return "weak", (
-            "sandbox: WEAK, this system has no Landlock: only memory and time are limited; a model's code could read "
-            "files, use the network and start processes"
-        )
+    found = _open_ways() if abi else ["this system has no Landlock"]
+    if found:
+        reasons = "; ".join(map(str, found))
+        does = "only memory and time are limited; a model's code could read files, use the network and start processes"
+        line = f"sandbox: WEAK ({reasons}): {does}"
+    else:
+        does = "a model's code has no network, no other process and no file but Python's own and a temporary folder"
+        line = f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): {does}"
+    print(line, file=sys.stderr)
+    return "weak" if found else "strong", line
+
+
+def _open_ways() -> list[Any]:
+    """What the kernel's guards do not refuse to a child that tries it, or why there is no such child."""
     try:
         with Child("answer", {"code": _TRIAL}, Limits(seconds=10), strong=True) as child:
             child.send(["trial", [str(data_folder()), os.getpid()], {}])
             replies = [child.reply() for _ in range(2)]
-        letter, found = replies[1]
-        found = found if letter == "v" else [f"no answer but {replies}"]
     except WorkbenchError as error:  # for example in a container that forbids the calls
-        found = [error]
-    if found:
-        return "weak", f"sandbox: WEAK, the kernel's guards do not hold here ({'; '.join(map(str, found))})"
-    return "strong", (
-        f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): a model's code has no network, no other process and "
-        "no file but Python's own and a temporary folder"
-    )
+        return [error]
+    letter, found = replies[1]
+    return found if letter == "v" else [f"no answer but {replies}"]
 
 
 _TRIAL = """
@@ -100,19 +104,13 @@ def trial(folder, parent):
 
 
 def require_guard(allow_weak_sandbox: bool) -> None:
-    """Print once which guards hold here; raise `WorkbenchError` if only limits hold and nobody has allowed that."""
-    _say()
+    """Raise `WorkbenchError` if only limits hold here and nobody has allowed that."""
     if guard_level() == "weak" and not (allow_weak_sandbox or os.environ.get(ALLOW_WEAK)):
         raise WorkbenchError(
             "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
             f"AArch64). Got: {_level()[1]}. Run it on such a machine, or set allow_weak_sandbox=True "
             "(--allow-weak-sandbox) if nothing can be lost, as in a separate container: see docs/sandbox.md."
         )
-
-
-@functools.lru_cache(1)
-def _say() -> None:
-    print(_level()[1], file=sys.stderr)
 
 
 @functools.lru_cache(8)

@@ -189,7 +189,7 @@ def test_a_clean_study_has_nothing_to_discuss(tmp_path):
     truth = [rng.choice(("chosen", "rejected")) for _ in PAIRS]
     labels = study(tmp_path, {"ann": truth.__getitem__, "bob": truth.__getitem__})
     report = dw.agreement(labels, resamples=100)
-    assert report.alpha.value == 1 and report.discuss == ()
+    assert report.alpha.value == 1 and report.discuss == []
 
 
 def test_raters_who_all_prefer_the_chosen_answers_agree(tmp_path):
