@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -245,14 +245,14 @@ def arms(
 
 @app.command()
 def export(
-    kind: Annotated[shared.Kind, typer.Argument(help="What to write.")],
+    kind: Annotated[Literal["trl", "merged"], typer.Argument(help="What to write.")],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder; by default RUN/export/...")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
 ) -> None:
     """Take a run to other tools: a TRL project for several GPUs, or merged weights."""
     write = dw.export_trl if kind == "trl" else dw.export_merged
-    say(write(run, out or run / "export" / kind.value, force=force))
+    say(write(run, out or run / "export" / kind, force=force))
 
 
 def main() -> None:

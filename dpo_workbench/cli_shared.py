@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
@@ -22,12 +21,6 @@ from dpo_workbench.training.config import TrainConfig
 
 ERROR_LOG = Path("dpo-workbench-error.log")  # in the folder where the program runs
 say, warn = typer.echo, partial(typer.echo, err=True)
-
-
-class Kind(str, Enum):
-    """What `export` can write."""
-
-    TRL, MERGED = "trl", "merged"
 
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]

@@ -101,7 +101,8 @@ class Labels:
         found: dict[str, dict] = {rater: {} for rater in self.raters}
         for vote in self.first:
             if vote.value is not None:
-                found[vote.event.rater][vote.item] = float(vote.value * orientation(vote.pair))
+                sign = 1 if answer_key(vote.pair.chosen) < answer_key(vote.pair.rejected) else -1
+                found[vote.event.rater][vote.item] = float(sign * vote.value)
         return found
 
     def winners(self) -> dict[str, int]:
@@ -170,11 +171,6 @@ class Labels:
             lines.append(f"  labels of other pairs: {self.unmatched}; damaged lines: {self.damaged}")
         rate = self.flip_rate()
         return "\n".join(lines + ([f"  flip rate: {rate}"] if rate.n else []))
-
-
-def orientation(pair: Pair) -> int:
-    """1 if the chosen answer has the smaller content hash, otherwise -1."""
-    return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
 
 
 def _count(votes: Sequence[Vote]) -> Counter[int | None]:

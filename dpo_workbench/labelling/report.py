@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
 
 from scipy.stats import binomtest
 
 from dpo_workbench.common.html import visible
 from dpo_workbench.labelling.agreement import Estimate, alpha, cohen_kappa, share
-from dpo_workbench.labelling.labels import Labels, orientation
+from dpo_workbench.labelling.labels import Labels
 
 LOW_ALPHA = 0.4  # below this, discuss the rubric before training on the labels
 BIAS_P = 0.01  # p value below which a preference for one side, or for length, is reported
@@ -79,7 +79,7 @@ class Agreement:
         self.kappa = {two: kappa for two, kappa in kappas.items() if kappa.n}  # "one / other" -> Cohen's kappa
         self.flip_rate = labels.flip_rate()
         self.raters = [Rater(labels, name) for name in labels.raters]
-        self.verifier, self.verifier_kappa = _against_verifier(labels)
+        self.verifier = _share(_verifier_agrees(labels))
         # ids of pairs on which raters name different winners
         self.discuss = [votes[0].pair.id for votes in by_item.values() if {1, -1} <= {vote.value for vote in votes}]
         no_problems = "No problems found. Train on the majority, and use the flip rate for the robust loss."
@@ -93,7 +93,7 @@ class Agreement:
             f"  flip rate of a vote: {self.flip_rate}",
         ]
         if self.verifier.n:
-            lines.append(f"  verifier and majority name the same winner: {self.verifier}, kappa {self.verifier_kappa}")
+            lines.append(f"  verifier and majority name the same winner: {self.verifier}")
         lines += [*map(str, self.raters), "", "What to do:", *(f"  - {line}" for line in self.advice)]
         return visible("\n".join(lines))
 
@@ -127,14 +127,15 @@ def _coin_p(hits: list[bool]) -> float:
     return float(binomtest(sum(hits), len(hits)).pvalue) if hits else 1.0
 
 
-def _against_verifier(labels: Labels) -> tuple[Estimate, Estimate]:
-    """Share of the same winner, and kappa, on the items where the verifier and the raters' majority name a winner."""
-    people: dict[Hashable, float] = {}
-    verifier: dict[Hashable, float] = {}
+def _verifier_agrees(labels: Labels) -> list[bool]:
+    """For each pair on which the verifier's scores and the raters' majority name a winner: whether it is the same."""
+    same = []
     for item, winner in labels.winners().items():
         pair = labels.by_item[item][0].pair
-        lead = (pair.chosen_score or 0) - (pair.rejected_score or 0)
-        if None not in (pair.chosen_score, pair.rejected_score) and lead:
-            people[item] = winner * orientation(pair)  # as in `Labels.table`
-            verifier[item] = orientation(pair) if lead > 0 else -orientation(pair)
-    return _share([people[item] == verifier[item] for item in people]), cohen_kappa(people, verifier)
+        if (
+            pair.chosen_score is not None
+            and pair.rejected_score is not None
+            and pair.chosen_score != pair.rejected_score
+        ):
+            same.append((pair.chosen_score > pair.rejected_score) == (winner > 0))
+    return same

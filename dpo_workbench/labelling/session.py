@@ -34,6 +34,9 @@ class Session:
         strength, note: saved with the next vote.
     """
 
+    strength: int | None
+    note: str
+
     def __init__(
         self,
         pairs: Sequence[Pair],

@@ -56,10 +56,9 @@ class Labeller:
         self.session.strength, self.session.note = self.strength.value or None, self.note.value.strip()
         try:
             self.session.do(command)
-        except WorkbenchError as error:
-            self.session.message = str(error)
         except Exception as error:
-            self.session.message = f"Unexpected error, nothing was saved: {type(error).__name__}: {error}"
+            name = "" if isinstance(error, WorkbenchError) else f"Unexpected error: {type(error).__name__}: "
+            self.session.message = f"{name}{error}"
         self.show()
 
     def show(self) -> None:

@@ -73,7 +73,7 @@ def _level() -> tuple[str, str]:
 def _open_ways() -> list[Any]:
     """What the kernel's guards do not refuse to a child that tries it, or why there is no such child."""
     try:
-        with Child("answer", {"code": _TRIAL}, Limits(seconds=10), strong=True) as child:
+        with Child({"code": _TRIAL}, Limits(seconds=10), strong=True) as child:
             child.send(["trial", [str(data_folder()), os.getpid()], {}])
             replies = [child.reply() for _ in range(2)]
     except WorkbenchError as error:  # for example in a container that forbids the calls
@@ -158,7 +158,6 @@ class Child:
 
     def __init__(
         self,
-        mode: str,
         order: Mapping[str, Any],
         limits: Limits,
         strong: bool = True,
@@ -207,15 +206,15 @@ class Child:
         os.set_blocking(self._requests, False)
         self.send(
             {
-                "mode": mode, "strong": strong, "readable": [*files, *readable], "paths": paths,
-                "memory": limits.memory_mib << 20, "cpu": limits.seconds + 1 if mode != "sql" else 3600,
+                "strong": strong, "readable": [*files, *readable], "paths": paths,
+                "memory": limits.memory_mib << 20, "cpu": limits.seconds + 1,
                 "file_bytes": limits.disk_mib << 20, "value_bytes": limits.value_bytes, **order,
             }
         )  # fmt: skip
 
     def __enter__(self) -> Child:
         try:
-            if (self._line() or "")[:1] != "r":
+            if self.reply()[0] != "r":
                 text = self.output.decode("utf-8", "replace").strip()[-400:]
                 raise WorkbenchError(f"The sandbox must start. Got: {self.end}, {text or 'no message'}.")
         except BaseException:
@@ -233,18 +232,16 @@ class Child:
             self._selector.register(self._requests, selectors.EVENT_WRITE)
         self._out += encode(value, 1 << 26).encode("ascii") + b"\n"
 
-    def _line(self) -> str | None:
-        """The child's next line; None if it has ended or must be ended, with the reason in `end`."""
-        while not self._lines and self.end is None:
-            self._pump()
-        return self._lines.pop(0) if self._lines else None
-
     def reply(self) -> tuple[str, Any]:
         """The next line as letter and value: ("", reason) at the end, ("?", text) if it is not a plain value.
 
         Attempts to leave the sandbox that the child reports are added to `unsafe`.
         """
-        while (line := self._line()) is not None:
+        while self._lines or self.end is None:
+            if not self._lines:
+                self._pump()
+                continue
+            line = self._lines.pop(0)
             try:
                 value = decode(line[1:])
             except NotPlain as error:

@@ -197,7 +197,7 @@ def test_raters_who_all_prefer_the_chosen_answers_agree(tmp_path):
     labels = study(tmp_path, {"ann": lambda k: "chosen", "bob": lambda k: "chosen"})
     report = dw.agreement(labels, resamples=100)
     assert report.alpha.value == 1 and report.kappa["ann / bob"].value == 1
-    assert report.verifier_kappa.value == 1
+    assert report.verifier.value == 1
 
 
 @pytest.mark.parametrize("raters", (1, 2, 3, 7))

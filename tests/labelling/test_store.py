@@ -108,7 +108,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path):
         "def session(path, rater): return module.session(Path(path), rater)\n"
     )
     file = tmp_path / "l.jsonl"
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     running = [
         subprocess.Popen([sys.executable, "-c", code, str(file), f"rater {k}"], env=env, cwd=tmp_path) for k in range(4)
     ]
