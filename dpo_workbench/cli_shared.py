@@ -47,9 +47,9 @@ def train_options(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     for field in fields(TrainConfig):
         if field.name not in signature.parameters:
-            kind = Annotated[types[field.name], typer.Option(help=comments.get(field.name))]
-            how = inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(field.name, how, default=field.default, annotation=kind))
+            option, how = typer.Option(help=comments.get(field.name)), inspect.Parameter.KEYWORD_ONLY
+            kind = {"default": field.default, "annotation": Annotated[types[field.name], option]}
+            parameters.append(inspect.Parameter(field.name, how, **kind))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 

@@ -124,7 +124,7 @@ def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str]]:
     sites = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
     everywhere = glob.glob("/usr/lib/python3*/*-packages") + glob.glob("/usr/local/lib/python3*/*-packages")
     package = str(Path(__file__).resolve().parent.parent)
-    private = (*sites, *everywhere, package, data_folder(), site.getusersitepackages())
+    private = (*sites, *everywhere, package, str(data_folder()), site.getusersitepackages())
     hidden = [os.path.realpath(place) for place in private]
     roots = [*stdlib, os.path.join(sys.base_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
     places = sorted({os.path.realpath(p) for p in roots if p and os.path.isdir(p)})
