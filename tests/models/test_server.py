@@ -337,8 +337,6 @@ def test_the_command_line(faulty, monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter2")
     monkeypatch.setattr(server, "RETRIES", 0)
-    for console in (cli.console, cli.errors):
-        monkeypatch.setattr(console, "_width", 2000)
     one = faulty()
 
     def run(*arguments: str) -> tuple[int, str]:
