@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -12,10 +13,10 @@ from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
-from dpo_workbench.pairs.checks import CODES, Finding, has_surrogate
+from dpo_workbench.pairs.checks import CODES, Finding, fixed_rules, learned_rules, pair_problems, text_problems
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.reader import read_rows
-from dpo_workbench.pairs.shortcuts import fixed_rules, learned_rules
+from dpo_workbench.pairs.sources import stop
 
 __all__ = ["Pair", "Pairs", "ReadResult", "read_pairs"]
 _TOLD_ON_LOADING = ("P110", "P210", "P212", "P401", "P411", "P412")
@@ -117,24 +118,15 @@ class Pairs(Sequence[Pair]):
 
 
 def _check(pair: Pair) -> None:
-    for name in ("id", "prompt", "chosen", "rejected", "group"):
-        value = getattr(pair, name)
+    """The checks that `read_pairs` makes, for pairs that were made in other ways."""
+    texts = {name: getattr(pair, name) for name in ("id", "group", "prompt", "chosen", "rejected")}
+    for name, value in texts.items():
         if not isinstance(value, str):
             raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")
-        if has_surrogate(value):
-            raise WorkbenchError(
-                f"`{name}` must not contain half of a surrogate pair, which no tokenizer can read. Got one in pair "
-                f"{pair.id!r}. Write the character again."
-            )
-    if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
-        raise WorkbenchError(
-            f"`prompt`, `chosen`, `rejected` must have text. Got an empty one in pair {pair.id!r}. Write the text or "
-            "drop the row."
-        )
-    if pair.chosen.strip() == pair.rejected.strip() and pair.rejected_finished:
-        raise WorkbenchError(
-            f"`rejected` must differ from `chosen`. Got the same text in pair {pair.id!r}. Drop the row or edit it."
-        )
+    needed = {name: value for name, value in texts.items() if value or name not in ("id", "group")}
+    for code, name, got in [*itertools.chain(*map(text_problems, needed, needed.values())), *pair_problems(pair)]:
+        if CODES[code].severity == "error":
+            raise stop(code, got, f"`{name}` of pair {pair.id!r}")
     if not (isinstance(pair.weight, (int, float)) and 0 < pair.weight < math.inf):
         raise WorkbenchError(
             f"`weight` must be a number above 0. Got {pair.weight!r} in pair {pair.id!r}. To leave a pair out, drop "
@@ -215,15 +207,6 @@ def read_pairs(source: Any, *, mapping: Mapping[str, str] | None = None) -> Read
     Raises:
         WorkbenchError: nothing could be read, or the columns match no known layout.
     """
-    reader = read_rows(source, mapping)
-    return ReadResult(
-        source=reader.source.name,
-        layout=f"{reader.layout.name} ({reader.layout.what}), {reader.source.kind}",
-        rows=reader.rows,
-        kept=reader.kept,
-        refused=reader.refused,
-        merged=reader.merged,
-        skipped=reader.skipped,
-        findings=reader.findings,
-        found=reader.pairs,
-    )
+    done = read_rows(source, mapping)
+    layout = f"{done.layout.name} ({done.layout.what}), {done.source.kind}"
+    return ReadResult(done.source.name, layout, done.rows, **done.ends, findings=done.findings, found=done.pairs)

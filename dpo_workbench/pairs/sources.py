@@ -49,30 +49,27 @@ def open_source(source: Any) -> Source:
     """
     if isinstance(source, (str, Path)):
         return _hub(str(source)[4:]) if str(source).startswith("hub:") else _file(Path(source))
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
-        names = list(source.columns)
-        rows: Iterable[Any] = (dict(zip(names, row, strict=True)) for row in source.itertuples(index=False, name=None))
-        return Source("DataFrame", "table", _numbered(rows))
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+    is_pandas = hasattr(source, "to_dict") and hasattr(source, "columns")
+    rows = source.to_dict("records") if is_pandas else source
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise stop("P001", type(source).__name__, "source", "Pass a path, hub:owner/name, a table or a list of rows.")
-    return Source(type(source).__name__, "table", _numbered(source))
+    return Source(type(source).__name__, "table", _numbered(rows))
 
 
 def _numbered(values: Iterable[Any]) -> Iterator[Row]:
-    return (Row(number, plain(value)) for number, value in enumerate(values, 1))
+    return (Row(number, _plain(value)) for number, value in enumerate(values, 1))
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """A value of pandas or NumPy as plain Python: arrays become lists, missing values None."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [_plain(v) for v in value]
     if hasattr(value, "tolist"):  # an array or a scalar of NumPy
-        return plain(value.tolist())
-    if isinstance(value, (str, int, float)):
-        return None if value != value else value
-    return None if value is None or type(value).__name__ in ("NAType", "NaTType") else value
+        return _plain(value.tolist())
+    is_nan = isinstance(value, float) and value != value
+    return None if is_nan or type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def _hub(name: str) -> Source:
@@ -186,29 +183,27 @@ def _json(data: bytes, name: str) -> list[Any]:
 
 def _csv(data: bytes, name: str) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = io.StringIO(_utf8(data, name), newline="")
-    start, header = next(((k, line) for k, line in enumerate(lines, 1) if line.strip()), (0, ""))
-    if not header:
-        return
-    delimiter = max(",\t;|", key=header.count)
-    try:
-        columns = next(csv.reader([header], delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise stop("P008", header, f"{name}:{start}") from error
-    if len(set(columns)) < len(columns):
-        twice = Counter(columns).most_common(1)[0][0]
-        raise stop("P105", twice, f"{name}:{start}", "Rename one of the columns.")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    text = _utf8(data, name)
+    delimiter = max(",\t;|", key=text.lstrip().partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] = []
     while True:
-        line, cells, problem = start + reader.line_num + 1, [], None
+        line = reader.line_num + 1
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
+            cells = next(reader, None)
         except csv.Error as error:
-            problem = Refusal("P111", "", error)
-        if not problem and len(cells) < 2 and not "".join(cells).strip():  # an empty line
+            if not columns:
+                raise stop("P008", error, f"{name}:{line}") from error
+            yield Row(line, {}, Refusal("P111", "", error))
             continue
-        if not problem and len(cells) != len(columns):
-            problem = Refusal("P111", "", f"{len(cells)} cells of {len(columns)}: {', '.join(cells)}")
-        yield Row(line, dict(zip(columns, cells, strict=False)), problem)
+        if cells is None:
+            return
+        if len(cells) < 2 and not "".join(cells).strip():  # an empty line
+            continue
+        if columns:
+            wrong = Refusal("P111", "", f"{len(cells)} cells of {len(columns)}: {', '.join(cells)}")
+            yield Row(line, dict(zip(columns, cells, strict=False)), None if len(cells) == len(columns) else wrong)
+        elif len(set(cells)) < len(cells):
+            twice = Counter(cells).most_common(1)[0][0]
+            raise stop("P105", twice, f"{name}:{line}", "Rename one of the columns.")
+        columns = columns or cells

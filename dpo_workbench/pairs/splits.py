@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ import numpy
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.pairs.preference import Pair, normal, split_keys
+from dpo_workbench.pairs.preference import Pair, normal
 
 T = TypeVar("T")
+Form = tuple[str, frozenset[str]]  # what is compared of a prompt: its text in normal form, its own words
 NEAR = 0.8  # Jaccard index of the words of two prompts
 COMMON_LINE, MANY = 0.2, 20  # a line that this share of at least so many prompts contain is not compared
 _WORDS = re.compile(r"\w+")
@@ -44,6 +45,26 @@ def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None
         groups[key].append(pair)
     parts = deal(groups, shares or {"train": 0.8, "dev": 0.1, "test": 0.1}, seed)
     return {name: Pairs(part, getattr(pairs, "task", None)) for name, part in parts.items()}
+
+
+def split_keys(pairs: Sequence[Pair]) -> list[str]:
+    """One key for each pair; pairs that share a group or a prompt, directly or through others, get the same key.
+
+    This is stricter than `Pair.split_key` when a prompt occurs in several groups. The keys don't depend on the order
+    of the pairs.
+    """
+    from scipy.cluster.hierarchy import DisjointSet
+
+    prompts = [("prompt", normal(pair.prompt)) for pair in pairs]
+    sets = DisjointSet(prompts)
+    for pair, prompt in zip(pairs, prompts, strict=True):
+        if pair.group:
+            sets.add(("group", pair.group))
+            sets.merge(prompt, ("group", pair.group))
+    keys: dict[Any, str] = {}
+    for pair, prompt in zip(pairs, prompts, strict=True):
+        keys[sets[prompt]] = min(keys.get(sets[prompt], pair.split_key), pair.split_key)
+    return [keys[sets[prompt]] for prompt in prompts]
 
 
 def deal(groups: Mapping[str, Sequence[T]], shares: Mapping[str, float], seed: int = 0) -> dict[str, list[T]]:
@@ -102,12 +123,10 @@ class Leaks:
 
     def clean(self) -> dict[str, Any]:
         """The splits without leaked rows; of two rows, the one in the split that was named first is dropped."""
-        gone: dict[str, set[str]] = defaultdict(set)
-        for leak in self.leaks:
-            gone[leak.splits[0]].add(leak.ids[0])
+        gone = {(leak.splits[0], leak.ids[0]) for leak in self.leaks}
         made: dict[str, Any] = {}
         for name, rows in self.splits.items():
-            kept = [row for k, row in enumerate(rows) if _id(row, k) not in gone[name]]
+            kept = [row for k, row in enumerate(rows) if (name, _id(row, k)) not in gone]
             if rows and not kept:
                 raise WorkbenchError(
                     f"A split must have rows. Got {name!r}, in which every row is like one of another split. Split the "
@@ -155,65 +174,46 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
     if not 0.5 < near <= 1:
         raise WorkbenchError(f"`near` must be above 0.5 and at most 1. Got {near}. Below, prompts are merely similar.")
     texts = {name: [row if isinstance(row, str) else row.prompt for row in rows] for name, rows in splits.items()}
-    common = _common_lines({normal(text): text for split in texts.values() for text in split}.values())
-    words = {name: [_words(text, common) for text in split] for name, split in texts.items()}
-    leaks = []
-    for names in itertools.combinations(splits, 2):
-        one, other = names
-        equal = _equal(texts[one], texts[other])
-        rest = [sorted(set(range(len(texts[name]))) - {ij[k] for ij in equal}) for k, name in enumerate(names)]
-        similar = _similar([words[one][i] for i in rest[0]], [words[other][j] for j in rest[1]], near)
-        found = [("exact", i, j, 1.0) for i, j in equal]
-        found += [("near", rest[0][i], rest[1][j], jaccard) for (i, j), jaccard in similar.items()]
-        for kind, i, j, jaccard in found:
+    common_lines = _common_lines({normal(text): text for split in texts.values() for text in split}.values())
+    forms = {name: [(normal(text), _words(text, common_lines)) for text in split] for name, split in texts.items()}
+    groups = {name: {group for row in rows if (group := getattr(row, "group", ""))} for name, rows in splits.items()}
+    leaks, shared_groups = [], {}
+    for one, other in itertools.combinations(splits, 2):
+        found = {(i, j): jaccard for i, j, jaccard in _nearest(forms[one], forms[other], near)}
+        found |= {(i, j): jaccard for j, i, jaccard in _nearest(forms[other], forms[one], near)}
+        for (i, j), jaccard in found.items():
+            kind = "exact" if forms[one][i][0] == forms[other][j][0] else "near"
             excerpts = (" ".join(texts[one][i].split())[:80], " ".join(texts[other][j].split())[:80])
-            leaks.append(Leak(kind, names, (_id(splits[one][i], i), _id(splits[other][j], j)), jaccard, excerpts))
+            ids = (_id(splits[one][i], i), _id(splits[other][j], j))
+            leaks.append(Leak(kind, (one, other), ids, jaccard, excerpts))
+        if both := groups[one] & groups[other]:
+            shared_groups[one, other] = tuple(sorted(both))
     leaks.sort(key=lambda leak: (leak.kind, -leak.jaccard))
-    return Leaks(tuple(leaks), near, _shared_groups(splits), splits)
+    return Leaks(tuple(leaks), near, shared_groups, splits)
 
 
-def _equal(ones: Sequence[str], others: Sequence[str]) -> list[tuple[int, int]]:
-    """Places of equal texts: each text that has an equal one on the other side, with the first such one."""
-    places: list[dict[str, list[int]]] = [defaultdict(list), defaultdict(list)]
-    for side, texts in zip(places, (ones, others), strict=True):
-        for k, text in enumerate(texts):
-            side[normal(text)].append(k)
-    found: dict[tuple[int, int], None] = {}
-    for form in places[0].keys() & places[1].keys():
-        left, right = places[0][form], places[1][form]
-        found |= dict.fromkeys([(i, right[0]) for i in left] + [(left[0], j) for j in right])
-    return sorted(found)
+def _nearest(ones: Sequence[Form], others: Sequence[Form], near: float) -> Iterator[tuple[int, int, float]]:
+    """For each prompt that has an equal or nearly equal one on the other side: both places, and the Jaccard index.
 
-
-def _similar(
-    ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]], near: float
-) -> dict[tuple[int, int], float]:
-    """Places of nearly equal sets and their Jaccard index: each set with the most similar one of the other side."""
-    from scipy.sparse import csr_matrix
-
-    if not ones or not others:
-        return {}
-    columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
-
-    def matrix(sets: Sequence[frozenset[str]]) -> Any:
-        """One row per set, with a 1 for each word, so that a product of matrices counts common words."""
-        places = [columns[word] for words in sets for word in words]
-        starts = numpy.cumsum([0, *map(len, sets)])
-        return csr_matrix((numpy.ones(len(places), numpy.int32), places, starts), shape=(len(sets), len(columns)))
-
-    left, right = matrix(ones), matrix(others).T.tocsr()
-    sizes = numpy.array([len(words) for words in others])
-    best, place = numpy.zeros(len(others)), numpy.zeros(len(others), numpy.int64)  # of each set of the other side
-    found: dict[tuple[int, int], float] = {}
-    for i, words in enumerate(ones):
-        common = (left[i] @ right).toarray()[0]
-        jaccard = common / (len(words) + sizes - common)
-        j = int(jaccard.argmax())
-        if jaccard[j] >= near:
-            found[i, j] = float(jaccard[j])
-        better = jaccard > best
-        best[better], place[better] = jaccard[better], i
-    return found | {(int(place[j]), j): float(best[j]) for j in range(len(others)) if best[j] >= near}
+    Of several such, the first equal one is named, else the most similar one.
+    """
+    equal: dict[str, int] = {}  # text -> the first prompt of the other side with it
+    having: dict[str, list[int]] = defaultdict(list)  # word -> the prompts of the other side with it
+    for j, (text, words) in enumerate(others):
+        equal.setdefault(text, j)
+        for word in words:
+            having[word].append(j)
+    places = {word: numpy.array(found) for word, found in having.items()}
+    sizes = numpy.array([len(words) for _, words in others])
+    for i, (text, words) in enumerate(ones):
+        known = [places[word] for word in words if word in places]
+        if text in equal:
+            yield i, equal[text], 1.0
+        elif known:
+            n_shared = numpy.bincount(numpy.concatenate(known), minlength=len(others))
+            jaccard = n_shared / (len(words) + sizes - n_shared)
+            if jaccard.max() >= near:
+                yield i, int(jaccard.argmax()), float(jaccard.max())
 
 
 def _common_lines(texts: Iterable[str]) -> set[str]:
@@ -229,12 +229,6 @@ def _words(text: str, common_lines: set[str]) -> frozenset[str]:
     own = " ".join(line for line in lines if line not in common_lines) or " ".join(lines)
     own = _LETTERS.sub(r" \g<0> ", own)
     return frozenset(_WORDS.findall(own) or own.split() or [""])
-
-
-def _shared_groups(splits: Mapping[str, Sequence[Any]]) -> dict[tuple[str, str], tuple[str, ...]]:
-    groups = {name: {g for row in rows if (g := getattr(row, "group", ""))} for name, rows in splits.items()}
-    found = {(a, b): groups[a] & groups[b] for a, b in itertools.combinations(groups, 2)}
-    return {names: tuple(sorted(both)) for names, both in found.items() if both}
 
 
 def _id(row: Any, k: int) -> str:

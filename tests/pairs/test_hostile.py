@@ -112,7 +112,6 @@ WARNED = {
     "conflict": ("P403", "a.jsonl", lines(row(1), row(1, chosen="No ore 1!", rejected="It is ore 1.")), 2, "chosen"),
     "all chosen longer": ("P405", "a.jsonl", lines(*judged(25, chosen=lambda k: f"ore {k} " * (9 + k))), 0, "chosen"),
     "few rows": ("P409", "a.jsonl", lines(*judged(49)), 0, ""),
-    "scores above 1": ("P413", "a.jsonl", lines({"prompt": "q", "answers": ["a", "b"], "scores": [9, 2]}), 1, "score"),
 }  # fmt: skip
 
 

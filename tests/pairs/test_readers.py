@@ -19,7 +19,6 @@ from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
 from dpo_workbench.pairs.conversations import split_texts
 from dpo_workbench.pairs.layouts_out import LAYOUTS, to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs, read_pairs
-from dpo_workbench.pairs.row_readers import PROMPTS
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "benchmarks" / "fuzz_readers.py")
@@ -171,8 +170,7 @@ def test_many_answers_become_all_strict_pairs() -> None:
     read = read_pairs([row])
     assert {(p.chosen, p.rejected) for p in read.found} == {("b", "a"), ("b", "c"), ("b", "d"), ("a", "d"), ("c", "d")}
     assert {p.split_key for p in read.found} == {"q"} and read.found[0].chosen_score == 1
-    outside = read_pairs([row | {"scores": [0.5, 7, 0.5, 0]}])  # one scale for all answers: none is kept
-    assert {p.chosen_score for p in outside.found} == {None} and outside.counts["P413"] == 1
+    assert read_pairs([row | {"scores": [0.5, 7, 0.5, 0]}]).found[0].chosen_score == 7  # any scale
     answers = [f"a{k}" for k in range(50)]
     many = read_pairs([{"prompt": "q", "answers": answers}])  # best first: each of the rest against the best
     assert [(p.chosen, p.rejected) for p in many.found] == [("a0", a) for a in answers[1:]]
@@ -201,6 +199,7 @@ def test_votes_of_several_people_are_counted() -> None:
     both = [fuzz._pairwise("left"), fuzz._pairwise("right")]
     assert codes(read_pairs([task | {"annotations": both}]), "skipped") == ["P412"]
     assert texts(read_pairs([task | {"annotations": [*both, fuzz._pairwise("right")]}])) == [(QUESTION, BAD, GOOD)]
+    assert codes(read_pairs([task, {"id": 4, "data": [{"x": 1}], "annotations": both}])) == ["P107"]
     cancelled = fuzz._pairwise("right") | {"was_cancelled": True}
     assert texts(read_pairs([task | {"annotations": [fuzz._pairwise("left"), cancelled]}])) == [(QUESTION, GOOD, BAD)]
 
@@ -215,6 +214,8 @@ def test_unpaired_answers_are_paired_within_a_prompt_or_skipped() -> None:
     assert texts(read) == [("p", "a", "c"), ("p", "a", "d")] and codes(read, "skipped") == ["P411", "P411"]
     assert (read.rows, read.kept, read.refused, read.merged, read.skipped) == (6, 3, 0, 1, 2)
     assert [f.line for f in read.findings if f.code == "P411"] == [2, 6] and len(read.pairs) == 2
+    read = read_pairs([*rows, thumb("p", " ", False)])
+    assert codes(read) == ["P301"] and (read.refused, read.skipped) == (1, 2)
 
 
 @pytest.mark.parametrize("form", [json.dumps, str], ids=["JSON", "Python"])
@@ -261,6 +262,7 @@ def test_ids_are_kept_as_they_are_written() -> None:
 
     assert ids(3.0, 4, "5", None, "") == ["3.0", "4", "5", "row-4", "row-5"]
     assert ids("row-2", None) == ["row-2", "row-2-auto"]
+    assert ids(None, "row-1") == ["row-1-auto", "row-1"]
     assert codes(read_pairs([row | {"id": True}])) == ["P108"]
 
 
@@ -269,7 +271,7 @@ def test_a_mapping_gives_columns_their_names() -> None:
     with pytest.raises(WorkbenchError, match="P007"):
         read_pairs(rows)
     assert texts(read_pairs(rows, mapping={"prompt": "ask", "chosen": "good", "rejected": "poor"})) == [("q", "a", "b")]
-    for name in PROMPTS:
+    for name in layouts_in.PROMPTS:
         assert texts(read_pairs([{name: "q", "chosen": "a", "rejected": "b"}])) == [("q", "a", "b")]
 
 
@@ -295,8 +297,6 @@ def test_what_stands_beside_the_texts_is_kept() -> None:
     (pair,) = read_pairs([row | beside | {"rejected_finished": False}]).found
     assert (pair.group, pair.chosen_score, pair.rejected_score, pair.weight) == ("7", 0.9, 0.1, 2.0)
     assert (pair.failure, pair.rejected_finished) == ("loop", False)
-    (pair,) = (read := read_pairs([row | {"score_chosen": 2, "score_rejected": 7}])).found
-    assert pair.chosen_score is None and set(codes(read, "warning")) == {"P409", "P413"}
     assert [p.id for p in read_pairs([row | {"id": " a\n"}]).found] == ["a"]
     (pair,) = read_pairs([row | {"system": "Be brief."}]).found
     assert pair.prompt == f"system: Be brief.\n\nuser: {QUESTION}"

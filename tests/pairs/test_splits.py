@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.pairs.preference import normal, split_keys
-from dpo_workbench.pairs.splits import find_leaks, split_pairs
+from dpo_workbench.pairs.preference import normal
+from dpo_workbench.pairs.splits import find_leaks, split_keys, split_pairs
 from dpo_workbench.tasks.task import Example
 
 WORDS = [a + b for a in "bcdfghklmnprstvwz" for b in ("aran", "elto", "imus", "ogra", "urel", "yndo")]
@@ -186,3 +186,10 @@ def test_check_against_another_file(run, tmp_path) -> None:
     test.save(tmp_path / "test.jsonl")
     code, out, _ = run("check", "train.jsonl", "--against", "test.jsonl")
     assert code == 0 and "No prompt of one split is in another" in out
+
+
+def test_a_row_that_resembles_an_exact_duplicate_is_found_too() -> None:
+    text = prompts(1, 0)[0]
+    test = [*prompts(9, 1), text]
+    found = find_leaks({"train": [text, text + " more"], "test": test})
+    assert [(k.kind, k.ids) for k in found.leaks] == [("exact", ("1", "10")), ("near", ("2", "10"))]
