@@ -166,7 +166,8 @@ def learned_rules(pairs: Sequence[Pair]) -> dict[str, float]:
     The rule picks the answer whose first word (or format: kinds of the first and last character, number of lines,
     list marks) was chosen more often than rejected in the other pairs.
     """
-    return {"first word": _learned(pairs, _first_word), "format": _learned(pairs, _format)}
+    first_word = _learned(pairs, lambda text: (text.split() or [""])[0].lower())
+    return {"first word": first_word, "format": _learned(pairs, _format)}
 
 
 def _learned(pairs: Sequence[Pair], feature: Callable[[str], object]) -> float:
@@ -175,10 +176,6 @@ def _learned(pairs: Sequence[Pair], feature: Callable[[str], object]) -> float:
     tally.subtract(rejected for _, rejected in features)
     # where the two differ, this pair itself added 1 to the one and took 1 from the other
     return statistics.fmean(0.5 if c == r else _win(tally[c] - tally[r] - 2) for c, r in features)
-
-
-def _first_word(text: str) -> str:
-    return (text.split() or [""])[0].lower()
 
 
 def _format(text: str) -> tuple[str, str, int, bool]:

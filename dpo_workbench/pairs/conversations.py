@@ -20,6 +20,7 @@ IMPLICIT = object()  # in place of a prompt: both answers begin with it
 SHORT = 4  # an implicit prompt must have at least 1/SHORT of the characters of the longer answer
 _SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 _OPENING = re.compile(r"[ \t]*(?:```\w*|[\[({<]+|<[\w:]+>|SELECT|WITH)[ \t]*", re.I)
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # of a dialogue
 _KEYS = ({"role", "content"}, {"from", "value"})  # of a message
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
@@ -34,7 +35,6 @@ class Ranked:
     answers: list[str]
     ranks: list[float]  # a higher one is better
     scored: bool = False  # ranks are scores, not only an order
-    grades: list[dict[str, float]] = field(default_factory=list)  # of each answer by person, if several people graded
     fields: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
     notes: list[Note] = field(default_factory=list)
 
@@ -100,6 +100,10 @@ def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> R
     """
     notes: list[Note] = []
     prompt, *answers = (_decoded(v, n, notes) for v, n in zip((prompt, *answers), ("prompt", *names), strict=True))
+    if isinstance(prompt, str) and _TURN.match(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
+        prompt = _turns(prompt)[:-1]
+    if prompt is IMPLICIT and all(isinstance(answer, str) and _TURN.match(answer) for answer in answers):
+        answers = [_turns(answer) for answer in answers]
     if prompt is IMPLICIT and all(isinstance(answer, str) for answer in answers):
         cut = split_texts(answers[0], answers[1])
         return Ranked(answers[0][:cut], [a[cut:] for a in answers], [1.0, 0.0], notes=notes)
@@ -138,6 +142,13 @@ def _decoded(value: Any, name: str, notes: list[Note]) -> Any:
         return value
     notes.append(("P210", name, value))
     return found
+
+
+def _turns(dialogue: str) -> list[dict[str, str]]:
+    """The messages of a dialogue as in HH-RLHF."""
+    _, *parts = _TURN.split(dialogue)
+    roles = ["user" if part == "Human" else "assistant" for part in parts[::2]]
+    return [{"role": role, "content": said.strip()} for role, said in zip(roles, parts[1::2], strict=True)]
 
 
 def _shared(first: list[Message], second: list[Message]) -> list[Message]:

@@ -8,7 +8,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from statistics import fmean
 from typing import Any
 
 from dpo_workbench.pairs.checks import Refusal, excerpt
@@ -26,7 +25,6 @@ _RENAMED = {"prompt_id": "group", "score_chosen": "chosen_score", "score_rejecte
 OTHERS = (*_RENAMED, *(f.name for f in fields(Pair) if f.name not in ("prompt", "chosen", "rejected")))  # in any layout
 _TIES = ("tie", "tiebothbad", "both", "neither", "equal", "skip", "none", "")
 _TWO = re.compile(r"(response|answer|completion|output|candidate|conversation|text)_?([012ab])", re.I)
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _THUMBS = {"true": True, "1": True, "up": True, "good": True, "false": False, "0": False, "down": False, "bad": False}
 
 
@@ -128,22 +126,6 @@ def _read_openai(row: dict[str, Any]) -> Ranked:
     return conversation(row["input"], [row[name] for name in names], names)
 
 
-def _read_hh(row: dict[str, Any]) -> Ranked:
-    said = [_turns(text(row[name], name)) for name in ("chosen", "rejected")]
-    return conversation(IMPLICIT, said, ("chosen", "rejected"))
-
-
-def _is_hh(row: dict[str, Any]) -> bool:
-    dialogues = all(isinstance(row[k], str) and _TURN.match(row[k]) for k in ("chosen", "rejected"))
-    return dialogues and not any(name in row for name in PROMPTS)
-
-
-def _turns(said: str) -> list[dict[str, str]]:
-    _, *parts = _TURN.split(said)
-    roles = ["user" if part == "Human" else "assistant" for part in parts[::2]]
-    return [{"role": r, "content": c.strip()} for r, c in zip(roles, parts[1::2], strict=True)]
-
-
 def _read_compared(row: dict[str, Any]) -> Ranked:
     """Two answers in columns whose names differ in the last character, and which one is better."""
     names = _two(row)
@@ -186,16 +168,13 @@ def _side(label: Any, names: Sequence[str], where: str) -> int | None:
 def _read_label_studio(row: dict[str, Any]) -> Ranked:
     """Two answers that people compared; the majority of the annotations decides."""
     data = row["data"] if isinstance(row["data"], dict) else {}
-    names = _two(data)
-    if not names or not any(name in data for name in PROMPTS):
+    if not _two(data) or not any(name in data for name in PROMPTS):
         raise Refusal("P107", "data", row["data"], "Add a prompt, `text1` and `text2`.")
-    found = conversation(_asked(data), [data[name] for name in names], names)
     done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
     values = [result.get("value") for a in done for result in _dicts(a.get("result"))]
-    labels = [value["selected"] for value in _dicts(values) if "selected" in value]
-    sides = [_side(label, names, "annotations") for label in labels]
-    found.ranks = [float(sides.count(0)), float(sides.count(1))]
-    return found
+    votes = Counter(str(value["selected"]) for value in _dicts(values) if "selected" in value)
+    winners = [label for label, n in votes.items() if n == max(votes.values())]
+    return _read_compared({**data, "winner": winners[0] if len(winners) == 1 else None})
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
@@ -211,10 +190,7 @@ def _read_list(row: dict[str, Any]) -> Ranked:
     key = next((k for k in _SCORE_LISTS if row.get(k) is not None), None)
     objects = all(isinstance(v, dict) for v in values)
     names = [f"{name}[{k}]" for k in range(len(values))]
-    asked = _asked(row)
-    if isinstance(asked, str) and _TURN.match(asked) and asked.rstrip().endswith("\n\nAssistant:"):
-        asked = _turns(asked)[:-1]
-    found = conversation(asked, [_first(v, ANSWERS) for v in values] if objects else values, names)
+    found = conversation(_asked(row), [_first(v, ANSWERS) for v in values] if objects else values, names)
     if key is not None:
         given, found.scored = row[key], True
         if not isinstance(given, list) or len(given) != len(values):
@@ -223,24 +199,15 @@ def _read_list(row: dict[str, Any]) -> Ranked:
     elif objects and all("rank" in v for v in values):
         found.ranks = [-number(v["rank"], f"{name}.rank") for name, v in zip(names, values, strict=True)]
     elif objects:
-        grades = [_grades(v, name) for name, v in zip(names, values, strict=True)]
-        found.ranks = [_score_of(v, g, name) for name, v, g in zip(names, values, grades, strict=True)]
-        found.scored, found.grades = True, grades if all(grades) else []
+        found.ranks, found.scored = [_score_of(v, name) for name, v in zip(names, values, strict=True)], True
     else:
         found.ranks = [float(-k) for k in range(len(values))]
         found.notes.append(("P212", name, f"{len(values)} answers"))
     return found
 
 
-def _grades(answer: dict[str, Any], name: str) -> dict[str, float]:
-    """The grades that people gave an answer, by person; empty where there are none."""
-    given = answer.get("grades")
-    return {who: number(g, f"{name}.grades") for who, g in given.items()} if isinstance(given, dict) else {}
-
-
-def _score_of(answer: dict[str, Any], grades: dict[str, float], name: str) -> float:
-    """An answer's own score, or the mean of the grades that people gave it."""
-    score = fmean(grades.values()) if grades else _first(answer, SCORES)
+def _score_of(answer: dict[str, Any], name: str) -> float:
+    score = _first(answer, SCORES)
     if score is None:
         raise Refusal("P107", f"{name}.score", f"keys {', '.join(map(str, answer))}")
     return number(score, f"{name}.score")
@@ -266,7 +233,6 @@ _P, _CR = PROMPTS, (("chosen",), ("rejected",))
 _ALL = (  # a row belongs to the first layout that it fits, so the stricter ones come first
     Layout("openai", "OpenAI or Azure: input, preferred_output, non_preferred_output",
            (("input",), ("preferred_output",), ("non_preferred_output",)), _read_openai),
-    Layout("hh", "dialogues of Human and Assistant as in HH-RLHF, in chosen and rejected", _CR, _read_hh, fits=_is_hh),
     Layout("compared", "two answers in columns such as response1 and response2, and which one won",
            (WINNERS,), _read_compared, fits=_is_compared),
     Layout("labelstudio", "Label Studio, pairwise: data and annotations", (("data",), ("annotations",)),

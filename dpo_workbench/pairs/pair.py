@@ -6,8 +6,8 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -56,9 +56,6 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, index: int | slice) -> Pair | Pairs:
         return Pairs(self.rows[index], self.task) if isinstance(index, slice) else self.rows[index]
 
-    def __iter__(self) -> Iterator[Pair]:
-        return iter(self.rows)
-
     def save(self, path: str | Path) -> Path:
         """Write JSONL, one pair per line, in one step; `weight` only where it is not 1."""
         rows = ({k: v for k, v in asdict(p).items() if (k, v) != ("weight", 1.0)} for p in self.rows)
@@ -84,21 +81,15 @@ class Pairs(Sequence[Pair]):
         return pairs
 
     def shortcuts(self) -> dict[str, float]:
-        """How often a trivial rule picks the chosen answer: the share of pairs.
-
-        0.5 is chance. A rule near 1.0 is a shortcut that training may learn instead of the task.
-        """
+        """The share of pairs in which a trivial rule picks the chosen answer: 0.5 is chance, near 1 is a shortcut."""
         return fixed_rules(self.rows)
 
     def shortcut_report(self) -> dict[str, float]:
         """`shortcuts`, and two rules that are learned from the pairs: by the first word, and by the format alone."""
         return fixed_rules(self.rows) | learned_rules(self.rows)
 
-    def summary(self) -> dict[str, object]:
-        """Counts of pairs, prompts and groups, by failure class and origin, and the shortcuts.
-
-        Pairs without a `group` are grouped by their prompt.
-        """
+    def summary(self) -> dict[str, Any]:
+        """Counts of pairs, prompts, groups (prompts where there are none), failures and origins, and the shortcuts."""
         return {
             "pairs": len(self),
             "prompts": len({p.prompt for p in self.rows}),
@@ -134,8 +125,7 @@ def _check(pair: Pair) -> None:
         )
 
 
-def _counted(counts: object) -> str:
-    assert isinstance(counts, dict)
+def _counted(counts: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in counts.items())
 
 
@@ -151,7 +141,7 @@ class ReadResult:
     merged: int  # exact copies of an earlier row
     skipped: int  # fine, but without a winner or without a second answer to compare with
     findings: list[Finding]
-    found: list[Pair] = field(repr=False)
+    found: list[Pair]
 
     @property
     def counts(self) -> Counter[str]:

@@ -108,10 +108,9 @@ class Reader:
 
     def _add(self, ranked: Ranked, row: Row) -> None:
         """Keep or merge a row that makes its pairs alone. Raises Refusal."""
-        made = [_pair(ranked, *places) for places in _comparisons(ranked)]
+        made = [_pair(ranked, better, worse) for better, worse in _comparisons(ranked.ranks)]
         if not made:
-            scores = ", ".join(f"{rank:g}" for rank in ranked.ranks)
-            raise Refusal("P412", "", f"equal scores or no majority ({scores})")
+            raise Refusal("P412", "", f"equal scores: {', '.join(f'{rank:g}' for rank in ranked.ranks)}")
         different = {(p.chosen, p.rejected): p for p in made if p.chosen.strip() != p.rejected.strip()}
         made = list(different.values()) or made  # an answer may occur twice
         for pair in made:
@@ -162,8 +161,8 @@ class Reader:
         joined = Ranked(prompt, [answer for answer, _ in once], [rank for _, rank in once])
         joined.fields = {key: value for key, value in items[0][0].fields.items() if key == "group"}
         used: set[int] = set()
-        for better, worse, clarity in _comparisons(joined):
-            pair, lines = _pair(joined, better, worse, clarity), (items[better][1].line, items[worse][1].line)
+        for better, worse in _comparisons(joined.ranks):
+            pair, lines = _pair(joined, better, worse), (items[better][1].line, items[worse][1].line)
             if pair.chosen.strip() != pair.rejected.strip():
                 used |= {better, worse}
                 if pair not in self._seen:
@@ -189,31 +188,18 @@ class Reader:
         assert self.rows == sum(counted), f"{self.rows} != {' + '.join(map(str, counted))}"
 
 
-def _pair(ranked: Ranked, better: int, worse: int, clarity: float) -> Pair:
+def _pair(ranked: Ranked, better: int, worse: int) -> Pair:
     """The pair of two answers, without its id."""
-    fields = {**ranked.fields, "id": "", "weight": ranked.fields.get("weight", 1.0) * clarity}
+    fields = {**ranked.fields, "id": ""}
     if ranked.scored:
         fields |= {"chosen_score": ranked.ranks[better], "rejected_score": ranked.ranks[worse]}
     return Pair(prompt=ranked.prompt, chosen=ranked.answers[better], rejected=ranked.answers[worse], **fields)
 
 
-def _comparisons(ranked: Ranked) -> list[tuple[int, int, float]]:
-    """Places of a better and a worse answer, and how clearly people agree; all against all, or many with the best."""
-    order = sorted(range(len(ranked.ranks)), key=lambda k: -ranked.ranks[k])
+def _comparisons(ranks: Sequence[float]) -> list[tuple[int, int]]:
+    """Places (better, worse): all against all; of many answers, the best one against each other one."""
+    order = sorted(range(len(ranks)), key=lambda k: -ranks[k])
     places = list(itertools.combinations(order, 2))
     if len(order) > _ALL_AGAINST_ALL:
         places = [(order[0], worse) for worse in order[1:]]
-    graded = [(b, w, _agreement(ranked.grades, b, w)) for b, w in places if ranked.ranks[b] > ranked.ranks[w]]
-    return [comparison for comparison in graded if comparison[2] > 0]
-
-
-def _agreement(grades: list[dict[str, float]], better: int, worse: int) -> float:
-    """The share of people who order two answers like this, minus the share who order them the other way round.
-
-    Only people who graded both count; 1 where there are no grades.
-    """
-    if not grades:
-        return 1.0
-    both = grades[better].keys() & grades[worse].keys()
-    signs = [(g > 0) - (g < 0) for g in (grades[better][who] - grades[worse][who] for who in both)]
-    return sum(signs) / len(signs) if signs else 0.0
+    return [(better, worse) for better, worse in places if ranks[better] > ranks[worse]]

@@ -26,7 +26,8 @@ fuzz = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fuzz)
 EXAMPLES, QUESTION, GOOD, BAD = fuzz.EXAMPLES, fuzz.QUESTION, fuzz.GOOD, fuzz.BAD
 NAMES = {
-    **{"own": "trl", "trl messages": "trl", "trl-implicit messages": "trl-implicit", "labelstudio min": "compared"},
+    **{"own": "trl", "trl messages": "trl", "labelstudio min": "compared"},
+    **dict.fromkeys(("trl-implicit messages", "hh"), "trl-implicit"),
     **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks within"), "list"),
     **dict.fromkeys([name for name in EXAMPLES if name.startswith("compared")], "compared"),
 }
@@ -457,45 +458,11 @@ def test_load_reads_other_layouts_and_names_what_is_wrong(tmp_path) -> None:
         Pairs.load(path)
 
 
-def graded(**answers: dict[str, float]) -> dict:
-    return {"prompt": "q", "candidates": [{"code": name, "grades": given} for name, given in answers.items()]}
-
-
-def test_disagreement_of_graders_is_the_weight() -> None:
-    """Three people: all put a before b; of a and c two against one; b and c are even, so there is no pair of them."""
-    row = graded(a={"x": 4, "y": 4, "z": 2}, b={"x": 1, "y": 2, "z": 1}, c={"x": 1, "y": 1, "z": 3})
-    row["candidates"][2]["grades"]["w"] = 0  # graded nothing else
-    read = read_pairs([row])
-    assert {(p.chosen, p.rejected): p.weight for p in read.found} == {("a", "b"): 1, ("a", "c"): pytest.approx(1 / 3)}
-    assert {p.group for p in read.found} == {""} and read.kept == 1
-    (double,) = read_pairs([graded(a={"x": 1}, b={"x": 0}) | {"weight": 2}]).found
-    assert double.weight == 2
-
-
 def test_an_answer_that_is_there_twice_costs_no_more_than_its_own_pair() -> None:
     read = read_pairs([{"prompt": "q", "answers": ["a", "b", " a"], "scores": [0.9, 0.5, 0.1]}])
     assert {(p.chosen, p.rejected) for p in read.found} == {("a", "b"), ("b", " a")}
     read = read_pairs([{"prompt": "q", "answers": ["a", "a "], "scores": [0.9, 0.5]}])
     assert read.counts == {"P302": 1} and not read.found
-
-
-@pytest.mark.parametrize(
-    ("row", "code"),
-    [
-        (graded(a={"x": "good"}, b={"x": 1}), "P108"),
-        (graded(a={}, b={"x": 1}), "P107"),
-    ],
-)
-def test_grades_that_make_no_pair_are_refused(row, code: str) -> None:
-    read = read_pairs([row])
-    assert read.counts == {code: 1} and read.refused == 1 and not read.found
-
-
-def test_grades_without_a_majority_make_no_pair() -> None:
-    disagree = graded(a={"x": 3, "y": 1}, b={"x": 1, "y": 2})  # the mean says a, and the two people disagree
-    nobody = graded(a={"x": 3}, b={"y": 1})  # nobody graded both
-    read = read_pairs([disagree, nobody])
-    assert read.counts == {"P412": 2} and read.skipped == 2 and not read.found
 
 
 def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:
