@@ -14,8 +14,7 @@ from dpo_workbench.pairs.preference import Pair
 
 
 class Code(NamedTuple):
-    """stop: nothing can be read. error: the row is refused. skipped: the row is fine but makes no pair.
-    warning: the row is kept."""
+    """stop: nothing is read. error: the row is refused. skipped: it is fine but makes no pair. warning: it is kept."""
 
     severity: str
     rule: str
@@ -45,7 +44,7 @@ P204 | error | Messages of user and assistant must alternate. | Join the two mes
 P205 | error | The content of a message must be text. | Write text; images and tool calls can't be trained on here.
 P206 | warning | An answer should not repeat its prompt. | Repeated messages were removed; repeated text stays: cut it.
 P207 | error | An answer must be one message of the assistant. | Move earlier messages to `prompt`; cut later ones.
-P208 | error | Both conversations must begin with the same messages. | Write the prompt at the start of both.
+P208 | error | Both conversations must begin with the same messages. | Start both with the prompt, or drop the row.
 P209 | warning | A pair has one prompt text. | Several messages were written below each other, with their roles.
 P210 | warning | Messages should be lists, not text that spells out a list. | They were decoded; write lists of objects.
 P212 | warning | A list of answers should have scores or ranks. | It was read as sorted, best answer first.
@@ -129,8 +128,6 @@ def pair_problems(pair: Pair) -> Iterator[Note]:
 
 def set_problems(pairs: Sequence[Pair], lines: Sequence[int]) -> Iterator[tuple[int, str, str, str]]:
     """Line, code, field and excerpt of what is wrong with the pairs as a set; `lines` has the line of each pair."""
-    if not pairs:
-        return
     first: dict[tuple[str, str, str], int] = {}
     for pair, line in zip(pairs, lines, strict=True):
         if (other := first.get((pair.prompt, pair.rejected, pair.chosen))) is not None:
@@ -161,11 +158,7 @@ def fixed_rules(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def learned_rules(pairs: Sequence[Pair]) -> dict[str, float]:
-    """The same for two rules that are learned from the other pairs: by the first word, and by the format alone.
-
-    The rule picks the answer whose first word (or format: kinds of the first and last character, number of lines,
-    list marks) was chosen more often than rejected in the other pairs.
-    """
+    """The same for rules that pick the answer whose first word, or format, was chosen more often in the other pairs."""
     first_word = _learned(pairs, lambda text: (text.split() or [""])[0].lower())
     return {"first word": first_word, "format": _learned(pairs, _format)}
 

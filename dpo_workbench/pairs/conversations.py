@@ -48,43 +48,36 @@ def text(value: Any, name: str) -> str:
 
 def number(value: Any, name: str, above: float = -math.inf) -> float:
     """A finite number, also one written as text (CSV). Raises Refusal."""
-    found = math.nan
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        found = math.nan if isinstance(value, bool) else float(value)
-    if above < found < math.inf:
-        return found
+        if not isinstance(value, bool) and above < float(value) < math.inf:
+            return float(value)
     fix = "Write a number here." if above == -math.inf else f"Write a number above {above:g} here."
     raise Refusal("P108", name, f"{type(value).__name__}: {value}", fix)
 
 
-def _messages(value: Any, role: str, name: str) -> list[Message]:
-    """Text as one message of `role`, or the messages of a conversation (`role` and `content`, or `from` and `value`).
-
-    Raises Refusal.
-    """
-    if isinstance(value, dict) and "messages" in value:
-        value = value["messages"]
-    if isinstance(value, dict):
-        raise Refusal("P108", name, f"dict: {value}", "Write text or a list of messages here.")
+def _messages(value: Any, speaker: str, name: str) -> list[Message]:
+    """Messages with `role` and `content`, or `from` and `value`; text is one of `speaker`. Raises Refusal."""
+    value = value.get("messages", value) if isinstance(value, dict) else value
     if not isinstance(value, list):
-        return [(role, text(value, name))]
+        return [(speaker, text(value, name))]
     if not value:
         raise Refusal("P201", name, "[]")
     found: list[Message] = []
     for k, message in enumerate(value):
         at = f"{name}[{k}]"
         if not isinstance(message, dict):
-            fix = "Write text, or messages with role and content."
-            raise Refusal("P108", at, f"{type(message).__name__}: {message}", fix)
+            raise Refusal(
+                "P108", at, f"{type(message).__name__}: {message}", "Write objects with role and content here."
+            )
         role = message.get("role", message.get("from"))
         role = _SHAREGPT.get(str(role), role)
         if role not in ROLES:
             raise Refusal("P202", f"{at}.role", role)
         content = message.get("content", message.get("value"))
         if isinstance(content, list):  # parts
-            texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-            if len(texts) == len(content) > 0 and all(isinstance(t, str) for t in texts):
-                content = "".join(texts)
+            parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+            texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+            content = "".join(texts) if len(texts) == len(content) > 0 else content
         if not isinstance(content, str):
             raise Refusal("P205", f"{at}.content", content)
         if found and role == found[-1][0] and role in ("user", "assistant"):
@@ -94,10 +87,7 @@ def _messages(value: Any, role: str, name: str) -> list[Message]:
 
 
 def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Ranked:
-    """A prompt (text, messages, or IMPLICIT) with its answers, the first one ranked best. Raises Refusal.
-
-    `names` are the names of the answers' fields, for findings.
-    """
+    """A prompt (text, messages, or IMPLICIT) with the answers from the columns `names`, the first one ranked best."""
     notes: list[Note] = []
     prompt, *answers = (_decoded(v, n, notes) for v, n in zip((prompt, *answers), ("prompt", *names), strict=True))
     if isinstance(prompt, str) and _TURN.match(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
@@ -111,8 +101,7 @@ def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> R
     shared = _shared(*said) if len(said) == 2 else []
     if prompt is IMPLICIT:
         if not shared:
-            fix = "Start both conversations with the same messages, or drop the row."
-            raise Refusal("P208", names[1], "no message in common", fix)
+            raise Refusal("P208", names[1], "no message in common")
         asked, said = shared, [s[len(shared) :] for s in said]
     else:
         asked = _messages(prompt, "user", "prompt")
@@ -159,8 +148,6 @@ def _shared(first: list[Message], second: list[Message]) -> list[Message]:
 
 def _answer(said: list[Message], prompt: list[Message], name: str, notes: list[Note]) -> str:
     """The text of the one message that is left when the prompt, where it is repeated, is removed."""
-    if not said:
-        raise Refusal("P201", name, "[]")
     if len(said) > 1 and said[:-1] in (prompt, prompt[-1:]):
         notes.append(("P206", name, prompt[-1][1]))
         said = said[-1:]
@@ -170,11 +157,11 @@ def _answer(said: list[Message], prompt: list[Message], name: str, notes: list[N
 
 
 def split_texts(chosen: str, rejected: str) -> int:
-    """The length of the prompt that two texts begin with. It never ends inside a word or in the middle of a line.
+    """The length of the prompt that two texts begin with.
 
     It ends after the last empty line in what both share, else after the last line break. Lines that only open
-    something (`{`, a code fence, `<answer>`, `SELECT`) belong to the answers. Raises Refusal, also for a shared
-    beginning that may be a part of both answers: it has no line break, or it is short compared with the answers.
+    something (`{`, a code fence, `SELECT`) belong to the answers. Raises Refusal, also where the shared beginning may
+    be a part of both answers: it has no line break, or it is short compared with the answers.
     """
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if not value.strip():

@@ -50,9 +50,8 @@ class Layout:
 
 def recognise(objects: Sequence[dict[str, Any]], where: str) -> Layout:
     """The first layout that most of the rows have; TRL's if there are none. Raises WorkbenchError if none has any."""
-    votes: Counter[str] = Counter()
-    for row in objects:
-        votes.update(layout.name for layout in LAYOUTS.values() if not layout.missing(row) and layout.fits(row))
+    fitting = (layout for row in objects for layout in _LAYOUTS if not layout.missing(row) and layout.fits(row))
+    votes = Counter(layout.name for layout in fitting)
     if not objects:
         return LAYOUTS["trl"]
     if not votes:
@@ -121,8 +120,6 @@ def _read_pair(row: dict[str, Any]) -> Ranked:
 
 def _read_openai(row: dict[str, Any]) -> Ranked:
     names = ("preferred_output", "non_preferred_output")
-    if not isinstance(row["input"], dict) or "messages" not in row["input"]:
-        raise Refusal("P108", "input", row["input"], "Write an object with messages here.")
     return conversation(row["input"], [row[name] for name in names], names)
 
 
@@ -139,8 +136,7 @@ def _read_compared(row: dict[str, Any]) -> Ranked:
 
 
 def _is_compared(row: dict[str, Any]) -> bool:
-    two = _two(row)
-    return bool(two) and "chosen" not in row and all(row[k] is not None for k in two)
+    return "chosen" not in row and bool(two := _two(row)) and all(row[name] is not None for name in two)
 
 
 def _two(row: Mapping[str, Any]) -> list[str]:
@@ -199,18 +195,12 @@ def _read_list(row: dict[str, Any]) -> Ranked:
     elif objects and all("rank" in v for v in values):
         found.ranks = [-number(v["rank"], f"{name}.rank") for name, v in zip(names, values, strict=True)]
     elif objects:
-        found.ranks, found.scored = [_score_of(v, name) for name, v in zip(names, values, strict=True)], True
+        scores = [number(_first(v, SCORES), f"{name}.score") for name, v in zip(names, values, strict=True)]
+        found.ranks, found.scored = scores, True
     else:
         found.ranks = [float(-k) for k in range(len(values))]
         found.notes.append(("P212", name, f"{len(values)} answers"))
     return found
-
-
-def _score_of(answer: dict[str, Any], name: str) -> float:
-    score = _first(answer, SCORES)
-    if score is None:
-        raise Refusal("P107", f"{name}.score", f"keys {', '.join(map(str, answer))}")
-    return number(score, f"{name}.score")
 
 
 def _read_thumb(row: dict[str, Any]) -> Ranked:
@@ -229,19 +219,19 @@ def _word(value: Any) -> str:
     return str(value).strip().lower().removesuffix(".0")  # pandas makes floats
 
 
-_P, _CR = PROMPTS, (("chosen",), ("rejected",))
-_ALL = (  # a row belongs to the first layout that it fits, so the stricter ones come first
+_BOTH = (("chosen",), ("rejected",))
+_LAYOUTS = (  # a row belongs to the first layout that it fits, so the stricter ones come first
     Layout("openai", "OpenAI or Azure: input, preferred_output, non_preferred_output",
            (("input",), ("preferred_output",), ("non_preferred_output",)), _read_openai),
     Layout("compared", "two answers in columns such as response1 and response2, and which one won",
            (WINNERS,), _read_compared, fits=_is_compared),
     Layout("labelstudio", "Label Studio, pairwise: data and annotations", (("data",), ("annotations",)),
            _read_label_studio, fits=lambda row: isinstance(row["data"], dict) and isinstance(row["annotations"], list)),
-    Layout("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages", (_P, *_CR), _read_pair),
-    Layout("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _CR, _read_pair),
+    Layout("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages", (PROMPTS, *_BOTH), _read_pair),
+    Layout("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _BOTH, _read_pair),
     Layout("list", "several answers to a prompt with scores (as in UltraFeedback) or ranks, or best first",
-           (_P, LISTS), _read_list, fits=lambda row: any(isinstance(row.get(name), list) for name in LISTS)),
-    Layout("thumbs", "one answer per row with thumbs up or down, paired within a prompt", (_P, ANSWERS, ("label",)),
-           _read_thumb, fits=lambda row: _word(row["label"]) in _THUMBS, grouped=True),
+           (PROMPTS, LISTS), _read_list, fits=lambda row: any(isinstance(row.get(name), list) for name in LISTS)),
+    Layout("thumbs", "one answer per row with thumbs up or down, paired within a prompt",
+           (PROMPTS, ANSWERS, ("label",)), _read_thumb, fits=lambda row: _word(row["label"]) in _THUMBS, grouped=True),
 )  # fmt: skip
-LAYOUTS = {layout.name: layout for layout in _ALL}
+LAYOUTS = {layout.name: layout for layout in _LAYOUTS}

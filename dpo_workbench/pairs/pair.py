@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections import Counter
@@ -64,9 +63,7 @@ class Pairs(Sequence[Pair]):
 
     @classmethod
     def load(cls, path: str | Path, task: Any = None) -> Pairs:
-        """Read what `save` wrote, or any other source that `read_pairs` reads, with the same checks.
-
-        Prints a line for what was left out or interpreted.
+        """Read any source that `read_pairs` reads, such as what `save` wrote. Prints what was left out or interpreted.
 
         Raises:
             WorkbenchError: a row was refused; `read_pairs` reads the others.
@@ -100,8 +97,7 @@ class Pairs(Sequence[Pair]):
         }
 
     def __repr__(self) -> str:
-        facts = self.summary()
-        kind = "groups" if any(p.group for p in self.rows) else "prompts"
+        facts, kind = self.summary(), "groups" if any(p.group for p in self.rows) else "prompts"
         lines = [f"Pairs: {facts['pairs']} in {facts[kind]} {kind if facts[kind] != 1 else kind[:-1]}"]
         lines += [f"  {key}: {_counted(facts[key])}" for key in ("rejected by class", "chosen from")]
         lines.append(f"  a trivial rule would pick the chosen answer: {_counted(facts['shortcuts'])}")
@@ -114,15 +110,12 @@ def _check(pair: Pair) -> None:
     for name, value in texts.items():
         if not isinstance(value, str):
             raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")
-    needed = {name: value for name, value in texts.items() if value or name not in ("id", "group")}
-    for code, name, got in [*itertools.chain(*map(text_problems, needed, needed.values())), *pair_problems(pair)]:
+    needed = [(name, value) for name, value in texts.items() if value or name not in ("id", "group")]
+    for code, name, got in [*(n for text in needed for n in text_problems(*text)), *pair_problems(pair)]:
         if CODES[code].severity == "error":
             raise stop(code, got, f"`{name}` of pair {pair.id!r}")
     if not (isinstance(pair.weight, (int, float)) and 0 < pair.weight < math.inf):
-        raise WorkbenchError(
-            f"`weight` must be a number above 0. Got {pair.weight!r} in pair {pair.id!r}. To leave a pair out, drop "
-            "its row."
-        )
+        raise stop("P108", repr(pair.weight), f"`weight` of pair {pair.id!r}", "Write a number above 0 here.")
 
 
 def _counted(counts: Mapping[str, object]) -> str:
@@ -150,11 +143,7 @@ class ReadResult:
 
     @property
     def pairs(self) -> Pairs:
-        """The pairs of the rows that were kept.
-
-        Raises:
-            WorkbenchError: no row was kept; names the first findings.
-        """
+        """The pairs of the rows that were kept. Raises WorkbenchError if there are none."""
         if not self.found:
             raise self._error("A file must have a row that can be used.")
         return Pairs(self.found)
@@ -197,6 +186,6 @@ def read_pairs(source: Any, *, mapping: Mapping[str, str] | None = None) -> Read
     Raises:
         WorkbenchError: nothing could be read, or the columns match no known layout.
     """
-    done = read_rows(source, mapping)
+    done = read_rows(source, mapping or {})
     layout = f"{done.layout.name} ({done.layout.what}), {done.source.kind}"
     return ReadResult(done.source.name, layout, done.rows, **done.ends, findings=done.findings, found=done.pairs)

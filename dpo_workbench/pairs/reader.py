@@ -19,37 +19,36 @@ _LOOK = 100  # rows that decide the layout; columns for which a misspelling is l
 _ALL_AGAINST_ALL = 8  # up to so many answers to a prompt are all compared; of more, each with the best one
 
 
-def read_rows(source: Any, mapping: Mapping[str, str] | None = None) -> Reader:
+def read_rows(source: Any, mapping: Mapping[str, str]) -> Reader:
     """Read and check all rows of a source. See `read_pairs` for the arguments."""
     opened = open_source(source)
     head = list(itertools.islice(opened.rows, _LOOK))
     if not head:
         raise stop("P002", "no row", opened.name)
-    names = _checked_mapping(mapping or {}, head, opened)
-    head = [_renamed(row, names) for row in head]
+    _check_mapping(mapping, head, opened)
+    head = [_renamed(row, mapping) for row in head]
     objects = [row.value for row in head if isinstance(row.value, dict)]
     reader = Reader(opened, recognise(objects, f"{opened.name}:{head[0].line}"))
-    for row in itertools.chain(head, (_renamed(row, names) for row in opened.rows)):
+    for row in itertools.chain(head, (_renamed(row, mapping) for row in opened.rows)):
         reader.take(row)
     reader.finish()
     return reader
 
 
-def _checked_mapping(mapping: Mapping[str, str], head: Sequence[Row], source: Source) -> dict[str, str]:
-    """The mapping from their columns to ours."""
+def _check_mapping(mapping: Mapping[str, str], head: Sequence[Row], source: Source) -> None:
     columns = {key for row in head if isinstance(row.value, dict) for key in row.value}
     if columns and (lost := [theirs for theirs in mapping.values() if theirs not in columns]):
         raise WorkbenchError(
             f"`mapping` must name columns of the file. Got {lost[0]!r} ({source.name}, which has "
             f"{excerpt(', '.join(sorted(columns)), 300)}). Correct the name."
         )
-    return {theirs: ours for ours, theirs in mapping.items()}
 
 
-def _renamed(row: Row, names: Mapping[str, str]) -> Row:
-    if names and isinstance(row.value, dict):
-        others = {key: v for key, v in row.value.items() if key not in names and key not in names.values()}
-        row.value = {ours: row.value[theirs] for theirs, ours in names.items() if theirs in row.value} | others
+def _renamed(row: Row, mapping: Mapping[str, str]) -> Row:
+    """The row with our names of columns; `mapping` gives the file's name of each."""
+    if mapping and isinstance(row.value, dict):
+        others = {key: v for key, v in row.value.items() if key not in {*mapping, *mapping.values()}}
+        row.value = {ours: row.value[theirs] for ours, theirs in mapping.items() if theirs in row.value} | others
     return row
 
 
@@ -117,9 +116,8 @@ class Reader:
             ranked.notes += pair_problems(pair)
         self._raise_errors(ranked, row)
         given = ranked.fields.get("id", "").strip()
-        names = [given or f"row-{self.rows}"]
-        if len(made) > 1:
-            names = [f"{names[0]}.{k}" for k in range(1, len(made) + 1)]
+        base = given or f"row-{self.rows}"
+        names = [base] if len(made) == 1 else [f"{base}.{k}" for k in range(1, len(made) + 1)]
         new = {name: pair for name, pair in zip(names, made, strict=True) if pair not in self._seen}
         if not new:
             return self._end(row, "merged", [("P401", "", ranked.prompt)])
@@ -182,10 +180,9 @@ class Reader:
                 name += "-auto"
             self._ids.add(name)
             self.pairs[place] = replace(self.pairs[place], id=name)
-        for problem in set_problems(self.pairs, self._lines):
+        for problem in set_problems(self.pairs, self._lines) if self.pairs else ():
             self._find(*problem)
-        counted = self.ends.values()
-        assert self.rows == sum(counted), f"{self.rows} != {' + '.join(map(str, counted))}"
+        assert self.rows == sum(self.ends.values()), f"{self.rows} != {' + '.join(map(str, self.ends.values()))}"
 
 
 def _pair(ranked: Ranked, better: int, worse: int) -> Pair:
@@ -199,7 +196,6 @@ def _pair(ranked: Ranked, better: int, worse: int) -> Pair:
 def _comparisons(ranks: Sequence[float]) -> list[tuple[int, int]]:
     """Places (better, worse): all against all; of many answers, the best one against each other one."""
     order = sorted(range(len(ranks)), key=lambda k: -ranks[k])
-    places = list(itertools.combinations(order, 2))
-    if len(order) > _ALL_AGAINST_ALL:
-        places = [(order[0], worse) for worse in order[1:]]
+    many = len(order) > _ALL_AGAINST_ALL
+    places = itertools.product(order[:1], order[1:]) if many else itertools.combinations(order, 2)
     return [(better, worse) for better, worse in places if ranks[better] > ranks[worse]]

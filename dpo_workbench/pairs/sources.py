@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,11 +41,7 @@ def stop(code: str, got: object, where: str, fix: str = "") -> WorkbenchError:
 
 
 def open_source(source: Any) -> Source:
-    """Rows of a path, `hub:owner/name`, a pandas DataFrame, a `datasets` object, or an iterable of mappings.
-
-    Raises:
-        WorkbenchError: the source cannot be read.
-    """
+    """Rows of a path, `hub:owner/name`, a pandas DataFrame, a `datasets` object or dicts. Raises WorkbenchError."""
     if isinstance(source, (str, Path)):
         return _hub(str(source)[4:]) if str(source).startswith("hub:") else _file(Path(source))
     is_pandas = hasattr(source, "to_dict") and hasattr(source, "columns")
@@ -102,8 +97,6 @@ def _file(path: Path) -> Source:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:
         raise stop("P003", data[:8].hex(" "), f"{name}:1")
     data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
-    if b"\n" not in data:
-        data = data.replace(b"\r", b"\n")
     start, first = data.lstrip()[:1], data.lstrip().split(b"\n", 1)[0]
     if start not in (b"[", b"{") and suffix in (".csv", ".tsv", ".txt", ".tab"):
         return Source(name, "csv", _csv(data, name))
@@ -113,7 +106,6 @@ def _file(path: Path) -> Source:
 
 
 def _parquet(data: bytes, name: str) -> list[dict[str, Any]]:
-    import pyarrow
     import pyarrow.parquet
 
     try:
@@ -137,53 +129,48 @@ def _no_number(name: str) -> None:
 _strict = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number).decode
 
 
-def _parsed(text: str, cut: bool = False) -> Any:
+def _parsed(data: bytes, cut: bool) -> Any:
     """The JSON value. `cut`: the text is the end of the file, so it may have been cut off. Raises Refusal."""
     try:
-        return _strict(text)
+        return _strict(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Refusal("P103", "", data[max(0, error.start - 20) : error.end + 20]) from None
     except json.JSONDecodeError as error:
-        ended = cut and (error.pos >= len(text.rstrip()) or error.msg.startswith(("Unterminated", "Invalid \\u")))
-        near = text[max(0, error.pos - 20) : error.pos + 20]
-        hint = f"{error.msg.lower().removesuffix(' at')} at character {error.pos + 1}: {near}"
+        text, at = error.doc, error.pos
+        ended = cut and (at >= len(text.rstrip()) or error.msg.startswith(("Unterminated", "Invalid \\u")))
+        hint = f"{error.msg.lower().removesuffix(' at')} at character {at + 1}: {text[max(0, at - 20) : at + 20]}"
         raise Refusal("P102" if ended else "P101", "", hint) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise Refusal("P101", "", f"{str(error)[:50]}: {text[:20]}") from None
+        raise Refusal("P101", "", f"{str(error)[:50]}: {data[:20].decode()}") from None
 
 
 def _jsonl(data: bytes) -> Iterator[Row]:
     """Lines end in LF only, because JSON text may contain U+2028."""
     lines = data.split(b"\n")
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield Row(number, _parsed(line.decode("utf-8"), cut=number == len(lines)))
-        except UnicodeDecodeError as error:
-            yield Row(number, line, Refusal("P103", "", line[max(0, error.start - 20) : error.end + 20]))
-        except Refusal as refusal:
-            yield Row(number, line, refusal)
-
-
-def _utf8(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise stop("P103", data[max(0, error.start - 20) : error.end + 20], f"{name}:{line}") from None
+        if line.strip():
+            try:
+                yield Row(number, _parsed(line, cut=number == len(lines)))
+            except Refusal as refusal:
+                yield Row(number, line, refusal)
 
 
 def _json(data: bytes, name: str) -> list[Any]:
     """The objects of an array, or one object."""
     try:
-        values = _parsed(_utf8(data, name), cut=True)
+        values = _parsed(data, cut=True)
     except Refusal as refusal:
         raise stop(refusal.code, refusal.got, name, refusal.fix) from None
     return values if isinstance(values, list) else [values]
 
 
 def _csv(data: bytes, name: str) -> Iterator[Row]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    text = _utf8(data, name)
+    csv.field_size_limit(2**31 - 1)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise stop("P103", data[max(0, error.start - 20) : error.end + 20], f"{name}:{line}") from None
     delimiter = max(",\t;|", key=text.lstrip().partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
@@ -204,6 +191,5 @@ def _csv(data: bytes, name: str) -> Iterator[Row]:
             wrong = Refusal("P111", "", f"{len(cells)} cells of {len(columns)}: {', '.join(cells)}")
             yield Row(line, dict(zip(columns, cells, strict=False)), None if len(cells) == len(columns) else wrong)
         elif len(set(cells)) < len(cells):
-            twice = Counter(cells).most_common(1)[0][0]
-            raise stop("P105", twice, f"{name}:{line}", "Rename one of the columns.")
+            raise stop("P105", Counter(cells).most_common(1)[0][0], f"{name}:{line}", "Rename one of the columns.")
         columns = columns or cells

@@ -28,10 +28,8 @@ _LETTERS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u34
 def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None, *, seed: int = 0) -> dict[str, Pairs]:
     """Divide pairs into splits so that no `group` and no prompt is in two of them.
 
-    Which split a group goes to depends on its name, the seed and the other groups, not on the order of the rows.
-
     Args:
-        pairs: set their `group` if more than the prompt must stay together: a document, a customer, a template.
+        pairs: in any order. Set their `group` if more than the prompt must stay together: a document, a customer.
         shares: of the pairs, by split; 0.8 train, 0.1 dev and 0.1 test by default. Groups stay whole, so the shares are
             met as closely as the groups allow.
         seed: of the drawing.
@@ -48,10 +46,9 @@ def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None
 
 
 def split_keys(pairs: Sequence[Pair]) -> list[str]:
-    """One key for each pair; pairs that share a group or a prompt, directly or through others, get the same key.
+    """A key for each pair; pairs that share a group or a prompt, directly or through others, get the same key.
 
-    This is stricter than `Pair.split_key` when a prompt occurs in several groups. The keys don't depend on the order
-    of the pairs.
+    This is stricter than `Pair.split_key` when a prompt occurs in several groups.
     """
     from scipy.cluster.hierarchy import DisjointSet
 
@@ -77,17 +74,12 @@ def deal(groups: Mapping[str, Sequence[T]], shares: Mapping[str, float], seed: i
             "to something narrower: a document, a customer, a template."
         )
     parts: dict[str, list[T]] = {name: [] for name in shares}
-    whole = sum(shares.values())
-    n_rows = sum(map(len, groups.values()))
-
-    def missing(name: str) -> float:
-        """How far the split is from its share, as a part of it."""
-        return 1 - len(parts[name]) / (shares[name] / whole * n_rows)
-
-    names = sorted(groups, key=lambda group: drawn(group, seed))
-    for left, name in zip(range(len(names), 0, -1), names, strict=True):
+    whole, n_rows = sum(shares.values()), sum(map(len, groups.values()))
+    goals = {name: share / whole * n_rows for name, share in shares.items()}
+    for k, group in enumerate(sorted(groups, key=lambda name: drawn(name, seed))):
         empty = [s for s in parts if not parts[s]]  # they come first when groups run short
-        parts[max(empty if left <= len(empty) else parts, key=missing)] += groups[name]
+        open_parts = empty if len(groups) - k <= len(empty) else parts
+        parts[max(open_parts, key=lambda s: 1 - len(parts[s]) / goals[s])] += groups[group]
     return parts
 
 
@@ -116,11 +108,6 @@ class Leaks:
     shared_groups: dict[tuple[str, str], tuple[str, ...]]  # groups that are in two splits
     splits: Mapping[str, Sequence[Any]] = field(repr=False, compare=False)
 
-    @property
-    def counts(self) -> Counter[str]:
-        """How many leaks of each kind there are."""
-        return Counter(leak.kind for leak in self.leaks)
-
     def clean(self) -> dict[str, Any]:
         """The splits without leaked rows; of two rows, the one in the split that was named first is dropped."""
         gone = {(leak.splits[0], leak.ids[0]) for leak in self.leaks}
@@ -139,8 +126,9 @@ class Leaks:
         sizes = ", ".join(f"{name} {len(rows)}" for name, rows in self.splits.items())
         if not self.leaks and not self.shared_groups:
             return f"No prompt of one split is in another ({sizes}; equal, or Jaccard of {self.near:g} or more)."
-        exact, near = self.counts["exact"], self.counts["near"]
-        lines = [f"{exact} equal and {near} nearly equal prompts across splits ({sizes}; Jaccard >= {self.near:g})"]
+        kinds = Counter(leak.kind for leak in self.leaks)
+        found = f"{kinds['exact']} equal and {kinds['near']} nearly equal prompts"
+        lines = [f"{found} across splits ({sizes}; Jaccard >= {self.near:g})"]
         for leak in self.leaks[:5]:
             one, other = (f"{s} {i!r}" for s, i in zip(leak.splits, leak.ids, strict=True))
             lines.append(f"  {leak.kind}, {leak.jaccard:.2f}: {one} and {other}: {leak.excerpts[0]}")
@@ -157,12 +145,11 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
 
     Two prompts are nearly equal if the Jaccard index of their sets of words is at least `near` (numbers count, case and
     punctuation don't; in scripts without spaces, characters are the words). Lines that a fifth of all prompts contain,
-    such as the task's instruction, are left out of this comparison. Every leaked row is named at least once, with the
-    most similar row of the other split.
+    such as the task's instruction, are left out. Each leaked row is named with the most similar one of the other split.
 
     Args:
-        splits: name -> rows with `id` and `prompt` (pairs or examples), or texts; the one to be cleaned first, as in
-            {"train": ..., "test": ...}. Or a `Task`, whose splits are compared.
+        splits: name -> rows with `id` and `prompt` (pairs or examples), or texts; the one to be cleaned first. Or a
+            `Task`, whose splits are compared.
         near: the Jaccard index, above 0.5.
 
     Raises:
@@ -193,10 +180,7 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
 
 
 def _nearest(ones: Sequence[Form], others: Sequence[Form], near: float) -> Iterator[tuple[int, int, float]]:
-    """For each prompt that has an equal or nearly equal one on the other side: both places, and the Jaccard index.
-
-    Of several such, the first equal one is named, else the most similar one.
-    """
+    """Places of prompts with the first equal, else the most similar prompt of the other side, and the Jaccard index."""
     equal: dict[str, int] = {}  # text -> the first prompt of the other side with it
     having: dict[str, list[int]] = defaultdict(list)  # word -> the prompts of the other side with it
     for j, (text, words) in enumerate(others):

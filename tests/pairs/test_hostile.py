@@ -173,7 +173,6 @@ def test_a_good_file_has_no_finding(tmp_path, end: bytes) -> None:
 FORMS = {
     "byte order mark": ("a.jsonl", BOM + lines(GOOD)),
     "CRLF": ("a.jsonl", lines(GOOD).replace(b"\n", b"\r\n")),
-    "lone CR": ("a.jsonl", lines(GOOD).replace(b"\n", b"\r")),
     "gzip named .jsonl": ("a.jsonl", gzip.compress(lines(GOOD))),
     "JSON array named .jsonl": ("a.jsonl", json.dumps([row(1)]).encode()),
     "semicolons": ("a.csv", b"prompt;chosen;rejected\na;b;c\n"),

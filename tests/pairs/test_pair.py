@@ -69,7 +69,7 @@ def test_summary_counts() -> None:
 
 @pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf"), "2", None])
 def test_weight_must_be_a_number_above_zero(weight) -> None:
-    with pytest.raises(WorkbenchError, match="`weight` must be a number above 0. Got .* in pair 'a'. To leave"):
+    with pytest.raises(WorkbenchError, match="Got .*`weight` of pair 'a', P108.. Write a number above 0"):
         Pairs([replace(ONE, weight=weight)])
 
 
