@@ -66,9 +66,7 @@ def _messages(value: Any, speaker: str, name: str) -> list[Message]:
     for k, message in enumerate(value):
         at = f"{name}[{k}]"
         if not isinstance(message, dict):
-            raise Refusal(
-                "P108", at, f"{type(message).__name__}: {message}", "Write objects with role and content here."
-            )
+            raise Refusal("P108", at, f"{type(message).__name__}: {message}", "Write text or a list of messages here.")
         role = message.get("role", message.get("from"))
         role = _SHAREGPT.get(str(role), role)
         if role not in ROLES:

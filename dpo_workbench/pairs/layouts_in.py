@@ -50,7 +50,7 @@ class Layout:
 
 def recognise(objects: Sequence[dict[str, Any]], where: str) -> Layout:
     """The first layout that most of the rows have; TRL's if there are none. Raises WorkbenchError if none has any."""
-    fitting = (layout for row in objects for layout in _LAYOUTS if not layout.missing(row) and layout.fits(row))
+    fitting = (layout for row in objects for layout in LAYOUTS.values() if not layout.missing(row) and layout.fits(row))
     votes = Counter(layout.name for layout in fitting)
     if not objects:
         return LAYOUTS["trl"]
@@ -120,6 +120,8 @@ def _read_pair(row: dict[str, Any]) -> Ranked:
 
 def _read_openai(row: dict[str, Any]) -> Ranked:
     names = ("preferred_output", "non_preferred_output")
+    if not isinstance(row["input"], dict) or "messages" not in row["input"]:
+        raise Refusal("P108", "input", row["input"], "Write an object with messages here.")
     return conversation(row["input"], [row[name] for name in names], names)
 
 
@@ -220,7 +222,7 @@ def _word(value: Any) -> str:
 
 
 _BOTH = (("chosen",), ("rejected",))
-_LAYOUTS = (  # a row belongs to the first layout that it fits, so the stricter ones come first
+LAYOUTS = {layout.name: layout for layout in (  # a row belongs to the first that it fits: stricter ones come first
     Layout("openai", "OpenAI or Azure: input, preferred_output, non_preferred_output",
            (("input",), ("preferred_output",), ("non_preferred_output",)), _read_openai),
     Layout("compared", "two answers in columns such as response1 and response2, and which one won",
@@ -233,5 +235,4 @@ _LAYOUTS = (  # a row belongs to the first layout that it fits, so the stricter 
            (PROMPTS, LISTS), _read_list, fits=lambda row: any(isinstance(row.get(name), list) for name in LISTS)),
     Layout("thumbs", "one answer per row with thumbs up or down, paired within a prompt",
            (PROMPTS, ANSWERS, ("label",)), _read_thumb, fits=lambda row: _word(row["label"]) in _THUMBS, grouped=True),
-)  # fmt: skip
-LAYOUTS = {layout.name: layout for layout in _LAYOUTS}
+)}  # fmt: skip

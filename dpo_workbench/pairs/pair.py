@@ -110,7 +110,7 @@ def _check(pair: Pair) -> None:
     for name, value in texts.items():
         if not isinstance(value, str):
             raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")
-    needed = [(name, value) for name, value in texts.items() if value or name not in ("id", "group")]
+    needed = [(name, value) for name, value in texts.items() if value.strip() or name not in ("id", "group")]
     for code, name, got in [*(n for text in needed for n in text_problems(*text)), *pair_problems(pair)]:
         if CODES[code].severity == "error":
             raise stop(code, got, f"`{name}` of pair {pair.id!r}")

@@ -77,7 +77,8 @@ class Reader:
             ranked = read_row(self.layout, row.value)
             self._look_at_columns(row)
             names = ("chosen", "rejected") if len(ranked.answers) == 2 else ("answer",) * len(ranked.answers)
-            for name, text in [("prompt", ranked.prompt), *zip(names, ranked.answers, strict=True)]:
+            labels = [(name, text) for name in ("id", "group") if (text := ranked.fields.get(name, "").strip())]
+            for name, text in [("prompt", ranked.prompt), *zip(names, ranked.answers, strict=True), *labels]:
                 ranked.notes += text_problems(name, text)
             self._raise_errors(ranked, row)
             if self.layout.grouped:

@@ -126,9 +126,8 @@ class Leaks:
         sizes = ", ".join(f"{name} {len(rows)}" for name, rows in self.splits.items())
         if not self.leaks and not self.shared_groups:
             return f"No prompt of one split is in another ({sizes}; equal, or Jaccard of {self.near:g} or more)."
-        kinds = Counter(leak.kind for leak in self.leaks)
-        found = f"{kinds['exact']} equal and {kinds['near']} nearly equal prompts"
-        lines = [f"{found} across splits ({sizes}; Jaccard >= {self.near:g})"]
+        exact, near = (sum(leak.kind == kind for leak in self.leaks) for kind in ("exact", "near"))
+        lines = [f"{exact} equal and {near} nearly equal prompts across splits ({sizes}; Jaccard >= {self.near:g})"]
         for leak in self.leaks[:5]:
             one, other = (f"{s} {i!r}" for s, i in zip(leak.splits, leak.ids, strict=True))
             lines.append(f"  {leak.kind}, {leak.jaccard:.2f}: {one} and {other}: {leak.excerpts[0]}")

@@ -96,6 +96,7 @@ REFUSED = {
     "whitespace chosen": ("P301", *bad(row(3, chosen=" \n\t"), "chosen")),
     "chosen equals rejected": ("P302", *bad(row(3, chosen="same", rejected=" same\n"), "rejected")),
     "lone surrogate": ("P304", *bad(row(3, chosen="half \ud83d of it"), "chosen")),
+    "lone surrogate in the group": ("P304", *bad(row(3, group="half \ud83d of it"), "group")),
     "id twice": ("P402", lines(row(1, id="a"), row(2, id="a")), 2, "id"),
 }  # fmt: skip
 BOM = b"\xef\xbb\xbf"

@@ -149,6 +149,10 @@ def test_a_lone_surrogate_is_refused_before_training() -> None:
             Pairs([replace(ONE, **{name: 3})])
 
 
+def test_a_blank_group_is_no_fault() -> None:
+    assert len(Pairs([replace(ONE, group=" ")])) == 1
+
+
 def test_the_display_counts_prompts_where_there_are_no_groups() -> None:
     pairs = Pairs([replace(ONE, id=str(k), prompt=f"p{k % 3}", group="") for k in range(6)])
     assert repr(pairs).startswith("Pairs: 6 in 3 prompts\n") and pairs.summary()["groups"] == 3
