@@ -18,7 +18,6 @@ from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.studies.reward_model import train_reward_model
 from dpo_workbench.studies.study import BEST_OF, Study
-from dpo_workbench.studies.unlikelihood import unlikelihood
 from dpo_workbench.training.record import record_run
 from dpo_workbench.training.run import Run, sft, train
 
@@ -80,10 +79,6 @@ def _more_sft(study: Study, cost: Cost) -> Evaluation:
     return _trained(study, cost, "control", partial(sft, study.start, study.pairs, config))
 
 
-def _unlikelihood(study: Study, cost: Cost) -> Evaluation:
-    return _trained(study, cost, "unlikelihood", partial(unlikelihood, study.start, study.pairs, study.recipe.dpo))
-
-
 def _penalty(study: Study, cost: Cost) -> Evaluation:
     return _answers(study, study.start, repetition_penalty=PENALTY)
 
@@ -113,7 +108,6 @@ ARMS: dict[str, Callable[[Study, Cost], Evaluation]] = {
     "sft": _sft,
     "sft+dpo": _dpo,
     "sft+sft on chosen": _more_sft,
-    "sft+unlikelihood": _unlikelihood,
     "sft, repetition penalty": _penalty,
     f"sft, reward best of {BEST_OF}": _reward_best,
 }
