@@ -56,7 +56,7 @@ def curve_of(name: str) -> dict[str, Any]:
 def point(folder: Path, size: int, seed: int, target: Sequence[str]) -> dict[str, Any]:
     """Score and failure shares of one run."""
     done = dw.Evaluation.load(folder / f"{size}-{seed}.json")
-    mined = sum(done.share(failure) for failure in target)
+    mined = sum(done.interval(failure).estimate for failure in target)
     return {"size": size, "seed": seed, "score": done.mean_score, "failed": done.failed_share, "mined": mined}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.pairs.checks import CODES
-from dpo_workbench.plots.evaluation import ArmsDisplay
+from dpo_workbench.plots.evaluation import ArmsDisplay, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -49,13 +49,8 @@ def between(path: Path, start: str, text: str, end: str = "<!-- end of results -
 def picture(model: str, run: dict[str, Any]) -> None:
     """Draw the share of failed answers of each arm."""
     arms = [run["arms"][name] for name in run["settings"]["arms"]]
-    display = ArmsDisplay(
-        [a["name"] for a in arms],
-        [a["failed_share"] for a in arms],
-        [a["failed_low"] for a in arms],
-        [a["failed_high"] for a in arms],
-        min(a["n"] for a in arms),
-    ).plot()
+    rows = [Row(a["name"], a["failed_share"], a["failed_low"], a["failed_high"]) for a in arms]
+    display = ArmsDisplay.from_shares(rows, min(a["n"] for a in arms)).plot()
     target = DOCS / "figures" / f"demo-{model}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     display.figure_.savefig(target, dpi=110, facecolor="white", metadata={"Software": None})

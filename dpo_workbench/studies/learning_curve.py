@@ -14,7 +14,7 @@ from dpo_workbench.evaluation.run import Evaluation, evaluate
 from dpo_workbench.evaluation.statistics import Interval, over_seeds, paired_difference
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.plots.learning_curve import CurveDisplay
+from dpo_workbench.plots.evaluation import CurveDisplay
 from dpo_workbench.tasks.task import Split
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train

@@ -41,7 +41,7 @@ def test_the_results_trace_to_the_file(finished):
     assert (finished.folder / "report.html").stat().st_size < 3_000_000
     assert finished.verdict().outcome == results["verdict"]["outcome"]
     display = finished.plot()
-    assert len(display.names) == len(ARMS) - 1 and "Compared with sft" in str(display)
+    assert len(display.rows) == len(ARMS) - 1 and "Compared with sft" in str(display)
 
 
 def test_a_finished_arm_is_not_run_again(finished, monkeypatch):
@@ -94,7 +94,7 @@ def test_the_same_arms_from_the_shell(finished, run, tmp_path):
     assert code == 0 and "cannot tell" in out and (tmp_path / "page" / "report.html").is_file(), err
     file = finished.folder / "evaluations" / "base.json"
     code, out, err = run("report", str(finished.folder), str(file))
-    assert code == 0 and "Failed answers" in out
+    assert code == 0 and "Any failure" in out
     code, out, err = run("report", str(finished.folder), str(tmp_path))
     assert code == 1 and "evaluation must be a whole file" in err
 
