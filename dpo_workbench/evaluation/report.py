@@ -36,7 +36,6 @@ def write_report(
     example answers are the first by id, not a selection.
 
     Args:
-        folder: created if it is missing.
         results: plain values for results.json. The page shows `settings`, `machine`, `command`, `mined` (`headroom`),
             `pairs`, `training` (`history`, `probes`, `best_step`) and `times`.
         evaluations: name of the arm -> evaluation, in the order of the table.
@@ -82,7 +81,6 @@ def _figure(title: str, display: Any) -> tuple[str, str, str]:
     import matplotlib
     import matplotlib.pyplot as plt
 
-    # no date and no random ids in the SVG
     drawn, buffer = display.plot().figure_, io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "dpo_workbench", "svg.fonttype": "path"}):
         drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")

@@ -66,9 +66,8 @@ class Evaluation:
         if not self.scored:
             reason = f" (the first: {self.rows[0].explanation})" if self.rows else ""
             raise WorkbenchError(
-                f"An evaluation must have at least one scored answer. Got {len(self.rows)} rows of "
-                f"{self.task}/{self.split}, none scored{reason}. Choose a split with examples, and fix the score "
-                "function."
+                f"An evaluation must have at least one scored answer. Got {len(self.rows)} rows of {self.task}/"
+                f"{self.split}, none scored{reason}. Choose a split with examples, and fix the score function."
             )
 
     @cached_property
@@ -177,16 +176,14 @@ def evaluate(
     """Let `model` answer each prompt of `split` once, and score the answers with the split's task.
 
     Args:
-        model: a loaded model. With `engine`: the name of the served model (None if the server has only one), or the
-            loaded model that it corresponds to.
+        model: a loaded model; with `engine` as in `mine`.
         split: held-out examples, such as `task.test`.
         name: label of the arm; by default the model's name.
         temperature: 0 decodes greedily.
         max_new_tokens: where an answer is cut off; by default the task's limit.
         seed: of the sampling, for temperatures above 0.
         repetition_penalty: above 1 makes repeated tokens less likely; see `generate`.
-        engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
-            generates here. If the server fails, answers that have arrived are kept, and the same call continues.
+        engine: address of an OpenAI-compatible server that generates, as in `mine`; None generates here.
         show: show a progress bar, and a line about answers that could not be scored.
     """
     from dpo_workbench.models.server import draw

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.html import paragraph, table
 from dpo_workbench.evaluation import wording
 from dpo_workbench.evaluation.run import Evaluation, Judged
 from dpo_workbench.evaluation.statistics import (
@@ -49,8 +50,6 @@ class Verdict:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import paragraph, table
-
         title = paragraph(f"{self.outcome.capitalize()}: {self.reason}.", bold=True)
         return title + table(wording.HEADER, wording.table_rows(self.numbers)) + paragraph(self.text)
 
@@ -86,7 +85,7 @@ def verdict(
         mined: the failure classes that training aimed at.
         headroom: from `found.headroom(target)`; its forecast is compared with the outcome.
         effects: from `side_effects`.
-        pairs: the pairs used for training; their number and shortcuts inform the next step.
+        pairs: used for training; their number and shortcuts inform the next step.
     """
     check_classes(mined)
     numbers = {"before": before.name, "after": after.name, **_compare(before, after, mined)}

@@ -9,13 +9,8 @@ HEADER = ("same prompts", "before", "after", "change", "95 % interval", "exact M
 
 NEXT = {
     "keep": "Next: keep the trained adapter, and read the prompts that it broke before you rely on it.",
-    "change loss": (
-        "Next: keep the model as it was before. Change the loss: use a lower lr, a higher nll_weight, or dpop, which "
-        "stops the chosen answers from becoming less likely."
-    ),
-    "clean pairs": (
-        "Next: clean the pairs before anything else: the rule '{rule}' alone picks the chosen answer in {share:.0f} %."
-    ),
+    "change loss": "Next: keep the model as it was before. Use a lower lr, a higher nll_weight, or the loss dpop.",
+    "clean pairs": "Next: clean the pairs: the rule '{rule}' alone picks the chosen answer in {share:.0f} %.",
     "take the control": "Next: use the control arm, which is simpler: fine-tune on the chosen answers.",
     "fine-tune first": "Next: fine-tune more, or use a bigger model: it lacks the skill, not the preference.",
     "see the probes": (
@@ -24,10 +19,7 @@ NEXT = {
         "of steps."
     ),
     "label more": "Next: label more pairs: {n_pairs} are few, and more test prompts alone would not show a change.",
-    "more prompts": (
-        "Next: test on more prompts: if a difference of {points:.1f} points matters to you, about {needed} prompts "
-        "would show it."
-    ),
+    "more prompts": "Next: test on more prompts: about {needed} would show a difference of {points:.1f} points.",
     "stop": "Next: stop here, or test on harder prompts: there is little to gain on these.",
     "look again": "Next: look for more headroom (more pairs, another failure class), or test on more prompts.",
 }

@@ -168,15 +168,13 @@ class CurveDisplay:
         means = [mean.estimate for mean in self.means]
         spread = [[m.estimate - m.low for m in self.means], [m.high - m.estimate for m in self.means]]
         self.ax_.errorbar(self.sizes, means, yerr=spread, fmt="o-", color=BLUE, capsize=4)
-        prompts = f"n = {self.means[0].n} prompts"
-        label(self.ax_, self.title, f"pairs; bars: 95 % intervals, {prompts}", self.metric)
+        label(self.ax_, self.title, f"pairs; bars: 95 % intervals, n = {self.means[0].n} prompts", self.metric)
         return self
 
     def __str__(self) -> str:
         rows = zip(self.sizes, self.means, strict=True)
-        return "\n".join(
-            [self.title, *(f"  {n:>5} pairs  {m.estimate:.3f}  ({m.low:.3f} to {m.high:.3f})" for n, m in rows)]
-        )
+        body = [f"  {n:>5} pairs  {m.estimate:.3f}  ({m.low:.3f} to {m.high:.3f})" for n, m in rows]
+        return "\n".join([self.title, *body])
 
 
 def plain(text: Any) -> str:

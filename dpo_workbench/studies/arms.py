@@ -18,7 +18,6 @@ from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.record import record_run
 from dpo_workbench.training.run import Run, sft, train
 
-PENALTY = 1.1  # of the repetition penalty
 T = TypeVar("T")
 
 
@@ -100,6 +99,6 @@ ARMS: dict[str, Callable[[Study, Cost], Evaluation]] = {
     "sft": lambda study, cost: _answers(study, study.start),
     "sft+dpo": _dpo,
     "sft+sft on chosen": _more_sft,
-    "sft, repetition penalty": lambda study, cost: _answers(study, study.start, repetition_penalty=PENALTY),
+    "sft, repetition penalty": lambda study, cost: _answers(study, study.start, repetition_penalty=1.1),
     f"sft, reward best of {BEST_OF}": _reward_best,
 }

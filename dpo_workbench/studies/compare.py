@@ -26,9 +26,7 @@ from dpo_workbench.studies.study import Study, open_study
 from dpo_workbench.tasks.task import Task
 
 BASELINE = "sft"
-HEADER = (
-    "arm", "failed", "95 % interval", "score", "change", "95 % interval", "Holm p", "wins", "tokens",
-)  # fmt: skip
+HEADER = ("arm", "failed", "95 % interval", "score", "change", "95 % interval", "Holm p", "wins", "tokens")
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,8 @@ class Comparison:
 
     def verdict(self, after: str = "sft+dpo", control: str | None = "sft+sft on chosen") -> Verdict:
         """`verdict` of one arm against the baseline."""
-        given = self._arm(BASELINE), self._arm(after)
-        return verdict(*given, control=self.arms.get(control or ""), **self.context)
+        control_arm = self.arms.get(control or "")
+        return verdict(self._arm(BASELINE), self._arm(after), control=control_arm, **self.context)
 
     def plot(self) -> Any:
         """Forest plot of the score differences from the baseline; see `ArmsDisplay`."""
@@ -112,9 +110,8 @@ def compare(
     listed in `holes` with the reason, and the others still run.
 
     Args:
-        task: a task, or what `load_task` takes.
         arms: names from `ARMS`; the others are compared with `sft`.
-        model: `nano`, `smol`, or what `load_model` takes.
+        task, model: what `load_task` and `load_model` take, or a task itself.
         adapter: the fine-tuned start. By default the one that is shipped for model and task, or else it is trained.
         pairs: to train on; by default the failures of the fine-tuned model are mined with the recipe.
         recipe: sizes and settings; by default those of `recipe_for(model, task)`.
@@ -132,10 +129,7 @@ def compare(
 
 
 def run_arms(study: Study, names: Sequence[str], command: str) -> Comparison:
-    """Run the arms of a study and, if `BASELINE` has finished, write results.json and report.html into its folder.
-
-    `command` is the subcommand of `dpo-workbench` that repeats the study.
-    """
+    """Run the arms and, if `BASELINE` has finished, write results.json and report.html. `command` repeats the study."""
     context = study.verdict_context  # makes the pairs, without which no arm can be trained
     arms: dict[str, Evaluation] = {}
     costs: dict[str, Cost] = {}

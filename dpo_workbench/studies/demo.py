@@ -42,9 +42,7 @@ def demo(
         folder: `runs/demo-MODEL` by default.
         task_name: a built-in task, a .py file of your own (see `load_task`), or a task itself.
         from_scratch: fine-tune here instead of using the shipped adapter. Where none is shipped, this happens anyway.
-        adapter: folder of a fine-tuned LoRA adapter to start from, instead of the shipped one.
-        recipe: other sizes and settings.
-        seed: of mining, training order and adapters.
+        adapter, recipe, seed: as in `compare`.
     """
     if from_scratch and adapter:
         raise WorkbenchError("`from_scratch` trains the adapter and `adapter` gives one. Leave one of them out.")

@@ -55,8 +55,7 @@ def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show:
     """Minimize -log sigmoid(r(chosen) - r(rejected)) (Bradley-Terry; arXiv 2203.02155, equation 1) with LoRA.
 
     Args:
-        model: where training starts. Its adapter is copied, as for the policy of DPO.
-        pairs: the pairs that the DPO arm trains on.
+        model, pairs: as for `train`.
         config: batches, steps, learning rate, LoRA and order of the pairs, as in the DPO arm. The linear head has its
             own learning rate.
     """

@@ -87,8 +87,7 @@ def side_effects(
 
     Args:
         before, after: two models with one tokenizer; they may share one network.
-        task: that was trained on.
-        others: tasks that were not trained on; by default the other built-in ones.
+        task: what was trained on. `others`: what was not, by default the other built-in tasks.
         prompts: per task.
     """
     dev = task.dev[:prompts]

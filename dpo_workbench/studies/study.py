@@ -55,27 +55,22 @@ class Study:
     @cached_property
     def found(self) -> Found:
         """Answers of the fine-tuned model to training prompts, judged, with better endings for failed answers."""
-        file = self.folder / "mined.json"
+        file, recipe = self.folder / "mined.json", self.recipe
         if file.is_file():
             self.say("mined.json: read from the folder")
             found = Found.load(file, self.task)
         else:
-            found = self._mine()
+            prompts = self.task.train[recipe.mine_from :][: recipe.mine_prompts]
+            common: dict[str, Any] = {"seed": recipe.dpo.seed, "show": self.show}
+            decoding: dict[str, Any] = {"temperature": recipe.temperature, "greedy": recipe.greedy}
+            found = mine(self.start, prompts, recipe.samples, **decoding, **common)
+            target = recipe.target or common_failures(found)
+            found = replace(found, settings=found.settings | {"target": list(target)})
+            if target and not (recipe.greedy and right_and_wrong(found, target) >= ENOUGH_PAIRS):
+                found = branch(self.start, found, target, per_prompt=recipe.per_prompt, **common)
             found.save(file)
         self.say(f"{found}\nHeadroom: {found.headroom(found.settings['target'])}")
         return found
-
-    def _mine(self) -> Found:
-        recipe = self.recipe
-        prompts = self.task.train[recipe.mine_from :][: recipe.mine_prompts]
-        common: dict[str, Any] = {"seed": recipe.dpo.seed, "show": self.show}
-        decoding: dict[str, Any] = {"temperature": recipe.temperature, "greedy": recipe.greedy}
-        found = mine(self.start, prompts, recipe.samples, **decoding, **common)
-        target = recipe.target or common_failures(found)
-        found = replace(found, settings=found.settings | {"target": list(target)})
-        if not target or (recipe.greedy and right_and_wrong(found, target) >= ENOUGH_PAIRS):
-            return found
-        return branch(self.start, found, target, per_prompt=recipe.per_prompt, **common)
 
     @cached_property
     def pairs(self) -> Pairs:

@@ -89,7 +89,7 @@ def test_control_with_a_clearly_better_score_wins(arm):
 def test_cannot_tell_names_the_smallest_difference(arm):
     got = verdict(arm("before", BEFORE), arm("after", fails(range(12, 98))))
     assert re.search(r"this test set can't detect changes smaller than \d+ points", got.reason)
-    assert "prompts would show it" in got.text
+    assert "would show a difference of" in got.text
 
 
 def test_text_quotes_the_numbers_of_the_evaluations(arm):
