@@ -77,7 +77,7 @@ def _reward_best(study: Study, cost: Cost) -> Evaluation:
     reward = timed(cost, lambda: train_reward_model(start, pairs, config, show=study.show))
     cost.steps = len(reward.history)
     prompts = [example.prompt for example in study.test]
-    decoding = {"temperature": study.recipe.temperature, "samples": BEST_OF, "seed": config.seed}
+    decoding: dict[str, Any] = {"temperature": study.recipe.temperature, "samples": BEST_OF, "seed": config.seed}
     samples = generate(start, prompts, max_new_tokens=study.task.max_new_tokens, **decoding)
     cost.sampled_tokens = sum(answer.n_tokens for row in samples for answer in row)
     rewards = reward.scores(prompts, samples)

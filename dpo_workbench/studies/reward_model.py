@@ -42,7 +42,7 @@ class RewardModel:
     def scores(self, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
         """The reward of each answer to each prompt, without gradients."""
         rows = [with_second_end(self.model, row) for row in answer_rows(self.model, prompts, answers)]
-        return answer_values(self.model, rows, lambda *given: batch_rewards(*given, self.head).tolist())
+        return answer_values(self.model, rows, lambda network, batch: batch_rewards(network, batch, self.head).tolist())
 
     def accuracy(self, pairs: Pairs) -> float:
         """Share of the pairs whose chosen answer has the higher reward; a tie counts as half."""
