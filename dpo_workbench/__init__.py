@@ -51,7 +51,7 @@ _HOMES = {
     "studies.demo": ("demo",),
     "studies.arms": ("ARMS",),
     "studies.compare": ("compare", "Comparison"),
-    "studies.learning_curve": ("LearningCurve", "learning_curve", "Curve", "forecast", "advise"),
+    "studies.learning_curve": ("LearningCurve", "learning_curve"),
     "studies.side_effects": ("side_effects",),
     "evaluation.statistics": ("prompts_needed", "smallest_detectable", "over_seeds", "win_rate"),
 }

@@ -1,7 +1,4 @@
-"""A reward model trained on the same pairs as DPO: the two-stage method that DPO replaces, as a comparison.
-
-It uses the same base model, LoRA settings, pairs and batches as the DPO arm.
-"""
+"""A reward model trained on the same pairs and batches as DPO: the two-stage method that DPO replaces."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from dpo_workbench.common.progress import progress
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.studies.logps import answer_rows, per_answer, values_by_row
+from dpo_workbench.studies.logps import answer_rows, answer_values
 from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
 from dpo_workbench.studies.logps import sum_logps as sum_logps
 from dpo_workbench.training.batches import steps_per_epoch
@@ -45,10 +42,7 @@ class RewardModel:
     def scores(self, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
         """The reward of each answer to each prompt, without gradients."""
         rows = [with_second_end(self.model, row) for row in answer_rows(self.model, prompts, answers)]
-        found = values_by_row(
-            self.model, rows, lambda network, batch: per_answer(batch_rewards(network, batch, self.head), rows, batch)
-        )
-        return [found[row.id] for row in rows]
+        return answer_values(self.model, rows, lambda network, batch: batch_rewards(network, batch, self.head).tolist())
 
     def accuracy(self, pairs: Pairs) -> float:
         """Share of the pairs whose chosen answer has the higher reward; a tie counts as half."""
@@ -61,8 +55,7 @@ def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show:
     """Minimize -log sigmoid(r(chosen) - r(rejected)) (Bradley-Terry; arXiv 2203.02155, equation 1) with LoRA.
 
     Args:
-        model: where training starts. Its adapter is copied, as for the policy of DPO.
-        pairs: the pairs that the DPO arm trains on.
+        model, pairs: as for `train`.
         config: batches, steps, learning rate, LoRA and order of the pairs, as in the DPO arm. The linear head has its
             own learning rate.
     """
