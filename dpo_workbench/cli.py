@@ -152,7 +152,7 @@ def train(
     from dpo_workbench.pairs.pair import Pairs
     from dpo_workbench.tasks.builtin import load_task, shipped_adapter
     from dpo_workbench.training.config import TrainConfig
-    from dpo_workbench.training.record import record_run
+    from dpo_workbench.training.run import record_run
     from dpo_workbench.training.run import train as run_train
 
     losses = loss[0] if loss and "=" not in loss[0] else shared.settings_from("--loss", loss) or None

@@ -15,18 +15,17 @@ from dpo_workbench.common.files import replace_folder, write_json, write_text
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.layouts_out import to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.training.batches import rows_of_step, steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.held_out import hold_out
+from dpo_workbench.training.guards import hold_out
 from dpo_workbench.training.loop import learning_rate
 from dpo_workbench.training.losses import loss_terms
-from dpo_workbench.training.packing import Row
-from dpo_workbench.training.record import RECORD
+from dpo_workbench.training.packing import Row, rows_of_step, steps_per_epoch
+from dpo_workbench.training.run import RECORD
 from dpo_workbench.training.tokens import pair_texts, tokenize
 
 SAME_IN_TRL = (  # losses with the same name and the same value for a pair in TRL's DPOTrainer
-    "sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
-    "discopop", "sigmoid_norm",
+    "sigmoid", "robust", "hinge", "ipo", "nca_pair", "bco_pair", "apo_zero", "apo_down", "discopop",
+    "sigmoid_norm",
 )  # fmt: skip
 # `sft` of TRL is a mean over the tokens of a micro-batch. With one pair at a time it equals the NLL term here.
 IN_TRL = {name: name for name in SAME_IN_TRL} | {"nll": "sft"}

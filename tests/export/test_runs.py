@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpo_workbench.training.record import record_run
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from typer.testing import CliRunner
@@ -22,7 +23,6 @@ from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.record import record_run
 from dpo_workbench.training.run import train
 
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
@@ -262,7 +262,7 @@ def test_all_settings_of_a_run_are_thought_of() -> None:
 
 
 def test_a_loss_that_trl_lacks_is_refused(tiny, tmp_path) -> None:
-    for name, loss in {"dpop": "dpop", "sft": {"sigmoid": 1.0, "sft": 0.5}, "aot": "aot"}.items():
+    for name, loss in {"dpop": "dpop", "sft": {"sigmoid": 1.0, "sft": 0.5}}.items():
         run = recorded(tmp_path / name, tiny, replace(CONFIG, loss=loss))
         with pytest.raises(WorkbenchError, match=f"TRL's DPOTrainer must have the run's loss. Got '{name}'"):
             export_trl(run, tmp_path / "out")
