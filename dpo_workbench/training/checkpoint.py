@@ -30,11 +30,8 @@ def run_folder(folder: Path, settings: dict[str, Any]) -> Path:
 def save_checkpoint(folder: Path, tensors: Tensors, facts: Facts, settings: dict[str, Any]) -> None:
     """Write `folder/HASH/step-N` in one step, then delete all but the last two checkpoints of this run.
 
-    Args:
-        folder: holds the checkpoints of all runs.
-        tensors, facts: everything that a run needs to continue in the same bits. The order of rows and the learning
-            rate follow from the step, and nothing in the loop draws from global random generators.
-        settings: plain values that identify the run: its config, data and model.
+    The state of random generators is not saved: the order of rows and the learning rate follow from the step, and
+    nothing in the loop draws from global generators. `settings` identify the run: its config, data and model.
     """
     own = run_folder(folder, settings)
     if not (own / "settings.json").is_file():

@@ -30,16 +30,12 @@ def check_finite(ids: Sequence[str], terms: Mapping[str, Sequence[float]]) -> No
     """Raise if a loss, gradient or log-probability is NaN or infinite. Call it before anything is updated.
 
     `terms` are values by name that were computed from the rows `ids`: one in all, or one for each row. All are checked,
-    since an infinite log-ratio can hide in a loss of 0.
-
-    Raises:
-        WorkbenchError: names the terms that are not finite and their rows, or all of `ids` if the rows are not known.
+    since an infinite log-ratio can hide in a loss of 0. The error names the rows: those of the bad values, if known.
     """
     wrong = [(name, k) for name, values in terms.items() for k, v in enumerate(values) if not math.isfinite(v)]
     if not wrong:
         return
-    places = {k for name, k in wrong if len(terms[name]) == len(ids)}
-    named = [ids[k] for k in sorted(places)] or list(ids)
+    named = [ids[k] for k in sorted({k for name, k in wrong if len(terms[name]) == len(ids)})] or list(ids)
     more = f" and {len(named) - 8} more" if len(named) > 8 else ""
     names = list(dict.fromkeys(name for name, _ in wrong))
     also = f" (also not finite: {', '.join(names[1:])})" if names[1:] else ""

@@ -29,10 +29,7 @@ def token_states(network: nn.Module, batch: Batch) -> Tensor:
 
 
 def token_logps(network: nn.Module, batch: Batch) -> Tensor:
-    """Log-probability (natural logarithm, fp32) of each answer token. Shape (N,).
-
-    The network is a causal LM of transformers, bare or inside a PEFT model. The batch is from `pack` or `lay_out`.
-    """
+    """Log-probability (natural logarithm, fp32) of each answer token. Shape (N,)."""
     return logps_of_states(network, token_states(network, batch), batch.target)
 
 

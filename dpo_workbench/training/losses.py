@@ -2,8 +2,7 @@
 
 In the formulas, c and r are the log-ratios of the chosen and the rejected answer (policy logps minus reference logps,
 in nats, summed over the answer's tokens). nc and nr are their numbers of tokens, e is `label_smoothing`, and s is the
-logistic sigmoid. Every function returns the loss of each pair, shape (B,). docs/losses.md says when to use which one,
-how other packages differ, and has an example by hand for each.
+logistic sigmoid. Every function returns the loss of each pair, shape (B,). More in docs/losses.md.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Packing: a row holds its prompt once, and all its answers attend to it. Also: which rows a step trains on.
+"""Which rows a step trains on, and packing: a row holds its prompt once, and all its answers attend to it.
 
-Both answers of a pair share the prompt, and often their first tokens too. A pair with a prompt of 200 tokens and two
-answers of 75 costs 350 tokens instead of the 550 of two whole sequences, or 290 if the answers differ only after 60
-tokens. The result is exact: positions of each answer continue where the shared part ends, and the mask hides the other
-answer, so each answer has the log-probabilities of its own plain sequence (prefix sharing, arXiv 2410.20305, extended
-to the answers' common beginning).
+A pair with a prompt of 200 tokens and two answers of 75 costs 350 tokens instead of the 550 of two whole sequences, or
+290 if the answers differ only after 60 tokens. The result is exact: positions of each answer continue where the shared
+part ends, and the mask hides the other answer, so each answer has the log-probabilities of its own plain sequence
+(prefix sharing, arXiv 2410.20305, extended to the answers' common beginning).
 """
 
 from __future__ import annotations
@@ -68,9 +67,9 @@ def steps_per_epoch(n_rows: int, config: TrainConfig) -> int:
 
 
 def rows_of_step(rows: Sequence[Row], config: TrainConfig, step: int) -> list[Row]:
-    """The rows of step `step` (from 0). It depends on seed and step alone, so a resumed run needs no loader state.
+    """The rows of step `step` (from 0), in a new order each epoch; the last batch of an epoch may be smaller.
 
-    Every epoch is one shuffle of all rows; its last batch may be smaller.
+    They depend on seed and step alone, so a resumed run needs no loader state.
     """
     epoch, place = divmod(step, steps_per_epoch(len(rows), config))
     generator = torch.Generator().manual_seed(config.seed * 100_003 + epoch)
@@ -79,10 +78,7 @@ def rows_of_step(rows: Sequence[Row], config: TrainConfig, step: int) -> list[Ro
 
 
 def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
-    """Cut rows into batches of at most `micro_tokens` tokens each, the longest rows first.
-
-    A row that is longer by itself makes a batch of its own.
-    """
+    """Cut rows into batches of at most `micro_tokens` tokens each, or of a single row. The longest rows come first."""
     groups: list[list[Row]] = []
     for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
         if not groups or n_tokens([*groups[-1], row], config.packing) > config.micro_tokens:
@@ -110,20 +106,20 @@ def n_tokens(rows: Sequence[Row], packing: bool) -> int:
 def pack(rows: Sequence[Row], device: torch.device | str = "cpu", flex: bool = False) -> Batch:
     """Lay out each row as its prompt, once, and then its answers, with a mask that keeps the answers apart.
 
-    Rows are padded on the right. For SDPA each is a sequence of its own, because SDPA computes all scores between the
-    tokens of a sequence. FlexAttention skips what is masked, so for it the padded rows form one sequence.
-
-    There must be at least one row, and at least one token in every prompt and answer.
+    For SDPA every row is a sequence of its own, padded on the right, because SDPA computes all scores between the
+    tokens of a sequence. FlexAttention skips what is masked, so for it all rows form one sequence without padding.
     """
-    (ids, positions, segments), answers, n_answers = _padded(rows, device)
+    grid, answers, n_answers = _padded(rows)
     if flex:
+        used = grid[2] != PADDING
+        answers[0] = used.flatten().cumsum(0)[answers[0]] - 1
         # A multiple of FlexAttention's block size; few different lengths also mean few compilations.
-        row_of = torch.arange(math.ceil(ids.numel() / 128) * 128, device=device) // ids.shape[1]
-        ids, positions, segments = (
-            pad(values.flatten(), (0, len(row_of) - values.numel()))[None] for values in (ids, positions, segments)
-        )
+        extra = -int(used.sum()) % 128
+        grid = pad(grid[:, used], (0, extra))[:, None]  # (3, 1, T)
+        row_of = pad(used.nonzero()[:, 0], (0, extra), value=-1).to(device)
+    ids, positions, segments = grid.to(device)
     mask = block_mask(row_of, segments[0]) if flex else dense_mask(segments)
-    return Batch(tuple(row.id for row in rows), ids, positions, mask, *answers, n_answers)
+    return Batch(tuple(row.id for row in rows), ids, positions, mask, *answers.to(device), n_answers)
 
 
 def lay_out(rows: Sequence[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
@@ -132,8 +128,8 @@ def lay_out(rows: Sequence[Row], pad_id: int, device: torch.device | str = "cpu"
     For models that cannot take a pack. Values and gradients are those of `pack`. A causal model never attends to the
     padding, so no mask is needed.
     """
-    (ids, _, _), answers, n_answers = _padded(_one_by_one(rows), device, pad_id)
-    return Batch(tuple(row.id for row in rows), ids, None, None, *answers, n_answers)
+    grid, answers, n_answers = _padded(_one_by_one(rows), pad_id)
+    return Batch(tuple(row.id for row in rows), grid[0].to(device), None, None, *answers.to(device), n_answers)
 
 
 def _one_by_one(rows: Sequence[Row]) -> list[Row]:
@@ -141,7 +137,7 @@ def _one_by_one(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, answer_ids=(answer,)) for row in rows for answer in row.answer_ids]
 
 
-def _padded(rows: Sequence[Row], device: torch.device | str, pad_id: int = 0) -> tuple[Tensor, Tensor, int]:
+def _padded(rows: Sequence[Row], pad_id: int = 0) -> tuple[Tensor, Tensor, int]:
     """Ids, positions and segments of rows, shape (3, R, longest); source, target and owner, shape (3, N); answers."""
     width = max(row.n_tokens for row in rows)
     grid, source = [], []
@@ -153,8 +149,7 @@ def _padded(rows: Sequence[Row], device: torch.device | str, pad_id: int = 0) ->
     answers = [answer for row in rows for answer in row.answer_ids]
     target = [token for answer in answers for token in answer]
     owner = [number for number, answer in enumerate(answers) for _ in answer]
-    by_answer_token = torch.tensor([source, target, owner], device=device)
-    return torch.tensor(grid, device=device).transpose(0, 1), by_answer_token, len(answers)
+    return torch.tensor(grid).transpose(0, 1), torch.tensor([source, target, owner]), len(answers)
 
 
 def _lay_out_row(row: Row) -> tuple[list[int], list[int], list[int], list[int]]:

@@ -72,10 +72,8 @@ def choose_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tr
 
     Recurrent layers, attention with capped scores and short sliding windows cannot take a pack. To find out, a
     shortened row is packed twice, the second time with its answers in reverse order. Each answer must have the same
-    value at both places, and the value of its plain sequence within the rounding of the dtype.
-
-    Raises:
-        WorkbenchError: the model changes its logits in a way that `token_logps` does not know.
+    value at both places, and the value of its plain sequence within the rounding of the dtype. A model that changes its
+    logits in a way that `token_logps` does not know is refused.
     """
     longest = max(rows, key=lambda row: row.n_tokens)
     # at most 32 tokens of the prompt, and of each answer 16 tokens from where the answers differ

@@ -228,7 +228,7 @@ def train(
     folder, the same call continues where it stopped and ends in the same bits.
 
     Args:
-        model: the starting point, which stays unchanged. A new adapter, or a copy of its own, is trained.
+        model: the starting point and the reference, left unchanged. A new adapter, or a copy of its own, is trained.
         pairs: what to learn from. Their weights count relative to the mean weight of the pairs trained on.
         config: see `TrainConfig`.
         probe: dev examples that are answered and scored on the way; the adapter with the best score is kept. By

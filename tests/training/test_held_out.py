@@ -11,7 +11,6 @@ from dpo_workbench.models.decoding import Answer
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training import guards, losses
-from dpo_workbench.training import run as run_module
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import HeldOut, degenerate_answers, hold_out, large_margin
 from dpo_workbench.training.reference import reference_logps
@@ -193,7 +192,7 @@ def test_more_degenerate_answers_than_before_are_reported(tiny, moved, monkeypat
 @pytest.mark.parametrize("with_task", [True, False])
 def test_only_runs_without_a_task_look_at_answers_at_the_end(moved, toy_pairs, monkeypatch, with_task: bool) -> None:
     seen = []
-    monkeypatch.setattr(run_module, "degenerate_answers", lambda *a: seen.append(a) or "answers broke")
+    monkeypatch.setattr(guards, "degenerate_answers", lambda *a: seen.append(a) or "answers broke")
     pairs = toy_pairs if with_task else plain(toy_pairs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
