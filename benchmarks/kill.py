@@ -40,7 +40,7 @@ from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.task import Example, Score, Task
 from dpo_workbench.training import checkpoint as checkpoints
 from dpo_workbench.training import loop
-from dpo_workbench.training import run as trainer
+from dpo_workbench.training import run as run_module
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train
 
@@ -119,7 +119,7 @@ def _instrument(at: tuple[int, int, int] | None) -> list[int]:
         strike()
         checkpoints_save(tensors, path)
 
-    save, checkpoints_save = trainer.save_checkpoint, checkpoints.save_file
+    save, checkpoints_save = run_module.save_checkpoint, checkpoints.save_file
 
     def watched(*args: Any) -> None:
         count[0] += 1
@@ -130,14 +130,14 @@ def _instrument(at: tuple[int, int, int] | None) -> list[int]:
         finally:
             in_save.value = 0
 
-    trainer.save_checkpoint, checkpoints.save_file = watched, half_written
+    run_module.save_checkpoint, checkpoints.save_file = watched, half_written
     os.fsync, os.replace, shutil.rmtree = struck(os.fsync), struck(os.replace), struck(shutil.rmtree, False)
     return count
 
 
 def _leave_out(drop: str) -> None:
     """Make this process a resumed run that forgets something."""
-    first, load = [0], trainer.load_checkpoint
+    first, load = [0], run_module.load_checkpoint
     rate, rows = loop.learning_rate, loop.rows_of_step
 
     def loaded(*args: Any) -> Any:
@@ -147,9 +147,9 @@ def _leave_out(drop: str) -> None:
             facts["step"] = 0
         return tensors, facts
 
-    trainer.load_checkpoint = loaded
+    run_module.load_checkpoint = loaded
     if drop == "optimizer":
-        trainer.unpack_optimizer = lambda optimizer, tensors: None
+        run_module.unpack_optimizer = lambda optimizer, tensors: None
     elif drop == "schedule":
         loop.learning_rate = lambda step, n, config: rate(step - first[0], n, config)
     elif drop == "data order":

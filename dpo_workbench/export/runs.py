@@ -60,8 +60,8 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
     terms = loss_terms(config)
     if missing := [name for name in terms if name not in IN_TRL]:
         raise WorkbenchError(
-            f"TRL's DPOTrainer must have the run's loss. Got {missing[0]!r}, which TRL lacks or computes over a whole "
-            f"batch. Train with {', '.join(IN_TRL)}, or train here."
+            f"TRL's DPOTrainer must have the run's loss. Got {missing[0]!r}, which TRL lacks or computes differently. "
+            f"Train with {', '.join(IN_TRL)}, or train here."
         )
     _check_free(out, folder, force)
     start = _start(folder, record)

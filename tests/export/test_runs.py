@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dpo_workbench.training.record import record_run
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from typer.testing import CliRunner
@@ -23,7 +22,7 @@ from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.run import train
+from dpo_workbench.training.run import record_run, train
 
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
 CONFIG = TrainConfig(lr=1e-3, batch_size=4, epochs=2, probes=0, held_out=0.0, warmup=0.4, seed=3, max_grad_norm=1e-5)
