@@ -51,10 +51,10 @@ class Batch:
     input_ids: Tensor  # (R, longest row) for SDPA, (1, T) for FlexAttention, (A, longest) without packing
     position_ids: Tensor | None  # the same shape; None: counted by the model
     attention_mask: Any  # (R, 1, longest, longest) boolean or a block mask; None: plain causal attention
+    n_answers: int
     source: Tensor  # (N,) flat index into input_ids of the token whose output predicts the answer token
     target: Tensor  # (N,) the answer token
     owner: Tensor  # (N,) the answer that the token belongs to, 0 .. A-1, row by row
-    n_answers: int
 
     @property
     def lengths(self) -> Tensor:
@@ -119,7 +119,7 @@ def pack(rows: Sequence[Row], device: torch.device | str = "cpu", flex: bool = F
         row_of = pad(used.nonzero()[:, 0], (0, extra), value=-1).to(device)
     ids, positions, segments = grid.to(device)
     mask = block_mask(row_of, segments[0]) if flex else dense_mask(segments)
-    return Batch(tuple(row.id for row in rows), ids, positions, mask, *answers.to(device), n_answers)
+    return Batch(tuple(row.id for row in rows), ids, positions, mask, n_answers, *answers.to(device))
 
 
 def lay_out(rows: Sequence[Row], pad_id: int, device: torch.device | str = "cpu") -> Batch:
@@ -129,7 +129,7 @@ def lay_out(rows: Sequence[Row], pad_id: int, device: torch.device | str = "cpu"
     padding, so no mask is needed.
     """
     grid, answers, n_answers = _padded(_one_by_one(rows), pad_id)
-    return Batch(tuple(row.id for row in rows), grid[0].to(device), None, None, *answers.to(device), n_answers)
+    return Batch(tuple(row.id for row in rows), grid[0].to(device), None, None, n_answers, *answers.to(device))
 
 
 def _one_by_one(rows: Sequence[Row]) -> list[Row]:

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -252,9 +253,8 @@ def train(
     reference: Reference = {}
     with progress(len(pairs), "reference", show) as advance:
         for some in filter(None, (rows, watched_rows)):
-            values, config = rows_within_memory(
-                lambda config, some=some: reference_logps(model, some, config, cache, advance), some, config
-            )
+            compute = partial(reference_logps, model, some, folder=cache, on_rows=advance)
+            values, config = rows_within_memory(compute, some, config)
             reference |= values
     mean = fmean(pair.weight for pair in trained)
     objective = Preference(reference, config, {pair.id: pair.weight / mean for pair in trained})

@@ -92,7 +92,9 @@ def test_weights_of_pairs_are_relative_and_part_of_a_run(tiny_folder, toy_pairs,
 
 def test_wrong_reference_is_caught_at_step_0(moved, toy_pairs, monkeypatch) -> None:
     honest = run_module.reference_logps
-    monkeypatch.setattr(run_module, "reference_logps", lambda *a: {i: (c, r - 2.0) for i, (c, r) in honest(*a).items()})
+    monkeypatch.setattr(
+        run_module, "reference_logps", lambda *a, **k: {i: (c, r - 2.0) for i, (c, r) in honest(*a, **k).items()}
+    )
     with pytest.raises(WorkbenchError, match="Before the first update the policy must equal the reference"):
         train(moved, toy_pairs, CONFIG, show=False)
     monkeypatch.undo()
@@ -252,7 +254,7 @@ def test_interrupt_keeps_history_and_the_best_adapter(moved, toy_pairs, toy_task
 
 
 def test_settings_that_do_not_fit_are_refused_before_anything_is_computed(moved, toy_pairs, monkeypatch) -> None:
-    def no_pass(*args):
+    def no_pass(*args, **settings):
         raise AssertionError("the reference was computed first")
 
     monkeypatch.setattr(run_module, "reference_logps", no_pass)
