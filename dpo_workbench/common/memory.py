@@ -46,16 +46,12 @@ def repeat_with_less(work: Callable[[S], T], setting: S, less: Callable[[S, str]
 
 
 def within_memory(work: Callable[[int], T], size: int, smallest: int, name: str, hopeless: str) -> tuple[T, int]:
-    """Calls `work(size)`, and again with half the size each time memory runs out.
+    """The result of `work(size)` and the size, which is halved each time memory runs out, down to `smallest`.
 
     Args:
         work: must leave nothing half done when memory runs out.
-        size, smallest: the first size, and the one below which halving can't help.
-        name: what the size is, for the line that is printed.
-        hopeless: what does not fit even at the smallest size, for the error.
+        name, hopeless: what the size is, and what does not fit even at the smallest one, for messages.
 
-    Returns:
-        The result of `work`, and the size with which it succeeded.
     Raises:
         WorkbenchError: memory ran out at the smallest size.
     """

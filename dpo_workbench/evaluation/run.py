@@ -191,7 +191,7 @@ def evaluate(
         seed: of the sampling, for temperatures above 0.
         repetition_penalty: above 1 makes repeated tokens less likely; see `generate`.
         engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
-            generates here. If the server fails, answers that have arrived are kept, and the same call continues.
+            generates here.
         show: show a progress bar, and a line about answers that could not be scored.
     """
     from dpo_workbench.models.server import draw

@@ -189,7 +189,7 @@ def mine(
         max_new_tokens: the token limit; by default the task's.
         seed: of the sampling.
         engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
-            generates here. If the server fails, answers that have arrived are kept, and the same call continues.
+            generates here.
     """
     if not len(split):
         raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")
