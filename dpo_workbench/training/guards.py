@@ -15,7 +15,8 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.memory import repeat_with_less
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.pairs.preference import Pair, split_keys
+from dpo_workbench.pairs.preference import Pair
+from dpo_workbench.pairs.splits import split_keys
 from dpo_workbench.tasks.failures import detect
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.losses import Reference, pair_logps
