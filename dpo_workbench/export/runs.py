@@ -14,18 +14,17 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder, write_json, write_text
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.training.batches import rows_of_step, steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.held_out import hold_out
+from dpo_workbench.training.guards import hold_out
 from dpo_workbench.training.loop import learning_rate
 from dpo_workbench.training.losses import loss_terms
-from dpo_workbench.training.packing import Row
-from dpo_workbench.training.record import RECORD
+from dpo_workbench.training.packing import Row, rows_of_step, steps_per_epoch
+from dpo_workbench.training.run import RECORD
 from dpo_workbench.training.tokens import pair_texts, tokenize
 
 SAME_IN_TRL = (  # losses with the same name and the same value for a pair in TRL's DPOTrainer
-    "sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
-    "discopop", "sigmoid_norm",
+    "sigmoid", "robust", "hinge", "ipo", "nca_pair", "bco_pair", "apo_zero", "apo_down", "discopop",
+    "sigmoid_norm",
 )  # fmt: skip
 # `sft` of TRL is a mean over the tokens of a micro-batch. With one pair at a time it equals the NLL term here.
 IN_TRL = {name: name for name in SAME_IN_TRL} | {"nll": "sft"}
@@ -60,8 +59,8 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
     terms = loss_terms(config)
     if missing := [name for name in terms if name not in IN_TRL]:
         raise WorkbenchError(
-            f"TRL's DPOTrainer must have the run's loss. Got {missing[0]!r}, which TRL lacks or computes over a whole "
-            f"batch. Train with {', '.join(IN_TRL)}, or train here."
+            f"TRL's DPOTrainer must have the run's loss. Got {missing[0]!r}, which TRL lacks or computes differently. "
+            f"Train with {', '.join(IN_TRL)}, or train here."
         )
     _check_free(out, folder, force)
     start = _start(folder, record)

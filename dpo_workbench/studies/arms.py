@@ -15,8 +15,7 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.studies.reward_model import train_reward_model
 from dpo_workbench.studies.study import BEST_OF, Study
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.record import record_run
-from dpo_workbench.training.run import Run, sft, train
+from dpo_workbench.training.run import Run, record_run, sft, train
 
 T = TypeVar("T")
 

@@ -10,11 +10,10 @@ from torch import nn
 
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
-from dpo_workbench.training.batches import micro_batches
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import rows_within_memory
 from dpo_workbench.training.logps import answer_logps
-from dpo_workbench.training.packing import Batch, Row
+from dpo_workbench.training.packing import Batch, Row, micro_batches
 from dpo_workbench.training.reference import choose_packing
 
 T = TypeVar("T")

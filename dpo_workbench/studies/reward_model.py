@@ -19,12 +19,11 @@ from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.logps import answer_rows, answer_values
 from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
 from dpo_workbench.studies.logps import sum_logps as sum_logps
-from dpo_workbench.training.batches import steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import token_states
-from dpo_workbench.training.loop import new_state, training_steps
-from dpo_workbench.training.objectives import Metrics
-from dpo_workbench.training.packing import Batch, Row
+from dpo_workbench.training.loop import TrainState, training_steps
+from dpo_workbench.training.losses import Metrics
+from dpo_workbench.training.packing import Batch, Row, steps_per_epoch
 from dpo_workbench.training.reference import choose_packing
 from dpo_workbench.training.tokens import pair_texts, tokenize
 
@@ -63,7 +62,7 @@ def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show:
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
     config = choose_packing(model, rows, config)
     head = nn.Parameter(torch.zeros(policy.network.config.get_text_config().hidden_size, device=policy.device))
-    state = new_state(policy, config)
+    state = TrainState(policy, config)
     state.parameters.append(head)
     state.optimizer.add_param_group({"params": [head], "lr_scale": HEAD_LR / config.lr})
     history = []
@@ -80,7 +79,6 @@ class BradleyTerry:
     """The mean of -log sigmoid(r(chosen) - r(rejected)) over the pairs of a batch."""
 
     head: Tensor
-    whole_batch: bool = False
 
     def loss(self, network: nn.Module, batch: Batch, rows: Sequence[Row], step: int) -> tuple[Tensor, Metrics]:
         chosen, rejected = batch_rewards(network, batch, self.head).view(-1, 2).unbind(1)

@@ -22,8 +22,7 @@ from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.record import record_run
-from dpo_workbench.training.run import train
+from dpo_workbench.training.run import record_run, train
 
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
 CONFIG = TrainConfig(lr=1e-3, batch_size=4, epochs=2, probes=0, held_out=0.0, warmup=0.4, seed=3, max_grad_norm=1e-5)
@@ -262,7 +261,7 @@ def test_all_settings_of_a_run_are_thought_of() -> None:
 
 
 def test_a_loss_that_trl_lacks_is_refused(tiny, tmp_path) -> None:
-    for name, loss in {"dpop": "dpop", "sft": {"sigmoid": 1.0, "sft": 0.5}, "aot": "aot"}.items():
+    for name, loss in {"dpop": "dpop", "sft": {"sigmoid": 1.0, "sft": 0.5}}.items():
         run = recorded(tmp_path / name, tiny, replace(CONFIG, loss=loss))
         with pytest.raises(WorkbenchError, match=f"TRL's DPOTrainer must have the run's loss. Got '{name}'"):
             export_trl(run, tmp_path / "out")
