@@ -17,7 +17,6 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs import layouts_in, reader
 from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
 from dpo_workbench.pairs.conversations import split_texts
-from dpo_workbench.pairs.layouts_out import LAYOUTS, to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs, read_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -351,19 +350,6 @@ def random_pairs(n: int) -> list[Pair]:
     return [
         replace(p, weight=rng.choice([1.0, 0.25]), group=f"g{k % 7}", chosen_score=0.5) for k, p in enumerate(pairs)
     ]
-
-
-@pytest.mark.parametrize(("layout", "chat"), [*((name, True) for name in LAYOUTS), ("trl", False)])
-def test_a_thousand_rows_through_each_export_and_back(tmp_path, layout: str, chat: bool) -> None:
-    pairs = random_pairs(1000)
-    path = tmp_path / "a.jsonl"
-    path.write_bytes("".join(line + "\n" for line in to_lines(pairs, layout, chat=chat)[0]).encode())
-    read = read_pairs(path)
-    assert codes(read) == [] and (read.rows, read.kept) == (1000, 1000)
-    end = "" if chat else "\n"
-    expected = [(p.prompt + end, p.chosen, p.rejected) for p in pairs]
-    assert [(p.prompt, p.chosen, p.rejected) for p in read.found] == expected
-    assert [p.id for p in read.found] == [p.id if layout == "trl" else f"row-{k}" for k, p in enumerate(pairs, 1)]
 
 
 def test_a_thousand_rows_through_save_and_back_with_every_field(tmp_path) -> None:
