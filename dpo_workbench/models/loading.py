@@ -276,7 +276,11 @@ def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrained
             for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:
                 setattr(settings, key, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, use_safetensors=True)
+        network, loaded = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
     except (OSError, ValueError, SafetensorError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise WorkbenchError(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
@@ -85,6 +86,24 @@ def test_damaged_folder_names_three_ways(tiny_folder, tmp_path, damage: str) -> 
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(WorkbenchError, match="could not be loaded.*Three ways"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("old, new", [("", "base_model.model."), ("q_proj", "q_proj.base_layer"), ("lm_head.", "h.")])
+def test_weights_under_other_names_are_not_replaced_by_random_ones(tiny_folder, tmp_path, old: str, new: str) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k.replace(old, new, 1): v for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WorkbenchError, match="its files lack .* weights.*would stay random.*Three ways"):
+        load_model(folder)
+
+
+def test_tied_weights_are_stored_once_and_not_missed(tiny_folder, tmp_path) -> None:
+    network = hf.LlamaForCausalLM(hf.LlamaConfig.from_pretrained(tiny_folder, tie_word_embeddings=True))
+    network.save_pretrained(tmp_path)
+    hf.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert load_model(tmp_path, device="cpu").name == str(tmp_path)
 
 
 def test_no_chat_template_works_and_says_so(tmp_path, capsys, tiny, make_tiny_folder) -> None:
