@@ -281,7 +281,7 @@ def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrained
         )
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise WorkbenchError(
             f"The model {name!r} could not be loaded ({why}). Three ways to get a model: `nano`, which ships with the "

@@ -88,6 +88,16 @@ def test_damaged_folder_names_three_ways(tiny_folder, tmp_path, damage: str) -> 
         load_model(folder)
 
 
+@pytest.mark.parametrize("change", [{"vocab_size": 300}, {"quantization_config": {"quant_method": "gptq", "bits": 4}}])
+def test_a_config_that_this_machine_cannot_load_names_three_ways(tiny_folder, tmp_path, change: dict) -> None:
+    """Weights of other sizes, and quantized ones whose library is missing, such as `unsloth/...-bnb-4bit`."""
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+    with pytest.raises(WorkbenchError, match="could not be loaded.*Three ways"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("old, new", [("", "base_model.model."), ("q_proj", "q_proj.base_layer"), ("lm_head.", "h.")])
 def test_weights_under_other_names_are_not_replaced_by_random_ones(tiny_folder, tmp_path, old: str, new: str) -> None:
     folder = tmp_path / "m"
