@@ -104,6 +104,7 @@ def _answer_ids(
     begun, _ = _pad_left(given, -1, device)
     decode = _decode if _has_kv_cache(network) else _transformers_generate
     drawn = decode(network, ids, mask, begun, replace(decoding, limit=max(1, *limits)))
+    decoding.sampler.check()
     answers = []
     for number, (row, limit) in enumerate(zip(drawn.tolist(), limits, strict=True)):
         end = next((k + 1 for k, token in enumerate(row[:limit]) if token in stop_ids), limit)
@@ -190,7 +191,9 @@ def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun:
     begun = begun.repeat_interleave(decoding.samples, 0)
 
     def penalize(tokens: Tensor, logits: Tensor) -> Tensor:
-        return sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))
+        logits = sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))
+        sampler.check()  # before transformers draws
+        return logits
 
     seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=device))
     causal = causal_lm(network)

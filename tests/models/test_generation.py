@@ -300,6 +300,18 @@ def test_other_errors_are_not_taken_for_memory(tiny, monkeypatch) -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("way", ["own loop", "transformers"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_raise(tiny, monkeypatch, way: str, temperature: float) -> None:
+    """The most likely token of NaN logits is number 0, here the end token: every answer would be empty and finished."""
+    if way == "transformers":
+        monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
+    with torch.no_grad():
+        tiny.network.model.layers[1].mlp.down_proj.weight[0] = float("inf")
+    with pytest.raises(WorkbenchError, match="Got NaN while generating.*dtype=torch.float32"):
+        generate(tiny, PROMPTS[:2], max_new_tokens=4, temperature=temperature)
+
+
 def test_no_prompts_raise(tiny) -> None:
     with pytest.raises(WorkbenchError, match="at least one prompt"):
         generate(tiny, [])
