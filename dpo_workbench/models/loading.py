@@ -214,7 +214,7 @@ class Model:
         with replace_folder(Path(folder)) as fresh:
             tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
             save_file(tensors, fresh / "adapter_model.safetensors")
-            text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else str(v), indent=1)
+            text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else v.item(), indent=1)
             (fresh / "adapter_config.json").write_text(text, encoding="utf-8")
         return Path(folder)
 

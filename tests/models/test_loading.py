@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 import transformers as hf
@@ -276,6 +277,12 @@ def test_adapter_of_peft_on_some_layers_computes_the_same(tiny_folder, tmp_path)
         want = theirs(torch.tensor([ours.prompt_ids(PROMPT)])).logits
     torch.testing.assert_close(want, logits(ours))
     assert not torch.equal(want, logits(load_model(tiny_folder, device="cpu", dtype=torch.float32)))
+
+
+def test_rank_of_numpy_is_saved_as_a_number(tiny, tmp_path) -> None:
+    saved = tiny.with_new_adapter(rank=numpy.int64(4), alpha=numpy.int64(8)).save(tmp_path / "adapter")
+    assert json.loads((saved / "adapter_config.json").read_text())["r"] == 4
+    load_adapter(tiny, saved)
 
 
 def test_handle_without_adapter_cannot_be_saved_or_set(tiny, tmp_path) -> None:
