@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -198,6 +198,26 @@ class Model:
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer and its end token. Tokenized apart from the prompt, so no token spans the two."""
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def check_ids(self, sequences: Sequence[Sequence[int]], n_new: int = 0) -> None:
+        """Raise if a token, or a position of these and `n_new` more, has no embedding; CUDA would end the process."""
+        network = self._causal()
+        n_known = network.get_input_embeddings().weight.shape[0]
+        highest = max(map(max, filter(None, sequences)), default=0)
+        longest = max(map(len, sequences), default=0) + n_new
+        if highest >= n_known:
+            raise WorkbenchError(
+                f"Every token must have an embedding. Got {self.tokenizer.convert_ids_to_tokens(highest)!r} with id "
+                f"{highest}, and {n_known} embeddings. Take it out of the texts, or call `resize_token_embeddings` in "
+                "transformers, train the new embeddings and save the model."
+            )
+        named = network.named_modules()  # positions have learned embeddings in GPT-2, OPT and others
+        if any(isinstance(m, nn.Embedding) and name.endswith(("wpe", "embed_positions")) for name, m in named):
+            if longest > (limit := network.config.get_text_config().max_position_embeddings):
+                raise WorkbenchError(
+                    f"{self.name} has embeddings for {limit} positions. Got {longest} tokens. Shorten or drop the "
+                    "longest texts, or lower max_new_tokens."
+                )
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write this handle's adapter as a PEFT folder, which `load_model(name, adapter=folder)` reads.

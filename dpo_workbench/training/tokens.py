@@ -35,7 +35,7 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
 
     Raises:
         WorkbenchError: rows with more than `max_tokens` tokens (all are counted, the first few are named); a row with
-            an empty prompt, an empty answer, or an end token inside an answer.
+            an empty prompt, an empty answer, or an end token inside an answer; see also `Model.check_ids`.
     """
     made = []
     end = model.tokenizer.eos_token_id
@@ -57,6 +57,7 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
             f"Every row must have at most max_tokens={max_tokens} tokens. Got {len(too_long)} of {len(made)} rows with "
             f"more: {named}{more}. Raise max_tokens or drop these rows; answers are never cut to fit."
         )
+    model.check_ids([row.prompt_ids + answer for row in made for answer in row.answer_ids])
     return made
 
 

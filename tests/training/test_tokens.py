@@ -29,6 +29,14 @@ def test_bpe_does_not_merge_across_the_join(tmp_path, make_tiny_folder) -> None:
     assert plain.tokenizer.decode(batch.target) == "he<|end|>"
 
 
+def test_a_token_without_an_embedding_raises(tiny) -> None:
+    tiny.tokenizer.add_tokens([f"<x{k}>" for k in range(60)])
+    for texts in (("call <x59>", ("yes", "no")), ("call", ("yes", "no <x59>"))):
+        with pytest.raises(WorkbenchError, match="must have an embedding. Got '<x59>'"):
+            tokenize(tiny, [("r", *texts)], 100)
+    assert tokenize(tiny, [("r", "call <x0>", ("yes", "no"))], 100)
+
+
 def test_a_row_that_is_too_long_raises_and_is_not_cut(tiny) -> None:
     (row,) = tokenize(tiny, [("r", "ab", ("yes", "no"))], 100)
     assert tokenize(tiny, [("r", "ab", ("yes", "no"))], row.n_tokens)[0] == row
