@@ -193,7 +193,8 @@ class Model:
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
             )
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.tokenizer(prompt + "\n")["input_ids"]
+        ids = self.tokenizer(prompt + "\n")["input_ids"]
+        return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids  # some tokenizers end every text
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer and its end token. Tokenized apart from the prompt, so no token spans the two."""

@@ -124,6 +124,23 @@ def test_no_chat_template_works_and_says_so(tmp_path, capsys, tiny, make_tiny_fo
     assert tiny.tokenizer.decode(tiny.prompt_ids("ab cd")) == "<|user|>ab cd<|answer|>"
 
 
+def test_a_tokenizer_that_ends_every_text_does_not_end_prompts(tmp_path, make_tiny_folder) -> None:
+    """The answer would follow an end token (`add_eos_token` of Llama and Mistral tokenizers)."""
+    folder = make_tiny_folder(tmp_path / "m", template=None)
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    end = {"SpecialToken": {"id": "<|end|>", "type_id": 0}}
+    ids = {"<|end|>": {"id": "<|end|>", "ids": [0], "tokens": ["<|end|>"]}}
+    one, two = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    tokens["post_processor"] = {
+        "type": "TemplateProcessing", "single": [one, end], "pair": [one, two, end], "special_tokens": ids,
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    model = load_model(folder, device="cpu")
+    assert model.tokenizer("ab")["input_ids"][-1] == model.tokenizer.eos_token_id
+    assert model.tokenizer.decode(model.prompt_ids("ab")) == "ab\n"
+    assert model.tokenizer.decode(model.answer_ids("yes")) == "yes<|end|>"
+
+
 def test_tokenizer_without_end_token_raises(tiny_folder, tmp_path) -> None:
     folder = tmp_path / "m"
     shutil.copytree(tiny_folder, folder)
