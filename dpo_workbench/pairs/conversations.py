@@ -67,6 +67,7 @@ def _messages(value: Any, speaker: str, name: str) -> list[Message]:
         at = f"{name}[{k}]"
         if not isinstance(message, dict):
             raise Refusal("P108", at, f"{type(message).__name__}: {message}", "Write text or a list of messages here.")
+        message = {key: v for key, v in message.items() if v is not None}  # without the columns of other sources
         role = message.get("role", message.get("from"))
         role = _SHAREGPT.get(str(role), role)
         if role not in ROLES:

@@ -97,7 +97,9 @@ def _other_fields(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) -> Any:
-    return next((row[name] for name in names if name in row), default)
+    """The value of the first column that is not empty: in a mixed set, those of the other sources hold None."""
+    found = [row[name] for name in names if name in row]
+    return next((value for value in found if value is not None), None if found else default)
 
 
 def _asked(row: Mapping[str, Any], without: Any = None) -> Any:
@@ -181,7 +183,7 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 def _read_list(row: dict[str, Any]) -> Ranked:
     """Several answers to a prompt: objects with scores, texts with a list of scores or ranks, or texts best first."""
-    name = next(n for n in LISTS if n in row)
+    name = max((n for n in LISTS if n in row), key=lambda n: row[n] is not None)
     values = row[name]
     if not isinstance(values, list) or len(values) < 2:
         raise Refusal("P108", name, values, "Write a list of two or more answers here.")

@@ -187,6 +187,20 @@ def test_parts_and_other_names_of_messages_are_read() -> None:
     assert codes(read_pairs([row])) == ["P205"]
 
 
+def test_columns_without_a_value_are_as_if_they_were_not_there() -> None:
+    """Arrow gives all rows the same columns: those of another source hold None, also inside messages."""
+    question = [{"role": None, "content": None, "from": "human", "value": "Q?"}]
+    answers = {"responses": None, "completions": [{"output": "a", "score": None, "rating": r} for r in (2, 1)]}
+    answers["completions"][1]["output"] = "b"
+    both = {"chosen": "a", "rejected": "b"}
+    for row in ({"prompt": None, "question": "Q?", **both}, {"prompt": question, **both}, {"prompt": "Q?", **answers}):
+        (pair,) = read_pairs([row]).pairs
+        assert (pair.prompt, pair.chosen, pair.rejected) == ("Q?", "a", "b")
+    (grouped,) = read_pairs([{"prompt": "Q?", **both, "group": None, "prompt_id": "g1"}]).pairs
+    assert grouped.group == "g1"
+    assert read_pairs([{"prompt": None, **both}]).counts["P108"] == 1
+
+
 def test_ties_and_disagreement_never_become_pairs() -> None:
     (row,) = EXAMPLES["compared"]
     read = read_pairs([row | {"better_response_id": "Tie"}, row])
