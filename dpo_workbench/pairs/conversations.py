@@ -58,6 +58,7 @@ def number(value: Any, name: str, above: float = -math.inf) -> float:
 def _messages(value: Any, speaker: str, name: str) -> list[Message]:
     """Messages with `role` and `content`, or `from` and `value`; text is one of `speaker`. Raises Refusal."""
     value = value.get("messages", value) if isinstance(value, dict) else value
+    value = [value] if isinstance(value, dict) and value.keys() & {"role", "from"} else value  # one message
     if not isinstance(value, list):
         return [(speaker, text(value, name))]
     if not value:

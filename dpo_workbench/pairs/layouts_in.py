@@ -117,7 +117,10 @@ def _read_pair(row: dict[str, Any]) -> Ranked:
     if "chosen_from" in row and "prompt" in row:  # `Pairs.save` wrote these texts: they are read as they are
         prompt, *answers = (text(row[name], name) for name in ("prompt", "chosen", "rejected"))
         return Ranked(prompt, answers, [1.0, 0.0])
-    return conversation(_asked(row, IMPLICIT), [row["chosen"], row["rejected"]], ("chosen", "rejected"))
+    asked, answers = _asked(row, IMPLICIT), [row["chosen"], row["rejected"]]
+    if asked is IMPLICIT and all(isinstance(answer, dict) for answer in answers):  # one message each
+        asked = _first(row, ("messages", "conversations"), IMPLICIT)
+    return conversation(asked, answers, ("chosen", "rejected"))
 
 
 def _read_openai(row: dict[str, Any]) -> Ranked:

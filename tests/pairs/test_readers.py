@@ -201,6 +201,17 @@ def test_columns_without_a_value_are_as_if_they_were_not_there() -> None:
     assert read_pairs([{"prompt": None, **both}]).counts["P108"] == 1
 
 
+def test_an_answer_may_be_one_message() -> None:
+    """As in LLaMA-Factory (`conversations`) and axolotl (`messages`), whose prompt column has no other meaning then."""
+    human, asked = {"from": "human", "value": "Q?"}, {"role": "user", "content": "Q?"}
+    one = {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
+    both = {name: [asked, {"role": "assistant", "content": m["value"]}] for name, m in one.items()}
+    rows = [one | {"conversations": [human]}, one | {"messages": [asked]}, one | {"prompt": asked}]
+    for row in (*rows, both | {"messages": both["chosen"]}):  # the last as in UltraFeedback: the chosen conversation
+        (pair,) = read_pairs([row]).pairs
+        assert (pair.prompt, pair.chosen, pair.rejected) == ("Q?", "a", "b")
+
+
 def test_ties_and_disagreement_never_become_pairs() -> None:
     (row,) = EXAMPLES["compared"]
     read = read_pairs([row | {"better_response_id": "Tie"}, row])
