@@ -103,14 +103,22 @@ def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) ->
 
 
 def _asked(row: Mapping[str, Any], without: Any = None) -> Any:
-    """The prompt of a row: an `input` next to an instruction goes after it, a system text before it."""
+    """The prompt of a row: an `input` next to an instruction goes after it, system text and earlier turns before it."""
     asked = _first(row, PROMPTS, without)
     if isinstance(asked, str):
         more = row.get("input") if "input" in row and asked is not row["input"] else None
         asked = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
-        if isinstance(row.get("system"), str) and row["system"].strip():
-            asked = [{"role": "system", "content": row["system"]}, {"role": "user", "content": asked}]
+        asked = [*earlier, {"role": "user", "content": asked}] if (earlier := _earlier(row)) else asked
     return asked
+
+
+def _earlier(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A system text, and the turns in `history`, a list of questions with their answers (LLaMA-Factory)."""
+    system, turns = row.get("system"), row.get("history")
+    said = [("system", system)] if isinstance(system, str) and system.strip() else []
+    if isinstance(turns, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        said += [message for turn in turns for message in zip(("user", "assistant"), turn, strict=True)]
+    return [{"role": role, "content": content} for role, content in said]
 
 
 def _read_pair(row: dict[str, Any]) -> Ranked:
@@ -120,6 +128,7 @@ def _read_pair(row: dict[str, Any]) -> Ranked:
     asked, answers = _asked(row, IMPLICIT), [row["chosen"], row["rejected"]]
     if asked is IMPLICIT and all(isinstance(answer, dict) for answer in answers):  # one message each
         asked = _first(row, ("messages", "conversations"), IMPLICIT)
+        asked = [*_earlier(row), *asked] if isinstance(asked, list) else asked
     return conversation(asked, answers, ("chosen", "rejected"))
 
 

@@ -212,6 +212,18 @@ def test_an_answer_may_be_one_message() -> None:
         assert (pair.prompt, pair.chosen, pair.rejected) == ("Q?", "a", "b")
 
 
+def test_earlier_turns_are_part_of_the_prompt() -> None:
+    both = {"system": "Be brief.", "history": [["What is 2 + 2?", "4"]], "chosen": "8", "rejected": "9"}
+    (pair,) = read_pairs([both | {"instruction": "And twice that?", "input": ""}]).pairs
+    assert pair.prompt == "system: Be brief.\n\nuser: What is 2 + 2?\n\nassistant: 4\n\nuser: And twice that?"
+    for empty in (None, [], "a text"):
+        (pair,) = read_pairs([both | {"instruction": "Q?", "system": "", "history": empty}]).pairs
+        assert pair.prompt == "Q?"
+    talk = {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}, "system": "Be brief."}
+    (pair,) = read_pairs([talk | {"conversations": [{"from": "human", "value": "Q?"}]}]).pairs
+    assert pair.prompt == "system: Be brief.\n\nuser: Q?"
+
+
 def test_ties_and_disagreement_never_become_pairs() -> None:
     (row,) = EXAMPLES["compared"]
     read = read_pairs([row | {"better_response_id": "Tie"}, row])
