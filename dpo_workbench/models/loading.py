@@ -90,9 +90,9 @@ class Model:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The tokens that end an answer: the tokenizer's end token, and those of the model's generation settings."""
+        """The tokens that end an answer: the tokenizer's, and those of the model's generation settings (-1 is none)."""
         also = self._causal().generation_config.eos_token_id
-        return sorted({self.tokenizer.eos_token_id, *([also] if isinstance(also, int) else also or [])})
+        return sorted({self.tokenizer.eos_token_id, *([also] if isinstance(also, int) else also or [])} - {-1})
 
     @property
     def uses_flex_attention(self) -> bool:
@@ -349,7 +349,7 @@ def _check_source(name: str) -> str:
         return name
     pickles = "A pickle (*.bin, *.pt) is not read, because it can run code. If you trust it, load it with transformers"
     advice = {
-        "config.json": "Name the folder with the model.",
+        "config.json": "Name the folder with the model; that of an adapter goes into `adapter=`.",
         "*.safetensors": f"{pickles} and call `model.save_pretrained(folder)`.",
     }
     for wanted, what_to_do in advice.items():

@@ -193,6 +193,14 @@ def test_stop_tokens_of_the_generation_settings_end_an_answer(tiny) -> None:
     assert tiny.stop_ids == sorted({tiny.tokenizer.eos_token_id, other})
 
 
+@pytest.mark.parametrize("none", [-1, [-1]])
+def test_minus_one_is_no_stop_token(tiny, none: int | list[int]) -> None:
+    """Some generation settings say so; as padding of shorter prompts it has no embedding."""
+    before = generate(tiny, PROMPTS, max_new_tokens=8)
+    tiny.network.generation_config.eos_token_id = none
+    assert generate(tiny, PROMPTS, max_new_tokens=8) == before
+
+
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_transformers_generate_gives_the_same_answers(tiny, monkeypatch, penalty: float) -> None:
     """The way for models that the own loop cannot run: limits, begun answers, penalty and seeds mean the same."""

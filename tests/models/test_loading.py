@@ -39,6 +39,11 @@ def test_folder_without_config(tiny_folder, tmp_path) -> None:
         load_model(folder)
 
 
+def test_a_folder_with_an_adapter_is_no_model(moved, tmp_path) -> None:
+    with pytest.raises(WorkbenchError, match="must hold config.json.*an adapter goes into `adapter=`"):
+        load_model(moved.save(tmp_path / "adapter"))
+
+
 def test_folder_without_weights(tiny_folder, tmp_path) -> None:
     folder = folder_with(tiny_folder, tmp_path / "m", "config.json", *TOKENIZER)
     with pytest.raises(WorkbenchError, match=r"must hold \*.safetensors. .* has none"):
