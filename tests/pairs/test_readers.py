@@ -1,10 +1,12 @@
 """Readers: each layout found and read right, every format, counts that add up, exports and back, and `check`."""
 
+import bz2
 import csv
 import gzip
 import importlib.util
 import io
 import json
+import lzma
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +106,24 @@ def test_a_csv_row_keeps_its_physical_line(tmp_path) -> None:
     path.write_bytes(b'prompt,chosen,rejected\nq1,a,b\nq2,"never closed,b\nq3,a,b\n')
     read = read_pairs(path)
     assert codes(read) == ["P111"] and (read.rows, read.kept) == (2, 1)
+
+
+def test_spaces_after_the_delimiters_of_a_header_belong_to_no_cell(tmp_path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('prompt, chosen, rejected\nq1, "a, b", c\n"q2", d, "e"\n')
+    assert texts(read_pairs(path)) == [("q1", "a, b", "c"), ("q2", "d", "e")]
+    path.write_text("prompt,chosen,rejected\nq1, a,b\n")
+    assert texts(read_pairs(path)) == [("q1", " a", "b")]
+
+
+@pytest.mark.parametrize("data", [bz2.compress(b"{}"), lzma.compress(b"{}"), b"PK\3\4", b"(\xb5/\xfd"])
+def test_other_compressed_files_and_saved_sets_are_refused_with_advice(tmp_path, data: bytes) -> None:
+    path = tmp_path / "a.jsonl.packed"
+    path.write_bytes(data)
+    with pytest.raises(WorkbenchError, match="a compressed file .*P001.*Unpack it first"):
+        read_pairs(path)
+    with pytest.raises(WorkbenchError, match="a folder .*P001.*datasets.load_from_disk"):
+        read_pairs(tmp_path)
 
 
 def test_a_json_array_is_read_row_by_row(tmp_path) -> None:
