@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,9 +90,9 @@ class Model:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The tokens that end an answer: the tokenizer's end token, and those of the model's generation settings."""
+        """The tokens that end an answer: the tokenizer's, and those of the model's generation settings (-1 is none)."""
         also = self._causal().generation_config.eos_token_id
-        return sorted({self.tokenizer.eos_token_id, *([also] if isinstance(also, int) else also or [])})
+        return sorted({self.tokenizer.eos_token_id, *([also] if isinstance(also, int) else also or [])} - {-1})
 
     @property
     def uses_flex_attention(self) -> bool:
@@ -193,11 +193,32 @@ class Model:
                 [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
             )
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.tokenizer(prompt + "\n")["input_ids"]
+        ids = self.tokenizer(prompt + "\n")["input_ids"]
+        return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids  # some tokenizers end every text
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer and its end token. Tokenized apart from the prompt, so no token spans the two."""
         return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def check_ids(self, sequences: Sequence[Sequence[int]], n_new: int = 0) -> None:
+        """Raise if a token, or a position of these and `n_new` more, has no embedding; CUDA would end the process."""
+        network = self._causal()
+        n_known = network.get_input_embeddings().weight.shape[0]
+        highest = max(map(max, filter(None, sequences)), default=0)
+        longest = max(map(len, sequences), default=0) + n_new
+        if highest >= n_known:
+            raise WorkbenchError(
+                f"Every token must have an embedding. Got {self.tokenizer.convert_ids_to_tokens(highest)!r} with id "
+                f"{highest}, and {n_known} embeddings. Take it out of the texts, or call `resize_token_embeddings` in "
+                "transformers, train the new embeddings and save the model."
+            )
+        named = network.named_modules()  # positions have learned embeddings in GPT-2, OPT and others
+        if any(isinstance(m, nn.Embedding) and name.endswith(("wpe", "embed_positions")) for name, m in named):
+            if longest > (limit := network.config.get_text_config().max_position_embeddings):
+                raise WorkbenchError(
+                    f"{self.name} has embeddings for {limit} positions. Got {longest} tokens. Shorten or drop the "
+                    "longest texts, or lower max_new_tokens."
+                )
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write this handle's adapter as a PEFT folder, which `load_model(name, adapter=folder)` reads.
@@ -214,7 +235,7 @@ class Model:
         with replace_folder(Path(folder)) as fresh:
             tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
             save_file(tensors, fresh / "adapter_model.safetensors")
-            text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else str(v), indent=1)
+            text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else v.item(), indent=1)
             (fresh / "adapter_config.json").write_text(text, encoding="utf-8")
         return Path(folder)
 
@@ -276,8 +297,12 @@ def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrained
             for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:
                 setattr(settings, key, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
+        network, loaded = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise WorkbenchError(
             f"The model {name!r} could not be loaded ({why}). Three ways to get a model: `nano`, which ships with the "
@@ -324,7 +349,7 @@ def _check_source(name: str) -> str:
         return name
     pickles = "A pickle (*.bin, *.pt) is not read, because it can run code. If you trust it, load it with transformers"
     advice = {
-        "config.json": "Name the folder with the model.",
+        "config.json": "Name the folder with the model; that of an adapter goes into `adapter=`.",
         "*.safetensors": f"{pickles} and call `model.save_pretrained(folder)`.",
     }
     for wanted, what_to_do in advice.items():

@@ -35,7 +35,7 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
 
     Raises:
         WorkbenchError: rows with more than `max_tokens` tokens (all are counted, the first few are named); a row with
-            an empty prompt, an empty answer, or an end token inside an answer.
+            an empty prompt, an empty answer, equal answers, or an end token in one; see also `Model.check_ids`.
     """
     made = []
     end = model.tokenizer.eos_token_id
@@ -44,6 +44,11 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
         texts = [ids if isinstance(a, Unfinished) else ids[:-1] for a, ids in zip(answers, row.answer_ids, strict=True)]
         if not row.prompt_ids or not all(texts):
             raise WorkbenchError(f"Prompt and answers must have text. Got an empty one in {row_id!r}. Drop the row.")
+        if len(set(row.answer_ids)) < len(answers):
+            raise WorkbenchError(
+                f"`rejected` must differ from `chosen`. The tokenizer makes the same tokens of both in {row_id!r}. "
+                "Drop the row or edit it."
+            )
         if any(end in text for text in texts):
             raise WorkbenchError(
                 f"An answer must not contain the end token {model.tokenizer.eos_token!r}. Got one in {row_id!r}. "
@@ -57,6 +62,7 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
             f"Every row must have at most max_tokens={max_tokens} tokens. Got {len(too_long)} of {len(made)} rows with "
             f"more: {named}{more}. Raise max_tokens or drop these rows; answers are never cut to fit."
         )
+    model.check_ids([row.prompt_ids + answer for row in made for answer in row.answer_ids])
     return made
 
 
