@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -191,8 +191,7 @@ def win_rate(before: Sequence[float], after: Sequence[float], groups: Sequence[s
     """
     change = _changes(before, after, groups)
     found = paired_difference((change < 0).tolist(), (change > 0).tolist(), groups)
-    low, high = 0.5 + found.low / 2, 0.5 + found.high / 2
-    return Interval(0.5 + found.estimate / 2, low, high, found.method, found.n, found.n_groups)
+    return replace(found, **{key: 0.5 + getattr(found, key) / 2 for key in ("estimate", "low", "high")})
 
 
 def smallest_detectable(n: int, discordant_share: float) -> float:

@@ -17,12 +17,7 @@ BIAS_P = 0.01  # p value below which a preference for one side, or for length, i
 
 
 def agreement(labels: Labels, *, resamples: int = 1000) -> Agreement:
-    """Measure a labelling study. The verifier's opinion is read from the scores of the pairs, where they have any.
-
-    Args:
-        labels: from `read_labels`.
-        resamples: of the bootstrap interval of alpha.
-    """
+    """Measure a labelling study. The verifier's opinion is read from the scores of the pairs, where they have any."""
     return Agreement(labels, resamples)
 
 
@@ -131,11 +126,7 @@ def _verifier_agrees(labels: Labels) -> list[bool]:
     """For each pair on which the verifier's scores and the raters' majority name a winner: whether it is the same."""
     same = []
     for item, winner in labels.winners().items():
-        pair = labels.by_item[item][0].pair
-        if (
-            pair.chosen_score is not None
-            and pair.rejected_score is not None
-            and pair.chosen_score != pair.rejected_score
-        ):
-            same.append((pair.chosen_score > pair.rejected_score) == (winner > 0))
+        chosen, rejected = (getattr(labels.by_item[item][0].pair, f"{side}_score") for side in ("chosen", "rejected"))
+        if None not in (chosen, rejected) and chosen != rejected:
+            same.append((chosen > rejected) == (winner > 0))
     return same
