@@ -23,8 +23,8 @@ def branch(
 
     Cuts the last 8 tokens off the answer and samples new endings. If none is better, it cuts off 16, then 32, then 64.
     Better means finished, free of `classes`, and a clearly higher score. Both answers of such a pair begin alike, so
-    the loss sees little besides the decision that went wrong. A model that seldom answers correctly from start to end
-    can still learn from such pairs. Source: the pivotal tokens of Phi-4 (arXiv 2412.08905, section 4.3).
+    the loss sees little besides the decision that went wrong. Source: the pivotal tokens of Phi-4 (arXiv 2412.08905,
+    section 4.3).
 
     Returns:
         The same samples, with `Sample.better` set where a better ending was found.

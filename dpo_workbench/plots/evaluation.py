@@ -97,10 +97,8 @@ class ArmsDisplay:
     @classmethod
     def from_evaluations(cls, evaluations: Iterable[Any]) -> ArmsDisplay:
         """Shares of failed answers of `Evaluation`s with Wilson's intervals; the first arm is the baseline."""
-        arms = [(arm.name, arm.n, arm.interval()) for arm in evaluations]
-        return cls.from_shares(
-            [Row(name, s.estimate, s.low, s.high) for name, _, s in arms], min(n for _, n, _ in arms)
-        )
+        arms = [(arm.name, arm.interval()) for arm in evaluations]
+        return cls.from_shares([Row(name, s.estimate, s.low, s.high) for name, s in arms], min(s.n for _, s in arms))
 
     @classmethod
     def from_shares(cls, rows: Sequence[Row], n: int) -> ArmsDisplay:

@@ -1,7 +1,4 @@
-"""The task `python`: signature and docstring of a small function -> its body, judged by hidden tests.
-
-The code runs in the sandbox. The flaw in the labels is planted.
-"""
+"""The task `python`: signature and docstring of a function -> its body, tested in the sandbox. The flaw is planted."""
 
 from __future__ import annotations
 
