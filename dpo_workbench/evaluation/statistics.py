@@ -190,7 +190,7 @@ def win_rate(before: Sequence[float], after: Sequence[float], groups: Sequence[s
     """
     change = _changes(before, after, groups)
     found = paired_difference((change < 0).tolist(), (change > 0).tolist(), groups)
-    return replace(found, **{key: 0.5 + getattr(found, key) / 2 for key in ("estimate", "low", "high")})
+    return replace(found, estimate=0.5 + found.estimate / 2, low=0.5 + found.low / 2, high=0.5 + found.high / 2)
 
 
 def smallest_detectable(n: int, discordant_share: float) -> float:

@@ -126,7 +126,8 @@ def _verifier_agrees(labels: Labels) -> list[bool]:
     """For each pair on which the verifier's scores and the raters' majority name a winner: whether it is the same."""
     same = []
     for item, winner in labels.winners().items():
-        chosen, rejected = (getattr(labels.by_item[item][0].pair, f"{side}_score") for side in ("chosen", "rejected"))
-        if None not in (chosen, rejected) and chosen != rejected:
+        pair = labels.by_item[item][0].pair
+        chosen, rejected = pair.chosen_score, pair.rejected_score
+        if chosen is not None and rejected is not None and chosen != rejected:
             same.append((chosen > rejected) == (winner > 0))
     return same

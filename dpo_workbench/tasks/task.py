@@ -50,7 +50,6 @@ class Task:
         score: `score(example, answer) -> Score`; it must not raise for any text. A bare number from 0 to 1 (or True,
             False) means `Score(number)`. The generic failures (empty, truncated, loop, echo) are checked before it is
             called.
-        description: one line for `dpo-workbench tasks`.
         max_new_tokens: the length at which an answer is cut off and counts as unfinished.
     """
 
