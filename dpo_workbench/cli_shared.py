@@ -22,7 +22,6 @@ from dpo_workbench.training.config import TrainConfig
 ERROR_LOG = Path("dpo-workbench-error.log")  # in the folder where the program runs
 say, warn = typer.echo, partial(typer.echo, err=True)
 
-
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
 ServedName = Annotated[str | None, typer.Option("--model", "-m", help="nano (default), smol, a Hub id or a folder.")]
 AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A folder, a built-in one by name, or none.")]

@@ -4,7 +4,4 @@ from __future__ import annotations
 
 
 class WorkbenchError(Exception):
-    """A problem that the user can fix. Its text says what must hold, what was found, where, and what to do.
-
-    The command line prints only this text and writes the traceback to the run's log.
-    """
+    """A problem that the user can fix. Its text says what must hold, what was found, where, and what to do."""

@@ -20,9 +20,7 @@ def escape(text: Any, limit: int = 20_000) -> str:
     Control characters, ANSI escapes, zero-width and bidirectional marks and lone surrogates are written out, such as
     `\\u202e`. Use it for text and in quoted attributes, in an element of class `NO_MATH` (`pre` and `table` do that).
 
-    Args:
-        text: any value; `str` of it is shown.
-        limit: the middle of a longer text is replaced by a note that says how much was left out.
+    The middle of a text of more than `limit` characters is replaced by a note that says how much was left out.
     """
     text = str(text)
     if len(text) > limit:

@@ -13,13 +13,8 @@ def progress(total: int, what: str, show: bool = True, *, done: int = 0) -> Iter
     """Inside the `with` block: a function `advance(n=1)` that counts what is done.
 
     With the variable CI set, or where stderr is a file, one plain line at the end replaces the bar. A notebook gets
-    both, because a saved notebook does not keep the bar.
-
-    Args:
-        total: how many there will be.
-        what: what is counted, such as "answers".
-        show: False prints nothing.
-        done: how many were done earlier, in a run that is resumed.
+    both, because a saved notebook does not keep the bar. `what` is counted, such as "answers"; `done` is how many of
+    them were done earlier, in a run that is resumed.
     """
     from tqdm.auto import tqdm
 

@@ -40,8 +40,7 @@ def write_report(
             `pairs`, `training` (`history`, `probes`, `best_step`) and `times`.
         evaluations: name of the arm -> evaluation, in the order of the table.
         verdict: its two arms are compared. Without a verdict, the first and the last arm are.
-        tables: more tables (title, header, rows), shown after the figures.
-        displays: title -> Display, for more figures.
+        tables, displays: more tables (title, header, rows), and more figures (title -> Display).
 
     Raises:
         WorkbenchError: no evaluations, an arm of the verdict is missing, or the disk is full.

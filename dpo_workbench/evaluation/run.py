@@ -179,11 +179,8 @@ def evaluate(
         model: a loaded model; with `engine` as in `mine`.
         split: held-out examples, such as `task.test`.
         name: label of the arm; by default the model's name.
-        temperature: 0 decodes greedily.
-        max_new_tokens: where an answer is cut off; by default the task's limit.
-        seed: of the sampling, for temperatures above 0.
-        repetition_penalty: above 1 makes repeated tokens less likely; see `generate`.
-        engine: address of an OpenAI-compatible server that generates, as in `mine`; None generates here.
+        temperature: 0 decodes greedily. `repetition_penalty` is explained at `generate`.
+        max_new_tokens, engine: as in `mine`.
         show: show a progress bar, and a line about answers that could not be scored.
     """
     from dpo_workbench.models.server import draw

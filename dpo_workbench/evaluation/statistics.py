@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def paired_difference(
     elif (np.abs(sums) > _ZERO).sum() < FEW_GROUPS:
         low, high, method = _few_groups_change(sums, counts)
     elif np.ptp(sums / counts) < _ZERO:
-        unseen = _clopper_pearson(0, n_groups)[1]
+        unseen = _clopper_pearson_high(0, n_groups)
         low, high = estimate * (1 - unseen) - unseen, estimate * (1 - unseen) + unseen
         method = "exact (every group changes by the same amount)"
     else:
@@ -132,7 +132,7 @@ def relative_cut(before: Sequence[float], after: Sequence[float], groups: Sequen
     now = was + _by_group(change, groups)
     changed, failing = int((np.abs(was - now) > _ZERO).sum()), int((was > 0).sum())
     if n_after == 0:
-        share = _clopper_pearson(0, failing)[1]
+        share = _clopper_pearson_high(0, failing)
         low, high, method = 1 - share / (1 - share), 1.0, "exact (no failure left)"
     elif failing < FEW_GROUPS or changed < FEW_GROUPS or np.ptp(now[was > 0] / was[was > 0]) < _ZERO:
         difference = paired_difference(before, after, groups)
@@ -148,8 +148,7 @@ def over_seeds(before: Sequence[Sequence[float]], after: Sequence[Sequence[float
 
     Each seed is one training run, evaluated on the same prompts. Seeds and groups are crossed random factors, and each
     adds its own variance: Var(mean) = (MS_seeds + MS_groups - MS_rest) / (seeds x groups), with Satterthwaite's degrees
-    of freedom and Student's t (Searle, Casella and McCulloch 1992, chapters 4 and 5). Pooling all answers as if they
-    were independent would give intervals that are too narrow. With few seeds the interval is wide.
+    of freedom and Student's t (Searle, Casella and McCulloch 1992, chapters 4 and 5). With few seeds it is wide.
 
     Args:
         before, after: one row of values in [0, 1] for each seed, prompts in the same order. If `before` has one row,
@@ -191,8 +190,7 @@ def win_rate(before: Sequence[float], after: Sequence[float], groups: Sequence[s
     """
     change = _changes(before, after, groups)
     found = paired_difference((change < 0).tolist(), (change > 0).tolist(), groups)
-    low, high = 0.5 + found.low / 2, 0.5 + found.high / 2
-    return Interval(0.5 + found.estimate / 2, low, high, found.method, found.n, found.n_groups)
+    return replace(found, estimate=0.5 + found.estimate / 2, low=0.5 + found.low / 2, high=0.5 + found.high / 2)
 
 
 def smallest_detectable(n: int, discordant_share: float) -> float:
@@ -289,8 +287,8 @@ def _few_groups_change(sums: np.ndarray, counts: np.ndarray) -> tuple[float, flo
     changed, n_groups, n = sums[np.abs(sums) > _ZERO], len(sums), int(counts.sum())
     size = float(np.abs(changed).mean()) if len(changed) else n / n_groups
     more, fewer = int((changed > 0).sum()), int((changed < 0).sum())
-    up = (_clopper_pearson(more, n_groups)[1] * n_groups - more) * size
-    down = (_clopper_pearson(fewer, n_groups)[1] * n_groups - fewer) * size
+    up = (_clopper_pearson_high(more, n_groups) * n_groups - more) * size
+    down = (_clopper_pearson_high(fewer, n_groups) * n_groups - fewer) * size
     total, width = float(sums.sum()), _sign_flip_width(changed)
     low, high = (total - max(width, down)) / n, (total + max(width, up)) / n
     method = f"exact (only {len(changed)} groups change)" if len(changed) else "exact (no group changes)"
@@ -321,6 +319,5 @@ def _sign_flip_width(changed: np.ndarray) -> float:
     return float(reached[at_least > 0.05].max())
 
 
-def _clopper_pearson(k: int, n: int) -> tuple[float, float]:
-    bounds = stats.binomtest(k, n).proportion_ci(method="exact")
-    return float(bounds.low), float(bounds.high)
+def _clopper_pearson_high(k: int, n: int) -> float:
+    return float(stats.binomtest(k, n).proportion_ci(method="exact").high)

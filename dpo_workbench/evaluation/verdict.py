@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import paragraph, table
+from dpo_workbench.evaluation import statistics as stats
 from dpo_workbench.evaluation import wording
 from dpo_workbench.evaluation.run import Evaluation, Judged
-from dpo_workbench.evaluation.statistics import (
-    mcnemar_exact,
-    paired_difference,
-    paired_p,
-    points_up,
-    prompts_needed,
-    relative_cut,
-    smallest_detectable,
-)
 from dpo_workbench.tasks.failures import check_classes
 
 if TYPE_CHECKING:
@@ -80,11 +72,9 @@ def verdict(
        got clearly worse.
 
     Args:
-        before, after: the same prompts, answered by the model before and after training.
         control: the same prompts after more fine-tuning on the chosen answers, for the same budget.
         mined: the failure classes that training aimed at.
         headroom: from `found.headroom(target)`; its forecast is compared with the outcome.
-        effects: from `side_effects`.
         pairs: used for training; their number and shortcuts inform the next step.
     """
     check_classes(mined)
@@ -187,7 +177,7 @@ def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None)
     old, new, groups = scores(pairs)
     failures = _failures(pairs, None)
     share = (failures["mended"] + failures["broken"]) / len(pairs)
-    detectable = smallest_detectable(len(pairs), share)
+    detectable = stats.smallest_detectable(len(pairs), share)
     numbers = {
         "n": len(pairs),
         "n_groups": len(set(groups)),
@@ -196,13 +186,13 @@ def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None)
         "score": {
             "before": statistics.fmean(old),
             "after": statistics.fmean(new),
-            "difference": paired_difference(old, new, groups).to_dict(),
-            "sign_flip_p": paired_p(old, new, groups),
+            "difference": stats.paired_difference(old, new, groups).to_dict(),
+            "sign_flip_p": stats.paired_p(old, new, groups),
         },
         "changed_share": share,
         "smallest_detectable": detectable,
-        "sees_points": points_up(detectable),
-        "prompts_needed": prompts_needed(failures["difference"]["estimate"], share),
+        "sees_points": stats.points_up(detectable),
+        "prompts_needed": stats.prompts_needed(failures["difference"]["estimate"], share),
     }
     if mined:
         numbers["mined"] = {"classes": sorted(set(mined)), **_failures(pairs, set(mined))}
@@ -219,15 +209,15 @@ def _failures(pairs: Sequence[tuple[Judged, Judged]], classes: set[str] | None) 
     groups = [row.group for row, _ in pairs]
     fixed = sum(b and not a for b, a in zip(old, new, strict=True))
     broken = sum(a and not b for b, a in zip(old, new, strict=True))
-    cut = relative_cut(old, new, groups)
+    cut = stats.relative_cut(old, new, groups)
     return {
         "before": sum(old),
         "after": sum(new),
         "mended": fixed,  # the key of results files
         "broken": broken,
-        "mcnemar_p": mcnemar_exact(fixed, broken),
-        "paired_p": paired_p(old, new, groups),
-        "difference": paired_difference(old, new, groups).to_dict(),
+        "mcnemar_p": stats.mcnemar_exact(fixed, broken),
+        "paired_p": stats.paired_p(old, new, groups),
+        "difference": stats.paired_difference(old, new, groups).to_dict(),
         "relative_cut": cut and cut.to_dict(),
     }
 

@@ -41,7 +41,6 @@ def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
 
     Args:
         table: rater -> {item: finite number}. Items with one value do not count.
-        resamples, seed: of the bootstrap.
     """
     by_item: dict[Hashable, list[float]] = defaultdict(list)
     for row in table.values():

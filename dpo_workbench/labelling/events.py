@@ -71,17 +71,14 @@ def replay(events: Iterable[Event]) -> list[Event]:
 
 
 class Store:
-    """The events of one label file.
+    """The events of one label file, which is created with its folder when the first label is saved.
 
-    Args:
-        path: the JSONL file. It is created with its folder when the first label is saved.
-        others: further files to read (a colleague's copy). They are never written.
-
-    Attributes:
-        events: by id.
-        labels: the current labels of all raters by (rater, item). A later label of an item replaces an earlier one.
-        damaged: number of lines that could not be read. They stay in the file.
+    `others` are further files to read (a colleague's copy). They are never written.
     """
+
+    events: dict[str, Event]  # by id
+    labels: dict[tuple[str, str], Event]  # by rater and item; a later label of an item replaces an earlier one
+    damaged: int  # lines that could not be read; they stay in the file
 
     def __init__(self, path: str | Path, *others: str | Path):
         self.path, self.others = Path(path), [Path(other) for other in others]

@@ -43,7 +43,6 @@ def read_labels(
 
     Args:
         store: the file, or several. Labels that are in more than one file count once.
-        pairs: the pairs that were judged.
         plan: the plan of the study, if it had one. The report needs it for the gold items.
     """
     files = [Path(file) for file in ([store] if isinstance(store, (str, Path)) else store)]
@@ -107,8 +106,8 @@ class Labels:
 
     def winners(self) -> dict[str, int]:
         """The items that become pairs: 1 if most raters prefer the pair's chosen answer, -1 if the rejected one."""
-        decided = {item: _count(votes) for item, votes in self.by_item.items() if not _reason(votes)}
-        return {item: 1 if count[1] > count[-1] else -1 for item, count in decided.items()}
+        sums = {item: sum(v.value or 0 for v in votes) for item, votes in self.by_item.items() if not _reason(votes)}
+        return {item: 1 if total > 0 else -1 for item, total in sums.items()}
 
     def left_out(self) -> Counter[str]:
         """How many items become no pair, by reason."""
@@ -173,14 +172,9 @@ class Labels:
         return "\n".join(lines + ([f"  flip rate: {rate}"] if rate.n else []))
 
 
-def _count(votes: Sequence[Vote]) -> Counter[int | None]:
-    """Number of votes for each value."""
-    return Counter(vote.value for vote in votes)
-
-
 def _reason(votes: Sequence[Vote]) -> str:
     """Why the votes on one item make no pair; empty if they do."""
-    count = _count(votes)
+    count = Counter(vote.value for vote in votes)
     if count[None] * 2 >= len(votes):
         return "both bad"
     if count[0] > count[1] + count[-1]:

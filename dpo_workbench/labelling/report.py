@@ -17,12 +17,7 @@ BIAS_P = 0.01  # p value below which a preference for one side, or for length, i
 
 
 def agreement(labels: Labels, *, resamples: int = 1000) -> Agreement:
-    """Measure a labelling study. The verifier's opinion is read from the scores of the pairs, where they have any.
-
-    Args:
-        labels: from `read_labels`.
-        resamples: of the bootstrap interval of alpha.
-    """
+    """Measure a labelling study. The verifier's opinion is read from the scores of the pairs, where they have any."""
     return Agreement(labels, resamples)
 
 
@@ -132,10 +127,7 @@ def _verifier_agrees(labels: Labels) -> list[bool]:
     same = []
     for item, winner in labels.winners().items():
         pair = labels.by_item[item][0].pair
-        if (
-            pair.chosen_score is not None
-            and pair.rejected_score is not None
-            and pair.chosen_score != pair.rejected_score
-        ):
-            same.append((pair.chosen_score > pair.rejected_score) == (winner > 0))
+        chosen, rejected = pair.chosen_score, pair.rejected_score
+        if chosen is not None and rejected is not None and chosen != rejected:
+            same.append((chosen > rejected) == (winner > 0))
     return same

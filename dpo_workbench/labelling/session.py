@@ -24,17 +24,11 @@ HELP = (
 class Session:
     """The labels of one rater and the item that is shown. It continues where the label file ends.
 
-    Args:
-        pairs, rater, store, rubric, plan: as in `label`.
-        quick: see `QUICK`; 0 where a double click cannot happen.
-
-    Attributes:
-        message: what the last command did.
-        position: index of the item that is shown.
-        strength, note: saved with the next vote.
+    The arguments are those of `label`, and `quick` (see `QUICK`), which is 0 where a double click cannot happen.
     """
 
-    strength: int | None
+    message: str  # what the last command did
+    strength: int | None  # saved with the next vote, like the note
     note: str
 
     def __init__(

@@ -101,12 +101,9 @@ def plan_labelling(
     """Divide pairs among raters, so that their lists differ by at most one item (repeats aside).
 
     Args:
-        pairs: the pairs to judge.
-        raters: their names.
         overlap: share of the pairs that two raters judge, so that agreement can be measured.
         repeats: share of a rater's items that are shown again with sides swapped, at least a third of the list later.
         gold: pairs with a known winner, `{pair id: "chosen" or "rejected"}`. Every rater judges all of them.
-        seed: for all random draws.
     """
     names = list(raters)
     if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):

@@ -98,7 +98,6 @@ def label(
     at the same pair. Every action has a button, and can also be typed into one box.
 
     Args:
-        pairs: the pairs to judge. Which answer is called chosen does not matter and is not shown.
         rubric: a YAML file, or the name of a built-in task; default: one plain question.
         rater: who judges; initials are enough.
         store: the label file. Several raters may share one.
@@ -117,11 +116,7 @@ def label_text(
     read: Callable[[str], str] = input,
     write: Callable[[str], None] = print,
 ) -> Session:
-    """`label` in plain text. It asks for commands until `q`, Ctrl-C or the last item. Every vote is saved at once.
-
-    Args:
-        read, write: where commands come from and where text goes to. All other arguments as in `label`.
-    """
+    """`label` in plain text. It asks for commands until `q`, Ctrl-C or the last item. Every vote is saved at once."""
     session = Session(pairs, rater, store, rubric, plan, quick=0.0)
     write(HELP + " · q: stop")
     try:

@@ -17,27 +17,14 @@ SAMPLES = 4  # endings sampled for each cut
 
 
 def branch(
-    model: Model,
-    found: Found,
-    classes: Sequence[str],
-    *,
-    per_prompt: int = 2,
-    seed: int = 0,
-    show: bool = True,
+    model: Model, found: Found, classes: Sequence[str], *, per_prompt: int = 2, seed: int = 0, show: bool = True
 ) -> Found:
-    """For each failed sample of `classes`, look for a better ending by the model itself.
+    """For up to `per_prompt` failed samples of `classes` per prompt, look for a better ending by the model itself.
 
     Cuts the last 8 tokens off the answer and samples new endings. If none is better, it cuts off 16, then 32, then 64.
     Better means finished, free of `classes`, and a clearly higher score. Both answers of such a pair begin alike, so
-    the loss sees little besides the decision that went wrong. A model that seldom answers correctly from start to end
-    can still learn from such pairs. Source: the pivotal tokens of Phi-4 (arXiv 2412.08905, section 4.3).
-
-    Args:
-        model: the model that was mined.
-        found: its samples.
-        classes: failure classes to fix.
-        per_prompt: at most this many failed samples per prompt, each text once.
-        seed: of the sampling.
+    the loss sees little besides the decision that went wrong. Source: the pivotal tokens of Phi-4 (arXiv 2412.08905,
+    section 4.3).
 
     Returns:
         The same samples, with `Sample.better` set where a better ending was found.

@@ -185,7 +185,6 @@ def mine(
         greedy: also generate the greedy answer, and put it before the samples. `evaluate` sees greedy answers, and
             their habits, such as copying a sentence of the prompt, can be rare among samples.
         max_new_tokens: the token limit; by default the task's.
-        seed: of the sampling.
         engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
             generates here.
     """

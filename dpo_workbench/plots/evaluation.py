@@ -98,9 +98,8 @@ class ArmsDisplay:
     def from_evaluations(cls, evaluations: Iterable[Any]) -> ArmsDisplay:
         """Shares of failed answers of `Evaluation`s with Wilson's intervals; the first arm is the baseline."""
         arms = [(arm.name, arm.n, arm.interval()) for arm in evaluations]
-        return cls.from_shares(
-            [Row(name, s.estimate, s.low, s.high) for name, _, s in arms], min(n for _, n, _ in arms)
-        )
+        rows = [Row(name, share.estimate, share.low, share.high) for name, _, share in arms]
+        return cls.from_shares(rows, min(n for _, n, _ in arms))
 
     @classmethod
     def from_shares(cls, rows: Sequence[Row], n: int) -> ArmsDisplay:

@@ -40,16 +40,13 @@ class TrainingDisplay:
         margins = any("rewards/margins" in row for row in self.history)
         return ["loss", *(["margin"] if margins else []), *(["probe"] if self.probes else [])]
 
-    def plot(self, axes: Any = None) -> TrainingDisplay:
-        """Draw the panels, in `axes` (one for each of `panels`) or in a new figure."""
-        if axes is None:
-            import matplotlib.pyplot as plt
+    def plot(self) -> TrainingDisplay:
+        """Draw the panels in a new figure."""
+        import matplotlib.pyplot as plt
 
-            size = (3.4 * len(self.panels), 3.0)
-            _, grid = plt.subplots(1, len(self.panels), figsize=size, layout="constrained", squeeze=False)
-            axes = grid[0]
-        self.axes_ = list(axes)
-        self.figure_ = self.axes_[0].figure
+        n, size = len(self.panels), (3.4 * len(self.panels), 3.0)
+        self.figure_, grid = plt.subplots(1, n, figsize=size, layout="constrained", squeeze=False)
+        self.axes_ = list(grid[0])
         for ax, panel in zip(self.axes_, self.panels, strict=True):
             if panel == "probe":
                 self._draw_probes(ax)

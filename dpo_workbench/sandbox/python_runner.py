@@ -80,7 +80,6 @@ def run_python(
 
     Args:
         code: source of a module that defines the functions. Any text is allowed; it never raises here.
-        calls: functions and their arguments, plain values (see `values`).
         packages: installed packages that the code may import besides the standard library.
         allow_weak_sandbox: run even if only resource limits hold on this machine.
 
@@ -113,12 +112,10 @@ def run_tests(
     everything) reaches the tests' process.
 
     Args:
-        code: the model's source.
         tests: source of the tests; trusted to judge, but not to touch this machine.
         entry: the function of `code` that is tested; tests can call it by this name too.
         function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests.
-        limits: of each of the two children.
-        packages, allow_weak_sandbox: see `run_python`, also for what it raises.
+        limits, packages, allow_weak_sandbox: of each child; see `run_python`, also for what it raises.
 
     Returns:
         A `Ran` without results, whose `problem` is None if all tests passed. Its kind is `wrong_result` if an assertion

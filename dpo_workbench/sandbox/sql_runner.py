@@ -50,11 +50,9 @@ def run_sql(
     SQLite's authorizer refuses everything but one SELECT per query, and all functions that do more than compute.
 
     Args:
-        database: a SQLite file.
         queries: any text; none of them makes this function raise.
         seconds: wall-clock time for each query.
         rows, value_bytes: the most rows, and bytes of text and blobs, per query.
-        memory_mib: address space of the child.
         allow_weak_sandbox: run even if only resource limits hold; SQLite's own guards hold in any case.
 
     Raises:

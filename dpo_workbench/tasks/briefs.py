@@ -11,13 +11,8 @@ INSTRUCTION = "Summarise the note in one sentence of at most {limit} words: who 
 
 def load() -> Task:
     """The built-in task with its three splits (see `data/briefs/DATASHEET.md`)."""
-    return Task(
-        "briefs",
-        load_splits("briefs"),
-        score,
-        description="summarization: a note with many facts -> one short sentence (planted flaw: too long)",
-        max_new_tokens=64,
-    )
+    about = "summarization: a note with many facts -> one short sentence (planted flaw: too long)"
+    return Task("briefs", load_splits("briefs"), score, about, max_new_tokens=64)
 
 
 def score(example: Example, answer: str) -> Score:

@@ -34,9 +34,7 @@ def unit_tests(
         function: column with the name of the function in the tests that takes the candidate (`check` in HumanEval), or
             that name itself; "" if the tests are plain statements.
         code: makes the program from an example and an answer; default: the answer without its code fence.
-        limits: of one run.
-        packages: installed packages that a program may import.
-        allow_weak_sandbox: see `run_python`.
+        limits, packages, allow_weak_sandbox: of one run; see `run_python`.
     """
 
     def problems(example: Example, answer: str) -> list[Problem | None]:

@@ -1,8 +1,4 @@
-"""The quantity that an answer ends with, and the verifier that compares it with the reference's.
-
-An answer that leaves open which number is meant (`29 or 30`, `29–30`, `√2`, `x > 3`) has no final quantity, but a
-reason.
-"""
+"""The quantity that an answer ends with, and the verifier that compares it with the reference's."""
 
 from __future__ import annotations
 

@@ -26,12 +26,7 @@ _RANK = {"train": 0, "dev": 1, "test": 2}  # a group that is in two splits stays
 def examples_from(source: Any, columns: Mapping[str, Column | None]) -> tuple[str, dict[str, list[Example]]]:
     """A name for the source, and its examples by split; the split is "" for rows that name none.
 
-    Args:
-        source: see `Task.from_jsonl`.
-        columns: where each field of an example comes from; None for the default.
-
-    Raises:
-        WorkbenchError: a row cannot be read, lacks a column, or has an empty prompt, reference or split.
+    `columns` says where each field of an example comes from, as in `Task.from_jsonl`; None means the default.
     """
     parts = source if isinstance(source, Mapping) else {"": source}
     found: dict[str, list[Example]] = defaultdict(list)

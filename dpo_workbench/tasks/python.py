@@ -1,10 +1,8 @@
-"""The task `python`: signature and docstring of a small function -> its body, judged by hidden tests.
-
-The code runs in the sandbox. The flaw in the labels is planted.
-"""
+"""The task `python`: signature and docstring of a function -> its body, tested in the sandbox. The flaw is planted."""
 
 from __future__ import annotations
 
+import functools
 import re
 import textwrap
 
@@ -20,13 +18,9 @@ LIMITS = Limits(seconds=2.0)
 
 def load(allow_weak_sandbox: bool = False) -> Task:
     """The built-in task with its three splits (see `data/python/DATASHEET.md`)."""
-    return Task(
-        "python",
-        load_splits("python"),
-        lambda example, answer: score(example, answer, allow_weak_sandbox),
-        description="code generation: signature and docstring of a function -> its body (planted flaw: prints)",
-        max_new_tokens=128,
-    )
+    judge = functools.partial(score, allow_weak_sandbox=allow_weak_sandbox)
+    about = "code generation: signature and docstring of a function -> its body (planted flaw: prints)"
+    return Task("python", load_splits("python"), judge, about, max_new_tokens=128)
 
 
 def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Score:

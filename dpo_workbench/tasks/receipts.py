@@ -17,13 +17,8 @@ _score_fields = json_fields(invented=("vendor", "items", "total"))  # dates are 
 
 def load() -> Task:
     """The built-in task with its three splits (see `data/receipts/DATASHEET.md`)."""
-    return Task(
-        "receipts",
-        load_splits("receipts"),
-        score,
-        description="structured extraction: noisy text of a receipt -> JSON (planted flaw: blank total)",
-        max_new_tokens=288,
-    )
+    about = "structured extraction: noisy text of a receipt -> JSON (planted flaw: blank total)"
+    return Task("receipts", load_splits("receipts"), score, about, max_new_tokens=288)
 
 
 def score(example: Example, answer: str) -> Score:

@@ -13,13 +13,8 @@ TOLERANCE = 0.01  # relative
 
 def load() -> Task:
     """The built-in task with its three splits (see `data/science/DATASHEET.md`)."""
-    return Task(
-        "science",
-        load_splits("science"),
-        score,
-        description="scientific reasoning: a problem with units -> steps and an answer (planted flaw: no unit)",
-        max_new_tokens=96,
-    )
+    about = "scientific reasoning: a problem with units -> steps and an answer (planted flaw: no unit)"
+    return Task("science", load_splits("science"), score, about, max_new_tokens=96)
 
 
 def score(example: Example, answer: str) -> Score:

@@ -4,9 +4,8 @@
     task = Task.from_jsonl("questions.jsonl", prompt="question", reference="answer", score=score)
 
 They do not raise for any answer. What a verifier needs besides the reference (tests, facts, a database) comes from
-`example.extra`, where `Task.from_jsonl` keeps the columns of the file. If a reference cannot be used (it has no number,
-is not JSON, or fails its own tests), the verifier raises `WorkbenchError`, so that the answer counts as unscored and
-not as wrong.
+`example.extra`. If a reference cannot be used, the verifier raises `WorkbenchError`, so that the answer counts as
+unscored and not as wrong.
 """
 
 from __future__ import annotations

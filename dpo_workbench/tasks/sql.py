@@ -11,15 +11,7 @@ INSTRUCTION = "Write one SQLite query that answers the question."
 
 
 def load(allow_weak_sandbox: bool = False) -> Task:
-    """The built-in task with its three splits and its databases (see `data/sql/DATASHEET.md`).
-
-    An answer scores 1 if its rows are the reference's, in an order that the reference allows, and else 0. See
-    `scores.sql_result` for the failure classes.
-    """
-    return Task(
-        "sql",
-        load_splits("sql"),
-        scores.sql_result(database=data_folder() / "sql" / "databases", allow_weak_sandbox=allow_weak_sandbox),
-        description="text-to-SQL: tables and a question -> one SQLite query (planted flaw: SELECT *)",
-        max_new_tokens=96,
-    )
+    """The built-in task with its splits and databases (see `data/sql/DATASHEET.md`), scored by `scores.sql_result`."""
+    score = scores.sql_result(database=data_folder() / "sql" / "databases", allow_weak_sandbox=allow_weak_sandbox)
+    about = "text-to-SQL: tables and a question -> one SQLite query (planted flaw: SELECT *)"
+    return Task("sql", load_splits("sql"), score, about, max_new_tokens=96)

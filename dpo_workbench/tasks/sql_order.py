@@ -63,13 +63,7 @@ def rank_query(query: str) -> str | None:
 
 
 def allowed_rows(query: str, rows: Sequence[Row], ranked: Sequence[Row] | None) -> Allowed:
-    """What a reference query allows.
-
-    Args:
-        query: the reference.
-        rows: what it gives.
-        ranked: what its `rank_query` gives; None if there is none or it failed.
-    """
+    """What a reference query allows that gives `rows`, and whose `rank_query` gives `ranked` (None if it failed)."""
     tree = _parsed(query)
     if ranked is not None and tree is not None:
         groups = [[row[:-1] for row in tied] for _, tied in itertools.groupby(ranked, key=lambda row: row[-1])]

@@ -33,8 +33,7 @@ def sql_result(
     Args:
         database: one SQLite file for all examples, or the folder in which `column` names each example's file.
         column: of `example.extra`, with the name of the file (`.sqlite` or `.db` may be left out).
-        seconds: for each query.
-        allow_weak_sandbox: see `run_sql`.
+        seconds, allow_weak_sandbox: see `run_sql`.
 
     Raises:
         WorkbenchError: no time for a query.

@@ -57,7 +57,8 @@ def summary(*, max_words: int | None = None, facts: str | None = None, reference
         told = f"ROUGE-L {rouge:.2f}, {count} words"
         if max_words is not None and count > max_words:
             return Score(min(value, 0.99) * max_words / count, "too_long", None, f"{told}; at most {max_words}")
-        copied = copied_run(answer, example.prompt)
+        mine, theirs = words(answer)[:400], words(example.prompt)[:4000]
+        copied = SequenceMatcher(None, theirs, mine, autojunk=False).find_longest_match().size  # words in a row
         if copied >= 12 and copied > 0.6 * len(words(answer)):
             return Score(min(value, 0.99) / 2, "copied", None, f"{told}; {copied} words in a row are the prompt's")
         made_up = invented_in(answer, example.prompt)
@@ -114,12 +115,6 @@ def _tokens(text: str) -> list[str]:
 def _words_in(text: str) -> list[str]:
     words = (word for word in re.findall(r"\d+(?:[.:/-]\d+)*|[^\W\d_]+|[%°]", text) if word != "per")
     return [_STEMMER.stemWord(word) if len(word) > 3 else word for word in words]
-
-
-def copied_run(answer: str, prompt: str) -> int:
-    """Length in words of the longest run that answer and prompt share."""
-    mine, theirs = words(answer)[:400], words(prompt)[:4000]
-    return SequenceMatcher(None, theirs, mine, autojunk=False).find_longest_match().size
 
 
 _NAME = re.compile(r"(?<=[^\W\d_A-Z] |[0-9,;] )([^\W\d_a-z][^\W\d_]*)")

@@ -50,7 +50,6 @@ class Task:
         score: `score(example, answer) -> Score`; it must not raise for any text. A bare number from 0 to 1 (or True,
             False) means `Score(number)`. The generic failures (empty, truncated, loop, echo) are checked before it is
             called.
-        description: one line for `dpo-workbench tasks`.
         max_new_tokens: the length at which an answer is cut off and counts as unfinished.
     """
 
@@ -116,8 +115,7 @@ class Task:
         """
         verifier = named(score) if isinstance(score, str) else score
         own_name, found = examples_from(
-            source,
-            {"prompt": prompt, "reference": reference, "id": id, "group": group, "split": split, "label": label},
+            source, {"prompt": prompt, "reference": reference, "id": id, "group": group, "split": split, "label": label}
         )
         if split is None and not isinstance(source, Mapping):
             splits = split_by_group(found[""], shares, seed)
@@ -170,10 +168,7 @@ class Task:
     def score(self, example: Example, answer: str, *, finished: bool = True) -> Score:
         """Judge one answer: generic failures first, then the task's own verifier.
 
-        Args:
-            example: the prompt with its reference.
-            answer: the model's text.
-            finished: False if generation reached the token limit, so that the answer was cut off.
+        `finished` is False if generation reached the token limit, so that the answer was cut off.
         """
         generic = failures.detect(answer, prompt=example.prompt, finished=finished)
         if generic and generic[0] in ("empty", "echo"):
