@@ -117,11 +117,12 @@ class Chat:
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as the template writes it, up to where the answer starts."""
-        return self._render(self._messages(prompt), True)
+        return self._render(self._messages(prompt), True) + self._header
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids up to where the answer starts: what generation starts from."""
-        return self._begin(self._encode(self.prompt_text(prompt)))
+        ids = self._encode(self.prompt_text(prompt))
+        return ids if ids[: len(self._prefix)] == self._prefix else self._prefix + ids
 
     def answer_ids(self, prompt: Prompt, answer: str, finished: bool = True) -> list[int]:
         """Token ids of an answer to that prompt, as the template writes it, and its end token.
@@ -138,11 +139,10 @@ class Chat:
         It is decoded after its prompt, because a SentencePiece tokenizer drops the space that a text begins with.
         """
         finished = bool(ids) and ids[-1] in self.stop_ids
-        said = list(ids[:-1] if finished else ids)
-        text = self._decode(prompt_ids + said)[len(self._decode(prompt_ids)) :]
+        text = self._decode(prompt_ids + ids[: len(ids) - finished])[len(self._decode(prompt_ids)) :]
         if finished:
             text = text.removeprefix(self._head).removesuffix(self._lead)
-        for token in self.tokenizer.convert_ids_to_tokens(sorted(self._special.intersection(said))):
+        for token in self.tokenizer.convert_ids_to_tokens(sorted(self._special.intersection(ids))):
             text = text.replace(token, "")
         return text
 
@@ -158,11 +158,10 @@ class Chat:
         for text in (*texts, answer):
             special = [i for i in self._encode(text) if i in self._special]
             found += [("special", f"{self.tokenizer.decode([i])!r} in {_short(text)}") for i in special[:1]]
-        ours = self.prompt_ids(prompt) + self.answer_ids(prompt, answer)
+        ours, whole = self._encode(start) + self.answer_ids(prompt, answer), self._encode(self._whole(messages, answer))
         if self.end_from != "template":
             ours = ours[:-1]
             found.append(("end", f"{self.tokenizer.decode([self.end_id])!r}, from {self.end_from}"))
-        whole = self._begin(self._encode(self._whole(messages, answer)))
         read, wanted = self._decode(ours), self._decode(whole)
         if whole[: len(ours)] != ours and wanted.startswith(read):
             found.append(("join", f"{_short(start[-20:])} and {_short((body or answer)[:20])}"))
@@ -178,7 +177,7 @@ class Chat:
         if not system or self._has_system_role:
             return messages
         first, *rest = (m for m in messages if m["role"] != "system")
-        return [{**first, "content": "\n\n".join([*system, first["content"]])}, *rest]
+        return [{**first, "content": "\n\n".join([*filter(str.strip, system), first["content"]])}, *rest]
 
     @cached_property
     def _has_system_role(self) -> bool:
@@ -194,10 +193,8 @@ class Chat:
         roles = [m["role"] for m in messages]
         if not self.template:
             if roles not in (["user"], ["user", "assistant"]):
-                raise WorkbenchError(
-                    f"A model without a chat template must get a prompt of one turn. Got {', '.join(roles)}. Write the "
-                    "turns as one text, or set `tokenizer.chat_template`."
-                )
+                why = "A model without a chat template must get a prompt of one turn"
+                raise WorkbenchError(f"{why}. Got {', '.join(roles)}. Write the turns as one text.")
             answers = [f"{m['content']}{self.tokenizer.eos_token or ''}" for m in messages[1:]]
             return "".join([messages[0]["content"], self.join, *answers])
         options = {"chat_template": self._pinned, "tokenize": False, "add_generation_prompt": generate}
@@ -210,13 +207,16 @@ class Chat:
         return self._render([*messages, {"role": "assistant", "content": answer}])
 
     def _find_end(self, listed: set[int], marks: set[int]) -> tuple[int, str]:
-        """The token that ends an answer and where it was found; also what a template writes around an answer."""
+        """The token that ends an answer, and where it was found. Also sets what the template writes around it."""
         asked = [{"role": "user", "content": "x"}]
         before, mark, self._tail = self._whole(asked, MARK).rpartition(MARK)
         if not mark:
             raise WorkbenchError("A chat template must write assistant messages. This one drops or changes them.")
         start = self._render(asked, True)
-        self._head, self._lead = (before[len(start) :] if before.startswith(start) else ""), ""
+        self._head, self._lead, self._header = (before[len(start) :] if before.startswith(start) else ""), "", ""
+        if self._head.strip() and start == self._render(asked):  # a template without a generation prompt gets one
+            self._header = self._head.rstrip(" ")
+            self._head = self._head[len(self._header) :]
         if ends := [i for i in self._encode(self._tail) if i in marks]:
             lead, token, _ = self._tail.partition(self.tokenizer.convert_ids_to_tokens(ends[0]))
             self._lead = lead if token else ""
@@ -237,7 +237,7 @@ class Chat:
         """
         messages = self._messages(prompt)
         for said in (messages, messages[-1:]):
-            start, whole = self._render(said, True), self._whole(said, answer)
+            start, whole = self.prompt_text(said), self._whole(said, answer)
             if whole.startswith(start) and whole.endswith(self._tail):
                 return whole[len(start) : len(whole) - len(self._tail)] + self._lead
         return None
@@ -254,9 +254,6 @@ class Chat:
             if ids[: len(lead)] == lead and self._decode(first + ids[len(lead) :]) == wanted:
                 return ids[len(lead) :]
         return self._encode(body)
-
-    def _begin(self, ids: list[int]) -> list[int]:
-        return ids if ids[: len(self._prefix)] == self._prefix else self._prefix + ids
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -218,7 +218,7 @@ def test_one_bos_and_no_end_of_text_in_a_prompt(style: str) -> None:
 
 
 @styles
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(prompt=text, answer=text)
 def test_contract(style: str, prompt: str, answer: str) -> None:
     """Prompt, answer and end begin the template's own rendering, or the row is reported."""
@@ -236,7 +236,7 @@ def test_contract(style: str, prompt: str, answer: str) -> None:
 
 
 @styles
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(prompt=text, answer=text)
 def test_an_answer_that_is_sampled_and_trained_on_has_the_same_tokens(style: str, prompt: str, answer: str) -> None:
     chat = make(style)
@@ -372,6 +372,19 @@ def test_bos_is_added_where_the_tokenizer_has_one_and_the_template_forgets_it() 
     chat = Chat(tokenizer(CHATML, bos=True))
     assert chat.tokenizer.decode(chat.prompt_ids("q")) == "<s><|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     assert not chat.check("q", "yes")
+
+
+def test_a_template_without_a_generation_prompt_gets_one() -> None:
+    chat = Chat(tokenizer(CHATML.partition("{% if add")[0]))
+    assert chat.prompt_text("q") == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    assert chat._decode(chat.answer_ids("q", "yes")) == "yes<|im_end|>" and not chat.check("q", "yes")
+    plain = (
+        "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}{{ eos_token if loop.index is even }} {% endfor %}"
+    )
+    chat = Chat(tokenizer(plain))
+    assert chat.prompt_text("q") == "USER: q ASSISTANT:"
+    assert chat._decode(chat.answer_ids("q", "yes")) == " yes</s>"
+    assert [kind for kind, _ in chat.check("q", "yes")] == ["answer"]
 
 
 def test_special_tokens_and_thinking_are_reported() -> None:
