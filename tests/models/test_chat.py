@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import chat as chat_module
@@ -291,7 +291,7 @@ def test_without_a_system_role_its_text_goes_into_the_first_user_turn_and_this_i
     chat = Chat(STYLES[style][0])
     folded = [{"role": "user", "content": "be brief\n\nis it?"}, *CONVERSATION[2:]]
     assert chat.prompt_ids(CONVERSATION) == chat.prompt_ids(folded)
-    chat.answer_ids(CONVERSATION, "yes")
+    assert chat.prompt_ids([("system", " "), ("user", "q")]) == chat.prompt_ids("q")
     assert capsys.readouterr().out.count("no system role") == 1
     assert not {"prompt", "contract"} & dict(chat.check(CONVERSATION, "yes")).keys()
 
@@ -309,6 +309,9 @@ def test_a_template_that_moves_the_system_text_is_reported_and_generation_s_prom
     assert chat.prompt_text(asked) == "<s>[INST]be brief\n\nis it?[/INST]"
     assert chat._decode(chat.answer_ids(asked, "yes")) == "yes</s>"
     assert [kind for kind, _ in chat.check(asked, "yes")] == ["contract"]
+    spaced = INST_SYSTEM.replace("m.content + eos_token", "' ' + m.content | trim + eos_token")
+    chat = Chat(tokenizer(spaced, bos=True))  # how it writes an answer can be seen without the system text
+    assert chat._decode(chat.answer_ids(asked, "yes\n")) == " yes</s>"
 
 
 def test_what_a_template_does_to_an_answer() -> None:
@@ -385,6 +388,24 @@ def test_a_template_without_a_generation_prompt_gets_one() -> None:
     assert chat.prompt_text("q") == "USER: q ASSISTANT:"
     assert chat._decode(chat.answer_ids("q", "yes")) == " yes</s>"
     assert [kind for kind, _ in chat.check("q", "yes")] == ["answer"]
+
+
+def test_a_role_token_that_swallows_white_space() -> None:
+    """As Phi 3: the token of a role takes the line break after it, and the spaces that an answer begins with."""
+    made = tokenizer(
+        CHATML.replace("<|im_start|>{{ m.role }}", "<|{{ m.role }}|>").replace("<|im_start|>assistant", "<|assistant|>")
+    )
+    made.add_special_tokens({"additional_special_tokens": [AddedToken("<|assistant|>", rstrip=True)]})
+    chat = Chat(made)
+    assert chat._decode(chat.prompt_ids("q")) == "<|user|>\nq<|im_end|>\n<|assistant|>"
+    for answer in ("yes", "  yes"):
+        assert chat._decode(chat.answer_ids("q", answer)) == "yes<|im_end|>" and not chat.check("q", answer)
+
+
+def test_an_unknown_character_is_not_a_special_token() -> None:
+    raw = Tokenizer(models.WordLevel({"<unk>": 0, "yes": 1, "</s>": 2}, unk_token="<unk>"))
+    made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="<unk>")
+    assert "special" not in dict(Chat(made).check("q", "no"))
 
 
 def test_special_tokens_and_thinking_are_reported() -> None:
