@@ -39,7 +39,8 @@ from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.task import Example, Score, Task
 from dpo_workbench.training import checkpoint as checkpoints
-from dpo_workbench.training import loop, trainer
+from dpo_workbench.training import loop
+from dpo_workbench.training import run as run_module
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train
 
@@ -118,7 +119,7 @@ def _instrument(at: tuple[int, int, int] | None) -> list[int]:
         strike()
         checkpoints_save(tensors, path)
 
-    save, checkpoints_save = trainer.save_checkpoint, checkpoints.save_file
+    save, checkpoints_save = run_module.save_checkpoint, checkpoints.save_file
 
     def watched(*args: Any) -> None:
         count[0] += 1
@@ -129,26 +130,26 @@ def _instrument(at: tuple[int, int, int] | None) -> list[int]:
         finally:
             in_save.value = 0
 
-    trainer.save_checkpoint, checkpoints.save_file = watched, half_written
+    run_module.save_checkpoint, checkpoints.save_file = watched, half_written
     os.fsync, os.replace, shutil.rmtree = struck(os.fsync), struck(os.replace), struck(shutil.rmtree, False)
     return count
 
 
 def _leave_out(drop: str) -> None:
     """Make this process a resumed run that forgets something."""
-    first, load = [0], trainer.load_checkpoint
+    first, load = [0], run_module.load_checkpoint
     rate, rows = loop.learning_rate, loop.rows_of_step
 
     def loaded(*args: Any) -> Any:
-        state = load(*args)
-        first[0] = state.step
+        tensors, facts = load(*args)
+        first[0] = facts["step"]
         if drop == "step":
-            state.step = 0
-        return state
+            facts["step"] = 0
+        return tensors, facts
 
-    trainer.load_checkpoint = loaded
+    run_module.load_checkpoint = loaded
     if drop == "optimizer":
-        trainer.unpack_optimizer = lambda optimizer, tensors: None
+        run_module.unpack_optimizer = lambda optimizer, tensors: None
     elif drop == "schedule":
         loop.learning_rate = lambda step, n, config: rate(step - first[0], n, config)
     elif drop == "data order":
@@ -164,7 +165,7 @@ def outcome(folder: Path) -> dict[str, str]:
     newest = steps_of(folder)[-1]
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     live = json.loads((folder / "live.json").read_text(encoding="utf-8"))["live"]
-    facts = {key: state["facts"][key] for key in ("history", "probes", "best_step")}
+    facts = {key: state[key] for key in ("history", "probes", "best_step")}
     on_disk = {name: _hash((newest / f"{name}.safetensors").read_bytes()) for name in checkpoints.TENSORS}
     on_disk |= {"step": str(state["step"]), "facts": _hash(json.dumps(facts))}
     return {**{f"saved {key}": value for key, value in on_disk.items()}, **{f"live {k}": v for k, v in live.items()}}
@@ -278,7 +279,7 @@ class Bench:
         """No space in one save: the run goes on. It is killed before the next one, and falls back on the last."""
         draw, folder, events = random.Random(f"{self.seed} {number}"), self.fresh("full"), self.done["alone"]["events"]
         save = draw.randrange(1, len(events) - 1)
-        before_rename = events[0] - 7  # what comes after it only cleans up: a full disk then hurts nothing
+        before_rename = events[1] - 7  # what comes after it only cleans up: a full disk then hurts nothing
         text = self.run(folder, at=(save, draw.randrange(before_rename), errno.ENOSPC))
         kept = steps_of(folder)
         told = text.count("no checkpoint after step")

@@ -21,7 +21,6 @@ import dpo_workbench as dw
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
 from dpo_workbench.labelling.events import Store
-from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import Session
 from dpo_workbench.labelling.study import all_items
 
@@ -30,7 +29,7 @@ KILLS, PAIRS = 50, [dw.Pair(f"p{k}", f"question {k}", f"right {k}", f"wrong {k}"
 
 
 def session(file: Path) -> Session:
-    return Session(all_items(PAIRS, "ann"), PAIRS, "ann", Store(file), Rubric.load(None), quick=0)
+    return Session(PAIRS, "ann", file, quick=0)
 
 
 def child(file: Path, seed: int) -> None:

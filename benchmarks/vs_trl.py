@@ -151,11 +151,10 @@ def check(shape: str, dtype: str, _epochs: int) -> dict:
     """Loss and gradient of the first pass on both sides, from an adapter that already differs from its reference."""
     import torch
 
-    from dpo_workbench.training.batches import micro_batches
     from dpo_workbench.training.config import TrainConfig
     from dpo_workbench.training.logps import answer_logps
-    from dpo_workbench.training.objectives import Preference
-    from dpo_workbench.training.packing import Row
+    from dpo_workbench.training.losses import Preference
+    from dpo_workbench.training.packing import Row, micro_batches
 
     trainer = trl_trainer(load(dtype), shape, dtype, 1)
     network = trainer.accelerator.unwrap_model(trainer.model)

@@ -1,6 +1,6 @@
 """The program `dpo-workbench`: one function for each command, and `main`.
 
-Most modules are imported inside the commands, so that `--help` and wrong usage answer at once.
+`dw` imports a name when it is first used, so `--help` and wrong usage answer at once.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
+import dpo_workbench as dw
 from dpo_workbench import cli_shared as shared
-from dpo_workbench.cli_shared import console, errors, say
+from dpo_workbench.cli_shared import say, warn
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.sandbox.process import ALLOW_WEAK
 
-__all__ = ["app", "console", "errors", "main"]
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut the names of options
     help="Find a model's own failures, train on them with DPO, and count the same failures again on held-out prompts. "
     "Start with: dpo-workbench demo",
 )
@@ -34,9 +36,7 @@ def _for_all_commands(
     ] = False,
 ) -> None:
     if allow_weak_sandbox:
-        from dpo_workbench.sandbox.process import allow_weak
-
-        allow_weak()
+        os.environ[ALLOW_WEAK] = "1"
 
 
 @app.command()
@@ -49,30 +49,18 @@ def demo(
     seed: shared.Seed = 0,
 ) -> None:
     """The whole method: find failures, train with DPO and with a control, test both on held-out prompts, report."""
-    from dpo_workbench.studies.demo import demo as run_demo
-
     folder = out or Path("runs") / f"demo-{Path(model).name}"
-    result = run_demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
+    result = dw.demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
     shared.say_verdict(result.verdict())
     say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
 
 
 @app.command()
-def models() -> None:
-    """List the models that you can use by name, and whether they are on this machine."""
-    from dpo_workbench.models.embedded import available
-
-    shared.say_table(("model", "description", "where"), available())
-
-
-@app.command()
 def tasks() -> None:
     """List the built-in tasks and the sizes of their splits."""
-    from dpo_workbench.tasks.builtin import load_task, task_names
-
-    loaded = map(load_task, task_names())
-    rows = [(t.name, t.description, ", ".join(f"{k} {len(s)}" for k, s in t.splits.items())) for t in loaded]
-    shared.say_table(("task", "description", "prompts"), rows)
+    for task in map(dw.load_task, dw.task_names()):
+        sizes = ", ".join(f"{name} {len(split)}" for name, split in task.splits.items())
+        say(f"{task.name}: {task.description} ({sizes})")
 
 
 @app.command()
@@ -83,14 +71,11 @@ def check(
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
 ) -> None:
     """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
-    from dpo_workbench.pairs.pair import read_pairs
-    from dpo_workbench.pairs.splits import find_leaks
-
-    read = read_pairs(file, mapping=shared.named_values("--map", columns))
-    found = find_leaks({file: read.found, against: read_pairs(against).found}) if against else None
-    print(*filter(None, (read, found)), sep="\n")  # rich would wrap the lines
+    read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
+    found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
+    say(f"{read}\n{found}" if found else read)
     if save:
-        errors.print(f"{len(read.pairs)} pairs: {read.pairs.save(save)}", markup=False)
+        warn(f"{len(read.pairs)} pairs: {read.pairs.save(save)}")
     if read.refused or (found and found.leaks):
         raise typer.Exit(1)
 
@@ -110,20 +95,18 @@ def mine(
     engine: shared.Engine = None,
 ) -> None:
     """Sample answers to the training prompts, classify the failures, and write pairs.jsonl."""
-    from dpo_workbench.mining.branch import branch
-    from dpo_workbench.mining.sample import mine as run_mine
-    from dpo_workbench.tasks.builtin import load_task, shipped_adapter
+    from dpo_workbench.tasks.builtin import shipped_adapter
 
     if engine and target:
         raise WorkbenchError("--target continues answers from the middle, which --engine cannot do. Leave one out.")
-    loaded = load_task(task)
+    loaded = dw.load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
-    handle = shared.load_or_served(model, adapter, engine)
+    handle = shared.load(model, adapter, engine)
     prompts = loaded.train[skip:][:limit]
-    found = run_mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
+    found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
     if target:
-        found = branch(handle, found, target, seed=seed)
+        found = dw.branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")
     say(f"{found!r}\nheadroom: {found.headroom(target or ())}")
     pairs = found.pairs(classes=target or None)
@@ -132,41 +115,34 @@ def mine(
 
 
 @app.command()
+@shared.train_options
 def train(
     pairs: Annotated[Path, typer.Argument(help="Pairs that `mine` wrote, or any file that `check` can read.")],
     out: shared.Out,
     model: shared.ModelName = "nano",
     adapter: shared.AdapterName = None,
     task: shared.DevTask = None,
-    loss: shared.LossNames = None,
-    beta: Annotated[float | None, typer.Option(help="Lower lets the model move further from the reference.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of the LoRA weights.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="Field of TrainConfig, such as rank=16.")] = None,
-    seed: shared.Seed = 0,
+    loss: Annotated[list[str] | None, typer.Option(help="A name in docs/losses.md; or NAME=WEIGHT, repeated.")] = None,
+    **settings: Any,
 ) -> None:
     """Train a LoRA adapter with DPO on a pair file. The same command continues a stopped run.
 
-    Settings that you leave out have the defaults of TrainConfig. For several GPUs: `dpo-workbench export trl`.
+    For several GPUs: `dpo-workbench export trl`.
     """
-    from dpo_workbench.pairs.pair import Pairs
-    from dpo_workbench.tasks.builtin import load_task, shipped_adapter
-    from dpo_workbench.training.config import TrainConfig
-    from dpo_workbench.training.record import record_run
-    from dpo_workbench.training.run import train as run_train
+    from dpo_workbench.tasks.builtin import shipped_adapter
 
-    losses = loss[0] if loss and "=" not in loss[0] else shared.settings_from("--loss", loss) or None
-    named = {"loss": losses, "beta": beta, "lr": lr, "epochs": epochs, "seed": seed}
-    given = {name: value for name, value in named.items() if value is not None}
-    config = TrainConfig.from_dict(given | shared.settings_from("--set", setting))
-    loaded = Pairs.load(pairs, load_task(task) if task else None)
+    if loss:
+        weighted = len(loss) > 1 or "=" in loss[0]
+        settings["loss"] = shared.named_values("--loss", loss, float) if weighted else loss[0]
+    config = dw.TrainConfig(**settings)
+    loaded = dw.Pairs.load(pairs, dw.load_task(task) if task else None)
     if task is None:
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
         if loaded.task is None:
             say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
     start = shared.load(model, adapter or shipped_adapter(model, loaded.task))
-    record_run(out, start, loaded, config)
-    run = run_train(start, loaded, config, folder=out)
+    dw.record_run(out, start, loaded, config)
+    run = dw.train(start, loaded, config, folder=out)
     run.model.save(out / "adapter")
     say(f"{run!r}\nadapter: {out / 'adapter'}")
     if not run.finished:
@@ -182,10 +158,7 @@ def label(
     plan: Annotated[Path | None, typer.Option(help="File of `dw.plan_labelling`; default: all pairs, once.")] = None,
 ) -> None:
     """Judge pairs blind, one by one. Each vote is saved at once; the same command continues where you stopped."""
-    from dpo_workbench.labelling.widget import label_text
-    from dpo_workbench.pairs.pair import Pairs
-
-    label_text(Pairs.load(pairs), rubric=rubric, rater=rater, store=store, plan=plan, write=say)
+    dw.label_text(dw.Pairs.load(pairs), rubric=rubric, rater=rater, store=store, plan=plan, write=say)
 
 
 @app.command()
@@ -197,16 +170,11 @@ def agreement(
     how: Annotated[str, typer.Option(help="How votes become pairs: majority or weighted.")] = "majority",
 ) -> None:
     """Measure how far raters agree and what biases them, and turn their labels into training pairs."""
-    from dpo_workbench.labelling.labels import read_labels
-    from dpo_workbench.labelling.report import agreement as measure
-    from dpo_workbench.pairs.pair import Pairs
-
-    labels = read_labels(store, Pairs.load(pairs), plan)
-    say(f"{measure(labels)}\n\n{labels}")
+    labels = dw.read_labels(store, dw.Pairs.load(pairs), plan)
+    say(f"{dw.agreement(labels)}\n\n{labels}")
     if out is not None:
         made = labels.pairs(how)
-        made.save(out)
-        say(f"{len(made)} pairs: {out}")
+        say(f"{len(made)} pairs: {made.save(out)}")
 
 
 @app.command()
@@ -221,13 +189,10 @@ def evaluate(
     engine: shared.Engine = None,
 ) -> None:
     """Answer held-out prompts greedily and count failures by class, with confidence intervals."""
-    from dpo_workbench.evaluation.run import evaluate as run_evaluate
-    from dpo_workbench.tasks.builtin import load_task
-
-    prompts = load_task(task).split(split)[:limit]
+    prompts = dw.load_task(task).split(split)[:limit]
     name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
-    handle = shared.load_or_served(model, adapter, engine)
-    done = run_evaluate(handle, prompts, name=name, seed=seed, engine=engine)
+    handle = shared.load(model, adapter, engine)
+    done = dw.evaluate(handle, prompts, name=name, seed=seed, engine=engine)
     done.save(out)
     say(f"{done}\nanswers: {out}")
 
@@ -240,27 +205,23 @@ def report(
     control: Annotated[Path | None, typer.Option(help="The same for a control, such as fine-tuning alone.")] = None,
 ) -> None:
     """Compare evaluations of the same prompts: a verdict in words; with --out also report.html and results.json."""
-    from dpo_workbench.common.environment import describe
-    from dpo_workbench.evaluation.report import write_report
-    from dpo_workbench.evaluation.run import Evaluation
-    from dpo_workbench.evaluation.verdict import verdict
 
-    def load(path: Path) -> Evaluation:
+    def load(path: Path) -> Any:
         if not path.is_dir():
-            return Evaluation.load(path)
-        return replace(Evaluation.load(path / "evaluations" / "sft+dpo.json"), name=f"{path.name}: sft+dpo")
+            return dw.Evaluation.load(path)
+        return replace(dw.Evaluation.load(path / "evaluations" / "sft+dpo.json"), name=f"{path.name}: sft+dpo")
 
     first, second = load(before), load(after)
     if first.name == second.name:
         first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
     third = load(control) if control else None
-    decided = verdict(first, second, control=third)
+    decided = dw.verdict(first, second, control=third)
     shared.say_verdict(decided)
     if out is not None:
         by_name = {e.name: e for e in (first, second, third) if e}
-        results = {"arms": {name: e.summary() for name, e in by_name.items()}, "machine": describe()}
-        results["verdict"] = decided.numbers
-        say(f"\nreport: {write_report(out, results, by_name, decided)}")
+        summaries = {name: e.summary() for name, e in by_name.items()}
+        results = {"arms": summaries, "machine": dw.describe(), "verdict": decided.numbers}
+        say(f"\nreport: {dw.write_report(out, results, by_name, decided)}")
 
 
 @app.command()
@@ -274,13 +235,9 @@ def arms(
     seed: shared.Seed = 0,
 ) -> None:
     """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules."""
-    from dpo_workbench.studies.arms import ARMS
-    from dpo_workbench.studies.compare import compare
-
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
-    names = tuple(arm or ARMS)
-    done = compare(task, names, model=model, adapter=adapter, split=split, folder=folder, seed=seed)
-    print(done)  # rich would wrap the lines of the table
+    done = dw.compare(task, tuple(arm or dw.ARMS), model=model, adapter=adapter, split=split, folder=folder, seed=seed)
+    say(done)
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())
     say(f"\nreport: {folder / 'report.html'}")
@@ -288,23 +245,14 @@ def arms(
 
 @app.command()
 def export(
-    kind: Annotated[shared.Kind, typer.Argument(help="What to write.")],
+    kind: Annotated[Literal["trl", "merged"], typer.Argument(help="What to write.")],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
-    layout: Annotated[str, typer.Option("--format", help="Of `pairs`: trl or openai.")] = "trl",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder; by default RUN/export/...")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
 ) -> None:
-    """Take a run to other tools: a TRL project for several GPUs, merged weights, or its pairs (RUN may be a file)."""
-    from dpo_workbench.export import runs
-
-    home = run if run.is_dir() else run.parent
-    target = out or home / "export" / (f"pairs-{layout}" if kind == "pairs" else kind.value)
-    if kind == "trl":
-        say(runs.export_trl(run, target, force=force))
-    elif kind == "merged":
-        say(runs.export_merged(run, target, force=force))
-    else:
-        say(runs.export_pairs(run, target, layout, force=force))
+    """Take a run to other tools: a TRL project for several GPUs, or merged weights."""
+    write = dw.export_trl if kind == "trl" else dw.export_merged
+    say(write(run, out or run / "export" / kind, force=force))
 
 
 def main() -> None:
@@ -318,5 +266,5 @@ def main() -> None:
     except Exception as error:
         shared.fail(error)
     if code == 130:  # typer also returns this code for a KeyboardInterrupt that it caught
-        errors.print("Interrupted. What was saved is complete. Run the same command again to continue.")
+        warn("Interrupted. What was saved is complete. Run the same command again to continue.")
     sys.exit(code if isinstance(code, int) else 0)

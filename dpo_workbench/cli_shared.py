@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import inspect
+import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import fields
 from datetime import datetime
-from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.training.config import TrainConfig
 
-console = Console()
-errors = Console(stderr=True)
 ERROR_LOG = Path("dpo-workbench-error.log")  # in the folder where the program runs
-
-
-class Kind(str, Enum):
-    """What `export` can write."""
-
-    TRL, MERGED, PAIRS = "trl", "merged", "pairs"
+say, warn = typer.echo, partial(typer.echo, err=True)
 
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
@@ -35,9 +29,6 @@ AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A fold
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
 DevTask = Annotated[str | None, typer.Option("--task", "-t", help="Its dev prompts decide which adapter is kept.")]
-LossNames = Annotated[
-    list[str] | None, typer.Option(help="A name of docs/losses.md; or NAME=WEIGHT, repeated for a weighted sum.")
-]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder for the results. A stopped run continues in it.")]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
@@ -46,60 +37,56 @@ Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use onl
 Engine = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server that serves --model.")]
 
 
+def train_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: the `**settings` of a command become an option for each field of `TrainConfig`.
+
+    The help of an option is the comment at its field.
+    """
+    comments = dict(re.findall(r"^    (\w+): .+?  # (.+)$", inspect.getsource(TrainConfig), re.MULTILINE))
+    signature, types = inspect.signature(command, eval_str=True), get_type_hints(TrainConfig)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for field in fields(TrainConfig):
+        if field.name not in signature.parameters:
+            option, how = typer.Option(help=comments.get(field.name)), inspect.Parameter.KEYWORD_ONLY
+            kind = {"default": field.default, "annotation": Annotated[types[field.name], option]}
+            parameters.append(inspect.Parameter(field.name, how, **kind))
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
 def fail(error: Exception) -> NoReturn:
     """Print an error as one paragraph, write its traceback to the log, and exit."""
     if hasattr(error, "format_message"):  # a usage error of the command line
-        errors.print(f"{error.format_message()} See: dpo-workbench --help", markup=False)
+        warn(f"{error.format_message()} See: dpo-workbench --help")
         sys.exit(2)
     if isinstance(error, WorkbenchError):
         text = str(error)
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        text = "Memory ran out. Lower micro_tokens (--set micro_tokens=768 for `train`), or use a smaller model."
+        text = "Memory ran out. Lower --micro-tokens (for example to 768, for `train`), or use a smaller model."
     else:
         text = f"{type(error).__name__}: {str(error)[:300]}. This is a bug: please report it with the log."
-    errors.print(f"[bold red]error:[/bold red] {escape(text)}", highlight=False)
+    warn(f"{typer.style('error:', fg='red', bold=True)} {text}")
     try:
         with ERROR_LOG.open("a", encoding="utf-8") as file:
             time = datetime.now().isoformat(timespec="seconds")
             file.write(f"{time} {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
-        errors.print(f"traceback: {ERROR_LOG}", markup=False)
+        warn(f"traceback: {ERROR_LOG}")
     except OSError:
         pass  # a full disk must not hide the message above
     sys.exit(1)
 
 
-def say(text: object) -> None:
-    """Print text as it is: brackets in it are not markup."""
-    console.print(str(text), markup=False, highlight=False)
-
-
 def say_verdict(verdict: Any) -> None:
     """Print the outcome in bold, then the explanation."""
-    console.print(f"\n[bold]{verdict.outcome}[/bold]\n")
-    say(verdict.text)
+    say(f"\n{typer.style(verdict.outcome, bold=True)}\n\n{verdict.text}")
 
 
-def say_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """Print a table."""
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def load(name: str, adapter: str | None) -> Any:
-    """The model, with its description printed."""
-    from dpo_workbench.models.loading import load_model
-
-    model = load_model(name, adapter=adapter if adapter != "none" else None)
-    say(repr(model))
-    return model
-
-
-def load_or_served(name: str | None, adapter: str | None, engine: str | None) -> Any:
-    """The loaded model, or with an engine the name of the served model."""
+def load(name: str | None, adapter: str | None, engine: str | None = None) -> Any:
+    """The loaded model, with its description printed; or with an engine the name of the served model."""
     if engine is None:
-        return load(name or "nano", adapter)
+        model = dw.load_model(name or "nano", adapter=adapter if adapter != "none" else None)
+        say(repr(model))
+        return model
     if adapter:
         raise WorkbenchError(
             f"A server answers with the model that it serves. Got --adapter {adapter} with --engine. Serve the adapter "
@@ -110,26 +97,13 @@ def load_or_served(name: str | None, adapter: str | None, engine: str | None) ->
 
 def builtin_task_of(prompts: set[str]) -> Any:
     """The built-in task that has all of these prompts in its training split, or None."""
-    from dpo_workbench.tasks.builtin import load_task, task_names
-
-    tasks = map(load_task, task_names())
+    tasks = map(dw.load_task, dw.task_names())
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
 
 
-def named_values(option: str, given: list[str] | None) -> dict[str, str]:
+def named_values(option: str, given: list[str] | None, kind: type = str) -> dict[str, Any]:
     """What a repeated option says as NAME=VALUE, by name."""
-    terms = [term.partition("=") for term in given or ()]
-    if wrong := ["".join(term) for term in terms if not all(term)]:
-        raise WorkbenchError(f"`{option}` takes NAME=VALUE. Got {wrong[0]!r}.")
-    return {name: value for name, _, value in terms}
-
-
-def settings_from(option: str, given: list[str] | None) -> dict[str, Any]:
-    """`named_values`, with numbers, true and false as such."""
-    settings: dict[str, Any] = {}
-    for name, value in named_values(option, given).items():
-        try:
-            settings[name] = json.loads(value)
-        except ValueError:
-            settings[name] = value
-    return settings
+    try:
+        return {name: kind(value) for name, value in (term.split("=", 1) for term in given or ())}
+    except ValueError:
+        raise WorkbenchError(f"`{option}` takes NAME=VALUE. Got {', '.join(given or ())!r}.") from None

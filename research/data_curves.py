@@ -1,4 +1,4 @@
-"""Real learning curves for `benchmarks/how_much_data.py`: benchmarks/results/data_curves.json, with `nano`.
+"""Learning curves of `nano`, for notebook 13: benchmarks/results/data_curves.json.
 
     python research/data_curves.py                   # four tasks, five sizes, three seeds: about half an hour
     python research/data_curves.py --task python
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,21 @@ def curve_of(name: str) -> dict[str, Any]:
     pairs = found.pairs(per_prompt=recipe.per_prompt, classes=recipe.target, use_reference=False, most=SIZES[-1])
     config = replace(recipe.dpo, probes=0)
     sizes = [n for n in SIZES if n <= len(pairs)]
-    done = learning_curve(
-        start, pairs, task.dev[:PROMPTS], config, sizes=sizes, seeds=SEEDS, folder=WORK / name, target=recipe.target
-    )
-    advice = {metric: str(done.advice(100, metric)) for metric in ("score", "failed", "mined")}
-    return {"task": name, "model": "nano", "pairs": len(pairs), "points": list(done.points), "advice": advice}
+    given = {"sizes": sizes, "seeds": SEEDS, "folder": WORK / name}
+    curves = {
+        "score": learning_curve(start, pairs, task.dev[:PROMPTS], config, **given),
+        "mined": learning_curve(start, pairs, task.dev[:PROMPTS], config, target=recipe.target, show=False, **given),
+    }
+    points = [point(WORK / name, size, seed, recipe.target) for size, seed in [(0, 0), *product(sizes, SEEDS)]]
+    advice = {measure: str(curve.advice()) for measure, curve in curves.items()}
+    return {"task": name, "model": "nano", "pairs": len(pairs), "points": points, "advice": advice}
+
+
+def point(folder: Path, size: int, seed: int, target: Sequence[str]) -> dict[str, Any]:
+    """Score and failure shares of one run."""
+    done = dw.Evaluation.load(folder / f"{size}-{seed}.json")
+    mined = sum(done.interval(failure).estimate for failure in target)
+    return {"size": size, "seed": seed, "score": done.mean_score, "failed": done.failed_share, "mined": mined}
 
 
 def main() -> None:

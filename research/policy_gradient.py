@@ -21,12 +21,11 @@ from dpo_workbench.studies.arms import Cost, timed
 from dpo_workbench.studies.logps import answer_rows, sum_logps
 from dpo_workbench.studies.reward_model import train_reward_model
 from dpo_workbench.studies.study import BEST_OF, Study
-from dpo_workbench.training.batches import rows_of_step
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import answer_logps
-from dpo_workbench.training.loop import learning_rate, new_state, train_step
-from dpo_workbench.training.objectives import Metrics
-from dpo_workbench.training.packing import Batch, Row
+from dpo_workbench.training.loop import TrainState, learning_rate, train_step
+from dpo_workbench.training.losses import Metrics
+from dpo_workbench.training.packing import Batch, Row, rows_of_step
 
 History = list[dict[str, float]]
 
@@ -60,7 +59,6 @@ class PolicyGradient:
 
     advantages: dict[str, Tensor]  # by row id, one value for each sampled answer
     samples: int
-    whole_batch: bool = False
 
     def loss(self, network: nn.Module, batch: Batch, rows: Sequence[Row], step: int) -> tuple[Tensor, Metrics]:
         weights = torch.cat([self.advantages[i] for i in batch.ids]).to(batch.target.device)
@@ -94,7 +92,7 @@ def policy_gradient(
     if samples < 2:
         raise WorkbenchError(f"A leave-one-out baseline needs two samples per prompt or more. Got {samples}.")
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
-    state = new_state(policy, config)
+    state = TrainState(policy, config)
     numbered = [Row(str(k), (k,), ((0,),)) for k in range(len(prompts))]  # to draw prompts as `train` draws pairs
     history: History = []
     with progress(steps, "policy gradient", show) as advance, Interrupts() as interrupts:

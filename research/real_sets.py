@@ -11,6 +11,7 @@ part: it is trained on the graded candidates of those CoNaLa intents that are no
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sqlite3
@@ -114,7 +115,6 @@ def spider(folder: Path) -> Task:
         shares={"train": 0.62, "dev": 0.08, "test": 0.3},
         score=scores.sql_result(database=databases, column="db_id"),
         max_new_tokens=80,
-        runs_code=True,
     )
 
 
@@ -139,7 +139,6 @@ def odex(folder: Path) -> Task:
         reference="solution",
         score=scores.unit_tests(tests="suite", entry="entry_point", function="check", code=program),
         max_new_tokens=64,
-        runs_code=True,
     )
 
 
@@ -158,13 +157,29 @@ def lines(file: Path) -> list[str]:
 
 
 def graded_pairs(folder: Path) -> dw.Pairs:
-    """Pairs of the graders' means, weighted by their agreement: of each intent the three on which they agree most."""
-    rows = [{**row, "intent": ODEX_PROMPT.format(intent=row["intent"])} for row in graded(folder)]
-    kept: dict[str, list[dw.Pair]] = {}
-    for pair in sorted(dw.read_pairs(rows, mapping={"prompt": "intent"}).found, key=lambda p: -p.weight):
-        if len(kept.setdefault(pair.prompt, [])) < 3:
-            kept[pair.prompt].append(pair)
-    return dw.Pairs([pair for few in kept.values() for pair in few])
+    """Pairs of candidates, weighted by how clearly the graders agree: of each intent the three with the most weight."""
+    rows = []
+    for row in graded(folder):
+        compared = [
+            {
+                "prompt": ODEX_PROMPT.format(intent=row["intent"]),
+                "chosen": a["code"],
+                "rejected": b["code"],
+                "weight": w,
+            }
+            for a, b in itertools.permutations(row["candidates"], 2)
+            if fmean(a["grades"].values()) > fmean(b["grades"].values())
+            and (w := majority(a["grades"], b["grades"])) > 0
+            and a["code"].strip() != b["code"].strip()
+        ]
+        rows += sorted(compared, key=lambda pair: -pair["weight"])[:3]
+    return dw.read_pairs(rows).pairs
+
+
+def majority(better: dict[str, float], worse: dict[str, float]) -> float:
+    """The share of people who order two answers like this, minus the share who order them the other way round."""
+    signs = [(better[who] > worse[who]) - (better[who] < worse[who]) for who in better.keys() & worse.keys()]
+    return sum(signs) / len(signs) if signs else 0.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.pairs.checks import CODES
-from dpo_workbench.plots.evaluation import ArmsDisplay
+from dpo_workbench.plots.evaluation import ArmsDisplay, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -30,7 +30,6 @@ def main() -> None:
     between(DOCS / "sandbox.md", "<!-- results: sandbox -->", sandbox(read("sandbox")))
     between(DOCS / "labelling.md", "<!-- results: label_kill -->", label_kills(read("label_kill")))
     between(DOCS / "evaluation.md", "<!-- results: coverage -->", coverage(read("coverage")))
-    between(DOCS / "evaluation.md", "<!-- results: how_much_data -->", how_much_data(read("how_much_data")))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -50,13 +49,8 @@ def between(path: Path, start: str, text: str, end: str = "<!-- end of results -
 def picture(model: str, run: dict[str, Any]) -> None:
     """Draw the share of failed answers of each arm."""
     arms = [run["arms"][name] for name in run["settings"]["arms"]]
-    display = ArmsDisplay(
-        [a["name"] for a in arms],
-        [a["failed_share"] for a in arms],
-        [a["failed_low"] for a in arms],
-        [a["failed_high"] for a in arms],
-        min(a["n"] for a in arms),
-    ).plot()
+    rows = [Row(a["name"], a["failed_share"], a["failed_low"], a["failed_high"]) for a in arms]
+    display = ArmsDisplay.from_shares(rows, min(a["n"] for a in arms)).plot()
     target = DOCS / "figures" / f"demo-{model}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     display.figure_.savefig(target, dpi=110, facecolor="white", metadata={"Software": None})
@@ -222,40 +216,6 @@ def coverage(record: dict[str, Any]) -> str:
         f"- Intervals over seeds: {', '.join(seeds)}.",
         "",
         f"`{record['command']}`, {record['studies']:,} studies per cell, {record['date']}.",
-    ]
-    return "\n".join(lines)
-
-
-def how_much_data(record: dict[str, Any]) -> str:
-    """How often the 80 % interval of the forecasts held, pooled and by family, on simulated and on real curves."""
-    simulated, own = record["results"]["simulated"], record["results"]["own_runs"]
-    lines = [
-        "| forecast | simulated: interval held | error (points) | own runs: interval held | error (points) |",
-        "|---|---|---|---|---|",
-    ]
-    for name in ("pooled", *(k for k in simulated if isinstance(simulated[k], dict) and k not in ("pooled", "advice"))):
-        cells = [
-            f"{100 * part[name]['holds_truth']:.1f} % | {100 * part[name]['mean_error']:.1f}"
-            for part in (simulated, own)
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    gained = "; ".join(
-        f"'{word}': {a['curves']} curves, of which {100 * a['gained_a_point']:.0f} % gained a point or more afterwards"
-        for word, a in simulated["advice"].items()
-    )
-    kinds = "; ".join(
-        f"{name.replace(', x', ' ×')}: {100 * share:.0f} %" for name, share in record["results"]["by_mechanism"].items()
-    )
-    both = record["results"]["all"]["pooled"]
-    lines += [
-        "",
-        f"- {simulated['forecasts']} forecasts of simulated curves and {own['forecasts']} of own runs. Over all of "
-        f"them, the 80 % interval held in {100 * both['holds_truth']:.1f} % "
-        f"({100 * both['low']:.1f} to {100 * both['high']:.1f} %).",
-        f"- By kind of curve, at 2 and 4 times the largest size seen: {kinds}.",
-        f"- Advice on the simulated curves: {gained}.",
-        "",
-        f"`{record['command']}`, {record['date']}.",
     ]
     return "\n".join(lines)
 

@@ -172,8 +172,6 @@ def run(monkeypatch, tmp_path, capsys):
     from dpo_workbench import cli
 
     monkeypatch.chdir(tmp_path)
-    for console in (cli.console, cli.errors):
-        monkeypatch.setattr(console, "_width", 2000)  # no line breaks but the program's own
 
     def go(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dpo-workbench", *arguments])

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -9,8 +10,9 @@ from dpo_workbench.cli_shared import builtin_task_of
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.builtin import load_task
+from dpo_workbench.training.config import TrainConfig
 
-COMMANDS = "demo models tasks check mine train label agreement evaluate report arms export".split()
+COMMANDS = "demo tasks check mine train label agreement evaluate report arms export".split()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -53,11 +55,6 @@ def test_tasks(run) -> None:
     assert code == 0 and "receipts" in out and "train 2480, dev 200, test 320" in out
 
 
-def test_models(run) -> None:
-    code, out, _ = run("models")
-    assert code == 0 and all(word in out for word in ("nano", "smol", "SmolLM2-135M-Instruct", "owner/name"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -78,9 +75,7 @@ def test_an_error_is_one_paragraph_and_a_log(run, tmp_path, arguments, words: st
 
 
 def test_markup_in_an_error_is_shown_as_it_is(run, monkeypatch) -> None:
-    monkeypatch.setattr(
-        "dpo_workbench.tasks.builtin.task_names", lambda: (_ for _ in ()).throw(WorkbenchError("[red]x[/] [/b]"))
-    )
+    monkeypatch.setattr("dpo_workbench.task_names", lambda: (_ for _ in ()).throw(WorkbenchError("[red]x[/] [/b]")))
     code, _, err = run("tasks")
     assert code == 1 and "[red]x[/] [/b]" in err
 
@@ -90,7 +85,7 @@ def test_markup_in_an_error_is_shown_as_it_is(run, monkeypatch) -> None:
     [
         (RuntimeError("boom"), 1, "RuntimeError: boom. This is a bug: please report"),
         (MemoryError(), 1, "Memory ran out"),
-        (RuntimeError("CUDA out of memory. Tried to"), 1, "Lower micro_tokens"),
+        (RuntimeError("CUDA out of memory. Tried to"), 1, "Lower --micro-tokens"),
         (KeyboardInterrupt(), 130, "Interrupted. What was saved is complete"),
     ],
 )
@@ -98,7 +93,7 @@ def test_other_errors(run, monkeypatch, error: BaseException, code: int, words: 
     def fails():
         raise error
 
-    monkeypatch.setattr("dpo_workbench.tasks.builtin.task_names", fails)
+    monkeypatch.setattr("dpo_workbench.task_names", fails)
     got, _, err = run("tasks")
     assert got == code and words in err and "Traceback" not in err
 
@@ -142,19 +137,26 @@ def test_train_writes_an_adapter(run, tiny_folder, tmp_path) -> None:
 def test_train_takes_every_field_of_the_config(run, tiny_folder, tmp_path) -> None:
     Pairs([Pair(f"p{k}", f"q {k}", "yes", "no") for k in range(6)]).save(tmp_path / "pairs.jsonl")
     arguments = ("train", "pairs.jsonl", "--out", "t", "--model", str(tiny_folder), "-a", "none", "--task", "")
-    settings = ("batch_size=2", "rank=4", "nll_weight=0.5", "alpha=8", "held_out=0", "warmup=2e-1", "loss=ipo")
-    code, _, err = run(*arguments, "--epochs", "1", *(term for pair in settings for term in ("--set", pair)))
+    help_text = run("train", "--help")[1]
+    for field in fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')} " in help_text, field.name
+    settings = "--batch-size 2 --rank 4 --nll-weight 0.5 --alpha 8 --held-out 0 --warmup 2e-1 --loss ipo --no-packing"
+    code, _, err = run(*arguments, "--epochs", "1", "--max-tokens", "900", *settings.split())
     assert code == 0, err
     saved = json.loads((tmp_path / "t" / "run.json").read_text())["config"]
-    want = {"epochs": 1, "batch_size": 2, "rank": 4, "nll_weight": 0.5, "alpha": 8, "held_out": 0}
-    assert want.items() <= saved.items() and (saved["warmup"], saved["loss"]) == (0.2, "ipo")
-    for wrong, words in (
-        ("warmpu=0.2", "no setting 'warmpu'. Did you mean 'warmup'?"),
-        ("rank=many", "`rank` must be a whole number. Got 'many'"),
-        ("rank", "`--set` takes NAME=VALUE. Got 'rank'"),
+    want = {"epochs": 1, "batch_size": 2, "rank": 4, "nll_weight": 0.5, "alpha": 8, "held_out": 0, "max_tokens": 900}
+    want |= {"warmup": 0.2, "loss": "ipo", "packing": False}
+    defaults = {k: v for k, v in TrainConfig().to_dict().items() if k not in want}
+    assert saved == defaults | want
+    for wrong, code, words in (
+        ("--warmpu 0.2", 2, "--warmup"),
+        ("--rank many", 2, "--rank"),
+        ("--rank 0", 1, "`rank` must be above 0"),
+        ("--loss ipo --loss hinge=1", 1, "`--loss` takes NAME=VALUE"),
+        ("--loss ipo=much", 1, "`--loss` takes NAME=VALUE"),
     ):
-        code, _, err = run(*arguments, "--set", wrong)
-        assert code == 1 and words in err
+        got, _, err = run(*arguments, *wrong.split())
+        assert got == code and words in err
 
 
 def test_pairs_name_their_task_and_foreign_ones_have_none(run, tiny_folder, tmp_path) -> None:

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dpo_workbench"
 # A room may import from itself and from the rooms before it, in function bodies and under TYPE_CHECKING too.
 ROOMS = (
     *"common pairs sandbox tasks models training mining plots evaluation studies labelling export".split(),
-    *("cli_shared", "cli"),
-    *("__init__", "__main__"),
+    "__init__",  # the public names, which the command line uses
+    *("cli_shared", "cli", "__main__"),
 )
 MAX_FILE, MAX_FUNCTION = 400, 60  # lines
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-IN_COLAB = "google.colab" in sys.modules
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # CPU flags with which bf16 is faster than fp32
 VECTOR_FLAGS = (*BF16_FLAGS, "avx512f", "avx2")  # the widest first
 
@@ -51,10 +50,8 @@ def choose_dtype(device: Any) -> tuple[Any, str]:
             return torch.float16, f"compute capability {major}.{minor} has fp16, but no bf16"
         return torch.float32, f"compute capability {major}.{minor} has no fast fp16 or bf16"
     if device.type == "cpu":
-        flags = _cpu_flags()
-        if found := next((flag for flag in BF16_FLAGS if flag in flags), None):
-            return torch.bfloat16, f"this CPU has {found}"
-        return torch.float32, "this CPU has no bf16 instructions"
+        found = _cpu_flags().intersection(BF16_FLAGS)
+        return (torch.bfloat16, f"this CPU has {min(found)}") if found else (torch.float32, "this CPU has no bf16")
     return torch.float32, f"the safe choice on {device.type}"
 
 
@@ -77,19 +74,13 @@ def describe() -> dict[str, Any]:
     """The machine, for a results file: system, processor, vector instructions, usable cores, versions."""
     flags = _cpu_flags()
     widest = next((flag for flag in VECTOR_FLAGS if flag in flags), None)
-    versions = {}
-    for name in ("torch", "transformers", "peft"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _cpu_info("model name") or platform.processor() or "unknown",
         **({"instructions": widest} if widest else {}),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
-        **versions,
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
     }
 
 
@@ -99,8 +90,6 @@ def _cpu_flags() -> set[str]:
 
 def _cpu_info(name: str) -> str:
     """A line of /proc/cpuinfo; empty on other systems than Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,36 +16,23 @@ from dpo_workbench.common.errors import WorkbenchError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, as `write_bytes` does. A lone surrogate, which UTF-8 can't hold, is escaped."""
-    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+    """Write a text file in UTF-8, in one step: readers see the old file or the new one, never a part.
 
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step: readers see the old file or the new one, never a part.
+    A lone surrogate, which UTF-8 can't hold, is escaped.
 
     Raises:
         WorkbenchError: the disk is full or the folder is read-only; the old file is unchanged.
     """
-    name = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+    with _scratch(path) as scratch:
+        fresh = scratch / path.name
+        fresh.write_bytes(text.encode("utf-8", "backslashreplace"))
+        _flush(fresh)
+        os.replace(fresh, path)
         _flush(path.parent)
-    except OSError as error:
-        raise _disk_error(path, error) from error
-    finally:
-        if name:
-            Path(name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, as `write_bytes` does."""
+    """Write indented JSON, as `write_text` does."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -57,35 +43,35 @@ def replace_folder(path: Path) -> Iterator[Path]:
     Raises:
         WorkbenchError: the disk is full; `path` is unchanged.
     """
-    fresh = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _scratch(path) as scratch:
+        fresh, old = scratch / "new", scratch / "old"
+        fresh.mkdir()
         yield fresh
-        os.chmod(fresh, 0o755)
         for part in (*fresh.rglob("*"), fresh):  # the folder's list of files must reach the disk too
             _flush(part)
-        _swap(fresh, path)
+        try:
+            if path.exists():
+                os.replace(path, old)
+            os.replace(fresh, path)
+        except BaseException:  # Ctrl-C too
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
         _flush(path.parent)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own exception
-        raise _disk_error(path, error) from error
-    finally:
-        if fresh:
-            shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _swap(fresh: Path, path: Path) -> None:
-    """Replace `path` by `fresh`; if that fails, the old one is restored."""
-    old = path.parent / f".{fresh.name}.old"
-    if path.exists():
-        os.replace(path, old)
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A new folder next to `path`, which is removed at the end. Errors of the disk become readable."""
     try:
-        os.replace(fresh, path)
-    except BaseException:  # Ctrl-C too
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own exception
+        raise WorkbenchError(
+            f"Results must be written to {path.parent}. The system says: {getattr(error, 'strerror', None) or error}. "
+            "What was saved before is untouched. Free some space or choose another folder with --out."
+        ) from error
 
 
 def _flush(path: Path) -> None:
@@ -97,11 +83,3 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _disk_error(path: Path, error: Exception) -> WorkbenchError:
-    words = getattr(error, "strerror", None) or error
-    return WorkbenchError(
-        f"Results must be written to {path.parent}. The system says: {words}. What was saved before is untouched. Free "
-        "some space or choose another folder with --out."
-    )

@@ -63,6 +63,5 @@ def how_to_go_on() -> str:
     """How to resume the run: run the cell again, or the command to type."""
     if in_notebook():
         return "run the cell again"
-    program = Path(sys.argv[0]).name
-    command = ["dpo-workbench"] if program in ("dpo-workbench", "__main__.py") else ["python", sys.argv[0]]
-    return f"type: {shlex.join([*command, *sys.argv[1:]])}"
+    ours = Path(sys.argv[0]).name in ("dpo-workbench", "__main__.py")
+    return f"type: {shlex.join([*(['dpo-workbench'] if ours else ['python', sys.argv[0]]), *sys.argv[1:]])}"

@@ -21,24 +21,18 @@ def progress(total: int, what: str, show: bool = True, *, done: int = 0) -> Iter
         show: False prints nothing.
         done: how many were done earlier, in a run that is resumed.
     """
-    bar = None
-    if show and not quiet():
-        from tqdm.auto import tqdm
+    from tqdm.auto import tqdm
 
-        bar = tqdm(total=total, initial=done, desc=what, leave=not in_notebook(), dynamic_ncols=True)
+    hidden, notebook = not show or quiet(), in_notebook()
 
     def advance(n: int = 1) -> None:
         nonlocal done
         done += n
-        if bar is not None:
-            bar.update(n)
+        bar.update(n)
 
-    try:
+    with tqdm(total=total, initial=done, desc=what, disable=hidden, leave=not notebook, dynamic_ncols=True) as bar:
         yield advance
-    finally:
-        if bar is not None:
-            bar.close()
-    if show and (bar is None or in_notebook()):
+    if show and (hidden or notebook):
         print(f"{what}: {done} of {total}", file=sys.stderr)
 
 

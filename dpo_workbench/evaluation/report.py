@@ -6,9 +6,9 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
@@ -22,28 +22,12 @@ from dpo_workbench.plots.training import TrainingDisplay
 EXAMPLES = 4  # prompts shown of each kind
 
 
-class Figure(NamedTuple):
-    """One figure of the report: an image as a data URI, and the same content as text."""
-
-    title: str
-    source: str
-    text: str
-
-
-class ReportTable(NamedTuple):
-    """One more table of the report."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
 def write_report(
     folder: str | Path,
     results: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
     verdict: Verdict | None = None,
-    tables: Sequence[ReportTable] = (),
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
     displays: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `results.json` and `report.html` into `folder`, and return the path of the report.
@@ -52,12 +36,11 @@ def write_report(
     example answers are the first by id, not a selection.
 
     Args:
-        folder: created if it is missing.
         results: plain values for results.json. The page shows `settings`, `machine`, `command`, `mined` (`headroom`),
             `pairs`, `training` (`history`, `probes`, `best_step`) and `times`.
         evaluations: name of the arm -> evaluation, in the order of the table.
         verdict: its two arms are compared. Without a verdict, the first and the last arm are.
-        tables: more tables, shown after the figures.
+        tables: more tables (title, header, rows), shown after the figures.
         displays: title -> Display, for more figures.
 
     Raises:
@@ -72,21 +55,20 @@ def write_report(
         "The arms": ArmsDisplay.from_evaluations(evaluations.values()),
     }
     if training.get("history"):
-        probes, best_step = training.get("probes") or (), training.get("best_step")
-        shown["Training"] = TrainingDisplay(training["history"], probes, best_step)
+        shown["Training"] = TrainingDisplay(training["history"], training["probes"], training["best_step"])
     page = _page(
         verdict=verdict,
         verdict_table=(HEADER, table_rows(verdict.numbers)) if verdict else None,
         title=f"{before.model}, {before.task}/{before.split}",
         arms=arm_table(evaluations),
         sees=sees_line(before.n, verdict.numbers["changed_share"] if verdict else 0.2),
-        figures=[_figure(title, display) for title, display in {**shown, **(displays or {})}.items()],
+        figures=[_figure(title, display) for title, display in (shown | dict(displays or {})).items()],
         tables=tables,
         headroom=(results.get("mined") or {}).get("headroom"),
         examples=examples(before, after),
         names=(before.name, after.name),
-        settings=_flat({k: results.get(k) or {} for k in ("settings", "pairs")}),
-        machine=_flat({k: results.get(k) or {} for k in ("machine", "times")}),
+        settings=results_json({k: results.get(k) for k in ("settings", "pairs")}),
+        machine=results_json({k: results.get(k) for k in ("machine", "times")}),
         command=results.get("command"),
     )
     write_text(Path(folder) / "results.json", results_json(results))
@@ -94,8 +76,8 @@ def write_report(
     return Path(folder) / "report.html"
 
 
-def _figure(title: str, display: Any) -> Figure:
-    """Draw a Display. Equal displays give equal bytes: the SVG has no date, and its ids do not change."""
+def _figure(title: str, display: Any) -> tuple[str, str, str]:
+    """A Display's title, its image as a data URI, and its text. Equal displays give equal bytes."""
     import matplotlib
     import matplotlib.pyplot as plt
 
@@ -104,7 +86,7 @@ def _figure(title: str, display: Any) -> Figure:
         drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
     plt.close(drawn)
     source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Figure(title, source, str(display))
+    return title, source, str(display)
 
 
 def _page(**context: Any) -> str:
@@ -124,17 +106,10 @@ def arm_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
     columns = [["arm", "n", "failed", "95 % interval", *classes, "mean score", "mean tokens"]]
     for name, e in evaluations.items():
         share = e.interval()
-        columns.append(
-            [
-                name,
-                f"{e.n} (+ {e.n_unscored} unscored)" if e.n_unscored else f"{e.n}",
-                f"{e.n_failed} ({100 * share.estimate:.1f} %)",
-                f"{100 * share.low:.1f} to {100 * share.high:.1f} %",
-                *(str(e.failures[c]) for c in classes),
-                f"{e.mean_score:.3f}",
-                f"{e.mean_tokens:.0f}",
-            ]
-        )
+        n = f"{e.n} (+ {e.n_unscored} unscored)" if e.n_unscored else f"{e.n}"
+        failed = (f"{e.n_failed} ({100 * share.estimate:.1f} %)", f"{100 * share.low:.1f} to {100 * share.high:.1f} %")
+        counts = [str(e.failures[c]) for c in classes]
+        columns.append([name, n, *failed, *counts, f"{e.mean_score:.3f}", f"{e.mean_tokens:.0f}"])
     return list(zip(*columns, strict=True))
 
 
@@ -165,25 +140,14 @@ def results_json(results: Mapping[str, Any]) -> str:
     return json.dumps(_plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, text)."""
-    rows: list[tuple[str, str]] = []
-    for key, inner in value.items():
-        name = f"{prefix}{key}"
-        rows += _flat(inner, f"{name}.") if isinstance(inner, Mapping) else [(name, str(inner))]
-    return rows
-
-
 def _plain(value: Any) -> Any:
     """JSON values: floats rounded to 6 significant digits, null for what is not finite."""
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):  # scalars of numpy and torch
+    if hasattr(value, "item"):  # scalars of numpy and torch
         value = value.item()
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, Iterable):
-        return [_plain(inner) for inner in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
-    return str(value)
+    return value

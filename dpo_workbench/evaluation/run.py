@@ -66,9 +66,8 @@ class Evaluation:
         if not self.scored:
             reason = f" (the first: {self.rows[0].explanation})" if self.rows else ""
             raise WorkbenchError(
-                f"An evaluation must have at least one scored answer. Got {len(self.rows)} rows of "
-                f"{self.task}/{self.split}, none scored{reason}. Choose a split with examples, and fix the score "
-                "function."
+                f"An evaluation must have at least one scored answer. Got {len(self.rows)} rows of {self.task}/"
+                f"{self.split}, none scored{reason}. Choose a split with examples, and fix the score function."
             )
 
     @cached_property
@@ -107,21 +106,16 @@ class Evaluation:
         counts = Counter(row.failure for row in self.scored if row.failure is not None)
         return Counter(dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
 
-    def share(self, failure: str) -> float:
-        """Share of the scored answers in that failure class."""
-        return self.failures[failure] / self.n
-
     def interval(self, failure: str | None = None) -> Interval:
         """Share of failed answers, or of one failure class, with Wilson's interval."""
         return wilson(self.n_failed if failure is None else self.failures[failure], self.n)
 
     def summary(self) -> dict[str, Any]:
         """Counts and means as plain values. Times are left out, so equal answers give equal summaries."""
-        names = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_tokens")
-        facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *names)}
+        counts = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_tokens")
+        facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *counts, "decoding")}
         interval = self.interval()
-        bounds = {"failed_low": interval.low, "failed_high": interval.high}
-        return {**facts, **bounds, "decoding": dict(self.decoding), "failures": dict(self.failures)}
+        return facts | {"failed_low": interval.low, "failed_high": interval.high, "failures": dict(self.failures)}
 
     def save(self, path: str | Path) -> Path:
         """Write a JSON-lines file: one line of facts, then one line per row."""
@@ -150,9 +144,9 @@ class Evaluation:
             f"{self.name}: {self.task}/{self.split}, {self.n} answers scored{unscored}, "
             f"mean score {self.mean_score:.3f}, {self.mean_tokens:.0f} tokens on average"
         ]
-        counts = [("any failure", self.n_failed), *self.failures.items()]
-        width = max(len(name) for name, _ in counts)
-        for name, count in counts:
+        counts = {"any failure": self.n_failed} | self.failures
+        width = max(map(len, counts))
+        for name, count in counts.items():
             share = wilson(count, self.n)
             interval = f"(95 %: {100 * share.low:.1f} to {100 * share.high:.1f} %)"
             lines.append(f"  {name:<{width}}  {count:>5}  {100 * share.estimate:>5.1f} %  {interval}")
@@ -182,16 +176,14 @@ def evaluate(
     """Let `model` answer each prompt of `split` once, and score the answers with the split's task.
 
     Args:
-        model: a loaded model. With `engine`: the name of the served model (None if the server has only one), or the
-            loaded model that it corresponds to.
+        model: a loaded model; with `engine` as in `mine`.
         split: held-out examples, such as `task.test`.
         name: label of the arm; by default the model's name.
         temperature: 0 decodes greedily.
         max_new_tokens: where an answer is cut off; by default the task's limit.
         seed: of the sampling, for temperatures above 0.
         repetition_penalty: above 1 makes repeated tokens less likely; see `generate`.
-        engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
-            generates here. If the server fails, answers that have arrived are kept, and the same call continues.
+        engine: address of an OpenAI-compatible server that generates, as in `mine`; None generates here.
         show: show a progress bar, and a line about answers that could not be scored.
     """
     from dpo_workbench.models.server import draw
@@ -217,10 +209,8 @@ def evaluate(
     result = evaluate_answers(name or label, split, [answers[0] for answers in drawn], model=label, decoding=decoding)
     if result.n_unscored and show:
         first = next(row for row in result.rows if row.value is None)
-        print(
-            f"{result.n_unscored} of {len(split)} answers could not be scored; the first is {first.id!r}: "
-            f"{first.explanation}"
-        )
+        where = f"the first is {first.id!r}: {first.explanation}"
+        print(f"{result.n_unscored} of {len(split)} answers could not be scored; {where}")
     return replace(result, seconds=time.monotonic() - start)
 
 
@@ -236,5 +226,5 @@ def judge(task: Task, example: Example, answer: Answer) -> Judged:
     """Score one answer. If the score function raises, the row has no score and counts as neither right nor wrong."""
     score, explanation = task.try_score(example, answer.text, finished=answer.finished)
     value, failure = (float(score.value), score.failure) if score else (None, None)
-    prompt = (example.id, example.group, example.prompt)
-    return Judged(*prompt, answer.text, answer.n_tokens, answer.finished, value, failure, explanation)
+    asked, answered = (example.id, example.group, example.prompt), (answer.text, answer.n_tokens, answer.finished)
+    return Judged(*asked, *answered, value, failure, explanation)

@@ -160,8 +160,7 @@ def over_seeds(before: Sequence[Sequence[float]], after: Sequence[Sequence[float
     if len(after) < 2 or len(starts) != len(after) or len(set(groups)) < 2:
         raise WorkbenchError(
             f"An interval over seeds needs two seeds or more, and two groups of prompts. Got {len(after)} seeds after "
-            f"training, {len(before)} before, and {len(set(groups))} groups. Run more seeds, or use "
-            "`paired_difference`."
+            f"training, {len(before)} before, and {len(set(groups))} groups. Run more seeds."
         )
     changes = [_by_group(_changes(b, a, groups), groups) for b, a in zip(starts, after, strict=True)]
     values = np.array(changes) * len(changes[0]) / len(groups)  # (seeds, groups); their mean is the mean over prompts
@@ -201,10 +200,8 @@ def smallest_detectable(n: int, discordant_share: float) -> float:
 
     Uses the exact power of the exact McNemar test. Returns 1.0 where no difference can be detected.
 
-    Args:
-        n: number of prompts.
-        discordant_share: share of prompts that fail in one arm and pass in the other; 0.2 is usual. Where the
-            difference itself is larger, all changes are assumed to go the same way.
+    `discordant_share` is the share of prompts that fail in one arm and pass in the other; 0.2 is usual. Where the
+    difference itself is larger, all changes are assumed to go the same way.
     """
     if n < 1:
         raise WorkbenchError(f"A test set must have at least one prompt. Got {n}. Choose a split with examples.")

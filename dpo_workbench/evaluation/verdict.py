@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.html import paragraph, table
 from dpo_workbench.evaluation import wording
 from dpo_workbench.evaluation.run import Evaluation, Judged
 from dpo_workbench.evaluation.statistics import (
@@ -41,9 +41,8 @@ class Verdict:
     text: str
     before: str  # names of the arms
     after: str
-    control: str | None = None
-    numbers: dict[str, Any] = field(default_factory=dict)
-    next_step: str = ""  # a key of `wording.NEXT`
+    numbers: dict[str, Any]
+    next_step: str  # a key of `wording.NEXT`
 
     def __str__(self) -> str:
         return f"{self.outcome.capitalize()}: {self.reason}. {self.text}"
@@ -51,8 +50,6 @@ class Verdict:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from dpo_workbench.common.html import paragraph, table
-
         title = paragraph(f"{self.outcome.capitalize()}: {self.reason}.", bold=True)
         return title + table(wording.HEADER, wording.table_rows(self.numbers)) + paragraph(self.text)
 
@@ -88,7 +85,7 @@ def verdict(
         mined: the failure classes that training aimed at.
         headroom: from `found.headroom(target)`; its forecast is compared with the outcome.
         effects: from `side_effects`.
-        pairs: the pairs used for training; their number and shortcuts inform the next step.
+        pairs: used for training; their number and shortcuts inform the next step.
     """
     check_classes(mined)
     numbers = {"before": before.name, "after": after.name, **_compare(before, after, mined)}
@@ -97,8 +94,12 @@ def verdict(
     if headroom is not None:
         of = "mined" if mined and headroom.target else "failures"
         cut = numbers[of]["relative_cut"]
-        expected = {"of": of, "expected_cut": float(headroom.forecast), "advice": headroom.advice}
-        numbers["forecast"] = {**expected, "seen_cut": cut and cut["estimate"]}
+        numbers["forecast"] = {
+            "of": of,
+            "expected_cut": float(headroom.forecast),
+            "advice": headroom.advice,
+            "seen_cut": cut and cut["estimate"],
+        }
     if effects is not None:
         numbers["side_effects"] = effects.to_dict()
         numbers["regressions"] = [str(effect) for effect in effects.regressions]
@@ -109,8 +110,8 @@ def verdict(
     if outcome == "worth it" and numbers.get("regressions"):
         reason += f"; at a price: worse in {', '.join(effect.name for effect in effects.regressions)}"
     following = _next(numbers, outcome)
-    text, name = wording.paragraph(numbers, following), control.name if control else None
-    return Verdict(outcome, reason, text, before.name, after.name, name, numbers, following)
+    text = wording.paragraph(numbers, following)
+    return Verdict(outcome, reason, text, before.name, after.name, numbers, following)
 
 
 def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
@@ -128,18 +129,18 @@ def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
             return "cannot tell", "every answer is the same as before"
         return "cannot tell", f"this test set can't detect changes smaller than {numbers['sees_points']} points"
     gain = "failures fall clearly" if failures < 0 else "the mean score rises clearly"
-    if "control" not in numbers:
+    control = numbers.get("control")
+    if control is None:
         return "worth it", f"{gain}; no control arm was given"
-    control = numbers["control"]
     score, failures = _clear(control["score"]), _clear_failures(control)  # of this arm, compared with the control
     if failures > 0 or score < 0:
         return "not worth it", f"the control arm is better in {'failures' if failures > 0 else 'score'}"
     if control["failures"]["before"] <= control["failures"]["after"] and score == 0:
         return "not worth it", "the control arm is as good"
+    lead = "the lead over the control arm is not clear"
     if failures < 0 or score > 0:
-        better = "fewer failures" if failures < 0 else "a better score"
-        return "worth it", f"{gain}; clearly {better} than the control arm"
-    return "worth it", f"{gain}; the lead over the control arm is not clear"
+        lead = f"clearly {'fewer failures' if failures < 0 else 'a better score'} than the control arm"
+    return "worth it", f"{gain}; {lead}"
 
 
 def _next(numbers: dict[str, Any], outcome: str) -> str:
@@ -183,19 +184,18 @@ def _clear_failures(numbers: dict[str, Any]) -> int:
 def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None) -> dict[str, Any]:
     """All numbers of one paired comparison, as plain values for JSON."""
     pairs = paired_rows(before, after)
-    groups = [row.group for row, _ in pairs]
+    old, new, groups = scores(pairs)
     failures = _failures(pairs, None)
     share = (failures["mended"] + failures["broken"]) / len(pairs)
     detectable = smallest_detectable(len(pairs), share)
-    old, new = [b.value or 0.0 for b, _ in pairs], [a.value or 0.0 for _, a in pairs]
     numbers = {
         "n": len(pairs),
         "n_groups": len(set(groups)),
         "n_unpaired": len(before.rows) - len(pairs),
         "failures": failures,
         "score": {
-            "before": float(np.mean(old)),
-            "after": float(np.mean(new)),
+            "before": statistics.fmean(old),
+            "after": statistics.fmean(new),
             "difference": paired_difference(old, new, groups).to_dict(),
             "sign_flip_p": paired_p(old, new, groups),
         },
@@ -232,17 +232,21 @@ def _failures(pairs: Sequence[tuple[Judged, Judged]], classes: set[str] | None) 
     }
 
 
+def scores(pairs: Sequence[tuple[Judged, Judged]]) -> tuple[list[float], list[float], list[str]]:
+    """Scores before, scores after and groups of paired rows, as the paired statistics take them."""
+    return [b.value or 0.0 for b, _ in pairs], [a.value or 0.0 for _, a in pairs], [b.group for b, _ in pairs]
+
+
 def paired_rows(before: Evaluation, after: Evaluation) -> list[tuple[Judged, Judged]]:
     """The rows that were scored in both arms, paired by id."""
     old, new = {row.id: row for row in before.rows}, {row.id: row for row in after.rows}
-    places = [f"{e.task}/{e.split}" for e in (before, after)]
     different = sorted(set(old) ^ set(new)) or [i for i in old if old[i].prompt != new[i].prompt]
-    if places[0] != places[1] or different:
+    if (before.task, before.split) != (after.task, after.split) or different:
         where = f" (example {different[0]!r} is not the same in both)" if different else ""
+        one, two = (f"{len(e.rows)} of {e.task}/{e.split} in {e.name!r}" for e in (before, after))
         raise WorkbenchError(
-            f"Two arms must have answered the same prompts of one split. Got {len(before.rows)} of {places[0]} in "
-            f"{before.name!r} and {len(after.rows)} of {places[1]} in {after.name!r}{where}. Evaluate both on one "
-            "split."
+            f"Two arms must have answered the same prompts of one split. Got {one} and {two}{where}. Evaluate both on "
+            "one split."
         )
     pairs = [(old[i], new[i]) for i in old if old[i].value is not None and new[i].value is not None]
     if not pairs:

@@ -1,4 +1,4 @@
-"""Take a run to other engines: a project for TRL and Accelerate, merged weights, the pairs in other formats."""
+"""Take a run to other engines: a project for TRL and Accelerate, or merged weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ import torch
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder, write_json, write_text
 from dpo_workbench.models.loading import Model, load_adapter, load_model
-from dpo_workbench.pairs.layouts_out import to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.training.batches import rows_of_step, steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.held_out import hold_out
+from dpo_workbench.training.guards import hold_out
 from dpo_workbench.training.loop import learning_rate
 from dpo_workbench.training.losses import loss_terms
-from dpo_workbench.training.packing import Row
-from dpo_workbench.training.record import RECORD
+from dpo_workbench.training.packing import Row, rows_of_step, steps_per_epoch
+from dpo_workbench.training.run import RECORD
 from dpo_workbench.training.tokens import pair_texts, tokenize
 
 SAME_IN_TRL = (  # losses with the same name and the same value for a pair in TRL's DPOTrainer
-    "sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
-    "discopop", "sigmoid_norm",
+    "sigmoid", "robust", "hinge", "ipo", "nca_pair", "bco_pair", "apo_zero", "apo_down", "discopop",
+    "sigmoid_norm",
 )  # fmt: skip
 # `sft` of TRL is a mean over the tokens of a micro-batch. With one pair at a time it equals the NLL term here.
 IN_TRL = {name: name for name in SAME_IN_TRL} | {"nll": "sft"}
@@ -61,8 +59,8 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
     terms = loss_terms(config)
     if missing := [name for name in terms if name not in IN_TRL]:
         raise WorkbenchError(
-            f"TRL's DPOTrainer must have the run's loss. Got {missing[0]!r}, which TRL lacks or computes over a whole "
-            f"batch. Train with {', '.join(IN_TRL)}, or train here."
+            f"TRL's DPOTrainer must have the run's loss. Got {missing[0]!r}, which TRL lacks or computes differently. "
+            f"Train with {', '.join(IN_TRL)}, or train here."
         )
     _check_free(out, folder, force)
     start = _start(folder, record)
@@ -175,35 +173,10 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
     return Exported(Path(out), [f"{record['model']} with {adapter}, {record['dtype']}"])
 
 
-def export_pairs(run_folder: str | Path, out: str | Path, layout: str = "trl", *, force: bool = False) -> Exported:
-    """Write a run's pairs as `pairs.jsonl` in the format of TRL or OpenAI (see `layouts_out.to_lines`).
-
-    What the format cannot express is counted in the notes. Pairs that it cannot express are left out.
-
-    Args:
-        run_folder: a folder with `pairs.jsonl`, or that file itself.
-        out, force: as in `export_trl`.
-        layout: `trl` or `openai`.
-    """
-    folder = _run_folder(run_folder)
-    file = folder / "pairs.jsonl" if folder.is_dir() else folder
-    record = _record(folder)[1] if (folder / RECORD).is_file() else {"chat": True}
-    pairs = Pairs.load(file)
-    lines, notes = to_lines(pairs, layout, chat=record["chat"])
-    _check_free(out, folder, force)
-    with replace_folder(Path(out)) as fresh:
-        write_text(fresh / "pairs.jsonl", "".join(line + "\n" for line in lines))
-    return Exported(Path(out), [f"{len(lines)} of {len(pairs)} pairs in the format of {layout}", *notes])
-
-
-def _run_folder(path: str | Path) -> Path:
-    """The folder itself, or `dpo` in the folder of a demo."""
-    inside = Path(path) / "dpo"
-    return inside if (inside / RECORD).is_file() else Path(path)
-
-
 def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    folder = _run_folder(path)
+    """The run folder (`dpo` in the folder of a demo), and what `record_run` wrote into it."""
+    inside = Path(path) / "dpo"
+    folder = inside if (inside / RECORD).is_file() else Path(path)
     try:
         return folder, json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

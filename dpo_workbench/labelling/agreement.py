@@ -1,8 +1,8 @@
 """How far raters agree: Cohen's kappa, Krippendorff's alpha and the flip rate, each with a 95 % interval.
 
-A table maps each rater to {item: value}; an item that a rater did not judge is left out. Kappa and Wilson's intervals
-come from statsmodels. Alpha is computed here (Krippendorff 2011, "Computing Krippendorff's alpha-reliability"): its
-bootstrap needs the coincidences of each item, and the best known library is under the GPL. A test compares the two.
+A table maps each rater to {item: value}; an item that a rater did not judge is left out. Alpha is computed here
+(Krippendorff 2011, "Computing Krippendorff's alpha-reliability"): its bootstrap needs the coincidences of each item,
+and the best known library is under the GPL. A test compares the two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.evaluation.statistics import wilson
 
 Table = Mapping[str, Mapping[Hashable, float]]
 
@@ -40,15 +40,13 @@ def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     The interval is a percentile bootstrap over the items.
 
     Args:
-        table: rater -> {item: number}. Items with one value do not count.
+        table: rater -> {item: finite number}. Items with one value do not count.
         resamples, seed: of the bootstrap.
     """
     by_item: dict[Hashable, list[float]] = defaultdict(list)
-    for rater, row in table.items():
+    for row in table.values():
         for item, value in row.items():
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise WorkbenchError(f"Values must be finite numbers. Got {value!r} ({rater}, item {item!r}).")
-            by_item[item].append(float(value))
+            by_item[item].append(value)
     judged = [values for values in by_item.values() if len(values) > 1]
     n = len(judged)
     if n == 0:
@@ -57,13 +55,11 @@ def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     counts = np.array([[values.count(v) for v in domain] for values in judged], dtype=float)  # (items, values)
     share = counts / (counts.sum(axis=1, keepdims=True) - 1)
     # ordered pairs of values within an item, without pairing a value with itself; (items, values, values)
-    coincidences = share[:, :, None] * counts[:, None, :] - share[:, :, None] * np.eye(len(domain))
-    value = _alpha(coincidences.sum(axis=0))
+    coincidences = share[:, :, None] * (counts[:, None, :] - np.eye(len(domain)))
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)  # (resamples, items)
-    drawn = np.array([_alpha(table) for table in np.tensordot(weights, coincidences, axes=1)])
-    drawn = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if n > 1 and len(drawn) else (math.nan, math.nan)
-    return Estimate(value, float(low), float(high), n)
+    drawn = [value for table in np.tensordot(weights, coincidences, axes=1) if not math.isnan(value := _alpha(table))]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if n > 1 and drawn else (math.nan, math.nan)
+    return Estimate(_alpha(coincidences.sum(axis=0)), float(low), float(high), n)
 
 
 def _alpha(coincidences: np.ndarray) -> float:
@@ -78,29 +74,23 @@ def _alpha(coincidences: np.ndarray) -> float:
 
 def cohen_kappa(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> Estimate:
     """Cohen's kappa (1960) of two raters on the items that both judged, with its large-sample interval."""
-    from statsmodels.stats.inter_rater import cohens_kappa
+    from statsmodels.stats.inter_rater import cohens_kappa, to_table
 
-    both = [item for item in one if item in other]
-    values = sorted({*(one[i] for i in both), *(other[i] for i in both)})
-    if len(values) < 2:  # no items, or one value for all: agreement cannot be told from chance
+    both = [(one[item], other[item]) for item in one if item in other]
+    if len({value for values in both for value in values}) < 2:  # agreement cannot be told from chance
         return Estimate(math.nan, math.nan, math.nan, len(both))
-    table = np.zeros((len(values), len(values)))
-    for item in both:
-        table[values.index(one[item]), values.index(other[item])] += 1
     with np.errstate(all="ignore"):  # for full agreement it divides by zero, and rounding makes the variance negative
-        found = cohens_kappa(table)
+        found = cohens_kappa(to_table(np.array(both))[0])
     kappa, half_width = float(found.kappa), 1.96 * math.sqrt(max(0.0, found.var_kappa))
     return Estimate(kappa, max(-1.0, kappa - half_width), min(1.0, kappa + half_width), len(both))
 
 
 def share(hits: int, n: int) -> Estimate:
     """A share with Wilson's interval (1927)."""
-    from statsmodels.stats.proportion import proportion_confint
-
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    low, high = proportion_confint(hits, n, method="wilson")
-    return Estimate(hits / n, float(low), float(high), n)
+    found = wilson(hits, n)
+    return Estimate(found.estimate, found.low, found.high, n)
 
 
 def flip_rate(disagree: int, n: int) -> Estimate:

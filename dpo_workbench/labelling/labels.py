@@ -31,10 +31,8 @@ class Vote:
     @property
     def value(self) -> int | None:
         """1: the pair's chosen answer won; -1: the rejected answer won; 0: a tie; None: both bad, or skipped."""
-        if self.event.choice == "tie":
-            return 0
         if self.event.winner is None:
-            return None
+            return 0 if self.event.choice == "tie" else None
         return 1 if self.event.winner == answer_key(self.pair.chosen) else -1
 
 
@@ -48,28 +46,23 @@ def read_labels(
         pairs: the pairs that were judged.
         plan: the plan of the study, if it had one. The report needs it for the gold items.
     """
-    files = [store] if isinstance(store, (str, Path)) else list(store)
-    missing = [file for file in files if not Path(file).is_file()]
+    files = [Path(file) for file in ([store] if isinstance(store, (str, Path)) else store)]
+    missing = [str(file) for file in files if not file.is_file()]
     if missing or not files:
         raise WorkbenchError(
-            f"A label file must exist. Got {missing[0] if missing else 'none'}. `dw.label(...)` creates it with the "
-            "first label."
+            f"A label file must exist. Got {', '.join(missing) or 'none'}. `dw.label(...)` creates it with the first "
+            "label."
         )
     events = Store(*files)
     by_key = {item_key(pair): pair for pair in reversed(list(pairs))}
-    votes, unmatched = [], 0
-    for event in events.labels.values():
-        key = event.item.removesuffix(AGAIN)
-        if key in by_key:
-            votes.append(Vote(event, by_key[key], key, event.item.endswith(AGAIN)))
-        else:
-            unmatched += 1
+    keyed = [(event, event.item.removesuffix(AGAIN)) for event in events.labels.values()]
+    votes = [Vote(event, by_key[key], key, event.item != key) for event, key in keyed if key in by_key]
     if not votes:
         raise WorkbenchError(
-            f"Labels must belong to the pairs. All {unmatched} labels in {files[0]} are of other pairs. Pass the pairs "
-            "that were judged."
+            f"Labels must belong to the pairs. All {len(keyed)} labels in {files[0]} are of other pairs. Pass the "
+            "pairs that were judged."
         )
-    return Labels(votes, unmatched, events.damaged, None if plan is None else Plan.load(plan))
+    return Labels(votes, len(keyed) - len(votes), events.damaged, None if plan is None else Plan.load(plan))
 
 
 @dataclass(repr=False, eq=False)
@@ -108,12 +101,18 @@ class Labels:
         found: dict[str, dict] = {rater: {} for rater in self.raters}
         for vote in self.first:
             if vote.value is not None:
-                found[vote.event.rater][vote.item] = float(vote.value * orientation(vote.pair))
+                sign = 1 if answer_key(vote.pair.chosen) < answer_key(vote.pair.rejected) else -1
+                found[vote.event.rater][vote.item] = float(sign * vote.value)
         return found
 
     def winners(self) -> dict[str, int]:
         """The items that become pairs: 1 if most raters prefer the pair's chosen answer, -1 if the rejected one."""
-        return {item: 1 if _balance(votes) > 0 else -1 for item, votes in self.by_item.items() if not _reason(votes)}
+        decided = {item: _count(votes) for item, votes in self.by_item.items() if not _reason(votes)}
+        return {item: 1 if count[1] > count[-1] else -1 for item, count in decided.items()}
+
+    def left_out(self) -> Counter[str]:
+        """How many items become no pair, by reason."""
+        return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
     def repeats(self) -> list[tuple[Vote, Vote]]:
         """First and second vote of a rater on each item that was shown twice."""
@@ -123,8 +122,8 @@ class Labels:
     def flip_rate(self) -> Estimate:
         """Share of wrong votes, from how often two raters name different winners (see `agreement.flip_rate`)."""
         couples = [two for votes in self.by_item.values() for two in combinations(votes, 2)]
-        decided = [(a.value, b.value) for a, b in couples if a.value and b.value]
-        return flip_rate(sum(a != b for a, b in decided), len(decided))
+        differ = [a.value != b.value for a, b in couples if a.value and b.value]
+        return flip_rate(sum(differ), len(differ))
 
     def config(self, config: TrainConfig | None = None) -> TrainConfig:
         """`config` with the robust loss, and the measured flip rate as its label smoothing.
@@ -159,20 +158,11 @@ class Labels:
             if weight > 0:  # not if one strong vote outweighs two slight ones
                 rows.append(_relabelled(votes[0].pair, winner, weight))
         if not rows:
-            left_out = ", ".join(f"{reason} {n}" for reason, n in self.left_out().items())
-            raise WorkbenchError(
-                f"Labels must name winners. Got none by majority ({left_out}). Label more, or discuss where raters "
-                "disagree."
-            )
+            raise WorkbenchError(f"Labels must name winners. Got none. Label more, or discuss disagreements. {self!r}")
         return Pairs(rows)
 
-    def left_out(self) -> Counter[str]:
-        """How many items become no pair, by reason."""
-        return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
-
     def __repr__(self) -> str:
-        left_out = self.left_out()
-        reasons = ", ".join(f"{reason} {n}" for reason, n in left_out.most_common()) or "none"
+        reasons = ", ".join(f"{reason} {n}" for reason, n in self.left_out().most_common()) or "none"
         lines = [
             f"Labels: {len(self.votes)} by {len(self.raters)} raters on {len(self.by_item)} pairs",
             f"  become pairs: {len(self.winners())}; left out: {reasons}",
@@ -183,24 +173,19 @@ class Labels:
         return "\n".join(lines + ([f"  flip rate: {rate}"] if rate.n else []))
 
 
-def orientation(pair: Pair) -> int:
-    """1 if the chosen answer has the smaller content hash, otherwise -1."""
-    return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
-
-
-def _balance(votes: Sequence[Vote]) -> int:
-    return sum(vote.value or 0 for vote in votes)
+def _count(votes: Sequence[Vote]) -> Counter[int | None]:
+    """Number of votes for each value."""
+    return Counter(vote.value for vote in votes)
 
 
 def _reason(votes: Sequence[Vote]) -> str:
     """Why the votes on one item make no pair; empty if they do."""
-    values = [vote.value for vote in votes]
-    n_ties, n_winners = values.count(0), values.count(1) + values.count(-1)
-    if values.count(None) * 2 >= len(values):
+    count = _count(votes)
+    if count[None] * 2 >= len(votes):
         return "both bad"
-    if n_ties > n_winners:
+    if count[0] > count[1] + count[-1]:
         return "tie"
-    return "" if _balance(votes) else "even votes"
+    return "even votes" if count[1] == count[-1] else ""
 
 
 def _relabelled(pair: Pair, winner: int, weight: float) -> Pair:

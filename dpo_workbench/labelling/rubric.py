@@ -12,7 +12,7 @@ from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
 
-SHOW_AS = ("text", "code", "sql")
+SHOW_AS = ("text", "code")
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,17 @@ class Rubric:
             names = ", ".join(sorted(templates))
             raise WorkbenchError(f"`rubric` must be a YAML file or a template ({names}). Got {str(source)!r}.")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise WorkbenchError(f"A rubric must be YAML. Got {' '.join(str(error).split())} ({path}).") from error
-        parts = {"name": path.stem, **content} if isinstance(content, dict) else {}
-        text_only = all(isinstance(part, str) for part in parts.values())
-        if not text_only or "question" not in parts or not parts.keys() <= {"name", "question", "criteria", "show_as"}:
+            content = {"name": path.stem} | yaml.safe_load(path.read_text(encoding="utf-8"))
+            if not all(isinstance(part, str) for part in content.values()):
+                raise TypeError("all values must be text")
+            rubric = cls(**content | {"criteria": content.get("criteria", "").strip()})
+            if rubric.show_as not in SHOW_AS:
+                raise TypeError(f"`show_as` is {rubric.show_as!r}")
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
             raise WorkbenchError(
-                "A rubric must have a `question`, and may have `name`, `criteria` and `show_as`. All of them are text; "
-                f"several lines of criteria follow `criteria: |`. Got {content!r:.200} ({path})."
-            )
-        rubric = cls(**parts | {"criteria": parts.get("criteria", "").strip()})
-        if rubric.show_as not in SHOW_AS:
-            raise WorkbenchError(f"`show_as` must be one of {', '.join(SHOW_AS)}. Got {rubric.show_as!r} ({path}).")
+                "A rubric must be YAML with a `question`, and may have `name`, `criteria` (several lines follow "
+                f"`criteria: |`) and `show_as` ({', '.join(SHOW_AS)}). Got: {' '.join(str(error).split())} ({path})."
+            ) from error
         return rubric
 
     def __repr__(self) -> str:

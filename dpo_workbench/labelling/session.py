@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.labelling.events import CHOICES, Event, Store, answer_key
 from dpo_workbench.labelling.rubric import Rubric
-from dpo_workbench.labelling.study import Item
+from dpo_workbench.labelling.study import Item, Plan, all_items
 from dpo_workbench.pairs.pair import Pair
 
 QUICK = 0.3  # seconds; a vote that comes sooner after an item appears is taken for a double click and ignored
@@ -21,11 +22,10 @@ HELP = (
 
 
 class Session:
-    """The labels of one rater and the item that is shown.
+    """The labels of one rater and the item that is shown. It continues where the label file ends.
 
     Args:
-        items: what this rater judges, in order.
-        pairs: all pairs that the items name.
+        pairs, rater, store, rubric, plan: as in `label`.
         quick: see `QUICK`; 0 where a double click cannot happen.
 
     Attributes:
@@ -34,25 +34,30 @@ class Session:
         strength, note: saved with the next vote.
     """
 
+    strength: int | None
+    note: str
+
     def __init__(
         self,
-        items: Sequence[Item],
         pairs: Sequence[Pair],
         rater: str,
-        store: Store,
-        rubric: Rubric,
+        store: str | Path,
+        rubric: str | Path | Rubric | None = None,
+        plan: Plan | str | Path | None = None,
         quick: float = QUICK,
     ):
         if not rater.strip():
             raise WorkbenchError("`rater` must be a name. Got an empty one. Initials are enough.")
-        if not items:
+        planned = Plan.load(plan).items if plan is not None else {rater: all_items(pairs, rater)}
+        if rater not in planned:
+            raise WorkbenchError(f"The rater must be in the plan. Got {rater!r}. It has: {', '.join(planned)}.")
+        self.items, self.pairs = planned[rater], {pair.id: pair for pair in pairs}
+        if not self.items:
             raise WorkbenchError(f"There must be something to label. Got no items for rater {rater!r}.")
-        self.pairs = {pair.id: pair for pair in pairs}
-        if missing := [item.pair for item in items if item.pair not in self.pairs]:
+        if missing := [item.pair for item in self.items if item.pair not in self.pairs]:
             raise WorkbenchError(f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them.")
-        self.items, self.rater, self.store, self.rubric = list(items), rater.strip(), store, rubric
+        self.rater, self.store, self.rubric = rater.strip(), Store(store), Rubric.load(rubric)
         self.quick, self.message = quick, ""
-        self.strength: int | None = None
         self._show(self._next_open(0))
 
     @property
@@ -73,14 +78,14 @@ class Session:
 
     @property
     def labels(self) -> dict[str, Event]:
-        """This rater's current labels by item key."""
-        return {item: label for (rater, item), label in self.store.labels.items() if rater == self.rater}
+        """This rater's current labels by item key, in the order of the items."""
+        found = {item.key: self.store.labels.get((self.rater, item.key)) for item in self.items}
+        return {key: label for key, label in found.items() if label}
 
     @property
     def n_done(self) -> int:
         """Number of items that have a label."""
-        labels = self.labels
-        return sum(item.key in labels for item in self.items)
+        return len(self.labels)
 
     @property
     def finished(self) -> bool:
@@ -90,8 +95,7 @@ class Session:
     def status(self) -> str:
         """Position and progress in words, and the label of an item that has one."""
         text = f"Item {self.position + 1} of {len(self.items)}, {self.n_done} labelled."
-        label = self.labels.get(self.item.key)
-        if label is not None:
+        if label := self.labels.get(self.item.key):
             strength = f", strength {label.strength}" if label.strength else ""
             text += f" Your label: {CHOICES[label.choice or 'skip']}{strength}."
         return text
@@ -103,19 +107,20 @@ class Session:
         return self.message
 
     def _run(self, text: str) -> str:
+        letter, rest = text[:1].lower(), text[1:].strip()
         if text.lower() in VOTES:
-            return self._vote(VOTES[text.lower()])
+            return self._vote(VOTES[letter])
         if text in ("1", "2", "3"):
             self.strength = int(text)
             return f"Strength {text}, saved with your vote."
         if text in ("<", ">"):
             return self._go(self.position + (1 if text == ">" else -1))
-        if found := re.fullmatch(r"[gG]\s*(\d{1,9})", text):
-            return self._go(int(found[1]) - 1)
+        if letter == "g" and re.fullmatch(r"\d{1,9}", rest):
+            return self._go(int(rest) - 1)
         if text.lower() == "u":
             return self._undo()
-        if found := re.fullmatch(r"[nN]\s+(.+)", text):
-            self.note = found[1]
+        if text[:2].lower() == "n " and rest:
+            self.note = rest
             return "Note saved with your vote."
         return f"Not a command: {text[:40]!r}. {HELP}"
 
@@ -124,29 +129,18 @@ class Session:
         if seconds < self.quick:
             return f"Too quick: the vote came {seconds:.2f} s after this item appeared, so it was ignored."
         a, b = self.answers
-        self.store.add(
-            "label",
-            self.rater,
-            self.item.key,
-            choice=choice,
-            left=answer_key(a),
-            right=answer_key(b),
-            strength=self.strength if choice in ("a", "b") else None,
-            note=self.note,
-            rubric=self.rubric.version,
-            seconds=round(seconds, 3),
-        )
+        shown = {"left": answer_key(a), "right": answer_key(b), "rubric": self.rubric.version}
+        said = {"choice": choice, "strength": self.strength if choice in ("a", "b") else None, "note": self.note}
+        self.store.add("label", self.rater, self.item.key, **shown, **said, seconds=round(seconds, 3))
         text = f"Saved: item {self.position + 1}, {CHOICES[choice]}."
         self._show(self._next_open(self.position + 1))
         return text + (" All items are labelled." if self.finished else "")
 
     def _undo(self) -> str:
         """Take the last label back and show its item, with strength and note as they were, so that both can be used."""
-        labels = self.labels
-        own = [labels[item.key] for item in self.items if item.key in labels]
-        if not own:
+        if not self.labels:
             return "Nothing to undo."
-        label = max(own, key=lambda event: event.clock)
+        label = max(self.labels.values(), key=lambda event: event.clock)
         self.store.add("undo", self.rater, label.item, target=label.id)
         self._show(next(k for k, item in enumerate(self.items) if item.key == label.item))
         self.strength, self.note = label.strength, label.note

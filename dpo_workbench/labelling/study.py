@@ -1,17 +1,15 @@
-"""`plan_labelling`: who judges which pair, which pairs are judged twice, and how precise the result will be."""
+"""`plan_labelling`: who judges which pair, and which pairs are judged twice."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_json
@@ -38,12 +36,12 @@ class Item:
         return self.key.removesuffix(AGAIN)
 
 
-def all_items(pairs: Sequence[Pair], rater: str, seed: int = 0) -> list[Item]:
+def all_items(pairs: Sequence[Pair], rater: str) -> list[Item]:
     """Each distinct pair once, in the given order. Sides are drawn by rater and content."""
     items: dict[str, Item] = {}
     for pair in pairs:
         key = item_key(pair)
-        items.setdefault(key, Item(key, pair.id, _swap(pair, rater, seed)))
+        items.setdefault(key, Item(key, pair.id, _swap(pair, rater, 0)))
     return list(items.values())
 
 
@@ -51,8 +49,7 @@ def _swap(pair: Pair, rater: str, seed: int) -> bool:
     """A fair coin that depends on rater and contents, but not on which answer is called chosen."""
     text = f"{seed}\0{rater}\0{item_key(pair)}".encode("utf-8", "surrogatepass")
     first_is_a = bool(hashlib.blake2b(text, digest_size=1).digest()[0] & 1)
-    chosen_is_first = answer_key(pair.chosen) == min(answer_key(pair.chosen), answer_key(pair.rejected))
-    return first_is_a == chosen_is_first
+    return first_is_a == (answer_key(pair.chosen) <= answer_key(pair.rejected))
 
 
 @dataclass
@@ -74,11 +71,9 @@ class Plan:
             return source
         try:
             content = json.loads(Path(source).read_text(encoding="utf-8"))
-            items = {
-                rater: [Item(row["key"], row["pair"], row["swap"], row["kind"]) for row in rows]
-                for rater, rows in content["items"].items()
-            }
-            return cls(items, content["gold"])
+            return cls(
+                {rater: [Item(**row) for row in rows] for rater, rows in content["items"].items()}, content["gold"]
+            )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise WorkbenchError(f"A plan must be a file that `Plan.save` wrote. Got {source} ({error}).") from error
 
@@ -86,37 +81,12 @@ class Plan:
         """How many items of each kind every rater has."""
         return {rater: Counter(item.kind for item in items) for rater, items in self.items.items()}
 
-    def precision(self) -> list[dict[str, Any]]:
-        """`precision` for several numbers of judged pairs, among them all pairs of the plan and its shared pairs."""
-        every = [item for items in self.items.values() for item in items]
-        planned = len({item.content for item in every})
-        shared = len({item.content for item in every if item.kind == "shared"})
-        return [precision(n) for n in sorted({50, 100, 200, 400, 800, planned, shared} - {0})]
-
     def __repr__(self) -> str:
         lines = [f"Plan: {len(self.items)} raters"]
         for rater, kinds in self.counts().items():
             words = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
             lines.append(f"  {visible(rater)}: {kinds.total()} items ({words})")
-        lines.append("  half width of a 95 % interval, by the number of judged pairs:")
-        for row in self.precision():
-            lines.append(f"  {row['n']:6} pairs: a share ±{100 * row['share']:.0f} points, kappa ±{row['kappa']:.2f}")
         return "\n".join(lines)
-
-
-def precision(n: int, agreement: float = 0.8) -> dict[str, Any]:
-    """Half widths of the 95 % intervals that `n` judged pairs give.
-
-    Returns:
-        `n`; `share`: for a win rate near 0.5 (Wilson 1927); `kappa`: for Cohen's kappa of two raters who agree on a
-        share `agreement` of the pairs and choose A and B equally often, by the large-sample standard error
-        sqrt(p (1 - p) / n) / (1 - 0.5) (Cohen 1960, equation 7).
-    """
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(n // 2, n, method="wilson")
-    kappa = 1.96 * math.sqrt(agreement * (1 - agreement) / n) / 0.5
-    return {"n": n, "share": float(high - low) / 2, "kappa": kappa}
 
 
 def plan_labelling(
@@ -149,37 +119,35 @@ def plan_labelling(
             "consistent the rater is."
         )
     rng = random.Random(seed)
-    distinct = {item_key(p): p for p in reversed(list(pairs))}
-    keyed = _gold_keys(distinct, gold or {})
-    rest = [key for key in distinct if key not in keyed]
+    distinct = {item_key(pair): pair for pair in reversed(list(pairs))}
+    winners = _gold_keys(distinct, gold or {})
+    rest = [key for key in distinct if key not in winners]
     rng.shuffle(rest)
     n_shared = round(overlap * len(rest))
     kinds: dict[str, dict[str, str]] = {name: {} for name in names}  # rater -> key -> kind
     couples = list(combinations(names, 2))
-    for number, key in enumerate(rest[:n_shared]):
-        for name in couples[number % len(couples)]:
-            kinds[name][key] = "shared"
-    for key in rest[n_shared:]:
-        shortest = min(names, key=lambda name: len(kinds[name]))
-        kinds[shortest][key] = "single"
+    for number, key in enumerate(rest):
+        if number < n_shared:
+            for name in couples[number % len(couples)]:
+                kinds[name][key] = "shared"
+        else:
+            kinds[min(names, key=lambda name: len(kinds[name]))][key] = "single"
     plan = {}
     for name in names:
-        own = kinds[name] | dict.fromkeys(keyed, "gold")
+        own = kinds[name] | dict.fromkeys(winners, "gold")
         items = [Item(key, distinct[key].id, _swap(distinct[key], name, seed), kind) for key, kind in own.items()]
         rng.shuffle(items)
         plan[name] = _with_repeats(items, repeats, rng)
-    return Plan(plan, keyed)
+    return Plan(plan, winners)
 
 
 def _gold_keys(distinct: Mapping[str, Pair], gold: Mapping[str, str]) -> dict[str, str]:
     """Item key -> key of the better answer."""
     keys = {pair.id: key for key, pair in distinct.items()}
-    found = {}
     for pair_id, winner in gold.items():
         if pair_id not in keys or winner not in ("chosen", "rejected"):
             raise WorkbenchError(f"`gold` must map pair ids to 'chosen' or 'rejected'. Got {pair_id!r}: {winner!r}.")
-        found[keys[pair_id]] = answer_key(getattr(distinct[keys[pair_id]], winner))
-    return found
+    return {keys[name]: answer_key(getattr(distinct[keys[name]], winner)) for name, winner in gold.items()}
 
 
 def _with_repeats(items: list[Item], share: float, rng: random.Random) -> list[Item]:
@@ -188,6 +156,6 @@ def _with_repeats(items: list[Item], share: float, rng: random.Random) -> list[I
     early = items[: max(1, len(items) - gap)]
     for item in rng.sample(early, min(round(share * len(items)), len(early))):
         earliest = min(items.index(item) + gap, len(items))
-        again = Item(item.key + AGAIN, item.pair, not item.swap, "again")
+        again = replace(item, key=item.key + AGAIN, swap=not item.swap, kind="again")
         items.insert(rng.randint(earliest, len(items)), again)
     return items

@@ -10,11 +10,10 @@ import ipywidgets as w
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
-from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.rubric import Rubric
-from dpo_workbench.labelling.session import HELP, QUICK, Session
-from dpo_workbench.labelling.study import Plan, all_items
-from dpo_workbench.labelling.view import Result, card, text_card
+from dpo_workbench.labelling.session import HELP, Session
+from dpo_workbench.labelling.study import Plan
+from dpo_workbench.labelling.view import card, text_card
 from dpo_workbench.pairs.pair import Pair
 
 BUTTONS = {"a": "A is better", "b": "B is better", "t": "Equally good", "x": "Both bad", "s": "Skip"}
@@ -22,31 +21,11 @@ MOVES = {"u": "Undo", "<": "Back", ">": "Forward"}
 STRENGTHS = (("not set", 0), ("slightly", 1), ("clearly", 2), ("far better", 3))
 
 
-def open_session(
-    pairs: Sequence[Pair],
-    rater: str,
-    store: str | Path,
-    rubric: str | Path | Rubric | None = None,
-    plan: Plan | str | Path | None = None,
-    quick: float = QUICK,
-) -> Session:
-    """A rater's session on a label file. It continues where the file ends. Arguments as in `label` and `Session`."""
-    rows = list(pairs)
-    if plan is None:
-        items = all_items(rows, rater)
-    else:
-        by_rater = Plan.load(plan).items
-        if rater not in by_rater:
-            raise WorkbenchError(f"The rater must be in the plan. Got {rater!r}. It has: {', '.join(by_rater)}.")
-        items = by_rater[rater]
-    return Session(items, rows, rater, Store(store), Rubric.load(rubric), quick=quick)
-
-
 class Labeller:
     """The widget of one session. Each button, and each letter in the text box, is a command for `Session.do`."""
 
-    def __init__(self, session: Session, results: Result | None = None):
-        self.session, self._results = session, results
+    def __init__(self, session: Session):
+        self.session = session
         self.parts = {name: w.HTML() for name in ("status", "prompt", "a", "b", "rubric", "message")}
         self.progress = w.IntProgress(min=0, max=len(session.items), description="Labelled:")
         self.buttons = {key: self._button(f"{text} ({key})", key) for key, text in {**BUTTONS, **MOVES}.items()}
@@ -77,15 +56,14 @@ class Labeller:
         self.session.strength, self.session.note = self.strength.value or None, self.note.value.strip()
         try:
             self.session.do(command)
-        except WorkbenchError as error:
-            self.session.message = str(error)
         except Exception as error:
-            self.session.message = f"Unexpected error, nothing was saved: {type(error).__name__}: {error}"
+            name = "" if isinstance(error, WorkbenchError) else f"Unexpected error: {type(error).__name__}: "
+            self.session.message = f"{name}{error}"
         self.show()
 
     def show(self) -> None:
         """Redraw everything from the session."""
-        for name, html in card(self.session, self._results).items():
+        for name, html in card(self.session).items():
             self.parts[name].value = html
         self.progress.value = self.session.n_done
         self.strength.value = self.session.strength or 0
@@ -113,7 +91,6 @@ def label(
     rater: str,
     store: str | Path = "labels.jsonl",
     plan: Plan | str | Path | None = None,
-    results: Result | None = None,
 ) -> Labeller:
     """Judge pairs blind in the notebook: two answers side by side, in random order, without their origin.
 
@@ -126,9 +103,8 @@ def label(
         rater: who judges; initials are enough.
         store: the label file. Several raters may share one.
         plan: from `plan_labelling`; default: all pairs, once each.
-        results: shows what a query returns (see `sql_results`).
     """
-    return Labeller(open_session(pairs, rater, store, rubric, plan), results)
+    return Labeller(Session(pairs, rater, store, rubric, plan))
 
 
 def label_text(
@@ -146,7 +122,7 @@ def label_text(
     Args:
         read, write: where commands come from and where text goes to. All other arguments as in `label`.
     """
-    session = open_session(pairs, rater, store, rubric, plan, quick=0.0)
+    session = Session(pairs, rater, store, rubric, plan, quick=0.0)
     write(HELP + " · q: stop")
     try:
         while not session.finished:

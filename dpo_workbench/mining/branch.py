@@ -77,10 +77,8 @@ def _failed_answers(
     """Token ids, without the end token, of the samples to fix, by their place in `found.rows`."""
     limit, tokens = found.settings["max_new_tokens"] - 1, {}
     for i, (_, drawn) in enumerate(found.rows):
-        first: dict[str, int] = {}  # text -> place; of equal texts the first
-        for k, sample in enumerate(drawn):
-            if sample.failure in classes and sample.text.strip():
-                first.setdefault(sample.text, k)
-        for text, k in list(first.items())[:per_prompt]:
-            tokens[i, k] = model.answer_ids(text)[:-1][:limit]
+        failed = [(s.text, k) for k, s in enumerate(drawn) if s.failure in classes and s.text.strip()]
+        first = dict(reversed(failed))  # text -> place; of equal texts the first
+        for k in sorted(first.values())[:per_prompt]:
+            tokens[i, k] = model.answer_ids(drawn[k].text)[:-1][:limit]
     return tokens

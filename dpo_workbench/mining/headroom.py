@@ -77,9 +77,7 @@ class Headroom:
             return "nothing to fix"
         return "go" if self.mixed_share >= 0.2 else "train more first"
 
-    @property
-    def text(self) -> str:
-        """The numbers and what they mean."""
+    def __str__(self) -> str:
         fail = f"fail as {', '.join(self.target)}" if self.target else "fail"
         return (
             f"{100 * self.failed_share:.0f} % of {self.n_prompts} x {self.samples} samples {fail}. "
@@ -90,9 +88,6 @@ class Headroom:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values with the advice, for JSON."""
-        return asdict(self) | {"advice": self.advice, "text": self.text}
-
-    def __str__(self) -> str:
-        return self.text
+        return asdict(self) | {"advice": self.advice, "text": str(self)}
 
     __repr__ = __str__

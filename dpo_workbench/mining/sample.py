@@ -125,12 +125,9 @@ class Found:
     @classmethod
     def load(cls, path: str | Path, task: Task) -> Found:
         """Read a file written by `save`; `task` must be the task that was mined."""
-        path = Path(path)
-        if not path.is_file():
-            raise WorkbenchError(f"A file of mined samples must exist. Got no file at {path}. Check the path.")
         examples = {e.id: e for split in task.splits.values() for e in split}
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
             unknown = [row["example"] for row in data["rows"] if row["example"] not in examples]
             if unknown:
                 raise WorkbenchError(
@@ -139,9 +136,10 @@ class Found:
                 )
             rows = tuple((examples[row["example"]], tuple(map(_sample, row["samples"]))) for row in data["rows"])
             return cls(task, rows, data["settings"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise WorkbenchError(
-                f"Mined samples must be in the format of `Found.save`. Got {error} in {path}. Mine again."
+                f"Mined samples must be in a file that `Found.save` wrote. Got {path} ({error}). Check the path, or "
+                "mine again."
             ) from error
 
     def __repr__(self) -> str:
@@ -189,7 +187,7 @@ def mine(
         max_new_tokens: the token limit; by default the task's.
         seed: of the sampling.
         engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
-            generates here. If the server fails, answers that have arrived are kept, and the same call continues.
+            generates here.
     """
     if not len(split):
         raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")
@@ -239,15 +237,14 @@ def score_answer(task: Task, example: Example, answer: Answer, greedy: bool = Fa
 
 
 def _pair(name: str, example: Example, own: Sample | None, bad: Sample) -> Pair:
-    chosen, source, score = (own.text, "own", own.value) if own else (example.reference, "reference", 1.0)
     return Pair(
         id=name,
         prompt=example.prompt,
-        chosen=chosen,
+        chosen=own.text if own else example.reference,
         rejected=bad.text,
-        chosen_from=source,
+        chosen_from="own" if own else "reference",
         rejected_from="own",
-        chosen_score=score,
+        chosen_score=own.value if own else 1.0,
         rejected_score=bad.value,
         failure=bad.failure,
         group=example.group,

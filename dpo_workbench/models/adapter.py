@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         rank, alpha: LoRA's r, and its scale times r.
         seed: for the random A matrices.
     """
-    # PEFT refuses these two layers in models with Mamba blocks, whose kernels read the weights past any adapter.
-    mamba = any(mark in str(causal_lm(network).config.model_type) for mark in ("mamba", "falcon_h1", "nemotron_h"))
+    kind, excluded = str(causal_lm(network).config.model_type), None
+    if any(mark in kind for mark in ("mamba", "falcon_h1", "nemotron_h")):
+        excluded = ["out_proj", "conv1d"]  # the kernels of Mamba blocks read their weights past any adapter
+    elif kind == "phimoe":
+        excluded = ["router"]  # a linear layer that returns three tensors
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM",
-        exclude_modules=["out_proj", "conv1d"] if mamba else None,
-    )  # fmt: skip
+        r=rank, lora_alpha=alpha, target_modules="all-linear", exclude_modules=excluded, task_type="CAUSAL_LM"
+    )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -122,7 +124,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check_patterns(network: PeftModel, name: str, settings: dict[str, Any]) -> None:
-    """Raise if a saved adapter has different ranks in some layers than a new adapter of this network has."""
+    """Raise if a saved adapter has other ranks or scales in some layers than a new adapter of this network."""
     for key in ("rank_pattern", "alpha_pattern"):  # PEFT itself sets them for some fused layers
         if (settings.get(key) or {}) != (getattr(network.peft_config[name], key) or {}):
             raise WorkbenchError(
@@ -132,11 +134,21 @@ def check_patterns(network: PeftModel, name: str, settings: dict[str, Any]) -> N
 
 
 @contextmanager
+def only_adapter(network: Any, name: str | None, trainable: bool = False) -> Iterator[Any]:
+    """Inside, the network applies only the adapter `name`, or none; other adapters require no gradients."""
+    if name is not None:
+        network.set_adapter(name, inference_mode=not trainable)
+    off = name is None and isinstance(network, PeftModel)
+    with network.disable_adapter() if off else nullcontext():
+        yield network
+
+
+@contextmanager
 def activation_checkpointing(network: nn.Module) -> Iterator[None]:
     """Inside, decoder layers keep only their inputs and compute the rest again in the backward pass.
 
     Layers checkpoint only in training mode. That mode is set on the decoder layers alone, not on the modules inside
-    them, so no dropout starts.
+    them. It starts no dropout, because `load_model` sets all dropout rates to zero.
     """
     layers = [m for m in network.modules() if isinstance(m, GradientCheckpointingLayer)]
     model = causal_lm(network)
@@ -161,29 +173,33 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
     """Inside, the base layers hold W + alpha / r * B A, so that generation does not pay for the adapter's products.
 
     The original weights are put back afterwards. Subtracting the product again would not restore them exactly. If the
-    device has no room for both, the adapter stays separate: that is slower and gives the same answers.
+    device has no room for both, or if layers have no plain weights of their own (quantized layers, fused experts,
+    layers that share one weight), the adapter stays separate: that is slower and gives the same answers.
 
     Returns:
         The network to generate with.
     """
+    layers = [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
+    weights: list[Any] = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
+    plain = all(weight is not None and weight.is_floating_point() for weight in weights)
+    if not plain or len({id(weight) for weight in weights}) < len(weights):
+        yield network
+        return
     originals: list[tuple[nn.Parameter, Tensor]] = []
-    merged: nn.Module = network
     try:
         try:
-            for layer in _lora_layers(network, name):
-                weight = layer.get_base_layer().weight
+            for layer, weight in zip(layers, weights, strict=True):
                 delta = layer.get_delta_weight(name)
                 originals.append((weight, weight.data))
                 weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
-            merged = causal_lm(network)
         except torch.OutOfMemoryError:
             _restore(originals)
             print("no room to merge the adapter: it is applied separately while generating (slower)", flush=True)
-        if merged is network:
-            yield network
-        else:
+        if originals:
             with network.disable_adapter():
-                yield merged
+                yield causal_lm(network)
+        else:
+            yield network
     finally:
         _restore(originals)
 
@@ -192,17 +208,3 @@ def _restore(originals: list[tuple[nn.Parameter, Tensor]]) -> None:
     for weight, data in originals:
         weight.data = data
     originals.clear()
-
-
-def can_merge(network: PeftModel, name: str) -> bool:
-    """True if all adapted layers have plain floating-point weights of their own.
-
-    Quantized layers, fused experts and layers that share one weight do not.
-    """
-    weights = [getattr(layer.get_base_layer(), "weight", None) for layer in _lora_layers(network, name)]
-    plain = all(weight is not None and weight.is_floating_point() for weight in weights)
-    return plain and len({id(weight) for weight in weights}) == len(weights)
-
-
-def _lora_layers(network: PeftModel, name: str) -> list[Any]:
-    return [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.lora_A]

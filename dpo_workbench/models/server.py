@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import re
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from multiprocessing.pool import ThreadPool
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-from dpo_workbench.common.environment import cache_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.decoding import Answer, check_decoding
 from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.models.openai_api import Refused, chat, check_address, open_client, served_names
 
-CONCURRENT = 16  # requests that the server has at one time
+CONCURRENT = 32  # requests that the server has at one time
+TIMEOUT = 600.0  # seconds that a request may take, including its wait in the server's queue
+RETRIES = 3  # after a lost connection, a timeout, or status 408, 409, 429 or 5xx
+PAUSE = 1.0  # seconds before the first retry, then 4 and 16 times as long
+_ENDS = {"stop": True, "eos_token": True, "length": False}  # finish_reason -> Answer.finished
+_ADVICE = {
+    400: "Check the model's name and the length of the prompt.",
+    401: "Set OPENAI_API_KEY to its key.",
+    403: "Set OPENAI_API_KEY to its key.",
+    404: "Check the model's name, and the address, which usually ends in /v1.",
+    429: "Send fewer requests at a time (CONCURRENT, docs/server.md), or try later.",
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,6 @@ class Server:
 
     url: str  # without credentials
     model: str  # the name that the server gives it
-    count_tokens: Callable[[str], int] | None = None  # by the tokenizer, if the model was given as a handle
 
 
 def draw(
@@ -44,15 +56,11 @@ def draw(
     Args:
         model: a handle; with an engine it may also be the name of the served model, or None if only one is served.
         engine: None, or the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
-        prompts, repetition_penalty: as in `generate`.
-        settings: `samples`, `temperature`, `max_new_tokens`, `seed` and `on_answers` of `generate`.
+        prompts, repetition_penalty, settings: as in `generate`; the API has no repetition penalty.
 
     Returns:
         The answers in the order of the prompts, and what a result should say about the server: `engine`, its address,
         and `model`, the served name; empty without an engine.
-
-    Raises:
-        WorkbenchError: see `generate`, `connect` and `ask`; or a repetition penalty, which the API does not have.
     """
     if engine is None:
         if model is None or isinstance(model, str):
@@ -74,38 +82,38 @@ def connect(engine: str, model: Model | str | None) -> Server:
     """Decide which model of which server answers.
 
     A name is used as it is. For a handle without an adapter, the server's model with the handle's name, Hub id or
-    folder answers. Otherwise the only model of the server does.
-
-    Args:
-        engine: the server's address, usually ending in /v1. A key is read from the environment variable OPENAI_API_KEY.
-        model: a name, a handle, or None.
+    folder answers. Otherwise the only model of the server does. A key is read from the environment variable
+    OPENAI_API_KEY.
 
     Raises:
-        WorkbenchError: a handle with an adapter; an address that is wrong or contains a password; and, unless `model`
-            is a name, a server that does not respond or does not make clear which model is meant.
+        WorkbenchError: a handle with an adapter; an address that is wrong or contains a password; no server there; or
+            a server that does not make clear which model is meant.
     """
-    url = check_address(engine)
-    if isinstance(model, str):
-        return Server(url, model)
-    if model and model.adapter:
+    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d+)?(/[^\s?#@]*)?", engine):
+        shown = "one with a password or parameters" if any(sign in engine for sign in "@?#") else repr(engine)
+        raise WorkbenchError(
+            "`engine` must be a server's address, such as http://127.0.0.1:8000/v1, without anything secret in it. Got "
+            f"{shown}. A key belongs in the environment variable OPENAI_API_KEY."
+        )
+    if isinstance(model, Model) and model.adapter:
         raise WorkbenchError(
             f"A server answers with the weights it serves, not with a handle's adapter. Got {model!r}. Save the "
             "adapter with `model.save(folder)`, serve it under a name (docs/server.md), and pass that name."
         )
-    with open_client(url) as client:
-        listed = served_names(client)
+    url = engine.rstrip("/")
+    listed = _served_names(url)  # also for a model given by name, to notice at once that no server is there
+    if isinstance(model, str):
+        return Server(url, model)
     known = (model.name, model.source, SMOL_HUB_ID if model.name == "smol" else "") if model else ()
-    found = [name for name in known if name in listed] or (listed if len(listed) == 1 else ())
+    found = [name for name in known if name in listed] or (listed if len(listed) == 1 else [])
     if not found:
         raise WorkbenchError(
             f"`model` must say which model of {url} should answer. It lists {', '.join(listed) or 'none'}. Pass the "
             "name that it is served by, such as model='owner/name'."
         )
-    if model is None:
-        return Server(url, found[0])
-    if found[0] not in known:
+    if model and found[0] not in known:
         print(f"{url} answers with {found[0]!r}, its only model, in place of {model.name!r}")
-    return Server(url, found[0], lambda text: len(model.tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return Server(url, found[0])
 
 
 def ask(
@@ -118,43 +126,31 @@ def ask(
     seed: int = 0,
     on_answers: Callable[[int], None] | None = None,
 ) -> list[list[Answer]]:
-    """Sample answers at a server.
+    """Sample answers at a server, one request for each.
 
     Each prompt is one user message at the chat endpoint, and **the server applies its own chat template** (for `smol`
-    that adds a system message; docs/server.md shows how to serve the same template). If the server honors seeds, sample
-    k of prompt i has the seed s + i * samples + k.
-
-    Answers are written to a file in the cache folder as they arrive. If the server dies or the call is interrupted, the
-    same call with the same settings continues where it stopped.
-
-    Args:
-        server: from `connect`.
-        prompts, samples, temperature, max_new_tokens, seed, on_answers: as in `generate`.
-
-    Returns:
-        `samples` answers for each prompt, in the order of the prompts. `Answer.n_tokens` is the server's `usage`. For a
-        reply with several answers, tokens are counted by the handle's tokenizer, or shared out by length of text.
+    that adds a system message; docs/server.md shows how to serve the same template). Each sample has its own seed.
+    Arguments and result are those of `generate`. `Answer.n_tokens` is the server's `usage`.
 
     Raises:
-        WorkbenchError: see `check_decoding` and `chat`; or answers cannot be written to the cache folder.
+        WorkbenchError: see `check_decoding`; or a request failed, also when it was repeated.
     """
     check_decoding(samples, temperature, max_new_tokens)
-    request = {"model": server.model, "temperature": temperature, "max_tokens": max_new_tokens}
-    key = json.dumps([server.url, request, samples, seed, list(prompts)])
-    path = cache_folder() / "unfinished" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.jsonl"
-    answers = _read_unfinished(path, len(prompts), samples)
-    advance = on_answers or (lambda n: None)
-    total, n_read = samples * len(prompts), sum(map(len, answers))
-    if n_read:
-        print(f"continuing: {n_read} of {total} answers are in {path}, from a call that stopped")
-        advance(n_read)
-    requests = _Requests(server, request, prompts, samples, seed * 1_000_003)
-    try:
-        _collect(requests, answers, path, advance)
-    except WorkbenchError as error:
-        n = sum(map(len, answers))
-        raise WorkbenchError(f"{error} {n} of {total} answers are saved; the same call asks for the others.") from None
-    if samples > 1 and all(len({a.text for a in drawn}) == 1 for drawn in answers):
+
+    def one(k: int) -> tuple[int, Answer]:
+        message = {"role": "user", "content": prompts[k // samples]}
+        settings = {"temperature": temperature, "max_tokens": max_new_tokens, "seed": (seed * 1_000_003 + k) % 2**31}
+        return k, _chat(server.url, {"model": server.model, "messages": [message], **settings})
+
+    drawn: dict[int, Answer] = {}
+    # The threads of a ThreadPool are daemons: after an error or Ctrl-C nothing waits for the requests in progress.
+    with ThreadPool(CONCURRENT) as pool:
+        for k, answer in pool.imap_unordered(one, range(samples * len(prompts))):
+            drawn[k] = answer
+            if on_answers:
+                on_answers(1)
+    answers = [[drawn[i * samples + k] for k in range(samples)] for i in range(len(prompts))]
+    if samples > 1 and all(len({a.text for a in of_prompt}) == 1 for of_prompt in answers):
         warnings.warn(
             f"All {samples} samples of each prompt are equal: {server.url} seems not to sample. `transformers serve` "
             "samples only if the model's generation_config.json has do_sample true (docs/server.md).",
@@ -163,109 +159,75 @@ def ask(
     return answers
 
 
-def _collect(requests: _Requests, answers: list[list[Answer]], path: Path, advance: Callable[[int], None]) -> None:
-    """Add the missing answers to `answers` and write each to the file as it arrives; delete the file at the end."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="ascii") as file:
-            file.write("\n")  # a line that was cut off by a kill must not merge with the next one
-            for i, new in requests.replies([len(drawn) for drawn in answers]):
-                for k, answer in enumerate(new, len(answers[i])):
-                    file.write(json.dumps({"prompt": i, "sample": k, **asdict(answer)}) + "\n")
-                file.flush()
-                answers[i] += new
-                advance(len(new))
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise WorkbenchError(
-            f"Answers are written down as they arrive, in {path.parent}. The system says: {error.strerror or error}. "
-            "Free some space, or set DPO_WORKBENCH_CACHE to a folder that can be written."
-        ) from error
-
-
-def _read_unfinished(path: Path, n_prompts: int, samples: int) -> list[list[Answer]]:
-    """The answers that a stopped call wrote down. Lines that are not complete are skipped and asked for again."""
-    answers: list[list[Answer]] = [[] for _ in range(n_prompts)]
-    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+def _chat(url: str, request: dict[str, Any]) -> Answer:
+    """One answer from the chat endpoint, after up to `RETRIES` failures that may pass."""
+    for attempt in range(RETRIES + 1):
+        time.sleep(PAUSE * 4 ** (attempt - 1) if attempt else 0)
         try:
-            row = json.loads(line)
-            drawn, k, answer = answers[row.pop("prompt")], row.pop("sample"), Answer(**row)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            status, text = _send(f"{url}/chat/completions", request, TIMEOUT)
+        except (OSError, HTTPException) as error:
+            problem, advice = f"{type(error).__name__}: {error}", "Look at its log, or wait longer (docs/server.md)."
             continue
-        if k == len(drawn) < samples:
-            drawn.append(answer)
-    return answers
+        if status == 200:
+            return _answer(url, text)
+        problem, advice = f"{status} {text}", _ADVICE.get(status, "Look at its log.")
+        if status < 500 and status not in (408, 409, 429):
+            break
+    prompt = request["messages"][0]["content"]
+    raise WorkbenchError(f"The server at {url} must answer. To {prompt[:40]!r} it says: {_clean(problem)}. {advice}")
 
 
-@dataclass
-class _Requests:
-    """The requests of one call of `ask`."""
+def _answer(url: str, text: str) -> Answer:
+    try:
+        reply = json.loads(text)
+        choice, n_tokens = reply["choices"][0], reply["usage"]["completion_tokens"]
+        content, finished = choice["message"]["content"], _ENDS[choice["finish_reason"]]
+        if not isinstance(content, str) or type(n_tokens) is not int:
+            raise TypeError("no text, or no number of tokens")
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        raise WorkbenchError(
+            f"{url} must reply with choices, each with a text and with finish_reason stop or length, and with "
+            f"usage.completion_tokens. Got {_clean(text)!r}. Check that the address is that of an OpenAI-compatible "
+            "API (usually ending in /v1), and that the server leaves tool calls and thinking in the text."
+        ) from None
+    return Answer(content, n_tokens, finished)
 
-    server: Server
-    request: dict[str, Any]
-    prompts: Sequence[str]
-    samples: int
-    seed: int
-    max_choices: int = 2**31  # in one reply; 1 once the server has refused to give several
-    stopped: bool = False
 
-    def replies(self, n_have: Sequence[int]) -> Iterator[tuple[int, list[Answer]]]:
-        """(prompt, new answers) as they arrive, until every prompt has `samples`.
+def _served_names(url: str) -> list[str]:
+    """The names of the models that the server lists (`transformers serve` lists its cache); empty without a list."""
+    try:
+        _, text = _send(f"{url}/models", None, timeout=10.0)
+    except (OSError, HTTPException) as error:
+        raise WorkbenchError(
+            f"A server must listen at {url}. Got no answer ({_clean(str(error))}). Start one, such as `vllm serve "
+            "MODEL` or `transformers serve MODEL` (docs/server.md), or check the address."
+        ) from None
+    try:
+        return [str(model["id"]) for model in json.loads(text)["data"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
 
-        After an error no further request is started. Those in progress are waited for, then the error is raised.
-        """
-        failed: Exception | None = None
-        with open_client(self.server.url) as client, ThreadPoolExecutor(CONCURRENT, "ask") as pool:
-            waiting = {pool.submit(self._ask, client, i, n) for i, n in enumerate(n_have) if n < self.samples}
-            try:
-                while waiting:
-                    done = next(as_completed(waiting))
-                    waiting.remove(done)
-                    if done.cancelled():
-                        continue
-                    try:
-                        i, n, reply = done.result()
-                    except Exception as error:  # noqa: BLE001 - raised below, after the other replies
-                        failed = failed or error
-                        self.stopped = True
-                        for other in waiting:
-                            other.cancel()
-                        continue
-                    yield i, self._answers(*reply)
-                    n += len(reply[0])
-                    if n < self.samples and not self.stopped:  # the server gave fewer answers than it was asked for
-                        waiting.add(pool.submit(self._ask, client, i, n))
-            except BaseException:  # an interrupt, or an error of the caller: do not wait for the server
-                client.close()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        if failed:
-            raise failed
 
-    def _ask(self, client: Any, i: int, n_have: int) -> tuple[int, int, tuple[list[str], list[bool], int | None]]:
-        """Ask for the missing answers of prompt i; runs in a thread."""
-        n = min(self.samples - n_have, self.max_choices)
-        seed = (self.seed + i * self.samples + n_have) % 2**31
-        try:
-            return i, n_have, chat(client, self.prompts[i], n, {**self.request, "seed": seed})
-        except Refused:
-            if n == 1:
-                raise
-            self.max_choices = 1  # perhaps the server does not accept a request for several answers
-            return self._ask(client, i, n_have)
+def _send(url: str, body: dict[str, Any] | None, timeout: float) -> tuple[int, str]:
+    """The status and the text of the reply to one request; a GET request without a body."""
+    request = Request(url, json.dumps(body).encode() if body else None, {"Content-Type": "application/json"})
+    if key := _key():
+        request.add_unredirected_header("Authorization", f"Bearer {key}")  # to no other server than the named one
+    try:
+        with urlopen(request, timeout=timeout) as reply:
+            return reply.status, reply.read().decode(errors="replace")
+    except HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
 
-    def _answers(self, texts: list[str], finished: list[bool], n_tokens: int | None) -> list[Answer]:
-        count = self.server.count_tokens
-        if n_tokens is not None and len(texts) == 1:
-            tokens = [n_tokens]
-        elif count is not None:
-            tokens = [count(text) + end for text, end in zip(texts, finished, strict=True)]  # and the end token
-        elif n_tokens is not None:
-            letters = max(1, sum(map(len, texts)))
-            tokens = [round(n_tokens * len(text) / letters) for text in texts]
-        else:
-            raise WorkbenchError(
-                f"A reply must say how many tokens it has (usage.completion_tokens). {self.server.url} does not. Pass "
-                "`model` as a handle, so that its tokenizer can count."
-            )
-        return [Answer(*one) for one in zip(texts, tokens, finished, strict=True)]
+
+def _key() -> str:
+    key = os.environ.get("OPENAI_API_KEY", "").strip()  # most self-hosted servers need none
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise WorkbenchError("OPENAI_API_KEY must be one word of ASCII characters. Got something else. Set it again.")
+    return key
+
+
+def _clean(text: str) -> str:
+    """The beginning of a text on one line, without the key."""
+    key, text = os.environ.get("OPENAI_API_KEY", "").strip(), " ".join(text.split())
+    return (text.replace(key, "***") if key else text)[:300].rstrip(".")

@@ -1,10 +1,12 @@
-"""The checks of preference data: a code for each rule, `Finding` for each violation, and the checks themselves."""
+"""The checks of preference data: a code for each rule, `Finding` for each violation, and shortcuts in a set."""
 
 from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +14,7 @@ from dpo_workbench.pairs.preference import Pair
 
 
 class Code(NamedTuple):
-    """stop: nothing can be read. error: the row is refused. skipped: the row is fine but makes no pair.
-    warning: the row is kept."""
+    """stop: nothing is read. error: the row is refused. skipped: it is fine but makes no pair. warning: it is kept."""
 
     severity: str
     rule: str
@@ -43,7 +44,7 @@ P204 | error | Messages of user and assistant must alternate. | Join the two mes
 P205 | error | The content of a message must be text. | Write text; images and tool calls can't be trained on here.
 P206 | warning | An answer should not repeat its prompt. | Repeated messages were removed; repeated text stays: cut it.
 P207 | error | An answer must be one message of the assistant. | Move earlier messages to `prompt`; cut later ones.
-P208 | error | Both conversations must begin with the same messages. | Write the prompt at the start of both.
+P208 | error | Both conversations must begin with the same messages. | Start both with the prompt, or drop the row.
 P209 | warning | A pair has one prompt text. | Several messages were written below each other, with their roles.
 P210 | warning | Messages should be lists, not text that spells out a list. | They were decoded; write lists of objects.
 P212 | warning | A list of answers should have scores or ranks. | It was read as sorted, best answer first.
@@ -59,16 +60,14 @@ P405 | warning | Length alone should not tell chosen from rejected. | Drop or ad
 P409 | warning | Small sets show only large effects. | Label more pairs or claim little: 50 pairs are a start.
 P411 | skipped | An answer needs another one to its prompt with a different label. | Add one to use the row.
 P412 | skipped | A comparison needs a winner. | Ties and unlabelled rows make no pair; break the tie to use the row.
-P413 | warning | Scores of a pair should be between 0 and 1. | Other scores order the answers but are not stored.
 """
 CODES = {line[:4]: Code(*line.split(" | ")[1:]) for line in _TABLE.strip().splitlines()}
 FEW = 50  # pairs
 MANY = 20  # fewer pairs are not tested for one-sidedness
 ONE_SIDED = 0.9  # share of pairs above which a length is reported
-EXCERPT = 60  # characters
 
 _TEMPLATE_TOKEN = re.compile(r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|<</?SYS>>")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which UTF-8 and tokenizers can't encode
 Note = tuple[str, str, str]  # code, field, excerpt
 
 
@@ -94,19 +93,12 @@ class Finding:
 
     def __str__(self) -> str:
         where = f"{self.source}:{self.line}" if self.line else self.source
+        name = f"`{self.field}`: " if self.field else ""
         got = f" Got {self.excerpt}" if self.excerpt else ""
-        return (
-            f"{where}: {self.code} {f'`{self.field}`: ' if self.field else ''}{CODES[self.code].rule}{got}. {self.fix}"
-        )
+        return f"{where}: {self.code} {name}{CODES[self.code].rule}{got}. {self.fix}"
 
 
-def finding(source: str, code: str, line: int = 0, field: str = "", got: object = "", fix: str = "") -> Finding:
-    """A finding with `got` shortened, and with the advice of the code where there is no `fix`."""
-    severity, _, advice = CODES[code]
-    return Finding(code, severity, source, line, excerpt(field), excerpt(got), fix or advice)
-
-
-def excerpt(got: object, limit: int = EXCERPT) -> str:
+def excerpt(got: object, limit: int = 60) -> str:
     """At most `limit` characters of a value; unprintable text is escaped."""
     if isinstance(got, bytes):
         got = got[: 2 * limit].decode("utf-8", "backslashreplace")
@@ -115,33 +107,37 @@ def excerpt(got: object, limit: int = EXCERPT) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def has_surrogate(text: str) -> bool:
-    """Whether the text contains half of a surrogate pair, which UTF-8 and tokenizers can't encode."""
-    return not text.isascii() and _SURROGATE.search(text) is not None
-
-
 def text_problems(name: str, text: str) -> Iterator[Note]:
     """What is wrong with one text."""
-
-    def around(match: re.Match[str]) -> str:
-        return text[max(0, match.start() - 20) : match.end() + 20]
-
     if not text.strip():
         yield "P301", name, repr(text[:9])
-    if has_surrogate(text) and (half := _SURROGATE.search(text)):
-        yield "P304", name, around(half)
-    if token := _TEMPLATE_TOKEN.search(text):
-        yield "P306", name, around(token)
+    half = None if text.isascii() else _SURROGATE.search(text)
+    for code, match in (("P304", half), ("P306", _TEMPLATE_TOKEN.search(text))):
+        if match:
+            yield code, name, text[max(0, match.start() - 20) : match.end() + 20]
 
 
 def pair_problems(pair: Pair) -> Iterator[Note]:
     """What is wrong between the texts of a pair."""
     if pair.chosen.strip() == pair.rejected.strip() and pair.rejected_finished:
         yield "P302", "rejected", pair.rejected
-    if len(pair.prompt) > 20:
-        for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            if text.startswith(pair.prompt):
-                yield "P206", name, text
+    for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if len(pair.prompt) > 20 and text.startswith(pair.prompt):
+            yield "P206", name, text
+
+
+def set_problems(pairs: Sequence[Pair], lines: Sequence[int]) -> Iterator[tuple[int, str, str, str]]:
+    """Line, code, field and excerpt of what is wrong with the pairs as a set; `lines` has the line of each pair."""
+    first: dict[tuple[str, str, str], int] = {}
+    for pair, line in zip(pairs, lines, strict=True):
+        if (other := first.get((pair.prompt, pair.rejected, pair.chosen))) is not None:
+            yield line, "P403", "chosen", f"the opposite of line {other}: {pair.chosen}"
+        first.setdefault((pair.prompt, pair.chosen, pair.rejected), line)
+    auc, longer = length_auc(pairs), sum(len(p.chosen) > len(p.rejected) for p in pairs) / len(pairs)
+    if len(pairs) >= MANY and (not 0.2 <= auc <= 0.8 or not 1 - ONE_SIDED < longer < ONE_SIDED):
+        yield 0, "P405", "chosen", f"AUC of length {auc:.2f}; the chosen answer is longer in {longer:.0%}"
+    if len(pairs) < FEW:
+        yield 0, "P409", "", f"{len(pairs)} pairs"
 
 
 def length_auc(pairs: Sequence[Pair]) -> float:
@@ -151,15 +147,36 @@ def length_auc(pairs: Sequence[Pair]) -> float:
     return below / (2 * len(pairs) ** 2)
 
 
-def set_problems(pairs: Sequence[Pair], lines: Sequence[int]) -> Iterator[tuple[str, int, str, str]]:
-    """Code, line, field and excerpt of what is wrong with the pairs as a set; `lines` has the line of each pair."""
-    first: dict[tuple[str, str, str], int] = {}
-    for pair, line in zip(pairs, lines, strict=True):
-        if (other := first.get((pair.prompt, pair.rejected, pair.chosen))) is not None:
-            yield "P403", line, "chosen", f"the opposite of line {other}: {pair.chosen}"
-        first.setdefault((pair.prompt, pair.chosen, pair.rejected), line)
-    auc, longer = length_auc(pairs), sum(len(p.chosen) > len(p.rejected) for p in pairs) / len(pairs)
-    if len(pairs) >= MANY and (not 0.2 <= auc <= 0.8 or not 1 - ONE_SIDED < longer < ONE_SIDED):
-        yield "P405", 0, "chosen", f"AUC of length {auc:.2f}; the chosen answer is longer in {longer:.0%}"
-    if len(pairs) < FEW:
-        yield "P409", 0, "", f"{len(pairs)} pairs"
+def fixed_rules(pairs: Sequence[Pair]) -> dict[str, float]:
+    """The share of pairs in which each rule picks the chosen answer; a tie counts half."""
+    rules: dict[str, Callable[[Pair], float]] = {
+        "shorter wins": lambda p: _win(len(p.rejected) - len(p.chosen)),
+        "finished wins": lambda p: _win(not p.rejected_finished),
+        "reference wins": lambda p: _win((p.chosen_from == "reference") - (p.rejected_from == "reference")),
+    }
+    return {name: statistics.fmean(map(rule, pairs)) for name, rule in rules.items()}
+
+
+def learned_rules(pairs: Sequence[Pair]) -> dict[str, float]:
+    """The same for rules that pick the answer whose first word, or format, was chosen more often in the other pairs."""
+    first_word = _learned(pairs, lambda text: (text.split() or [""])[0].lower())
+    return {"first word": first_word, "format": _learned(pairs, _format)}
+
+
+def _learned(pairs: Sequence[Pair], feature: Callable[[str], object]) -> float:
+    features = [(feature(p.chosen), feature(p.rejected)) for p in pairs]
+    tally = Counter(chosen for chosen, _ in features)
+    tally.subtract(rejected for _, rejected in features)
+    # where the two differ, this pair itself added 1 to the one and took 1 from the other
+    return statistics.fmean(0.5 if c == r else _win(tally[c] - tally[r] - 2) for c, r in features)
+
+
+def _format(text: str) -> tuple[str, str, int, bool]:
+    """Kinds of the first and last character, number of lines up to 3, whether a line starts like a list item."""
+    flat = text.strip()
+    first, last = ("letter" if c.isalpha() else "digit" if c.isdigit() else c for c in (flat[:1], flat[-1:]))
+    return first, last, min(3, flat.count("\n") + 1), bool(re.search(r"^\s*[-*\u2022]", flat, re.M))
+
+
+def _win(difference: float) -> float:
+    return 0.5 if difference == 0 else float(difference > 0)

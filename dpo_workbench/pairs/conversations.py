@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import itertools
 import json
 import math
 import os.path
@@ -18,6 +20,8 @@ IMPLICIT = object()  # in place of a prompt: both answers begin with it
 SHORT = 4  # an implicit prompt must have at least 1/SHORT of the characters of the longer answer
 _SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 _OPENING = re.compile(r"[ \t]*(?:```\w*|[\[({<]+|<[\w:]+>|SELECT|WITH)[ \t]*", re.I)
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # of a dialogue
+_KEYS = ({"role", "content"}, {"from", "value"})  # of a message
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 Message = tuple[str, str]  # role, content
@@ -30,9 +34,7 @@ class Ranked:
     prompt: str
     answers: list[str]
     ranks: list[float]  # a higher one is better
-    id: str = ""
     scored: bool = False  # ranks are scores, not only an order
-    grades: list[dict[str, float]] = field(default_factory=list)  # of each answer by person, if several people graded
     fields: dict[str, Any] = field(default_factory=dict)  # other fields of `Pair`
     notes: list[Note] = field(default_factory=list)
 
@@ -46,39 +48,34 @@ def text(value: Any, name: str) -> str:
 
 def number(value: Any, name: str, above: float = -math.inf) -> float:
     """A finite number, also one written as text (CSV). Raises Refusal."""
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        found = float(value)
-        if not (math.isfinite(found) and found > above):
-            raise ValueError
-        return found
-    except (TypeError, ValueError, OverflowError):
-        fix = f"Write a number{f' above {above:g}' if above > -math.inf else ''} here."
-        raise Refusal("P108", name, f"{type(value).__name__}: {value}", fix) from None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and above < float(value) < math.inf:
+            return float(value)
+    fix = "Write a number here." if above == -math.inf else f"Write a number above {above:g} here."
+    raise Refusal("P108", name, f"{type(value).__name__}: {value}", fix)
 
 
-def messages(value: Any, name: str) -> list[Message]:
-    """The messages of a conversation (`role` and `content`, or `from` and `value`), checked. Raises Refusal."""
-    if isinstance(value, dict) and "messages" in value:
-        value = value["messages"]
+def _messages(value: Any, speaker: str, name: str) -> list[Message]:
+    """Messages with `role` and `content`, or `from` and `value`; text is one of `speaker`. Raises Refusal."""
+    value = value.get("messages", value) if isinstance(value, dict) else value
     if not isinstance(value, list):
-        raise Refusal("P108", name, f"{type(value).__name__}: {value}", "Write text or a list of messages here.")
+        return [(speaker, text(value, name))]
     if not value:
         raise Refusal("P201", name, "[]")
     found: list[Message] = []
     for k, message in enumerate(value):
         at = f"{name}[{k}]"
         if not isinstance(message, dict):
-            fix = "Write text, or messages with role and content."
-            raise Refusal("P108", at, f"{type(message).__name__}: {message}", fix)
+            raise Refusal("P108", at, f"{type(message).__name__}: {message}", "Write text or a list of messages here.")
         role = message.get("role", message.get("from"))
-        role = _SHAREGPT.get(role, role) if isinstance(role, str) else role
+        role = _SHAREGPT.get(str(role), role)
         if role not in ROLES:
             raise Refusal("P202", f"{at}.role", role)
         content = message.get("content", message.get("value"))
-        if isinstance(content, list) and content and all(_is_text_part(part) for part in content):
-            content = "".join(part["text"] for part in content)
+        if isinstance(content, list):  # parts
+            parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+            texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+            content = "".join(texts) if len(texts) == len(content) > 0 else content
         if not isinstance(content, str):
             raise Refusal("P205", f"{at}.content", content)
         if found and role == found[-1][0] and role in ("user", "assistant"):
@@ -87,38 +84,30 @@ def messages(value: Any, name: str) -> list[Message]:
     return found
 
 
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
 def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Ranked:
-    """A prompt (text, messages, or IMPLICIT) with its answers, the first one ranked best. Raises Refusal.
-
-    `names` are the names of the answers' fields, for findings.
-    """
+    """A prompt (text, messages, or IMPLICIT) with the answers from the columns `names`, the first one ranked best."""
     notes: list[Note] = []
-    prompt, *answers = (
-        _decoded(value, name, notes) for value, name in zip((prompt, *answers), ("prompt", *names), strict=True)
-    )
+    prompt, *answers = (_decoded(v, n, notes) for v, n in zip((prompt, *answers), ("prompt", *names), strict=True))
+    if isinstance(prompt, str) and _TURN.match(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
+        prompt = _turns(prompt)[:-1]
+    if prompt is IMPLICIT and all(isinstance(answer, str) and _TURN.match(answer) for answer in answers):
+        answers = [_turns(answer) for answer in answers]
     if prompt is IMPLICIT and all(isinstance(answer, str) for answer in answers):
         cut = split_texts(answers[0], answers[1])
         return Ranked(answers[0][:cut], [a[cut:] for a in answers], [1.0, 0.0], notes=notes)
-    said = [messages(a, n) if isinstance(a, (list, dict)) else text(a, n) for a, n in zip(answers, names, strict=True)]
+    said = [_messages(answer, "assistant", name) for answer, name in zip(answers, names, strict=True)]
+    shared = _shared(*said) if len(said) == 2 else []
     if prompt is IMPLICIT:
-        asked = _shared([s if isinstance(s, list) else [("assistant", s)] for s in said])
-        if not asked:
-            fix = "Start both conversations with the same messages, or drop the row."
-            raise Refusal("P208", names[1], "no message in common", fix)
-        said = [s[len(asked) :] if isinstance(s, list) else s for s in said]
+        if not shared:
+            raise Refusal("P208", names[1], "no message in common")
+        asked, said = shared, [s[len(shared) :] for s in said]
     else:
-        asked = messages(prompt, "prompt") if isinstance(prompt, (list, dict)) else [("user", text(prompt, "prompt"))]
-        lists = [s for s in said if isinstance(s, list)]
-        if len(lists) == len(said) == 2:
-            shared = _shared(lists)  # may contain more than the prompt: a system message, earlier messages
-            asked = shared if shared[-len(asked) :] == asked else asked
+        asked = _messages(prompt, "user", "prompt")
+        if shared[-len(asked) :] == asked:
+            asked = shared  # may contain more than the prompt: a system message, earlier messages
     if asked[-1][0] == "assistant":
         raise Refusal("P203", "prompt", asked[-1][1])
-    texts = [_answer(s, asked, name, notes) if isinstance(s, list) else s for s, name in zip(said, names, strict=True)]
+    texts = [_answer(s, asked, name, notes) for s, name in zip(said, names, strict=True)]
     if len(asked) > 1:
         notes.append(("P209", "prompt", ", ".join(role for role, _ in asked)))
     written = asked[0][1] if len(asked) == 1 else "\n\n".join(f"{role}: {content}" for role, content in asked)
@@ -127,37 +116,36 @@ def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> R
 
 def _decoded(value: Any, name: str, notes: list[Note]) -> Any:
     """The messages that a text spells out, as JSON or as Python writes a list; any other value as it is."""
-    if not isinstance(value, str) or not _LOOKS_LIKE_MESSAGES.match(value):
+    is_text = isinstance(value, str) and _LOOKS_LIKE_MESSAGES.match(value)
+    if not is_text or not any(all(key in value for key in keys) for keys in _KEYS):
         return value
     found = None
     for parse in (json.loads, ast.literal_eval):
-        try:
-            found = parse(value)
-            break
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    keys = [{"role", "content"}, {"from", "value"}]
-    if found is None and any(all(key in value for key in both) for both in keys):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = found or parse(value)
+    if found is None:
         raise Refusal("P108", name, value, "Write the messages as a JSON list of objects; this text can't be decoded.")
-    if found and all(isinstance(m, dict) and any(both <= m.keys() for both in keys) for m in found):
-        notes.append(("P210", name, value))
-        return found
-    return value
+    if not all(isinstance(m, dict) and any(keys <= m.keys() for keys in _KEYS) for m in found):
+        return value
+    notes.append(("P210", name, value))
+    return found
 
 
-def _shared(conversations: Sequence[list[Message]]) -> list[Message]:
+def _turns(dialogue: str) -> list[dict[str, str]]:
+    """The messages of a dialogue as in HH-RLHF."""
+    _, *parts = _TURN.split(dialogue)
+    roles = ["user" if part == "Human" else "assistant" for part in parts[::2]]
+    return [{"role": role, "content": said.strip()} for role, said in zip(roles, parts[1::2], strict=True)]
+
+
+def _shared(first: list[Message], second: list[Message]) -> list[Message]:
     """The messages that both begin with; at least one message of each is left over."""
-    first, second = conversations
-    n = 0
-    while n < min(len(first), len(second)) - 1 and first[n] == second[n]:
-        n += 1
-    return first[:n]
+    same = itertools.takewhile(lambda both: both[0] == both[1], zip(first[:-1], second[:-1], strict=False))
+    return [message for message, _ in same]
 
 
 def _answer(said: list[Message], prompt: list[Message], name: str, notes: list[Note]) -> str:
     """The text of the one message that is left when the prompt, where it is repeated, is removed."""
-    if not said:
-        raise Refusal("P201", name, "[]")
     if len(said) > 1 and said[:-1] in (prompt, prompt[-1:]):
         notes.append(("P206", name, prompt[-1][1]))
         said = said[-1:]
@@ -167,11 +155,11 @@ def _answer(said: list[Message], prompt: list[Message], name: str, notes: list[N
 
 
 def split_texts(chosen: str, rejected: str) -> int:
-    """The length of the prompt that two texts begin with. It never ends inside a word or in the middle of a line.
+    """The length of the prompt that two texts begin with.
 
     It ends after the last empty line in what both share, else after the last line break. Lines that only open
-    something (`{`, a code fence, `<answer>`, `SELECT`) belong to the answers. Raises Refusal, also for a shared
-    beginning that may be a part of both answers: it has no line break, or it is short compared with the answers.
+    something (`{`, a code fence, `SELECT`) belong to the answers. Raises Refusal, also where the shared beginning may
+    be a part of both answers: it has no line break, or it is short compared with the answers.
     """
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if not value.strip():

@@ -1,17 +1,31 @@
-"""The layouts of preference data: which columns a file has, and how they are recognised."""
+"""The layouts of preference data: how each is recognised, and how its rows become one prompt with ranked answers."""
 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
+import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from dpo_workbench.pairs import row_readers as rows
 from dpo_workbench.pairs.checks import Refusal, excerpt
-from dpo_workbench.pairs.conversations import Ranked
-from dpo_workbench.pairs.row_readers import ANSWERS, LISTS, OTHERS, PROMPTS
+from dpo_workbench.pairs.conversations import IMPLICIT, Ranked, conversation, number, text
+from dpo_workbench.pairs.preference import Pair
+from dpo_workbench.pairs.sources import stop
+
+PROMPTS = ("prompt", "instruction", "question", "query", "input")  # names of columns; the first one is ours
+ANSWERS = ("response", "answer", "completion", "output", "text", "generated_text", "code")
+LISTS = ("answers", "responses", "completions", "candidates", "generations", "outputs")
+SCORES = ("score", "reward", "rating", "overall_score", "fine-grained_score", "grade")
+WINNERS = ("winner", "better_response_id", "preference", "label", "better", "pw")  # `pw`: flat Label Studio exports
+_SCORE_LISTS = ("scores", "ratings", "rewards", "grades")
+_RENAMED = {"prompt_id": "group", "score_chosen": "chosen_score", "score_rejected": "rejected_score"}
+OTHERS = (*_RENAMED, *(f.name for f in fields(Pair) if f.name not in ("prompt", "chosen", "rejected")))  # in any layout
+_TIES = ("tie", "tiebothbad", "both", "neither", "equal", "skip", "none", "")
+_TWO = re.compile(r"(response|answer|completion|output|candidate|conversation|text)_?([012ab])", re.I)
+_THUMBS = {"true": True, "1": True, "up": True, "good": True, "false": False, "0": False, "down": False, "bad": False}
 
 
 @dataclass(frozen=True)
@@ -34,13 +48,15 @@ class Layout:
         return [names[0] for names in self.needs if not any(name in row for name in names)]
 
 
-def recognise(objects: Sequence[dict[str, Any]]) -> Layout | None:
-    """The first layout that most of the rows have; None if no row has all columns of any layout."""
-    votes: Counter[str] = Counter()
-    for row in objects:
-        votes.update(layout.name for layout in LAYOUTS.values() if not layout.missing(row) and layout.fits(row))
+def recognise(objects: Sequence[dict[str, Any]], where: str) -> Layout:
+    """The first layout that most of the rows have; TRL's if there are none. Raises WorkbenchError if none has any."""
+    fitting = (layout for row in objects for layout in LAYOUTS.values() if not layout.missing(row) and layout.fits(row))
+    votes = Counter(layout.name for layout in fitting)
+    if not objects:
+        return LAYOUTS["trl"]
     if not votes:
-        return None
+        columns = dict.fromkeys(key for row in objects for key in row)
+        raise stop("P007", f"an unknown layout with the columns {', '.join(columns)}", where)
     enough = min(max(votes.values()), len(objects) // 2 + 1)  # a bad row fits only the looser layouts, which come later
     return next(layout for layout in LAYOUTS.values() if votes[layout.name] >= enough)
 
@@ -59,25 +75,164 @@ def read_row(layout: Layout, row: Any) -> Ranked:
         fix = f"Rename `{excerpt(close)}` to `{missing[0]}`." if close else ""
         raise Refusal("P107", missing[0], f"keys {', '.join(map(str, row))}", fix)
     ranked = layout.read(row)
-    rows.read_other_fields(ranked, row)
+    ranked.fields |= _other_fields(row)
     return ranked
 
 
-_P, _CR = PROMPTS, (("chosen",), ("rejected",))
-_ALL = (  # a row belongs to the first layout that it fits, so the stricter ones come first
+def _other_fields(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row says apart from its texts: the other fields of `Pair`."""
+    found: dict[str, Any] = {}
+    for key in OTHERS:
+        name, value = _RENAMED.get(key, key), row.get(key)
+        if value in (None, ""):
+            continue
+        if name in ("weight", "chosen_score", "rejected_score"):
+            found[name] = number(value, name, above=0 if name == "weight" else -math.inf)
+        elif name == "rejected_finished":
+            found[name] = _thumb(value, name)
+        else:  # text, or a number as it is written
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            found[name] = str(value) if is_number else text(value, name)
+    return found
+
+
+def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) -> Any:
+    return next((row[name] for name in names if name in row), default)
+
+
+def _asked(row: Mapping[str, Any], without: Any = None) -> Any:
+    """The prompt of a row: an `input` next to an instruction goes after it, a system text before it."""
+    asked = _first(row, PROMPTS, without)
+    if isinstance(asked, str):
+        more = row.get("input") if "input" in row and asked is not row["input"] else None
+        asked = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
+        if isinstance(row.get("system"), str) and row["system"].strip():
+            asked = [{"role": "system", "content": row["system"]}, {"role": "user", "content": asked}]
+    return asked
+
+
+def _read_pair(row: dict[str, Any]) -> Ranked:
+    if "chosen_from" in row and "prompt" in row:  # `Pairs.save` wrote these texts: they are read as they are
+        prompt, *answers = (text(row[name], name) for name in ("prompt", "chosen", "rejected"))
+        return Ranked(prompt, answers, [1.0, 0.0])
+    return conversation(_asked(row, IMPLICIT), [row["chosen"], row["rejected"]], ("chosen", "rejected"))
+
+
+def _read_openai(row: dict[str, Any]) -> Ranked:
+    names = ("preferred_output", "non_preferred_output")
+    if not isinstance(row["input"], dict) or "messages" not in row["input"]:
+        raise Refusal("P108", "input", row["input"], "Write an object with messages here.")
+    return conversation(row["input"], [row[name] for name in names], names)
+
+
+def _read_compared(row: dict[str, Any]) -> Ranked:
+    """Two answers in columns whose names differ in the last character, and which one is better."""
+    names = _two(row)
+    if not names:
+        raise Refusal("P107", "response1", f"keys {', '.join(map(str, row))}", "Add two answers and a winner.")
+    key = next(k for k in WINNERS if k in row)
+    found = conversation(_asked(row, IMPLICIT), [row[name] for name in names], names)
+    side = _side(row[key], names, key)
+    found.ranks = [float(side == 0), float(side == 1)]
+    return found
+
+
+def _is_compared(row: dict[str, Any]) -> bool:
+    return "chosen" not in row and bool(two := _two(row)) and all(row[name] is not None for name in two)
+
+
+def _two(row: Mapping[str, Any]) -> list[str]:
+    """The two columns with answers; empty where there are not exactly two."""
+    stems: dict[str, list[str]] = defaultdict(list)
+    for key in row:
+        if match := _TWO.fullmatch(key):
+            stems[match[1].lower()].append(key)
+    return next((sorted(names) for names in stems.values() if len(names) == 2), [])
+
+
+def _side(label: Any, names: Sequence[str], where: str) -> int | None:
+    """The place of the name that a label means: the name, left or right, or its last character; None for a tie."""
+    letters = re.compile(r"\W|_")
+    label = int(label) if isinstance(label, float) and label.is_integer() else label
+    asked, others = letters.sub("", str(label)).lower(), [letters.sub("", name).lower() for name in names]
+    if label is None or asked in _TIES:
+        return None
+    for given, sides in ((asked, others), (asked, ["left", "right"]), (asked[-1:], [name[-1:] for name in others])):
+        if given in sides and len(set(sides)) == len(names):
+            return sides.index(given)
+    raise Refusal("P108", where, label, f"Write one of {', '.join(names)} here.")
+
+
+def _read_label_studio(row: dict[str, Any]) -> Ranked:
+    """Two answers that people compared; the majority of the annotations decides."""
+    data = row["data"] if isinstance(row["data"], dict) else {}
+    if not _two(data) or not any(name in data for name in PROMPTS):
+        raise Refusal("P107", "data", row["data"], "Add a prompt, `text1` and `text2`.")
+    done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
+    values = [result.get("value") for a in done for result in _dicts(a.get("result"))]
+    votes = Counter(str(value["selected"]) for value in _dicts(values) if "selected" in value)
+    winners = [label for label, n in votes.items() if n == max(votes.values())]
+    return _read_compared({**data, "winner": winners[0] if len(winners) == 1 else None})
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def _read_list(row: dict[str, Any]) -> Ranked:
+    """Several answers to a prompt: objects with scores, texts with a list of scores or ranks, or texts best first."""
+    name = next(n for n in LISTS if n in row)
+    values = row[name]
+    if not isinstance(values, list) or len(values) < 2:
+        raise Refusal("P108", name, values, "Write a list of two or more answers here.")
+    key = next((k for k in _SCORE_LISTS if row.get(k) is not None), None)
+    objects = all(isinstance(v, dict) for v in values)
+    names = [f"{name}[{k}]" for k in range(len(values))]
+    found = conversation(_asked(row), [_first(v, ANSWERS) for v in values] if objects else values, names)
+    if key is not None:
+        given, found.scored = row[key], True
+        if not isinstance(given, list) or len(given) != len(values):
+            raise Refusal("P108", key, given, f"Write a list of {len(values)} numbers here.")
+        found.ranks = [number(g, f"{key}[{k}]") for k, g in enumerate(given)]
+    elif objects and all("rank" in v for v in values):
+        found.ranks = [-number(v["rank"], f"{name}.rank") for name, v in zip(names, values, strict=True)]
+    elif objects:
+        scores = [number(_first(v, SCORES), f"{name}.score") for name, v in zip(names, values, strict=True)]
+        found.ranks, found.scored = scores, True
+    else:
+        found.ranks = [float(-k) for k in range(len(values))]
+        found.notes.append(("P212", name, f"{len(values)} answers"))
+    return found
+
+
+def _read_thumb(row: dict[str, Any]) -> Ranked:
+    found = conversation(_asked(row), [_first(row, ANSWERS)], ("completion",))
+    found.ranks = [float(_thumb(row["label"], "label"))]
+    return found
+
+
+def _thumb(value: Any, name: str) -> bool:
+    if _word(value) not in _THUMBS:
+        raise Refusal("P108", name, value, "Write true or false here.")
+    return _THUMBS[_word(value)]
+
+
+def _word(value: Any) -> str:
+    return str(value).strip().lower().removesuffix(".0")  # pandas makes floats
+
+
+_BOTH = (("chosen",), ("rejected",))
+LAYOUTS = {layout.name: layout for layout in (  # a row belongs to the first that it fits: stricter ones come first
     Layout("openai", "OpenAI or Azure: input, preferred_output, non_preferred_output",
-           (("input",), ("preferred_output",), ("non_preferred_output",)), rows.read_openai),
-    Layout("hh", "dialogues of Human and Assistant as in HH-RLHF, in chosen and rejected",
-           _CR, rows.read_hh, fits=rows.is_hh),
+           (("input",), ("preferred_output",), ("non_preferred_output",)), _read_openai),
     Layout("compared", "two answers in columns such as response1 and response2, and which one won",
-           (rows.WINNERS,), rows.read_compared, fits=rows.is_compared),
-    Layout("labelstudio", "Label Studio, pairwise: data and annotations",
-           (("data",), ("annotations",)), rows.read_label_studio, fits=rows.is_label_studio),
-    Layout("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages", (_P, *_CR), rows.read_pair),
-    Layout("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _CR, rows.read_pair),
+           (WINNERS,), _read_compared, fits=_is_compared),
+    Layout("labelstudio", "Label Studio, pairwise: data and annotations", (("data",), ("annotations",)),
+           _read_label_studio, fits=lambda row: isinstance(row["data"], dict) and isinstance(row["annotations"], list)),
+    Layout("trl", "TRL, explicit prompt: prompt, chosen, rejected as text or messages", (PROMPTS, *_BOTH), _read_pair),
+    Layout("trl-implicit", "TRL, implicit prompt: chosen and rejected begin with it", _BOTH, _read_pair),
     Layout("list", "several answers to a prompt with scores (as in UltraFeedback) or ranks, or best first",
-           (_P, LISTS), rows.read_list, fits=rows.is_list),
+           (PROMPTS, LISTS), _read_list, fits=lambda row: any(isinstance(row.get(name), list) for name in LISTS)),
     Layout("thumbs", "one answer per row with thumbs up or down, paired within a prompt",
-           (_P, ANSWERS, ("label",)), rows.read_thumb, fits=rows.has_thumb, grouped=True),
-)  # fmt: skip
-LAYOUTS = {layout.name: layout for layout in _ALL}
+           (PROMPTS, ANSWERS, ("label",)), _read_thumb, fits=lambda row: _word(row["label"]) in _THUMBS, grouped=True),
+)}  # fmt: skip

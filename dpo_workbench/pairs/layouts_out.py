@@ -17,11 +17,8 @@ def to_lines(pairs: Sequence[Pair], layout: str, *, chat: bool = True) -> tuple[
     """Pairs as lines in another layout, and notes about what it can't express. Texts stay as they are.
 
     Args:
-        pairs: at least one.
-        layout: `trl` (`prompt`, `chosen`, `rejected`, and `id`) or `openai` (`input`, `preferred_output`,
-            `non_preferred_output`).
-        chat: for `trl`: write messages, for a model with a chat template; else plain text with a line break after the
-            prompt, as a model without a template sees it.
+        layout: `trl` or `openai`.
+        chat: for `trl`: messages; else plain text with a line break after the prompt, for a model without a template.
 
     Raises:
         WorkbenchError: an unknown layout, or no pair that it can hold.
@@ -37,13 +34,13 @@ def to_lines(pairs: Sequence[Pair], layout: str, *, chat: bool = True) -> tuple[
             f"Each pair must have two different texts. Got {_count(same)} whose answers differ only in that the "
             f"rejected one never ended, which {layout} cannot express. Mine pairs with other rejected answers."
         )
-    notes = []
-    if same:
-        notes.append(f"left out: {_count(same)}, whose answers differ only in that the rejected one never ended")
-    if cut := [p for p in different if not p.rejected_finished]:
-        notes.append(f"{_count(cut)} with a rejected answer cut at the token limit: will be read as if it ended there")
-    if weighted := [p for p in different if p.weight != 1.0]:
-        notes.append(f"{_count(weighted)} with a weight other than 1: not in the file, so all rows count alike")
+    cut, weighted = [p for p in different if not p.rejected_finished], [p for p in different if p.weight != 1.0]
+    told = {
+        "left out: {}, whose answers differ only in that the rejected one never ended": same,
+        "{} with a rejected answer cut at the token limit: will be read as if it ended there": cut,
+        "{} with a weight other than 1: not in the file, so all rows count alike": weighted,
+    }
+    notes = [note.format(_count(found)) for note, found in told.items() if found]
     if layout == "openai" and len(different) < OPENAI_MINIMUM:
         notes.append(f"OpenAI accepts files of {OPENAI_MINIMUM} rows or more: this one has {len(different)}")
     return [json.dumps(_row(p, layout, chat), ensure_ascii=False) for p in different], notes
@@ -56,8 +53,8 @@ def _row(pair: Pair, layout: str, chat: bool) -> dict[str, Any]:
     better, worse = ([{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected))
     if layout == "trl":
         return {"id": pair.id, "prompt": asked, "chosen": better, "rejected": worse}
-    tools = {"tools": [], "parallel_tool_calls": True}
-    return {"input": {"messages": asked, **tools}, "preferred_output": better, "non_preferred_output": worse}
+    asked_with_tools = {"messages": asked, "tools": [], "parallel_tool_calls": True}
+    return {"input": asked_with_tools, "preferred_output": better, "non_preferred_output": worse}
 
 
 def _count(pairs: Sequence[Pair]) -> str:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
-from dpo_workbench.pairs.checks import CODES, Finding, has_surrogate
+from dpo_workbench.pairs.checks import CODES, Finding, fixed_rules, learned_rules, pair_problems, text_problems
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.reader import read_rows
-from dpo_workbench.pairs.shortcuts import fixed_rules, learned_rules
+from dpo_workbench.pairs.sources import stop
 
 __all__ = ["Pair", "Pairs", "ReadResult", "read_pairs"]
 _TOLD_ON_LOADING = ("P110", "P210", "P212", "P401", "P411", "P412")
@@ -55,9 +55,6 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, index: int | slice) -> Pair | Pairs:
         return Pairs(self.rows[index], self.task) if isinstance(index, slice) else self.rows[index]
 
-    def __iter__(self) -> Iterator[Pair]:
-        return iter(self.rows)
-
     def save(self, path: str | Path) -> Path:
         """Write JSONL, one pair per line, in one step; `weight` only where it is not 1."""
         rows = ({k: v for k, v in asdict(p).items() if (k, v) != ("weight", 1.0)} for p in self.rows)
@@ -66,9 +63,7 @@ class Pairs(Sequence[Pair]):
 
     @classmethod
     def load(cls, path: str | Path, task: Any = None) -> Pairs:
-        """Read what `save` wrote, or any other source that `read_pairs` reads, with the same checks.
-
-        Prints a line for what was left out or interpreted.
+        """Read any source that `read_pairs` reads, such as what `save` wrote. Prints what was left out or interpreted.
 
         Raises:
             WorkbenchError: a row was refused; `read_pairs` reads the others.
@@ -83,21 +78,15 @@ class Pairs(Sequence[Pair]):
         return pairs
 
     def shortcuts(self) -> dict[str, float]:
-        """How often a trivial rule picks the chosen answer: the share of pairs.
-
-        0.5 is chance. A rule near 1.0 is a shortcut that training may learn instead of the task.
-        """
+        """The share of pairs in which a trivial rule picks the chosen answer: 0.5 is chance, near 1 is a shortcut."""
         return fixed_rules(self.rows)
 
     def shortcut_report(self) -> dict[str, float]:
         """`shortcuts`, and two rules that are learned from the pairs: by the first word, and by the format alone."""
         return fixed_rules(self.rows) | learned_rules(self.rows)
 
-    def summary(self) -> dict[str, object]:
-        """Counts of pairs, prompts and groups, by failure class and origin, and the shortcuts.
-
-        Pairs without a `group` are grouped by their prompt.
-        """
+    def summary(self) -> dict[str, Any]:
+        """Counts of pairs, prompts, groups (prompts where there are none), failures and origins, and the shortcuts."""
         return {
             "pairs": len(self),
             "prompts": len({p.prompt for p in self.rows}),
@@ -108,8 +97,7 @@ class Pairs(Sequence[Pair]):
         }
 
     def __repr__(self) -> str:
-        facts = self.summary()
-        kind = "groups" if any(p.group for p in self.rows) else "prompts"
+        facts, kind = self.summary(), "groups" if any(p.group for p in self.rows) else "prompts"
         lines = [f"Pairs: {facts['pairs']} in {facts[kind]} {kind if facts[kind] != 1 else kind[:-1]}"]
         lines += [f"  {key}: {_counted(facts[key])}" for key in ("rejected by class", "chosen from")]
         lines.append(f"  a trivial rule would pick the chosen answer: {_counted(facts['shortcuts'])}")
@@ -117,33 +105,20 @@ class Pairs(Sequence[Pair]):
 
 
 def _check(pair: Pair) -> None:
-    for name in ("id", "prompt", "chosen", "rejected", "group"):
-        value = getattr(pair, name)
+    """The checks that `read_pairs` makes, for pairs that were made in other ways."""
+    texts = {name: getattr(pair, name) for name in ("id", "group", "prompt", "chosen", "rejected")}
+    for name, value in texts.items():
         if not isinstance(value, str):
             raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")
-        if has_surrogate(value):
-            raise WorkbenchError(
-                f"`{name}` must not contain half of a surrogate pair, which no tokenizer can read. Got one in pair "
-                f"{pair.id!r}. Write the character again."
-            )
-    if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
-        raise WorkbenchError(
-            f"`prompt`, `chosen`, `rejected` must have text. Got an empty one in pair {pair.id!r}. Write the text or "
-            "drop the row."
-        )
-    if pair.chosen.strip() == pair.rejected.strip() and pair.rejected_finished:
-        raise WorkbenchError(
-            f"`rejected` must differ from `chosen`. Got the same text in pair {pair.id!r}. Drop the row or edit it."
-        )
+    needed = [(name, value) for name, value in texts.items() if value.strip() or name not in ("id", "group")]
+    for code, name, got in [*(n for text in needed for n in text_problems(*text)), *pair_problems(pair)]:
+        if CODES[code].severity == "error":
+            raise stop(code, got, f"`{name}` of pair {pair.id!r}")
     if not (isinstance(pair.weight, (int, float)) and 0 < pair.weight < math.inf):
-        raise WorkbenchError(
-            f"`weight` must be a number above 0. Got {pair.weight!r} in pair {pair.id!r}. To leave a pair out, drop "
-            "its row."
-        )
+        raise stop("P108", repr(pair.weight), f"`weight` of pair {pair.id!r}", "Write a number above 0 here.")
 
 
-def _counted(counts: object) -> str:
-    assert isinstance(counts, dict)
+def _counted(counts: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in counts.items())
 
 
@@ -159,7 +134,7 @@ class ReadResult:
     merged: int  # exact copies of an earlier row
     skipped: int  # fine, but without a winner or without a second answer to compare with
     findings: list[Finding]
-    found: list[Pair] = field(repr=False)
+    found: list[Pair]
 
     @property
     def counts(self) -> Counter[str]:
@@ -168,11 +143,7 @@ class ReadResult:
 
     @property
     def pairs(self) -> Pairs:
-        """The pairs of the rows that were kept.
-
-        Raises:
-            WorkbenchError: no row was kept; names the first findings.
-        """
+        """The pairs of the rows that were kept. Raises WorkbenchError if there are none."""
         if not self.found:
             raise self._error("A file must have a row that can be used.")
         return Pairs(self.found)
@@ -215,15 +186,6 @@ def read_pairs(source: Any, *, mapping: Mapping[str, str] | None = None) -> Read
     Raises:
         WorkbenchError: nothing could be read, or the columns match no known layout.
     """
-    reader = read_rows(source, mapping)
-    return ReadResult(
-        source=reader.source.name,
-        layout=f"{reader.layout.name} ({reader.layout.what}), {reader.source.kind}",
-        rows=reader.rows,
-        kept=reader.kept,
-        refused=reader.refused,
-        merged=reader.merged,
-        skipped=reader.skipped,
-        findings=reader.findings,
-        found=reader.pairs,
-    )
+    done = read_rows(source, mapping or {})
+    layout = f"{done.layout.name} ({done.layout.what}), {done.source.kind}"
+    return ReadResult(done.source.name, layout, done.rows, **done.ends, findings=done.findings, found=done.pairs)

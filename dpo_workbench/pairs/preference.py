@@ -1,9 +1,8 @@
-"""`Pair`: one prompt with a better and a worse answer, and the key that keeps related pairs together in a split."""
+"""`Pair`: one prompt with a better and a worse answer."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -17,7 +16,7 @@ class Pair:
     rejected: str
     chosen_from: str = "human"  # reference, own (sampled from the model) or human
     rejected_from: str = "human"
-    chosen_score: float | None = None  # the task's score, in [0, 1]
+    chosen_score: float | None = None  # the task's score, in [0, 1], or another one that was in the file
     rejected_score: float | None = None
     failure: str | None = None  # failure class of the rejected answer
     group: str = ""  # pairs of one group stay on one side of a split; without a group, pairs of one prompt do
@@ -33,28 +32,3 @@ class Pair:
 def normal(text: str) -> str:
     """The text in Unicode NFKC form, case-folded, with single spaces: equal for texts that differ only in form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def split_keys(pairs: Sequence[Pair]) -> list[str]:
-    """One key for each pair; pairs that share a group or a prompt, directly or through others, get the same key.
-
-    This is stricter than `Pair.split_key` when a prompt occurs in several groups. The keys don't depend on the order
-    of the pairs. Use them to hold pairs out, so that no held-out prompt is also trained on.
-    """
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while parent.setdefault(node, node) != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    prompts = [("prompt", normal(pair.prompt)) for pair in pairs]
-    for pair, prompt in zip(pairs, prompts, strict=True):
-        if pair.group:
-            parent[root(prompt)] = root(("group", pair.group))
-    roots = [root(prompt) for prompt in prompts]
-    names: dict[tuple[str, str], str] = {}
-    for found, pair in zip(roots, pairs, strict=True):
-        names[found] = min(names.get(found, pair.split_key), pair.split_key)
-    return [names[found] for found in roots]

@@ -6,7 +6,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,37 +41,30 @@ def stop(code: str, got: object, where: str, fix: str = "") -> WorkbenchError:
 
 
 def open_source(source: Any) -> Source:
-    """Rows of a path, `hub:owner/name`, a pandas DataFrame, a `datasets` object, or an iterable of mappings.
-
-    Raises:
-        WorkbenchError: the source cannot be read.
-    """
+    """Rows of a path, `hub:owner/name`, a pandas DataFrame, a `datasets` object or dicts. Raises WorkbenchError."""
     if isinstance(source, (str, Path)):
         return _hub(str(source)[4:]) if str(source).startswith("hub:") else _file(Path(source))
-    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
-        names = list(source.columns)
-        rows: Iterable[Any] = (dict(zip(names, row, strict=True)) for row in source.itertuples(index=False, name=None))
-        return Source("DataFrame", "table", _numbered(rows))
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+    is_pandas = hasattr(source, "to_dict") and hasattr(source, "columns")
+    rows = source.to_dict("records") if is_pandas else source
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         raise stop("P001", type(source).__name__, "source", "Pass a path, hub:owner/name, a table or a list of rows.")
-    return Source(type(source).__name__, "table", _numbered(source))
+    return Source(type(source).__name__, "table", _numbered(rows))
 
 
 def _numbered(values: Iterable[Any]) -> Iterator[Row]:
-    return (Row(number, plain(value)) for number, value in enumerate(values, 1))
+    return (Row(number, _plain(value)) for number, value in enumerate(values, 1))
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """A value of pandas or NumPy as plain Python: arrays become lists, missing values None."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [_plain(v) for v in value]
     if hasattr(value, "tolist"):  # an array or a scalar of NumPy
-        return plain(value.tolist())
-    if isinstance(value, (str, int, float)):
-        return None if value != value else value
-    return None if value is None or type(value).__name__ in ("NAType", "NaTType") else value
+        return _plain(value.tolist())
+    is_nan = isinstance(value, float) and value != value
+    return None if is_nan or type(value).__name__ in ("NAType", "NaTType") else value
 
 
 def _hub(name: str) -> Source:
@@ -105,8 +97,6 @@ def _file(path: Path) -> Source:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:
         raise stop("P003", data[:8].hex(" "), f"{name}:1")
     data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark
-    if b"\n" not in data:
-        data = data.replace(b"\r", b"\n")
     start, first = data.lstrip()[:1], data.lstrip().split(b"\n", 1)[0]
     if start not in (b"[", b"{") and suffix in (".csv", ".tsv", ".txt", ".tab"):
         return Source(name, "csv", _csv(data, name))
@@ -116,7 +106,6 @@ def _file(path: Path) -> Source:
 
 
 def _parquet(data: bytes, name: str) -> list[dict[str, Any]]:
-    import pyarrow
     import pyarrow.parquet
 
     try:
@@ -140,75 +129,67 @@ def _no_number(name: str) -> None:
 _strict = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number).decode
 
 
-def _parsed(text: str, cut: bool = False) -> Any:
+def _parsed(data: bytes, cut: bool) -> Any:
     """The JSON value. `cut`: the text is the end of the file, so it may have been cut off. Raises Refusal."""
     try:
-        return _strict(text)
+        return _strict(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Refusal("P103", "", data[max(0, error.start - 20) : error.end + 20]) from None
     except json.JSONDecodeError as error:
-        ended = cut and (error.pos >= len(text.rstrip()) or error.msg.startswith(("Unterminated", "Invalid \\u")))
-        near = text[max(0, error.pos - 20) : error.pos + 20]
-        hint = f"{error.msg.lower().removesuffix(' at')} at character {error.pos + 1}: {near}"
+        text, at = error.doc, error.pos
+        ended = cut and (at >= len(text.rstrip()) or error.msg.startswith(("Unterminated", "Invalid \\u")))
+        hint = f"{error.msg.lower().removesuffix(' at')} at character {at + 1}: {text[max(0, at - 20) : at + 20]}"
         raise Refusal("P102" if ended else "P101", "", hint) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise Refusal("P101", "", f"{str(error)[:50]}: {text[:20]}") from None
+        raise Refusal("P101", "", f"{str(error)[:50]}: {data[:20].decode()}") from None
 
 
 def _jsonl(data: bytes) -> Iterator[Row]:
     """Lines end in LF only, because JSON text may contain U+2028."""
     lines = data.split(b"\n")
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield Row(number, _parsed(line.decode("utf-8"), cut=number == len(lines)))
-        except UnicodeDecodeError as error:
-            yield Row(number, line, Refusal("P103", "", line[max(0, error.start - 20) : error.end + 20]))
-        except Refusal as refusal:
-            yield Row(number, line, refusal)
-
-
-def _utf8(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise stop("P103", data[max(0, error.start - 20) : error.end + 20], f"{name}:{line}") from None
+        if line.strip():
+            try:
+                yield Row(number, _parsed(line, cut=number == len(lines)))
+            except Refusal as refusal:
+                yield Row(number, line, refusal)
 
 
 def _json(data: bytes, name: str) -> list[Any]:
     """The objects of an array, or one object."""
     try:
-        values = _parsed(_utf8(data, name), cut=True)
+        values = _parsed(data, cut=True)
     except Refusal as refusal:
         raise stop(refusal.code, refusal.got, name, refusal.fix) from None
     return values if isinstance(values, list) else [values]
 
 
 def _csv(data: bytes, name: str) -> Iterator[Row]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = io.StringIO(_utf8(data, name), newline="")
-    start, header = next(((k, line) for k, line in enumerate(lines, 1) if line.strip()), (0, ""))
-    if not header:
-        return
-    delimiter = max(",\t;|", key=header.count)
+    csv.field_size_limit(2**31 - 1)
     try:
-        columns = next(csv.reader([header], delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise stop("P008", header, f"{name}:{start}") from error
-    if len(set(columns)) < len(columns):
-        twice = Counter(columns).most_common(1)[0][0]
-        raise stop("P105", twice, f"{name}:{start}", "Rename one of the columns.")
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise stop("P103", data[max(0, error.start - 20) : error.end + 20], f"{name}:{line}") from None
+    delimiter = max(",\t;|", key=text.lstrip().partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] = []
     while True:
-        line, cells, problem = start + reader.line_num + 1, [], None
+        line = reader.line_num + 1
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
+            cells = next(reader, None)
         except csv.Error as error:
-            problem = Refusal("P111", "", error)
-        if not problem and len(cells) < 2 and not "".join(cells).strip():  # an empty line
+            if not columns:
+                raise stop("P008", error, f"{name}:{line}") from error
+            yield Row(line, {}, Refusal("P111", "", error))
             continue
-        if not problem and len(cells) != len(columns):
-            problem = Refusal("P111", "", f"{len(cells)} cells of {len(columns)}: {', '.join(cells)}")
-        yield Row(line, dict(zip(columns, cells, strict=False)), problem)
+        if cells is None:
+            return
+        if len(cells) < 2 and not "".join(cells).strip():  # an empty line
+            continue
+        if columns:
+            wrong = Refusal("P111", "", f"{len(cells)} cells of {len(columns)}: {', '.join(cells)}")
+            yield Row(line, dict(zip(columns, cells, strict=False)), None if len(cells) == len(columns) else wrong)
+        elif len(set(cells)) < len(cells):
+            raise stop("P105", Counter(cells).most_common(1)[0][0], f"{name}:{line}", "Rename one of the columns.")
+        columns = columns or cells

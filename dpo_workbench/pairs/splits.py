@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,9 +14,10 @@ import numpy
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.pairs.preference import Pair, normal, split_keys
+from dpo_workbench.pairs.preference import Pair, normal
 
 T = TypeVar("T")
+Form = tuple[str, frozenset[str]]  # what is compared of a prompt: its text in normal form, its own words
 NEAR = 0.8  # Jaccard index of the words of two prompts
 COMMON_LINE, MANY = 0.2, 20  # a line that this share of at least so many prompts contain is not compared
 _WORDS = re.compile(r"\w+")
@@ -27,10 +28,8 @@ _LETTERS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u34
 def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None, *, seed: int = 0) -> dict[str, Pairs]:
     """Divide pairs into splits so that no `group` and no prompt is in two of them.
 
-    Which split a group goes to depends on its name, the seed and the other groups, not on the order of the rows.
-
     Args:
-        pairs: set their `group` if more than the prompt must stay together: a document, a customer, a template.
+        pairs: in any order. Set their `group` if more than the prompt must stay together: a document, a customer.
         shares: of the pairs, by split; 0.8 train, 0.1 dev and 0.1 test by default. Groups stay whole, so the shares are
             met as closely as the groups allow.
         seed: of the drawing.
@@ -46,6 +45,25 @@ def split_pairs(pairs: Iterable[Pair], shares: Mapping[str, float] | None = None
     return {name: Pairs(part, getattr(pairs, "task", None)) for name, part in parts.items()}
 
 
+def split_keys(pairs: Sequence[Pair]) -> list[str]:
+    """A key for each pair; pairs that share a group or a prompt, directly or through others, get the same key.
+
+    This is stricter than `Pair.split_key` when a prompt occurs in several groups.
+    """
+    from scipy.cluster.hierarchy import DisjointSet
+
+    prompts = [("prompt", normal(pair.prompt)) for pair in pairs]
+    sets = DisjointSet(prompts)
+    for pair, prompt in zip(pairs, prompts, strict=True):
+        if pair.group:
+            sets.add(("group", pair.group))
+            sets.merge(prompt, ("group", pair.group))
+    keys: dict[Any, str] = {}
+    for pair, prompt in zip(pairs, prompts, strict=True):
+        keys[sets[prompt]] = min(keys.get(sets[prompt], pair.split_key), pair.split_key)
+    return [keys[sets[prompt]] for prompt in prompts]
+
+
 def deal(groups: Mapping[str, Sequence[T]], shares: Mapping[str, float], seed: int = 0) -> dict[str, list[T]]:
     """Divide whole groups into splits, as close to the shares of the rows as they allow. See `split_pairs`."""
     if min(shares.values()) <= 0:
@@ -56,17 +74,12 @@ def deal(groups: Mapping[str, Sequence[T]], shares: Mapping[str, float], seed: i
             "to something narrower: a document, a customer, a template."
         )
     parts: dict[str, list[T]] = {name: [] for name in shares}
-    whole = sum(shares.values())
-    n_rows = sum(map(len, groups.values()))
-
-    def missing(name: str) -> float:
-        """How far the split is from its share, as a part of it."""
-        return 1 - len(parts[name]) / (shares[name] / whole * n_rows)
-
-    names = sorted(groups, key=lambda group: drawn(group, seed))
-    for left, name in zip(range(len(names), 0, -1), names, strict=True):
+    whole, n_rows = sum(shares.values()), sum(map(len, groups.values()))
+    goals = {name: share / whole * n_rows for name, share in shares.items()}
+    for k, group in enumerate(sorted(groups, key=lambda name: drawn(name, seed))):
         empty = [s for s in parts if not parts[s]]  # they come first when groups run short
-        parts[max(empty if left <= len(empty) else parts, key=missing)] += groups[name]
+        open_parts = empty if len(groups) - k <= len(empty) else parts
+        parts[max(open_parts, key=lambda s: 1 - len(parts[s]) / goals[s])] += groups[group]
     return parts
 
 
@@ -95,19 +108,12 @@ class Leaks:
     shared_groups: dict[tuple[str, str], tuple[str, ...]]  # groups that are in two splits
     splits: Mapping[str, Sequence[Any]] = field(repr=False, compare=False)
 
-    @property
-    def counts(self) -> Counter[str]:
-        """How many leaks of each kind there are."""
-        return Counter(leak.kind for leak in self.leaks)
-
     def clean(self) -> dict[str, Any]:
         """The splits without leaked rows; of two rows, the one in the split that was named first is dropped."""
-        gone: dict[str, set[str]] = defaultdict(set)
-        for leak in self.leaks:
-            gone[leak.splits[0]].add(leak.ids[0])
+        gone = {(leak.splits[0], leak.ids[0]) for leak in self.leaks}
         made: dict[str, Any] = {}
         for name, rows in self.splits.items():
-            kept = [row for k, row in enumerate(rows) if _id(row, k) not in gone[name]]
+            kept = [row for k, row in enumerate(rows) if (name, _id(row, k)) not in gone]
             if rows and not kept:
                 raise WorkbenchError(
                     f"A split must have rows. Got {name!r}, in which every row is like one of another split. Split the "
@@ -120,7 +126,7 @@ class Leaks:
         sizes = ", ".join(f"{name} {len(rows)}" for name, rows in self.splits.items())
         if not self.leaks and not self.shared_groups:
             return f"No prompt of one split is in another ({sizes}; equal, or Jaccard of {self.near:g} or more)."
-        exact, near = self.counts["exact"], self.counts["near"]
+        exact, near = (sum(leak.kind == kind for leak in self.leaks) for kind in ("exact", "near"))
         lines = [f"{exact} equal and {near} nearly equal prompts across splits ({sizes}; Jaccard >= {self.near:g})"]
         for leak in self.leaks[:5]:
             one, other = (f"{s} {i!r}" for s, i in zip(leak.splits, leak.ids, strict=True))
@@ -138,12 +144,11 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
 
     Two prompts are nearly equal if the Jaccard index of their sets of words is at least `near` (numbers count, case and
     punctuation don't; in scripts without spaces, characters are the words). Lines that a fifth of all prompts contain,
-    such as the task's instruction, are left out of this comparison. Every leaked row is named at least once, with the
-    most similar row of the other split.
+    such as the task's instruction, are left out. Each leaked row is named with the most similar one of the other split.
 
     Args:
-        splits: name -> rows with `id` and `prompt` (pairs or examples), or texts; the one to be cleaned first, as in
-            {"train": ..., "test": ...}. Or a `Task`, whose splits are compared.
+        splits: name -> rows with `id` and `prompt` (pairs or examples), or texts; the one to be cleaned first. Or a
+            `Task`, whose splits are compared.
         near: the Jaccard index, above 0.5.
 
     Raises:
@@ -155,65 +160,43 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
     if not 0.5 < near <= 1:
         raise WorkbenchError(f"`near` must be above 0.5 and at most 1. Got {near}. Below, prompts are merely similar.")
     texts = {name: [row if isinstance(row, str) else row.prompt for row in rows] for name, rows in splits.items()}
-    common = _common_lines({normal(text): text for split in texts.values() for text in split}.values())
-    words = {name: [_words(text, common) for text in split] for name, split in texts.items()}
-    leaks = []
-    for names in itertools.combinations(splits, 2):
-        one, other = names
-        equal = _equal(texts[one], texts[other])
-        rest = [sorted(set(range(len(texts[name]))) - {ij[k] for ij in equal}) for k, name in enumerate(names)]
-        similar = _similar([words[one][i] for i in rest[0]], [words[other][j] for j in rest[1]], near)
-        found = [("exact", i, j, 1.0) for i, j in equal]
-        found += [("near", rest[0][i], rest[1][j], jaccard) for (i, j), jaccard in similar.items()]
-        for kind, i, j, jaccard in found:
+    common_lines = _common_lines({normal(text): text for split in texts.values() for text in split}.values())
+    forms = {name: [(normal(text), _words(text, common_lines)) for text in split] for name, split in texts.items()}
+    groups = {name: {group for row in rows if (group := getattr(row, "group", ""))} for name, rows in splits.items()}
+    leaks, shared_groups = [], {}
+    for one, other in itertools.combinations(splits, 2):
+        found = {(i, j): jaccard for i, j, jaccard in _nearest(forms[one], forms[other], near)}
+        found |= {(i, j): jaccard for j, i, jaccard in _nearest(forms[other], forms[one], near)}
+        for (i, j), jaccard in found.items():
+            kind = "exact" if forms[one][i][0] == forms[other][j][0] else "near"
             excerpts = (" ".join(texts[one][i].split())[:80], " ".join(texts[other][j].split())[:80])
-            leaks.append(Leak(kind, names, (_id(splits[one][i], i), _id(splits[other][j], j)), jaccard, excerpts))
+            ids = (_id(splits[one][i], i), _id(splits[other][j], j))
+            leaks.append(Leak(kind, (one, other), ids, jaccard, excerpts))
+        if both := groups[one] & groups[other]:
+            shared_groups[one, other] = tuple(sorted(both))
     leaks.sort(key=lambda leak: (leak.kind, -leak.jaccard))
-    return Leaks(tuple(leaks), near, _shared_groups(splits), splits)
+    return Leaks(tuple(leaks), near, shared_groups, splits)
 
 
-def _equal(ones: Sequence[str], others: Sequence[str]) -> list[tuple[int, int]]:
-    """Places of equal texts: each text that has an equal one on the other side, with the first such one."""
-    places: list[dict[str, list[int]]] = [defaultdict(list), defaultdict(list)]
-    for side, texts in zip(places, (ones, others), strict=True):
-        for k, text in enumerate(texts):
-            side[normal(text)].append(k)
-    found: dict[tuple[int, int], None] = {}
-    for form in places[0].keys() & places[1].keys():
-        left, right = places[0][form], places[1][form]
-        found |= dict.fromkeys([(i, right[0]) for i in left] + [(left[0], j) for j in right])
-    return sorted(found)
-
-
-def _similar(
-    ones: Sequence[frozenset[str]], others: Sequence[frozenset[str]], near: float
-) -> dict[tuple[int, int], float]:
-    """Places of nearly equal sets and their Jaccard index: each set with the most similar one of the other side."""
-    from scipy.sparse import csr_matrix
-
-    if not ones or not others:
-        return {}
-    columns = {word: k for k, word in enumerate(frozenset().union(*ones, *others))}
-
-    def matrix(sets: Sequence[frozenset[str]]) -> Any:
-        """One row per set, with a 1 for each word, so that a product of matrices counts common words."""
-        places = [columns[word] for words in sets for word in words]
-        starts = numpy.cumsum([0, *map(len, sets)])
-        return csr_matrix((numpy.ones(len(places), numpy.int32), places, starts), shape=(len(sets), len(columns)))
-
-    left, right = matrix(ones), matrix(others).T.tocsr()
-    sizes = numpy.array([len(words) for words in others])
-    best, place = numpy.zeros(len(others)), numpy.zeros(len(others), numpy.int64)  # of each set of the other side
-    found: dict[tuple[int, int], float] = {}
-    for i, words in enumerate(ones):
-        common = (left[i] @ right).toarray()[0]
-        jaccard = common / (len(words) + sizes - common)
-        j = int(jaccard.argmax())
-        if jaccard[j] >= near:
-            found[i, j] = float(jaccard[j])
-        better = jaccard > best
-        best[better], place[better] = jaccard[better], i
-    return found | {(int(place[j]), j): float(best[j]) for j in range(len(others)) if best[j] >= near}
+def _nearest(ones: Sequence[Form], others: Sequence[Form], near: float) -> Iterator[tuple[int, int, float]]:
+    """Places of prompts with the first equal, else the most similar prompt of the other side, and the Jaccard index."""
+    equal: dict[str, int] = {}  # text -> the first prompt of the other side with it
+    having: dict[str, list[int]] = defaultdict(list)  # word -> the prompts of the other side with it
+    for j, (text, words) in enumerate(others):
+        equal.setdefault(text, j)
+        for word in words:
+            having[word].append(j)
+    places = {word: numpy.array(found) for word, found in having.items()}
+    sizes = numpy.array([len(words) for _, words in others])
+    for i, (text, words) in enumerate(ones):
+        known = [places[word] for word in words if word in places]
+        if text in equal:
+            yield i, equal[text], 1.0
+        elif known:
+            n_shared = numpy.bincount(numpy.concatenate(known), minlength=len(others))
+            jaccard = n_shared / (len(words) + sizes - n_shared)
+            if jaccard.max() >= near:
+                yield i, int(jaccard.argmax()), float(jaccard.max())
 
 
 def _common_lines(texts: Iterable[str]) -> set[str]:
@@ -229,12 +212,6 @@ def _words(text: str, common_lines: set[str]) -> frozenset[str]:
     own = " ".join(line for line in lines if line not in common_lines) or " ".join(lines)
     own = _LETTERS.sub(r" \g<0> ", own)
     return frozenset(_WORDS.findall(own) or own.split() or [""])
-
-
-def _shared_groups(splits: Mapping[str, Sequence[Any]]) -> dict[tuple[str, str], tuple[str, ...]]:
-    groups = {name: {g for row in rows if (g := getattr(row, "group", ""))} for name, rows in splits.items()}
-    found = {(a, b): groups[a] & groups[b] for a, b in itertools.combinations(groups, 2)}
-    return {names: tuple(sorted(both)) for names, both in found.items() if both}
 
 
 def _id(row: Any, k: int) -> str:

@@ -1,4 +1,4 @@
-"""Displays of evaluations: failure classes before and after, and arms with their intervals.
+"""Displays of evaluations: failure classes before and after, arms with their intervals, and learning curves.
 
 A Display holds the numbers. `plot` draws them on demand and returns the Display; `str` gives them as text.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#555555"  # Okabe and Ito: safe for colour-blind readers
 
@@ -51,11 +51,10 @@ class FailureClassesDisplay:
         self.figure_, self.ax_ = axes(ax, (7.0, 1.6 + 0.55 * max(1, len(self.classes))))
         sides = ((self.before, self.n_before, ORANGE, "", -0.2), (self.after, self.n_after, BLUE, "///", 0.2))
         for (counts, n, colour, hatch, shift), name in zip(sides, self.names, strict=True):
-            places = [row + shift for row in range(len(self.classes))]
-            widths = [100 * counts.get(c, 0) / n for c in self.classes]
+            places, numbers = [k + shift for k in range(len(self.classes))], [counts.get(c, 0) for c in self.classes]
             style = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
-            bars = self.ax_.barh(places, widths, 0.38, label=plain(name), **style)
-            self.ax_.bar_label(bars, [str(counts.get(c, 0)) for c in self.classes], padding=3, fontsize=9)
+            bars = self.ax_.barh(places, [100 * k / n for k in numbers], 0.38, label=plain(name), **style)
+            self.ax_.bar_label(bars, numbers, padding=3, fontsize=9)
         self.ax_.set_yticks(range(len(self.classes)), [plain(c) for c in self.classes])
         self.ax_.invert_yaxis()
         self.ax_.margins(x=0.1)
@@ -74,111 +73,108 @@ class FailureClassesDisplay:
         return f"{self.title}\n{head}\n{body}"
 
 
+class Row(NamedTuple):
+    """One arm: an estimate with its 95 % interval, and Holm's p-value where arms are compared."""
+
+    name: str
+    estimate: float
+    low: float
+    high: float
+    p: float | None = None
+
+
 @dataclass
 class ArmsDisplay:
-    """Share of failed answers of each arm with its Wilson interval. The first arm is the baseline."""
+    """Forest plot of the arms: shares of failed answers, or differences from a baseline."""
 
-    names: list[str]
-    shares: list[float]  # in [0, 1]
-    lows: list[float]
-    highs: list[float]
-    n: int  # prompts of the arm with the fewest scored
+    rows: Sequence[Row]
+    title: str  # the finding
+    axis: str  # what the estimates are, and of how many prompts
+    baseline: float  # where the dotted line is
     figure_: Any = field(default=None, init=False, repr=False)
     ax_: Any = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_evaluations(cls, evaluations: Iterable[Any]) -> ArmsDisplay:
-        """From `Evaluation`s, in the order in which they are drawn."""
-        arms = list(evaluations)
-        shares = [arm.interval() for arm in arms]
-        bounds = [s.low for s in shares], [s.high for s in shares]
-        return cls([arm.name for arm in arms], [s.estimate for s in shares], *bounds, min(arm.n for arm in arms))
+        """Shares of failed answers of `Evaluation`s with Wilson's intervals; the first arm is the baseline."""
+        arms = [(arm.name, arm.n, arm.interval()) for arm in evaluations]
+        return cls.from_shares(
+            [Row(name, s.estimate, s.low, s.high) for name, _, s in arms], min(n for _, n, _ in arms)
+        )
 
-    @property
-    def title(self) -> str:
-        """The finding."""
-        lowest = min(self.shares)
-        best = [name for name, share in zip(self.names, self.shares, strict=True) if share == lowest]
-        return f"{' and '.join(best)} failed least: {100 * lowest:.1f} %"
+    @classmethod
+    def from_shares(cls, rows: Sequence[Row], n: int) -> ArmsDisplay:
+        """From shares in [0, 1]; `n` is the number of prompts of the arm with the fewest."""
+        lowest = min(row.estimate for row in rows)
+        best = " and ".join(row.name for row in rows if row.estimate == lowest)
+        axis = f"failed answers (%), 95 % Wilson interval; n = {n}; dotted: {rows[0].name}"
+        return cls(rows, f"{best} failed least: {100 * lowest:.1f} %", axis, rows[0].estimate)
+
+    @classmethod
+    def from_differences(cls, compared: Iterable[Mapping[str, Any]], baseline: str) -> ArmsDisplay:
+        """Differences of the mean score from a baseline, from the rows of a `Comparison`."""
+        found = [(row["arm"], row["difference"], row["holm_p"]) for row in compared if "difference" in row]
+        rows = [Row(arm, change["estimate"], change["low"], change["high"], p) for arm, change, p in found]
+        better = [arm for arm, change, p in found if p < 0.05 and change["estimate"] > 0]
+        worse = [arm for arm, change, p in found if p < 0.05 and change["estimate"] < 0]
+        texts = [f"{' and '.join(names)} {word}" for names, word in ((better, "better"), (worse, "worse")) if names]
+        n = min((change["n"] for _, change, _ in found), default=0)
+        axis = f"change of mean score (points), paired 95 % interval; n = {n}; filled: Holm p < 0.05"
+        title = f"Compared with {baseline}: {'; '.join(texts) or 'no arm is clearly better or worse'}"
+        return cls(rows, title, axis, 0.0)
 
     def plot(self, ax: Any = None) -> ArmsDisplay:
-        """Draw the arms, in `ax` or in a new figure."""
-        self.figure_, self.ax_ = axes(ax, (7.0, 1.5 + 0.45 * len(self.names)))
-        rows = zip(self.shares, self.lows, self.highs, strict=True)
-        _forest(self.ax_, self.names, [(100 * share, 100 * low, 100 * high, True) for share, low, high in rows])
-        self.ax_.axvline(100 * self.shares[0], color=GREY, linestyle=":", linewidth=1)
-        self.ax_.set_xlim(left=0)
-        label(self.ax_, self.title, f"failed answers (%), 95 % Wilson interval; n = {self.n}; dotted: {self.names[0]}")
+        """Draw the arms, the first at the top, in `ax` or in a new figure. A point with p >= 0.05 is not filled."""
+        self.figure_, self.ax_ = axes(ax, (7.0, 1.5 + 0.45 * max(1, len(self.rows))))
+        for place, (_, estimate, low, high, p) in enumerate(self.rows):
+            spread = [[100 * max(0.0, estimate - low)], [100 * max(0.0, high - estimate)]]
+            style = {"fmt": "o", "color": BLUE, "markerfacecolor": BLUE if p is None or p < 0.05 else "white"}
+            self.ax_.errorbar(100 * estimate, place, xerr=spread, capsize=4, markersize=7, **style)
+        self.ax_.axvline(100 * self.baseline, color=GREY, linestyle=":", linewidth=1)
+        self.ax_.set_yticks(range(len(self.rows)), [plain(row.name) for row in self.rows])
+        self.ax_.set_ylim(len(self.rows) - 0.5, -0.5)
+        label(self.ax_, self.title, self.axis)
         return self
 
     def __str__(self) -> str:
-        width = max(map(len, self.names))
-        rows = zip(self.names, self.shares, self.lows, self.highs, strict=True)
-        body = [f"  {n:<{width}}  {100 * s:>5.1f} %  ({100 * a:.1f} to {100 * b:.1f} %)" for n, s, a, b in rows]
-        return "\n".join([f"{self.title} (n = {self.n})", *body])
+        width = max((len(row.name) for row in self.rows), default=0)
+        lines = [self.title, self.axis]
+        for name, *estimate, p in self.rows:
+            middle, low, high = (100 * value for value in estimate)
+            holm = "" if p is None else f"  Holm p {p:.3f}"
+            lines.append(f"  {name:<{width}}  {middle:>5.1f}  ({low:.1f} to {high:.1f}){holm}")
+        return "\n".join(lines)
 
 
 @dataclass
-class DifferencesDisplay:
-    """Change of each arm's mean score compared with a baseline, on the same prompts."""
+class CurveDisplay:
+    """A measure against the number of pairs. `plot()` sets `figure_` and `ax_`."""
 
-    names: list[str]
-    changes: list[float]
-    lows: list[float]
-    highs: list[float]
-    pvalues: list[float]  # adjusted by Holm's method
-    n: int
-    baseline: str
+    sizes: Sequence[int]
+    means: Sequence[Any]  # an `Interval` for each size
+    metric: str
     figure_: Any = field(default=None, init=False, repr=False)
     ax_: Any = field(default=None, init=False, repr=False)
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, Any]], baseline: str) -> DifferencesDisplay:
-        """From the rows of a `Comparison`."""
-        found = [row for row in rows if "difference" in row]
-        changes = [row["difference"] for row in found]
-        return cls(
-            [row["arm"] for row in found],
-            [change["estimate"] for change in changes],
-            [change["low"] for change in changes],
-            [change["high"] for change in changes],
-            [row["holm_p"] for row in found],
-            min((change["n"] for change in changes), default=0),
-            baseline,
-        )
 
     @property
     def title(self) -> str:
         """The finding."""
-        clear = [(name, c) for name, c, p in zip(self.names, self.changes, self.pvalues, strict=True) if p < 0.05]
-        better, worse = [name for name, c in clear if c > 0], [name for name, c in clear if c < 0]
-        texts = [f"{' and '.join(names)} {word}" for names, word in ((better, "better"), (worse, "worse")) if names]
-        return f"Compared with {self.baseline}: {'; '.join(texts) or 'no arm is clearly better or worse'}"
+        first, last = self.means[0].estimate, self.means[-1].estimate
+        return f"{self.metric}: {first:.3f} with {self.sizes[0]} pairs, {last:.3f} with {self.sizes[-1]}"
 
-    def plot(self, ax: Any = None) -> DifferencesDisplay:
-        """Draw the arms, in `ax` or in a new figure."""
-        self.figure_, self.ax_ = axes(ax, (7.0, 1.5 + 0.45 * max(1, len(self.names))))
-        rows = zip(self.changes, self.lows, self.highs, self.pvalues, strict=True)
-        _forest(self.ax_, self.names, [(change, low, high, p < 0.05) for change, low, high, p in rows])
-        self.ax_.axvline(0, color=GREY, linestyle=":", linewidth=1)
-        label(self.ax_, self.title, f"change of mean score, paired 95 % interval; n = {self.n}; filled: Holm p < 0.05")
+    def plot(self, ax: Any = None) -> CurveDisplay:
+        """Draw means and intervals, in `ax` or in a new figure."""
+        self.figure_, self.ax_ = axes(ax, (7.0, 4.0))
+        means = [mean.estimate for mean in self.means]
+        spread = [[m.estimate - m.low for m in self.means], [m.high - m.estimate for m in self.means]]
+        self.ax_.errorbar(self.sizes, means, yerr=spread, fmt="o-", color=BLUE, capsize=4)
+        label(self.ax_, self.title, f"pairs; bars: 95 % intervals, n = {self.means[0].n} prompts", self.metric)
         return self
 
     def __str__(self) -> str:
-        width = max(map(len, self.names), default=0)
-        rows = zip(self.names, self.changes, self.lows, self.highs, self.pvalues, strict=True)
-        body = [f"  {n:<{width}}  {c:+.3f}  ({a:+.3f} to {b:+.3f}, Holm p {p:.3f})" for n, c, a, b, p in rows]
-        return "\n".join([f"{self.title} (n = {self.n})", *body])
-
-
-def _forest(ax: Any, names: Sequence[str], rows: Iterable[tuple[float, float, float, bool]]) -> None:
-    """One row of (estimate, low, high, filled) per name, the first at the top: a point with its interval."""
-    for place, (estimate, low, high, filled) in enumerate(rows):
-        spread = [[max(0.0, estimate - low)], [max(0.0, high - estimate)]]
-        face = BLUE if filled else "white"
-        ax.errorbar(estimate, place, xerr=spread, fmt="o", color=BLUE, markerfacecolor=face, capsize=4, markersize=7)
-    ax.set_yticks(range(len(names)), [plain(name) for name in names])
-    ax.set_ylim(len(names) - 0.5, -0.5)
+        rows = zip(self.sizes, self.means, strict=True)
+        body = [f"  {n:>5} pairs  {m.estimate:.3f}  ({m.low:.3f} to {m.high:.3f})" for n, m in rows]
+        return "\n".join([self.title, *body])
 
 
 def plain(text: Any) -> str:

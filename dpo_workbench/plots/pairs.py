@@ -1,4 +1,4 @@
-"""Displays of pairs: lengths, and a heat map of tokens."""
+"""Displays of pairs: lengths of all, and the tokens of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_workbench.common.html import NO_MATH, escape
+from dpo_workbench.common.html import NO_MATH, escape, pre
 from dpo_workbench.plots.evaluation import BLUE, GREY, axes, label
 
 
@@ -43,40 +43,56 @@ class LengthsDisplay:
 
 
 @dataclass
-class TokenHeatmapDisplay:
-    """A number for each answer token, shown as HTML or text: its log-ratio after training, or its log-probability."""
+class PairDisplay:
+    """One pair, token by token, as text or HTML. Each field with two entries is for the chosen and the rejected answer.
 
-    tokens: tuple[Sequence[str], Sequence[str]]  # of the chosen and of the rejected answer
-    values: tuple[Sequence[float], Sequence[float]]  # nats
+    The tokens are those that the loss counts, including the end token.
+    """
+
+    id: str
+    tokens: Sequence[Sequence[str]]  # decoded one by one
     divergence: int  # number of tokens before the first one that differs
-    trained: bool  # the values are log-ratios
+    reference: Sequence[Sequence[float]]  # log-probability of each token before training, in nats
+    policy: Sequence[Sequence[float]] | None = None  # after training
 
-    @classmethod
-    def from_view(cls, view: Any) -> TokenHeatmapDisplay:
-        """From one pair of `dw.microscope`."""
-        ratios = view.log_ratios
-        values = view.reference if ratios is None else ratios
-        return cls((view.chosen_tokens, view.rejected_tokens), values, view.divergence, ratios is not None)
+    @property
+    def log_ratios(self) -> list[list[float]] | None:
+        """Policy minus reference for each token, in nats."""
+        if self.policy is None:
+            return None
+        answers = zip(self.policy, self.reference, strict=True)
+        return [[p - r for p, r in zip(*answer, strict=True)] for answer in answers]
 
     @property
     def title(self) -> str:
         """The finding."""
-        chosen, rejected = map(sum, self.values)
-        if self.trained:
+        chosen, rejected = map(sum, self.log_ratios or self.reference)
+        if self.policy is not None:
             return f"Training moved the chosen answer by {chosen:+.1f} nats, the rejected one by {rejected:+.1f}"
         return f"Before training: log p is {chosen:.1f} for the chosen answer, {rejected:.1f} for the rejected one"
+
+    def __repr__(self) -> str:
+        ranks = ["correctly" if sum(c) > sum(r) else "wrongly" for c, r in filter(None, (self.reference, self.policy))]
+        chosen, rejected = ("".join(tokens[self.divergence :][:12]) for tokens in self.tokens)
+        return (
+            f"{self.title}\n"
+            f"  pair {self.id} has {self.divergence} tokens in common and is ranked {', then '.join(ranks)}\n"
+            f"  chosen continues   {chosen!r}\n  rejected continues {rejected!r}"
+        )
 
     def _repr_html_(self) -> str:
         lines = [
             f'<p class="{NO_MATH}"><strong>{name}</strong> {"".join(self._spans(tokens, values))}</p>'
-            for name, tokens, values in zip(("chosen", "rejected"), self.tokens, self.values, strict=True)
+            for name, tokens, values in zip(
+                ("chosen", "rejected"), self.tokens, self.log_ratios or self.reference, strict=True
+            )
         ]
-        what = "log-ratio: blue rose, orange fell" if self.trained else "log-probability: darker is less likely"
+        what = "log-ratio: blue rose, orange fell" if self.policy else "log-probability: darker is less likely"
         note = f"{what}; hover over a token for its number; a vertical line marks where the answers diverge"
-        return f'<div class="{NO_MATH}"><p>{escape(self.title)}</p>{"".join(lines)}<p><small>{note}</small></p></div>'
+        return f'<div class="{NO_MATH}">{pre(repr(self))}{"".join(lines)}<p><small>{note}</small></p></div>'
 
     def _spans(self, tokens: Sequence[str], values: Sequence[float]) -> Iterable[str]:
-        strongest = max(1e-6, *(abs(v) for part in self.values for v in part))
+        strongest = max(1e-6, *(abs(v) for part in self.log_ratios or self.reference for v in part))
         for k, (token, value) in enumerate(zip(tokens, values, strict=True)):
             red_green_blue = "0, 114, 178" if value >= 0 else "230, 159, 0"
             look = f"background: rgba({red_green_blue}, {min(1.0, abs(value) / strongest):.2f})"

@@ -50,21 +50,17 @@ class TrainingDisplay:
             axes = grid[0]
         self.axes_ = list(axes)
         self.figure_ = self.axes_[0].figure
-        draw = {"loss": self._draw_loss, "margin": self._draw_margin, "probe": self._draw_probes}
         for ax, panel in zip(self.axes_, self.panels, strict=True):
-            draw[panel](ax)
+            if panel == "probe":
+                self._draw_probes(ax)
+            else:
+                key = "loss" if panel == "loss" else "rewards/margins"
+                points = [(row["step"], row[key]) for row in self.history if key in row]
+                ax.plot(*zip(*points, strict=True), color=BLUE if panel == "loss" else ORANGE, marker=".")
+                ax.set_ylabel("training loss (nats)" if panel == "loss" else "reward margin (beta x nats)")
             ax.set_xlabel("optimizer step")
         self.figure_.suptitle(self.title, fontsize=11)
         return self
-
-    def _draw_loss(self, ax: Any) -> None:
-        ax.plot(*self._series("loss"), color=BLUE, marker=".", linewidth=1.4)
-        ax.set_ylabel("training loss (nats)")
-
-    def _draw_margin(self, ax: Any) -> None:
-        ax.plot(*self._series("rewards/margins"), color=ORANGE, marker=".", linestyle="--", linewidth=1.4)
-        ax.axhline(0, color=GREY, linestyle=":", linewidth=1)
-        ax.set_ylabel("reward margin (beta x nats)")
 
     def _draw_probes(self, ax: Any) -> None:
         steps = [p["step"] for p in self.probes]
@@ -72,17 +68,12 @@ class TrainingDisplay:
         if all("failed" in p for p in self.probes):
             failed = [p["failed"] for p in self.probes]
             ax.plot(steps, failed, color=GREY, marker="s", linestyle="--", label="failed share")
-        ax.axhline(self.probes[0]["score"], color=GREY, linestyle=":", linewidth=1)
         if self.best_step is not None:
             ax.axvline(self.best_step, color=GREEN, linestyle="-.", linewidth=1, label="kept")
         ax.set_ylim(-0.03, 1.03)
         n = self.probes[0].get("prompts")
         ax.set_ylabel(f"dev prompts (n = {n:.0f})" if n else "dev prompts")
         ax.legend(fontsize=8, frameon=False)
-
-    def _series(self, key: str) -> tuple[list[float], list[float]]:
-        rows = [row for row in self.history if key in row]
-        return [row["step"] for row in rows], [row[key] for row in rows]
 
     def __str__(self) -> str:
         lines, stride = [self.title], max(1, len(self.history) // 10)

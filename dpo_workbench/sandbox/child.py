@@ -1,11 +1,9 @@
 """The program inside the sandbox, started as `python child.py REQUESTS RESULTS` with two pipes to the parent.
 
-The first request says what to do, which files may be read, and the limits. The process locks itself down before it runs
-any untrusted code. Then, depending on the mode:
-
-    answer  run the code, then reply to each request (name, arguments) with what that function returns
-    check   run tests; each call of `candidate` goes to the parent, which asks another child
-    sql     open a database read-only, then reply to each query with its columns and rows
+The first request is an order: the code, which files may be read, and the limits. The process locks itself down before
+it runs any untrusted code. Then it runs the code and replies to each request (name, arguments) with what that function
+returns; or, if the order names an entry, it runs tests, whose calls of `candidate` go to the parent, which asks another
+child.
 
 A reply is one line: a letter, and a value as `values.py` writes it. Untrusted code could forge replies, so the parent
 accepts only plain values, and the expected values are never in this process.
@@ -156,21 +154,15 @@ def _check(wire: _Wire, order: dict) -> None:
 def main() -> None:
     wire = _Wire(int(sys.argv[1]), int(sys.argv[2]))
     order = wire.request()
-    if order["mode"] == "sql":
-        import sql_child
     sys.path[:1] = []  # untrusted code cannot import these modules
     folder = os.getcwd()
     kernel_guard.limit(order["memory"], order["cpu"], order["file_bytes"], strong=order["strong"])
     if order["strong"]:
-        kernel_guard.lock(order["readable"], [folder], order["listable"])
+        kernel_guard.lock(order["readable"], [folder], order["paths"])
     sys.path += order["paths"]
-    if order["mode"] == "sql":
-        wire.reply("r")
-        sql_child.serve(wire, order)
-    else:
-        wire.watch(folder + os.sep)
-        wire.reply("r")
-        (_answer if order["mode"] == "answer" else _check)(wire, order)
+    wire.watch(folder + os.sep)
+    wire.reply("r")
+    (_check if "entry" in order else _answer)(wire, order)
     os._exit(0)
 
 

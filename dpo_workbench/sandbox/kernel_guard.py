@@ -96,15 +96,13 @@ def lock(readable: Iterable[str], writable: Iterable[str], listable: Iterable[st
 
 
 def limit(memory: int, seconds: float, file_bytes: int, files: int = 64, strong: bool = True) -> None:
-    """Set the resource limits: bytes of address space, processor seconds, bytes per file, open files. No-op on Windows.
+    """Set the resource limits: bytes of address space, processor seconds, bytes per file, open files.
 
     Without seccomp (`strong` is False) the number of processes is limited too. That limit also counts threads, and does
     not hold for root.
     """
-    try:
-        import resource
-    except ImportError:
-        return
+    import resource  # Windows has no such module, and no sandbox
+
     whole = int(seconds) + 1
     wanted = [
         (resource.RLIMIT_CORE, 0, 0),
@@ -117,10 +115,9 @@ def limit(memory: int, seconds: float, file_bytes: int, files: int = 64, strong:
         wanted.append((resource.RLIMIT_NPROC, 0, 0))
     for kind, soft, hard in wanted:
         top = resource.getrlimit(kind)[1]
-        if top != resource.RLIM_INFINITY:
-            soft, hard = min(soft, top), min(hard, top)
+        top = hard if top == resource.RLIM_INFINITY else top
         try:
-            resource.setrlimit(kind, (soft, hard))
+            resource.setrlimit(kind, (min(soft, top), min(hard, top)))
         except (OSError, ValueError):  # macOS has no limit of address space
             if sys.platform.startswith("linux"):
                 raise

@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dpo_workbench.sandbox.values import NotPlain, decode, encode
 _START_SECONDS = 20.0  # until the child is ready; does not count as the untrusted code's time
 _TICK = 0.05  # seconds between checks of the clock and the folder
 _PROGRAM = str(Path(__file__).with_name("child.py"))
+ALLOW_WEAK = "DPO_WORKBENCH_ALLOW_WEAK_SANDBOX"  # environment variable that `dpo-workbench --allow-weak-sandbox` sets
 
 
 @dataclass(frozen=True)
@@ -54,26 +56,30 @@ def sandbox_line() -> str:
 
 @functools.lru_cache(1)
 def _level() -> tuple[str, str]:
+    """The level, and a line about it, which is printed this once."""
     abi = kernel_guard.landlock_abi()
-    if not abi:
-        return "weak", (
-            "sandbox: WEAK, this system has no Landlock: only memory and time are limited; a model's code could read "
-            "files, use the network and start processes"
-        )
+    found = _open_ways() if abi else ["this system has no Landlock"]
+    if found:
+        reasons = "; ".join(map(str, found))
+        does = "only memory and time are limited; a model's code could read files, use the network and start processes"
+        line = f"sandbox: WEAK ({reasons}): {does}"
+    else:
+        does = "a model's code has no network, no other process and no file but Python's own and a temporary folder"
+        line = f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): {does}"
+    print(line, file=sys.stderr)
+    return "weak" if found else "strong", line
+
+
+def _open_ways() -> list[Any]:
+    """What the kernel's guards do not refuse to a child that tries it, or why there is no such child."""
     try:
-        with Child("answer", {"code": _TRIAL}, Limits(seconds=10), strong=True) as child:
+        with Child({"code": _TRIAL}, Limits(seconds=10), strong=True) as child:
             child.send(["trial", [str(data_folder()), os.getpid()], {}])
             replies = [child.reply() for _ in range(2)]
-        letter, found = replies[1]
-        found = found if letter == "v" else [f"no answer but {replies}"]
     except WorkbenchError as error:  # for example in a container that forbids the calls
-        found = [error]
-    if found:
-        return "weak", f"sandbox: WEAK, the kernel's guards do not hold here ({'; '.join(map(str, found))})"
-    return "strong", (
-        f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): a model's code has no network, no other process and "
-        "no file but Python's own and a temporary folder"
-    )
+        return [error]
+    letter, found = replies[1]
+    return found if letter == "v" else [f"no answer but {replies}"]
 
 
 _TRIAL = """
@@ -98,9 +104,8 @@ def trial(folder, parent):
 
 
 def require_guard(allow_weak_sandbox: bool) -> None:
-    """Print once which guards hold here; raise `WorkbenchError` if only limits hold and nobody has allowed that."""
-    _say()
-    if guard_level() == "weak" and not (allow_weak_sandbox or _allowed):
+    """Raise `WorkbenchError` if only limits hold here and nobody has allowed that."""
+    if guard_level() == "weak" and not (allow_weak_sandbox or os.environ.get(ALLOW_WEAK)):
         raise WorkbenchError(
             "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
             f"AArch64). Got: {_level()[1]}. Run it on such a machine, or set allow_weak_sandbox=True "
@@ -108,22 +113,9 @@ def require_guard(allow_weak_sandbox: bool) -> None:
         )
 
 
-_allowed: list[bool] = []
-
-
-def allow_weak() -> None:
-    """Allow the weak sandbox in this process, as `dpo-workbench --allow-weak-sandbox` does."""
-    _allowed[:] = [True]
-
-
-@functools.lru_cache(1)
-def _say() -> None:
-    print(_level()[1], file=sys.stderr)
-
-
 @functools.lru_cache(8)
-def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
-    """Paths that Python needs to read, folders that it needs to list, and entries for `sys.path`.
+def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Paths that Python needs to read; and folders that it needs to list, which are also entries for `sys.path`.
 
     They leave out this package, its data, and installed packages other than those named, because a package may contain
     a benchmark's answers.
@@ -132,9 +124,8 @@ def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str], list[str
     sites = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
     everywhere = glob.glob("/usr/lib/python3*/*-packages") + glob.glob("/usr/local/lib/python3*/*-packages")
     package = str(Path(__file__).resolve().parent.parent)
-    hidden = [
-        os.path.realpath(p) for p in (*sites, *everywhere, package, str(data_folder()), site.getusersitepackages())
-    ]
+    private = (*sites, *everywhere, package, str(data_folder()), site.getusersitepackages())
+    hidden = [os.path.realpath(place) for place in private]
     roots = [*stdlib, os.path.join(sys.base_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
     places = sorted({os.path.realpath(p) for p in roots if p and os.path.isdir(p)})
     places = [p for p in places if not any(p != q and p.startswith(q + os.sep) for q in places)]
@@ -146,7 +137,7 @@ def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str], list[str
         if found:
             readable += [os.path.realpath(p) for p in found]
             holders.append(os.path.realpath(folder))
-    return readable, holders, holders
+    return readable, holders
 
 
 def _without(place: str, hidden: Sequence[str]) -> list[str]:
@@ -167,7 +158,6 @@ class Child:
 
     def __init__(
         self,
-        mode: str,
         order: Mapping[str, Any],
         limits: Limits,
         strong: bool = True,
@@ -180,9 +170,9 @@ class Child:
         self.unsafe: list[str] = []
         self._lines: list[str] = []
         self._partial, self._out = b"", b""
-        self._begun: float | None = None
-        self._born = self._looked = time.monotonic()
-        files, listable, paths = _readable(packages)
+        self._begun = self._look_at = time.monotonic()
+        self._deadline = self._begun + _START_SECONDS
+        files, paths = _readable(packages)
         request_read, self._requests = os.pipe()
         self._results, result_write = os.pipe()
         environment = {
@@ -211,27 +201,26 @@ class Child:
         assert self._process.stdout is not None
         self._stdout = self._process.stdout.fileno()
         self._selector = selectors.DefaultSelector()
-        for handle in (self._requests, self._results, self._stdout):
-            os.set_blocking(handle, False)
-        self._selector.register(self._results, selectors.EVENT_READ)
-        self._selector.register(self._stdout, selectors.EVENT_READ)
+        for handle in (self._results, self._stdout):
+            self._selector.register(handle, selectors.EVENT_READ)
+        os.set_blocking(self._requests, False)
         self.send(
             {
-                "mode": mode, "strong": strong, "readable": [*files, *readable], "listable": listable, "paths": paths,
-                "memory": limits.memory_mib << 20, "cpu": limits.seconds + 1 if mode != "sql" else 3600,
+                "strong": strong, "readable": [*files, *readable], "paths": paths,
+                "memory": limits.memory_mib << 20, "cpu": limits.seconds + 1,
                 "file_bytes": limits.disk_mib << 20, "value_bytes": limits.value_bytes, **order,
             }
         )  # fmt: skip
 
     def __enter__(self) -> Child:
         try:
-            if (self._line() or "")[:1] != "r":
+            if self.reply()[0] != "r":
                 text = self.output.decode("utf-8", "replace").strip()[-400:]
                 raise WorkbenchError(f"The sandbox must start. Got: {self.end}, {text or 'no message'}.")
         except BaseException:
             self.close()
             raise
-        self._begun = time.monotonic()
+        self.restart_clock()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -243,18 +232,16 @@ class Child:
             self._selector.register(self._requests, selectors.EVENT_WRITE)
         self._out += encode(value, 1 << 26).encode("ascii") + b"\n"
 
-    def _line(self) -> str | None:
-        """The child's next line; None if it has ended or must be ended, with the reason in `end`."""
-        while not self._lines and self.end is None:
-            self._pump()
-        return self._lines.pop(0) if self._lines else None
-
     def reply(self) -> tuple[str, Any]:
         """The next line as letter and value: ("", reason) at the end, ("?", text) if it is not a plain value.
 
         Attempts to leave the sandbox that the child reports are added to `unsafe`.
         """
-        while (line := self._line()) is not None:
+        while self._lines or self.end is None:
+            if not self._lines:
+                self._pump()
+                continue
+            line = self._lines.pop(0)
             try:
                 value = decode(line[1:])
             except NotPlain as error:
@@ -268,46 +255,35 @@ class Child:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds since the untrusted code began."""
-        return time.monotonic() - (self._begun or time.monotonic())
+        return time.monotonic() - self._begun
 
     def _pump(self) -> None:
+        """Move what the pipes hold, for at most one tick. Then look at the clock and at the folder."""
         for key, _ in self._selector.select(_TICK):
             if key.fd == self._requests:
                 self._write()
+            elif not (data := os.read(key.fd, 1 << 16)):
+                self._selector.unregister(key.fd)
+                if key.fd == self._results:
+                    self.end = self.end or self._why()
             elif key.fd == self._stdout:
-                data = self._read(self._stdout)
                 self.output += data[: self.limits.output_bytes - len(self.output)]
             else:
-                self._take(self._read(self._results))
+                self._take(data)
         now = time.monotonic()
-        late = now - self._born > _START_SECONDS if self._begun is None else self.seconds > self.limits.seconds
-        if self.end is None and late and not self._lines:
+        if self.end is None and now > self._deadline and not self._lines:
             self.end = "timeout"
-        if now - self._looked > _TICK and self.end is None:
-            self._looked = now
-            if _too_much(self.folder, self.limits):
-                self.end = "disk"
+        if self.end is None and now > self._look_at:
+            self._look_at = now + _TICK
+            self.end = "disk" if _too_much(self.folder, self.limits) else None
 
     def _write(self) -> None:
         try:
             self._out = self._out[os.write(self._requests, self._out[: 1 << 16]) :]
-        except BlockingIOError:
-            return
         except BrokenPipeError:
             self._out = b""
         if not self._out:
             self._selector.unregister(self._requests)
-
-    def _read(self, handle: int) -> bytes:
-        try:
-            data = os.read(handle, 1 << 16)
-        except BlockingIOError:
-            return b""
-        if not data:
-            self._selector.unregister(handle)
-            if handle == self._results and self.end is None:
-                self.end = self._why()
-        return data
 
     def _take(self, data: bytes) -> None:
         *whole, self._partial = (self._partial + data).split(b"\n")
@@ -318,25 +294,24 @@ class Child:
     def _why(self) -> str:
         """Why the child closed its results: wait until it ends, or until its time is over."""
         try:
-            code = self._process.wait(max(0.1, self.limits.seconds - self.seconds) if self._begun else 1.0)
+            code = self._process.wait(max(0.1, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             return "timeout"
         self.signal = -code if code < 0 else 0
-        if self.signal == signal.SIGXCPU or (self.signal == signal.SIGKILL and self.seconds >= self.limits.seconds):
+        if self.signal == signal.SIGXCPU or (self.signal == signal.SIGKILL and time.monotonic() >= self._deadline):
             return "timeout"
         return "crash" if code < 0 else "exit"
 
     def restart_clock(self) -> None:
         """Give the next request the full wall-clock time again. Processor time is not reset."""
         self._begun = time.monotonic()
+        self._deadline = self._begun + self.limits.seconds
 
     def close(self) -> None:
         """Kill the process group and remove the folder."""
-        for kill in (os.killpg, os.kill):
-            try:
-                kill(self._process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()  # it may have left its group
         self._process.wait()
         self._selector.close()
         os.close(self._requests)

@@ -73,27 +73,26 @@ def run_python(
     packages: Sequence[str] = PACKAGES,
     allow_weak_sandbox: bool = False,
 ) -> Ran:
-    """Run code in a locked child, then each call in the same child, in order.
+    """Run code in a locked child, then each call in the same child, in order. Compare results with `values.same`.
 
-    Only the code and the calls' arguments enter the child. Compare what comes out with
-    `dpo_workbench.sandbox.values.same`. The whole run has `limits.seconds`; later calls have the problem `timeout`.
+    Only the code and the calls' arguments enter the child. The whole run has `limits.seconds`; later calls have the
+    problem `timeout`.
 
     Args:
         code: source of a module that defines the functions. Any text is allowed; it never raises here.
-        calls: functions and their arguments, plain values (see `dpo_workbench.sandbox.values`).
-        limits: time, memory, output, files.
+        calls: functions and their arguments, plain values (see `values`).
         packages: installed packages that the code may import besides the standard library.
         allow_weak_sandbox: run even if only resource limits hold on this machine.
 
     Raises:
         WorkbenchError: only resource limits hold here and that was not allowed, or the sandbox does not start.
     """
-    with _start("answer", {"code": code}, limits or Limits(), packages, allow_weak_sandbox) as child:
-        problem = _loaded(child)
+    with start({"code": code}, limits or Limits(), packages, allow_weak_sandbox) as child:
+        problem = loaded(child)
         results: list[Result] = []
         for call in calls:
             over = problem or (results[-1].problem if child.end is not None else None)
-            results.append(Result(problem=over) if over else _ask(child, call))
+            results.append(Result(problem=over) if over else ask(child, call))
         return _ran(child, problem, results)
 
 
@@ -116,9 +115,8 @@ def run_tests(
     Args:
         code: the model's source.
         tests: source of the tests; trusted to judge, but not to touch this machine.
-        entry: the function of `code` that is tested.
-        function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests,
-            which can also call the candidate by the name `entry`.
+        entry: the function of `code` that is tested; tests can call it by this name too.
+        function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests.
         limits: of each of the two children.
         packages, allow_weak_sandbox: see `run_python`, also for what it raises.
 
@@ -127,11 +125,11 @@ def run_tests(
         failed, and `tests` if the tests themselves cannot be run this way.
     """
     limits = limits or Limits()
-    with _start("answer", {"code": code}, limits, packages, allow_weak_sandbox) as child:
-        problem = _loaded(child)
+    with start({"code": code}, limits, packages, allow_weak_sandbox) as child:
+        problem = loaded(child)
         if problem is None:
             order = {"code": tests, "entry": function, "name": entry}
-            with _start("check", order, limits, packages, allow_weak_sandbox) as judge:
+            with start(order, limits, packages, allow_weak_sandbox) as judge:
                 problem = _judged(child, judge, entry)
         return _ran(child, problem, [])
 
@@ -143,11 +141,18 @@ def extract_code(answer: str) -> str:
     return found[1] if found else answer
 
 
-def _start(mode: str, order: dict[str, str], limits: Limits, packages: Sequence[str], weak: bool) -> Child:
-    require_guard(weak)
+def start(
+    order: dict[str, Any],
+    limits: Limits,
+    packages: Sequence[str],
+    allow_weak_sandbox: bool,
+    readable: Sequence[str] = (),
+) -> Child:
+    """A child with an order (see `child.py`), if the guards hold here or need not."""
+    require_guard(allow_weak_sandbox)
     if len(order["code"]) > limits.code_bytes:
         order["code"] = f"raise SyntaxError('the code has more than {limits.code_bytes} characters')"
-    return Child(mode, order, limits, guard_level() == "strong", tuple(packages))
+    return Child(order, limits, guard_level() == "strong", tuple(packages), readable)
 
 
 def _ran(child: Child, problem: Problem | None, results: Sequence[Result]) -> Ran:
@@ -155,18 +160,18 @@ def _ran(child: Child, problem: Problem | None, results: Sequence[Result]) -> Ra
     return Ran(problem, tuple(results), output, tuple(child.unsafe), child.seconds)
 
 
-def _loaded(child: Child) -> Problem | None:
+def loaded(child: Child) -> Problem | None:
+    """What was wrong with the code as a whole."""
     letter, value = child.reply()
     return None if letter == "l" else _problem(child, letter, value)
 
 
-def _ask(child: Child, call: Call) -> Result:
+def ask(child: Child, call: Call) -> Result:
+    """Carry out one call in a child that has loaded its code."""
     child.send([call.name, list(call.args), dict(call.named)])
-    letter, value = child.reply()
-    changed = None
+    (letter, value), changed = child.reply(), None
     if letter == "m" and isinstance(value, list):
-        changed = value
-        letter, value = child.reply()
+        changed, (letter, value) = value, child.reply()
     return Result(value, args=changed) if letter == "v" else Result(problem=_problem(child, letter, value))
 
 
@@ -196,7 +201,7 @@ def _judged(child: Child, judge: Child, entry: str) -> Problem | None:
         if letter == "p":
             return None
         if letter == "c":
-            result = _ask(child, Call(entry, *value))
+            result = ask(child, Call(entry, *value))
             raised = result.problem
             if child.end is not None or (raised and raised.kind == "not_plain"):
                 return raised

@@ -1,8 +1,7 @@
-"""The SQL part of a sandbox child: one SQLite database, read-only, one SELECT per request. `child.py` imports it."""
+"""The code that `run_sql` runs in a sandbox child: a SQLite database, read-only, one SELECT for each call of `ask`."""
 
 import sqlite3
 import time
-from functools import partial
 
 # Functions that only compute. All others (load_extension, zeroblob, randomblob, readfile, ...) are refused.
 _FUNCTIONS = frozenset(
@@ -24,51 +23,32 @@ def _authorize(action, first, second, database, trigger):
     return sqlite3.SQLITE_DENY
 
 
-def serve(wire, order: dict) -> None:
-    """Reply to each query with `v` [columns, rows, cut] or `q` [kind, message]."""
-    connection = sqlite3.connect(f"file:{order['database']}?mode=ro&immutable=1", uri=True)
+def open_database(path, value_bytes):
+    """Open a database read-only, for `ask`; raises sqlite3.Error if it is none."""
+    global connection
+    connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
-    try:
-        connection.execute("PRAGMA temp_store=MEMORY")
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.Error as error:
-        wire.reply("q", ["database", str(error)[:500]])
-        return
+    connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if hasattr(connection, "setlimit"):  # Python 3.11
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, order["value_bytes"])
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, value_bytes)
     if hasattr(connection, "setconfig"):  # Python 3.12
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)  # type: ignore[attr-defined]
     connection.set_authorizer(_authorize)
-    wire.reply("l")
-    while (query := wire.request()) is not None:
-        end = time.monotonic() + order["seconds"]
-        connection.set_progress_handler(partial(_is_past, end), 5000)
-        try:
-            wire.reply("v", _rows(connection, query, order), 2 * order["value_bytes"] + 1000)
-        except MemoryError:
-            wire.reply("q", ["too_large", "more memory than allowed"])
-        except (sqlite3.Error, sqlite3.Warning, ValueError, UnicodeError) as error:
-            late = "interrupted" in str(error)
-            wire.reply("q", ["timeout" if late else "error", str(error)[:500]])
 
 
-def _is_past(end: float) -> bool:
-    """True once the monotonic clock has passed `end`; SQLite then interrupts the query."""
-    return time.monotonic() > end
-
-
-def _rows(connection, query: str, order: dict) -> list:
+def ask(query, seconds, most_rows, value_bytes):
     """Columns, rows, and whether there were more rows than allowed."""
-    rows: list = []
-    bytes_left, cut = order["value_bytes"], False
+    end = time.monotonic() + seconds
+    connection.set_progress_handler(lambda: time.monotonic() > end, 5000)  # true: SQLite interrupts the query
+    rows, bytes_left = [], value_bytes
     cursor = connection.execute(query)
     columns = [entry[0] for entry in cursor.description or ()]
     for row in cursor:
         bytes_left -= sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)
-        if len(rows) >= order["rows"] or bytes_left < 0:
-            cut = True
-            break
+        if len(rows) >= most_rows or bytes_left < 0:
+            cursor.close()
+            return [columns, rows, True]
         rows.append(list(row))
-    cursor.close()
-    return [columns, rows, cut]
+    return [columns, rows, False]

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.sandbox.process import Child, Limits, guard_level, require_guard
-from dpo_workbench.sandbox.python_runner import Problem
+from dpo_workbench.sandbox.process import Limits
+from dpo_workbench.sandbox.python_runner import Call, Problem, Result, ask, loaded, start
 
+_CHILD = Path(__file__).with_name("sql_child.py")
 _ERROR_KINDS = {  # what SQLite's message has in it
     "unknown_name": ("no such", "ambiguous column", "wrong number of arguments"),
     "refused": ("not authorized", "prohibited", "readonly", "too many attached", "one statement"),
     "syntax_error": ("syntax error", "incomplete input", "unrecognized"),
-    "too_large": ("too big",),
+    "timeout": ("interrupted",),
+    "too_large": ("too big", "MemoryError"),
 }
 
 
@@ -61,34 +63,31 @@ def run_sql(
     path = Path(database).resolve()
     if not path.is_file():
         raise WorkbenchError(f"A database must be a SQLite file. Got no file at {path}. Check the path.")
-    require_guard(allow_weak_sandbox)
-    order = {"database": str(path), "seconds": seconds, "rows": rows}
-    limits = Limits(seconds=seconds * 1.5 + 2, memory_mib=memory_mib, value_bytes=value_bytes)
+    limits = Limits(seconds=seconds * 1.5 + 2, memory_mib=memory_mib, value_bytes=2 * value_bytes + 1000)
+    order = {"code": _CHILD.read_text(encoding="utf-8"), "cpu": 3600}
     tables: list[Table] = []
     while len(tables) < len(queries):  # a query that ends the child costs only itself
-        with Child("sql", order, limits, guard_level() == "strong", readable=[str(path)]) as child:
-            letter, value = child.reply()
-            if letter != "l":
+        with start(order, limits, (), allow_weak_sandbox, readable=[str(path)]) as child:
+            problem = loaded(child) or ask(child, Call("open_database", [str(path), value_bytes])).problem
+            if problem is not None:
                 raise WorkbenchError(
-                    f"A database must open. Got {path.name}: {value[1] if letter == 'q' else value}. "
-                    "Give a SQLite file that `sqlite3` reads."
+                    f"A database must open. Got {path.name}: {problem.text}. Give a SQLite file that `sqlite3` reads."
                 )
             while len(tables) < len(queries) and child.end is None:
-                tables.append(_ask(child, queries[len(tables)]))
+                child.restart_clock()
+                result = ask(child, Call("ask", [queries[len(tables)], seconds, rows, value_bytes]))
+                tables.append(_table(result, child.end))
     return tables
 
 
-def _ask(child: Child, query: str) -> Table:
-    child.restart_clock()
-    child.send(query)
-    letter, value = child.reply()
-    if letter == "v":
-        columns, rows, cut = value
+def _table(result: Result, end: str | None) -> Table:
+    """`end` is the reason if the query ended the child."""
+    if result.problem is None:
+        columns, rows, cut = result.value
         return Table(tuple(columns), tuple(map(tuple, rows)), cut)
-    if letter == "q":
-        kind, text = value
-        if kind == "error":
-            kind = next((k for k, signs in _ERROR_KINDS.items() if any(sign in text for sign in signs)), kind)
-        return Table(problem=Problem(kind, text))
-    kind = "timeout" if child.end == "timeout" else "crash"
-    return Table(problem=Problem(kind, f"the query ended the process ({child.end})"))
+    if end is not None:
+        kind = "timeout" if end == "timeout" else "crash"
+        return Table(problem=Problem(kind, f"the query ended the process ({end})"))
+    text = result.problem.text.removeprefix("Exception: ")
+    kind = next((k for k, signs in _ERROR_KINDS.items() if any(sign in text for sign in signs)), "error")
+    return Table(problem=Problem(kind, text))

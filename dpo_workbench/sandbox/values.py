@@ -11,6 +11,7 @@ the C part of `json` if there is one, and handles library types only if the chil
 
 from __future__ import annotations
 
+import math
 import sys
 
 TYPE_CHECKING = False
@@ -150,9 +151,7 @@ def same(wanted: Any, found: Any) -> bool:
     if kind is not type(found):
         return False
     if kind is float:
-        size = max(abs(wanted), abs(found))
-        near = size < float("inf") and abs(wanted - found) <= max(1e-9 * size, 1e-12)
-        return near or wanted == found or (wanted != wanted and found != found)
+        return math.isclose(wanted, found, rel_tol=1e-9, abs_tol=1e-12) or (wanted != wanted and found != found)
     if kind.__name__ in _MAPPINGS:
         types = {key: type(key) for key in found}  # 1 and True are one key
         return wanted.keys() == found.keys() and all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,22 +13,20 @@ from typing import Any
 
 from dpo_workbench.common.environment import describe, peak_memory_gib
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.evaluation.report import ReportTable, write_report
+from dpo_workbench.evaluation.report import write_report
 from dpo_workbench.evaluation.run import Evaluation, sees_line
-from dpo_workbench.evaluation.statistics import holm, paired_difference, paired_p, wilson, win_rate
-from dpo_workbench.evaluation.verdict import Verdict, paired_rows, verdict
-from dpo_workbench.evaluation.wording import text_table
+from dpo_workbench.evaluation.statistics import holm, paired_difference, paired_p, win_rate
+from dpo_workbench.evaluation.verdict import Verdict, paired_rows, scores, verdict
+from dpo_workbench.evaluation.wording import p_text, text_table
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.plots.evaluation import DifferencesDisplay
-from dpo_workbench.studies.arms import ARMS, COST_HEADER, Cost, run_arm
+from dpo_workbench.plots.evaluation import ArmsDisplay
+from dpo_workbench.studies.arms import ARMS, Cost, run_arm
 from dpo_workbench.studies.recipe import Recipe
 from dpo_workbench.studies.study import Study, open_study
 from dpo_workbench.tasks.task import Task
 
 BASELINE = "sft"
-HEADER = (
-    "arm", "failed", "95 % interval", "score", "change", "95 % interval", "Holm p", "wins", "tokens",
-)  # fmt: skip
+HEADER = ("arm", "failed", "95 % interval", "score", "change", "95 % interval", "Holm p", "wins", "tokens")
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,16 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """One dict per arm: failures and score; except for the baseline also score difference, Holm's p and wins."""
         base = self._arm(BASELINE)
-        paired = {name: paired_rows(base, arm) for name, arm in self.arms.items() if name != BASELINE}
-        values = {n: ([b.value or 0.0 for b, _ in p], [a.value or 0.0 for _, a in p]) for n, p in paired.items()}
-        groups = {name: [b.group for b, _ in pairs] for name, pairs in paired.items()}
-        adjusted = dict(zip(paired, holm([paired_p(*values[n], groups[n]) for n in paired]), strict=True))
+        paired = {name: scores(paired_rows(base, arm)) for name, arm in self.arms.items() if name != BASELINE}
+        adjusted = dict(zip(paired, holm([paired_p(*values) for values in paired.values()]), strict=True))
         found = []
         for name, arm in self.arms.items():
-            row = {"arm": name, "n": arm.n, "failed": arm.n_failed, "share": wilson(arm.n_failed, arm.n).to_dict()}
+            row = {"arm": name, "n": arm.n, "failed": arm.n_failed, "share": arm.interval().to_dict()}
             row |= {"score": arm.mean_score, "tokens": arm.mean_tokens}
             if name in paired:
-                row["difference"] = paired_difference(*values[name], groups[name]).to_dict()
+                row["difference"] = paired_difference(*paired[name]).to_dict()
                 row["holm_p"] = adjusted[name]
-                row["wins"] = win_rate(*values[name], groups[name]).to_dict()
+                row["wins"] = win_rate(*paired[name]).to_dict()
             found.append(row)
         return found
 
@@ -68,12 +65,12 @@ class Comparison:
 
     def verdict(self, after: str = "sft+dpo", control: str | None = "sft+sft on chosen") -> Verdict:
         """`verdict` of one arm against the baseline."""
-        given = self._arm(BASELINE), self._arm(after)
-        return verdict(*given, control=self.arms.get(control or ""), **self.context)
+        control_arm = self.arms.get(control or "")
+        return verdict(self._arm(BASELINE), self._arm(after), control=control_arm, **self.context)
 
     def plot(self) -> Any:
-        """Forest plot of the score differences from the baseline; see `DifferencesDisplay`."""
-        return DifferencesDisplay.from_rows(self.rows(), BASELINE).plot()
+        """Forest plot of the score differences from the baseline; see `ArmsDisplay`."""
+        return ArmsDisplay.from_differences(self.rows(), BASELINE).plot()
 
     def __str__(self) -> str:
         detectable = sees_line(self._arm(BASELINE).n, 0.2, ", if 20 % of them change")
@@ -84,15 +81,13 @@ class Comparison:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    share, cells = row["share"], [row["arm"], f"{row['failed']} of {row['n']}"]
-    cells += [f"{100 * share['low']:.1f} to {100 * share['high']:.1f} %", f"{row['score']:.3f}"]
+    share, change = row["share"], ("", "", "", "")
     if "difference" in row:
-        change, p = row["difference"], row["holm_p"]
-        cells += [f"{change['estimate']:+.3f}", f"{change['low']:+.3f} to {change['high']:+.3f}"]
-        cells += ["< 0.001" if p < 0.001 else f"{p:.3f}", f"{100 * row['wins']['estimate']:.0f} %"]
-    else:
-        cells += ["", "", "", ""]
-    return (*cells, f"{row['tokens']:.0f}")
+        seen, wins = row["difference"], f"{100 * row['wins']['estimate']:.0f} %"
+        interval = f"{seen['low']:+.3f} to {seen['high']:+.3f}"
+        change = (f"{seen['estimate']:+.3f}", interval, p_text(row["holm_p"]), wins)
+    failed = (f"{row['failed']} of {row['n']}", f"{100 * share['low']:.1f} to {100 * share['high']:.1f} %")
+    return (row["arm"], *failed, f"{row['score']:.3f}", *change, f"{row['tokens']:.0f}")
 
 
 def compare(
@@ -115,9 +110,8 @@ def compare(
     listed in `holes` with the reason, and the others still run.
 
     Args:
-        task: a task, or what `load_task` takes.
         arms: names from `ARMS`; the others are compared with `sft`.
-        model: `nano`, `smol`, or what `load_model` takes.
+        task, model: what `load_task` and `load_model` take, or a task itself.
         adapter: the fine-tuned start. By default the one that is shipped for model and task, or else it is trained.
         pairs: to train on; by default the failures of the fine-tuned model are mined with the recipe.
         recipe: sizes and settings; by default those of `recipe_for(model, task)`.
@@ -131,31 +125,43 @@ def compare(
     name = task.name if isinstance(task, Task) else Path(task).stem
     folder = folder or Path("runs") / f"compare-{Path(model).name}-{name}"
     given: dict[str, Any] = {"split": split, "recipe": recipe, "adapter": adapter, "pairs": pairs}
-    study = open_study(model, task, folder, **given, seed=seed, show=show)
-    context = study.verdict_context  # makes the pairs, without which no arm can run
-    done: dict[str, Evaluation] = {}
+    return run_arms(open_study(model, task, folder, **given, seed=seed, show=show), arms, "arms")
+
+
+def run_arms(study: Study, names: Sequence[str], command: str) -> Comparison:
+    """Run the arms and, if `BASELINE` has finished, write results.json and report.html. `command` repeats the study."""
+    context = study.verdict_context  # makes the pairs, without which no arm can be trained
+    arms: dict[str, Evaluation] = {}
     costs: dict[str, Cost] = {}
     holes: dict[str, str] = {}
-    for arm in arms:
+    for name in names:
         try:
-            done[arm], costs[arm] = run_arm(study, arm)
+            arms[name], costs[name] = run_arm(study, name)
         except (WorkbenchError, RuntimeError, ArithmeticError, MemoryError) as error:
-            holes[arm] = str(error).split("\n")[0]
-            study.say(f"{arm}: no result. {holes[arm]}")
-    result = Comparison(done, costs, holes, study.folder, context)
-    if BASELINE in done:
-        command = f"dpo-workbench arms --model {model} --task {study.settings['task']} --split {split} --seed {seed}"
-        write_results(study, result, command)
+            holes[name] = str(error).split("\n")[0]
+            study.say(f"{name}: no result. {holes[name]}")
+    result = Comparison(arms, costs, holes, study.folder, context)
+    if BASELINE in arms:
+        _write_results(study, result, command)
     return result
 
 
-def write_results(study: Study, result: Comparison, command: str) -> Path:
-    """Write results.json and report.html into the study's folder; returns the path of the report."""
+def shell_command(study: Study, command: str) -> str:
+    """How to repeat a study from a shell."""
+    settings = study.settings
+    words = ["dpo-workbench", command, "--model", settings["model"], "--task", settings["task"]]
+    words += ["--split", settings["split"]] if command == "arms" else []
+    words += ["--adapter", settings["adapter"]] if "adapter" in settings else []
+    words += ["--from-scratch"] if settings["from_scratch"] else []
+    return shlex.join([*words, "--seed", str(study.recipe.dpo.seed)])
+
+
+def _write_results(study: Study, result: Comparison, command: str) -> None:
     decided = result.verdict() if "sft+dpo" in result.arms else None
     rows, training = result.rows(), study.folder / "dpo" / "training.json"
     results: dict[str, Any] = {
         "settings": {**study.settings, "seed": study.recipe.dpo.seed, "arms": list(result.arms)},
-        "command": command,
+        "command": shell_command(study, command),
         "machine": describe(),
         "arms": {name: evaluation.summary() for name, evaluation in result.arms.items()},
         "comparison": rows,
@@ -174,13 +180,17 @@ def write_results(study: Study, result: Comparison, command: str) -> Path:
         found = study.found
         headroom = found.headroom(found.settings["target"]).to_dict()
         results["mined"] = {"failures": dict(found.failures), "samples": found.n_samples, "headroom": headroom}
-    costs = [(name, *cost.row()) for name, cost in result.costs.items()]
-    tables = [
-        ReportTable(f"Each arm compared with {BASELINE}", HEADER, list(map(_cells, rows))),
-        ReportTable("What each arm cost in addition to the fine-tuned start", ("arm", *COST_HEADER), costs),
+    costs = [
+        (name, str(cost.steps), f"{cost.sampled_tokens:,}", f"{cost.train_seconds:.1f}", f"{cost.answer_seconds:.1f}")
+        for name, cost in result.costs.items()
+    ]
+    cost_header = ("arm", "steps", "tokens sampled", "training (s)", "answers (s)")
+    tables: list[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = [
+        (f"Each arm compared with {BASELINE}", HEADER, list(map(_cells, rows))),
+        ("What each arm cost in addition to the fine-tuned start", cost_header, costs),
     ]
     if result.holes:
-        tables.append(ReportTable("Arms without a result", ("arm", "why"), list(result.holes.items())))
-    changes = DifferencesDisplay.from_rows(rows, BASELINE)
-    displays = {f"Change of the score compared with {BASELINE}": changes} if changes.names else {}
-    return write_report(study.folder, results, result.arms, decided, tables=tables, displays=displays)
+        tables.append(("Arms without a result", ("arm", "why"), list(result.holes.items())))
+    changes = ArmsDisplay.from_differences(rows, BASELINE)
+    displays = {f"Change of the score compared with {BASELINE}": changes} if changes.rows else {}
+    write_report(study.folder, results, result.arms, decided, tables=tables, displays=displays)

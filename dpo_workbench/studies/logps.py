@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
-from dpo_workbench.training.batches import micro_batches
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import rows_within_memory
 from dpo_workbench.training.logps import answer_logps
-from dpo_workbench.training.packing import Batch, Row
+from dpo_workbench.training.packing import Batch, Row, micro_batches
 from dpo_workbench.training.reference import choose_packing
 
 T = TypeVar("T")
@@ -23,17 +22,13 @@ T = TypeVar("T")
 def sum_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
     """Log-probability (nats) of each answer under the model, given its prompt."""
     rows = answer_rows(model, prompts, answers)
-    found = values_by_row(model, rows, lambda network, batch: per_answer(answer_logps(network, batch), rows, batch))
-    return [found[row.id] for row in rows]
+    return answer_values(model, rows, lambda network, batch: answer_logps(network, batch).tolist())
 
 
 def mean_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
     """`sum_logps` divided by the number of tokens of each answer (nats per token)."""
-    found = []
-    sums = sum_logps(model, prompts, answers)
-    for row, of_row in zip(answer_rows(model, prompts, answers), sums, strict=True):
-        found.append([s / len(ids) for s, ids in zip(of_row, row.answer_ids, strict=True)])
-    return found
+    rows = answer_rows(model, prompts, answers)
+    return answer_values(model, rows, lambda network, batch: (answer_logps(network, batch) / batch.lengths).tolist())
 
 
 def answer_rows(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[Row]:
@@ -51,27 +46,20 @@ def _answer_ids(model: Model, answer: Answer | str) -> tuple[int, ...]:
     return ids if finished or len(ids) == 1 else ids[:-1]
 
 
-def values_by_row(
-    model: Model, rows: Sequence[Row], read: Callable[[nn.Module, Batch], Mapping[str, T]]
-) -> dict[str, T]:
-    """Run `read(network, batch)` on batches of the rows and merge what it returns by row id.
+def answer_values(model: Model, rows: Sequence[Row], read: Callable[[nn.Module, Batch], Sequence[T]]) -> list[list[T]]:
+    """For each row, one value per answer. `read(network, batch)` returns the values of a batch's answers in order.
 
     Batches that do not fit into memory are halved and tried again.
     """
-    settings = choose_packing(model, rows, TrainConfig())
+    n_answers = {row.id: len(row.answer_ids) for row in rows}
 
-    def attempt(config: TrainConfig) -> dict[str, T]:
-        found: dict[str, T] = {}
+    def attempt(config: TrainConfig) -> dict[str, list[T]]:
+        found: dict[str, list[T]] = {}
         with model.active() as network, torch.no_grad():
             for batch in micro_batches(rows, model, config):
-                found |= read(network, batch)
+                values = iter(read(network, batch))
+                found |= {row_id: [next(values) for _ in range(n_answers[row_id])] for row_id in batch.ids}
         return found
 
-    return rows_within_memory(attempt, rows, settings)[0]
-
-
-def per_answer(values: Tensor, rows: Sequence[Row], batch: Batch) -> dict[str, list[float]]:
-    """Values of a batch's answers, shape (A,), as a list for each of its rows, by row id."""
-    n_answers = {row.id: len(row.answer_ids) for row in rows}
-    remaining = iter(values.tolist())
-    return {row_id: [next(remaining) for _ in range(n_answers[row_id])] for row_id in batch.ids}
+    found = rows_within_memory(attempt, rows, choose_packing(model, rows, TrainConfig()))[0]
+    return [found[row.id] for row in rows]

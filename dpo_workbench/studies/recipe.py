@@ -19,7 +19,6 @@ PLANTED = {
 }
 # Fine-tuning prompts and epochs of `nano` where the usual 800 prompts and 2 epochs were not enough.
 NANO_SFT = {"science": (1200, 3), "briefs": (1100, 6)}
-MIN_TRAIN_PROMPTS = 30
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,10 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
 def _sized_for(recipe: Recipe, task: Task) -> Recipe:
     """The recipe in the sizes that the task's training prompts allow."""
     n = len(task.train)
-    if n < MIN_TRAIN_PROMPTS:
+    if n < 30:
         raise WorkbenchError(
-            f"Fine-tuning and mining need at least {MIN_TRAIN_PROMPTS} training prompts together. Got {n} in task "
-            f"{task.name!r}. Add rows, or give the training split a larger share (`shares`)."
+            f"Fine-tuning and mining need at least 30 training prompts together. Got {n} in task {task.name!r}. Add "
+            "rows, or give the training split a larger share (`shares`)."
         )
     mined = min(300, n // 3)
     tuned = min(800, n - mined)

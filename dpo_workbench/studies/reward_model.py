@@ -1,7 +1,4 @@
-"""A reward model trained on the same pairs as DPO: the two-stage method that DPO replaces, as a comparison.
-
-It uses the same base model, LoRA settings, pairs and batches as the DPO arm.
-"""
+"""A reward model trained on the same pairs and batches as DPO: the two-stage method that DPO replaces."""
 
 from __future__ import annotations
 
@@ -19,15 +16,14 @@ from dpo_workbench.common.progress import progress
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.studies.logps import answer_rows, per_answer, values_by_row
+from dpo_workbench.studies.logps import answer_rows, answer_values
 from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
 from dpo_workbench.studies.logps import sum_logps as sum_logps
-from dpo_workbench.training.batches import steps_per_epoch
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import token_states
-from dpo_workbench.training.loop import new_state, training_steps
-from dpo_workbench.training.objectives import Metrics
-from dpo_workbench.training.packing import Batch, Row
+from dpo_workbench.training.loop import TrainState, training_steps
+from dpo_workbench.training.losses import Metrics
+from dpo_workbench.training.packing import Batch, Row, steps_per_epoch
 from dpo_workbench.training.reference import choose_packing
 from dpo_workbench.training.tokens import pair_texts, tokenize
 
@@ -45,10 +41,7 @@ class RewardModel:
     def scores(self, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
         """The reward of each answer to each prompt, without gradients."""
         rows = [with_second_end(self.model, row) for row in answer_rows(self.model, prompts, answers)]
-        found = values_by_row(
-            self.model, rows, lambda network, batch: per_answer(batch_rewards(network, batch, self.head), rows, batch)
-        )
-        return [found[row.id] for row in rows]
+        return answer_values(self.model, rows, lambda network, batch: batch_rewards(network, batch, self.head).tolist())
 
     def accuracy(self, pairs: Pairs) -> float:
         """Share of the pairs whose chosen answer has the higher reward; a tie counts as half."""
@@ -61,8 +54,7 @@ def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show:
     """Minimize -log sigmoid(r(chosen) - r(rejected)) (Bradley-Terry; arXiv 2203.02155, equation 1) with LoRA.
 
     Args:
-        model: where training starts. Its adapter is copied, as for the policy of DPO.
-        pairs: the pairs that the DPO arm trains on.
+        model, pairs: as for `train`.
         config: batches, steps, learning rate, LoRA and order of the pairs, as in the DPO arm. The linear head has its
             own learning rate.
     """
@@ -70,7 +62,7 @@ def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show:
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
     config = choose_packing(model, rows, config)
     head = nn.Parameter(torch.zeros(policy.network.config.get_text_config().hidden_size, device=policy.device))
-    state = new_state(policy, config)
+    state = TrainState(policy, config)
     state.parameters.append(head)
     state.optimizer.add_param_group({"params": [head], "lr_scale": HEAD_LR / config.lr})
     history = []
@@ -87,7 +79,6 @@ class BradleyTerry:
     """The mean of -log sigmoid(r(chosen) - r(rejected)) over the pairs of a batch."""
 
     head: Tensor
-    whole_batch: bool = False
 
     def loss(self, network: nn.Module, batch: Batch, rows: Sequence[Row], step: int) -> tuple[Tensor, Metrics]:
         chosen, rejected = batch_rewards(network, batch, self.head).view(-1, 2).unbind(1)

@@ -10,16 +10,15 @@ from typing import Any
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.evaluation.run import evaluate
 from dpo_workbench.evaluation.statistics import Interval, mean_change, paired_difference
-from dpo_workbench.evaluation.verdict import paired_rows
+from dpo_workbench.evaluation.verdict import paired_rows, scores
 from dpo_workbench.evaluation.wording import text_table
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.studies.logps import mean_logps, sum_logps
 from dpo_workbench.tasks.builtin import load_task, task_names
-from dpo_workbench.tasks.task import Task
+from dpo_workbench.tasks.task import Split, Task
 
 SAMPLES = 4
-HEADER = ("what", "unit", "before", "after", "change", "95 % interval", "")
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,12 @@ class Effect:
     before: float
     after: float
     change: Interval
-    worse: int  # the sign of a change for the worse; 0: neither direction is worse
-    least: float  # smaller changes are no regression, however clear they are
+    least: float | None  # a clear fall by at least this is a regression; None: neither direction is worse
 
     @property
     def regression(self) -> bool:
-        """True if the whole interval is on the worse side and the change is large enough to matter."""
-        if self.worse == 0 or abs(self.change.estimate) < self.least:
-            return False
-        return self.change.high < 0 if self.worse < 0 else self.change.low > 0
+        """True if the whole interval is below zero and the fall is large enough to matter."""
+        return self.least is not None and self.change.high < 0 and self.change.estimate <= -self.least
 
     def __str__(self) -> str:
         return (
@@ -50,13 +46,13 @@ class Effect:
 
 @dataclass(frozen=True)
 class SideEffects:
-    """All effects of one training run, measured on dev prompts and plain text."""
+    """What training changed besides its target."""
 
     effects: tuple[Effect, ...]
 
     @property
     def regressions(self) -> list[Effect]:
-        """The effects that are clearly for the worse."""
+        """Clear and large enough changes for the worse."""
         return [effect for effect in self.effects if effect.regression]
 
     def to_dict(self) -> list[dict[str, Any]]:
@@ -64,7 +60,7 @@ class SideEffects:
         return [asdict(effect) | {"regression": effect.regression} for effect in self.effects]
 
     def __str__(self) -> str:
-        rows: list[Sequence[str]] = [HEADER]
+        rows: list[Sequence[str]] = [("what", "unit", "before", "after", "change", "95 % interval", "")]
         for e in self.effects:
             interval = f"{e.change.low:+.3f} to {e.change.high:+.3f}"
             numbers = (f"{e.before:.3f}", f"{e.after:.3f}", f"{e.change.estimate:+.3f}", interval)
@@ -91,22 +87,19 @@ def side_effects(
 
     Args:
         before, after: two models with one tokenizer; they may share one network.
-        task: that was trained on.
-        others: tasks that were not trained on; by default the other built-in ones.
+        task: what was trained on. `others`: what was not, by default the other built-in tasks.
         prompts: per task.
     """
     dev = task.dev[:prompts]
-    asked = [example.prompt for example in dev]
+    asked, references = [example.prompt for example in dev], [example.reference for example in dev]
     paragraphs = plain_text()
     effects = [
         _likelihood("plain text", before, after, [""] * len(paragraphs), paragraphs),
-        _likelihood("references", before, after, asked, [e.reference for e in dev]),
+        _likelihood("references", before, after, asked, references),
         _kl(before, after, asked, task.max_new_tokens),
     ]
-    for other in task_names() if others is None else others:
-        other = load_task(other) if isinstance(other, str) else other
-        if other.name != task.name:
-            effects.append(_other_task(before, after, other, prompts, show))
+    tasks = [load_task(t) if isinstance(t, str) else t for t in (task_names() if others is None else others)]
+    effects += [_other_task(before, after, other.dev[:prompts], show) for other in tasks if other.name != task.name]
     return SideEffects(tuple(effects))
 
 
@@ -119,18 +112,17 @@ def plain_text() -> list[str]:
 def _likelihood(name: str, before: Model, after: Model, prompts: Sequence[str], texts: Sequence[str]) -> Effect:
     old, new = ([row[0] for row in mean_logps(m, prompts, [[t] for t in texts])] for m in (before, after))
     means = statistics.fmean(old), statistics.fmean(new)
-    return Effect(f"log-likelihood of {name}", "nats a token", *means, mean_change(old, new), worse=-1, least=0.05)
+    return Effect(f"log-likelihood of {name}", "nats a token", *means, mean_change(old, new), least=0.05)
 
 
 def _kl(before: Model, after: Model, prompts: Sequence[str], limit: int) -> Effect:
     answers = generate(after, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit)
     start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, answers)] for m in (before, after))
     kl = mean_change(start, moved)
-    return Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, worse=0, least=0.0)
+    return Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, least=None)
 
 
-def _other_task(before: Model, after: Model, task: Task, prompts: int, show: bool) -> Effect:
-    pairs = paired_rows(*(evaluate(model, task.dev[:prompts], show=show) for model in (before, after)))
-    old, new = [b.value or 0.0 for b, _ in pairs], [a.value or 0.0 for _, a in pairs]
-    change = paired_difference(old, new, [b.group for b, _ in pairs])
-    return Effect(f"task {task.name}", "score", statistics.fmean(old), statistics.fmean(new), change, -1, 0.02)
+def _other_task(before: Model, after: Model, dev: Split, show: bool) -> Effect:
+    old, new, groups = scores(paired_rows(*(evaluate(model, dev, show=show) for model in (before, after))))
+    means = statistics.fmean(old), statistics.fmean(new)
+    return Effect(f"task {dev.task.name}", "score", *means, paired_difference(old, new, groups), least=0.02)

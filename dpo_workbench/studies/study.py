@@ -20,6 +20,7 @@ from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.recipe import Recipe, recipe_for
 from dpo_workbench.tasks.builtin import load_task, shipped_adapter
 from dpo_workbench.tasks.task import Split, Task, with_all_splits
+from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import Run, sft
 
 BEST_OF = 4
@@ -49,40 +50,34 @@ class Study:
             return load_adapter(self.base, self.adapter or trained)
         rows = self.task.train[: self.recipe.sft_prompts]
         self.say(f"No fine-tuned adapter is shipped or given: fine-tuning the model on {len(rows)} examples first")
-        run = self.fit("sft", lambda **given: sft(self.base, rows, self.recipe.sft, **given))
-        return run.model
+        return self.fit("sft", sft, self.base, rows, self.recipe.sft).model
 
     @cached_property
     def found(self) -> Found:
         """Answers of the fine-tuned model to training prompts, judged, with better endings for failed answers."""
-        file = self.folder / "mined.json"
+        file, recipe = self.folder / "mined.json", self.recipe
         if file.is_file():
             self.say("mined.json: read from the folder")
             found = Found.load(file, self.task)
         else:
-            found = self._mine()
+            prompts = self.task.train[recipe.mine_from :][: recipe.mine_prompts]
+            common: dict[str, Any] = {"seed": recipe.dpo.seed, "show": self.show}
+            decoding: dict[str, Any] = {"temperature": recipe.temperature, "greedy": recipe.greedy}
+            found = mine(self.start, prompts, recipe.samples, **decoding, **common)
+            target = recipe.target or common_failures(found)
+            found = replace(found, settings=found.settings | {"target": list(target)})
+            if target and not (recipe.greedy and right_and_wrong(found, target) >= ENOUGH_PAIRS):
+                found = branch(self.start, found, target, per_prompt=recipe.per_prompt, **common)
             found.save(file)
         self.say(f"{found}\nHeadroom: {found.headroom(found.settings['target'])}")
         return found
-
-    def _mine(self) -> Found:
-        recipe = self.recipe
-        prompts = self.task.train[recipe.mine_from :][: recipe.mine_prompts]
-        common: dict[str, Any] = {"seed": recipe.dpo.seed, "show": self.show}
-        drawn: dict[str, Any] = {"temperature": recipe.temperature, "greedy": recipe.greedy}
-        found = mine(self.start, prompts, recipe.samples, **drawn, **common)
-        target = recipe.target or common_failures(found)
-        found = replace(found, settings=found.settings | {"target": list(target)})
-        if not target or (recipe.greedy and right_and_wrong(found, target) >= ENOUGH_PAIRS):
-            return found
-        return branch(self.start, found, target, per_prompt=recipe.per_prompt, **common)
 
     @cached_property
     def pairs(self) -> Pairs:
         """The pairs that every trained arm learns from."""
         if self.given_pairs is not None:
             return self.given_pairs
-        target, recipe = tuple(self.found.settings["target"]), self.recipe
+        target, recipe = self.found.settings["target"], self.recipe
         pairs = self.found.pairs(
             per_prompt=recipe.per_prompt, classes=target or None, use_reference=False, most=recipe.max_pairs
         )
@@ -98,15 +93,15 @@ class Study:
         target = tuple(self.found.settings["target"])
         return {"pairs": self.pairs, "mined": target, "headroom": self.found.headroom(target)}
 
-    def fit(self, stage: str, train: Callable[..., Run]) -> Run:
+    def fit(self, stage: str, train: Callable[..., Run], model: Model, rows: Any, config: TrainConfig) -> Run:
         """Train with the study's probe and folder, and save the adapter. A stopped run continues where it stopped."""
         folder, probe = self.folder / stage, self.task.dev[: self.recipe.probe_prompts]
-        run = train(probe=probe, folder=folder, show=self.show)
+        run = train(model, rows, config, probe=probe, folder=folder, show=self.show)
         if not run.finished:  # a half-trained model must not be evaluated as if it were done
             raise KeyboardInterrupt
         run.model.save(folder / "adapter")
-        facts = {"history": run.history, "probes": run.probes, "best_step": run.best_step, "finished": run.finished}
-        write_json(folder / "training.json", facts)
+        names = ("history", "probes", "best_step", "finished")
+        write_json(folder / "training.json", {name: getattr(run, name) for name in names})
         self.say(repr(run))
         return run
 
@@ -129,36 +124,27 @@ def open_study(
     seed: int = 0,
     show: bool = True,
 ) -> Study:
-    """Load task and model, and open the folder. See `demo` and `compare` for the arguments."""
+    """Load task and model, and open the folder, which holds one run. See `demo` and `compare` for the arguments."""
     name = task.name if isinstance(task, Task) else str(task)
     task = with_all_splits(task if isinstance(task, Task) else load_task(task))
     recipe = recipe or recipe_for(model, task)
     recipe = replace(recipe, dpo=replace(recipe.dpo, seed=seed), sft=replace(recipe.sft, seed=seed))
-    folder = Path(folder)
     test = task.split(split)[: recipe.test_prompts]
     prompts = _digest([(e.id, e.prompt, e.reference) for e in test])
     settings = {"model": model, "task": name, "split": split, "prompts": prompts, "from_scratch": from_scratch}
     settings |= {"adapter": str(adapter)} if adapter else {}
     settings |= {"pairs": _digest([asdict(pair) for pair in pairs])} if pairs is not None else {}
     settings |= asdict(recipe)
-    _claim(folder, settings)
-    adapter = adapter or (None if from_scratch else shipped_adapter(model, task))
-    base = load_model(model)
-    return Study(folder, settings, task, test, recipe, base, adapter, pairs, show)
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write settings.json, or check that the folder's own says the same."""
-    mark = folder / "settings.json"
+    mark = Path(folder) / "settings.json"
     if not mark.is_file():
         write_json(mark, settings)
-        return
-    known = json.loads(mark.read_text(encoding="utf-8"))
-    if known != json.loads(json.dumps(settings)):
+    elif json.loads(mark.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
         raise WorkbenchError(
             f"A run folder holds one run. {folder} holds a run with other settings (see its settings.json). Choose "
             "another folder with --out, or delete this one."
         )
+    adapter = adapter or (None if from_scratch else shipped_adapter(model, task))
+    return Study(Path(folder), settings, task, test, recipe, load_model(model), adapter, pairs, show)
 
 
 def _digest(rows: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +13,8 @@ from dpo_workbench.tasks import briefs, python, receipts, science, sql
 from dpo_workbench.tasks.task import Task
 
 _LOADERS: dict[str, Callable[..., Task]] = {
-    "receipts": receipts.load,
-    "python": python.load,
-    "science": science.load,
-    "briefs": briefs.load,
-    "sql": sql.load,
-}
+    "receipts": receipts.load, "python": python.load, "science": science.load, "briefs": briefs.load, "sql": sql.load,
+}  # fmt: skip
 
 
 def task_names() -> list[str]:
@@ -40,14 +36,7 @@ def load_task(name: str | Path, allow_weak_sandbox: bool = False) -> Task:
         return _from_python(Path(name))
     if name not in _LOADERS:
         near = difflib.get_close_matches(name, _LOADERS, 1)
-        hint = (
-            f"Did you mean {near[0]!r}?"
-            if near
-            else (
-                "For data of your own, write a .py file whose load() returns "
-                "Task.from_jsonl(file, prompt=..., reference=..., score=...), and name that file (docs/tasks.md)."
-            )
-        )
+        hint = f"Did you mean {near[0]!r}?" if near else "To use your own data, see docs/tasks.md."
         raise WorkbenchError(f"A task must be one of {', '.join(_LOADERS)}, or a .py file. Got {name!r}. {hint}")
     task = _LOADERS[name](allow_weak_sandbox) if name in ("python", "sql") else _LOADERS[name]()
     task.built_in = True
@@ -64,12 +53,9 @@ def shipped_adapter(model: str, task: Task | None) -> str | None:
 def _from_python(path: Path) -> Task:
     if not path.is_file():
         raise WorkbenchError(f"A task's file must exist. Got no file at {path}. Check the path.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        task = module.load() if hasattr(module, "load") else getattr(module, "task", None)
+        made = runpy.run_path(str(path))
+        task = made["load"]() if "load" in made else made.get("task")
     except WorkbenchError:
         raise
     except Exception as error:  # the user's file may raise anything

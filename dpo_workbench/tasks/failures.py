@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from dpo_workbench.common.errors import WorkbenchError
 
-GENERIC = ("empty", "loop", "truncated", "echo")
 _TAIL = 15  # characters, as in the benchmark of arXiv 2604.14314
 _REPEATS = 4
 
@@ -41,17 +40,13 @@ def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str
 
 
 def loop_reason(text: str) -> str | None:
-    """Why the end of a text is a loop, or None.
-
-    The first of three rules that applies is named:
+    """Why the end of a text is a loop, or None. The first of three rules that applies is named:
 
     1. The last 15 characters occur at least 4 times (the rule of the benchmark in arXiv 2604.14314).
-    2. The text ends in at least 4 copies of a unit of 1 to 200 characters, 40 characters in all.
+    2. The text ends in at least 4 copies of a unit of 1 to 200 characters, 40 characters in all; the last copy may be
+       cut off. Equal rows followed by something else are part of an ordinary document.
     3. The same with digits masked, which finds lists that only count up: at least 6 copies of a unit of 6 to 200
        characters with a letter in it, 150 characters in all.
-
-    In rules 2 and 3 the copies must reach the end of the text, though the last one may be cut off: equal rows followed
-    by something else are part of an ordinary document.
     """
     tail = text[-_TAIL:]
     if len(tail) == _TAIL and text.count(tail) >= _REPEATS:

@@ -43,10 +43,6 @@ def examples_from(source: Any, columns: Mapping[str, Column | None]) -> tuple[st
             where = f"{opened.name}:{row.line}"
             if row.problem is not None:
                 raise stop(row.problem.code, row.problem.got, where, row.problem.fix)
-            if not isinstance(row.value, dict):
-                raise WorkbenchError(
-                    f"Each row must have columns. Got {str(row.value)[:60]!r} ({where}). Write a JSON object per line."
-                )
             own_id = "-".join(filter(None, (Path(opened.name).stem, given, str(number))))
             example, split = _example(row.value, where, own_id, columns)
             found[given or split].append(example)
@@ -83,21 +79,19 @@ def without_leaks(splits: Mapping[str, list[Example]]) -> dict[str, list[Example
     return left
 
 
-def _example(row: dict[str, Any], where: str, own_id: str, columns: Mapping[str, Column | None]) -> tuple[Example, str]:
+def _example(row: Any, where: str, own_id: str, columns: Mapping[str, Column | None]) -> tuple[Example, str]:
     """One row as an example, and the name of its split ("" if none is given)."""
+    if not isinstance(row, dict):
+        raise WorkbenchError(
+            f"Each row must have columns. Got {str(row)[:60]!r} ({where}). Write a JSON object per line."
+        )
     given = {what: _text(_take(row, column, what, where)) for what, column in columns.items() if column is not None}
     for what in ("prompt", "reference", "split"):
         if not given.get(what, "x").strip():
             raise WorkbenchError(f"Each row must have a {what} with text. Got none ({where}). Fix or drop the row.")
-    split = given.get("split", "").strip()
-    example = Example(
-        given.get("id", own_id),
-        given["prompt"],
-        given["reference"],
-        given.get("group", normal(given["prompt"])),
-        {str(key): value for key, value in row.items()},
-        given.get("label"),
-    )
+    split = given.pop("split", "").strip()
+    fields: dict[str, Any] = {"id": own_id, "group": normal(given["prompt"]), **given}
+    example = Example(**fields, extra={str(key): value for key, value in row.items()})
     return example, _SPLIT_NAMES.get(split.lower(), split)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
@@ -14,20 +14,20 @@ from dpo_workbench.tasks.examples import Example, Score, ScoreFunction
 from dpo_workbench.tasks.numbers_in_text import find_numbers, read_number
 from dpo_workbench.tasks.text_scores import plain_text
 
-_PLAIN_NUMBER = re.compile(r"\s*[-−–]?[\d.,'\u00a0\u2009\u202f]{1,40}\s*")
-_CODE = re.compile(r"^\s*0\d|\d{16}")
-_BLANK: tuple[Any, ...] = (None, "", [], {})
+_Leaf = tuple[str, ...]
 
 
-def json_fields(*, invented: bool = False) -> ScoreFunction:
+def json_fields(*, invented: bool | Sequence[str] = False) -> ScoreFunction:
     """1 if the answer has the reference's fields; else the F1 over fields, with nested fields by their path.
 
-    Text is compared by `plain_text`, numbers by value ("12.50" is 12.5), and lists without regard to order. Failures,
-    in this order: `invalid_json`, `wrong_schema` (not an object, or a top-level field that the reference lacks),
-    `missing_field`, `invented_value` (only with `invented`), `wrong_value`.
+    Text is compared by `plain_text`, numbers by value ("12.50" is 12.5), and lists without regard to order, their
+    elements by the first text in each. Failures, in this order: `invalid_json`, `wrong_schema` (not an object, or a
+    top-level field that the reference lacks), `missing_field` (lacking, or blank where the reference is not),
+    `invented_value` (only with `invented`), `wrong_value`.
 
     Args:
-        invented: look for texts and numbers that do not appear in the prompt.
+        invented: look for texts and numbers that do not appear in the prompt; True for all top-level fields, or the
+            names of those to look at.
     """
 
     def score(example: Example, answer: str) -> Score:
@@ -37,15 +37,17 @@ def json_fields(*, invented: bool = False) -> ScoreFunction:
             raise WorkbenchError(f"A reference must be JSON. {error} ({example.id}).") from None
         try:
             found = parse_json(answer)
-        except ValueError as error:
+            same = _canonical(reference) == _canonical(found)
+        except (ValueError, RecursionError) as error:
             return Score(0.0, "invalid_json", None, str(error))
         if not isinstance(found, dict):
             return Score(0.0, "wrong_schema", found, "the answer is not an object")
-        if _canonical(reference) == _canonical(found):
+        if same:
             return Score(1.0, None, found)
         want, got = Counter(_leaves(reference)), Counter(_leaves(found))
-        value = 2 * sum((want & got).values()) / max(1, sum(want.values()) + sum(got.values()))
-        failure, why = _failure(reference, found, example.prompt if invented else None)
+        value = 2 * (want & got).total() / max(1, want.total() + got.total())
+        looked_at = found if invented is True else invented or ()
+        failure, why = _failure(want, got, looked_at, example.prompt)
         return Score(min(value, 0.99), failure, found, why)
 
     return score
@@ -62,7 +64,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-STRICT_JSON = json.JSONDecoder(parse_constant=_reject_constant, object_pairs_hook=_unique_keys)
+_STRICT_JSON = json.JSONDecoder(parse_constant=_reject_constant, object_pairs_hook=_unique_keys)
 
 
 def parse_json(text: str) -> Any:
@@ -74,7 +76,7 @@ def parse_json(text: str) -> Any:
     text = extract_code(text).strip()
     try:
         start = text.index("{") if "{" in text and not text.startswith(("[", '"')) else 0
-        value, end = STRICT_JSON.raw_decode(text, start)
+        value, end = _STRICT_JSON.raw_decode(text, start)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     rest = text[end:].strip()
@@ -86,32 +88,36 @@ def parse_json(text: str) -> Any:
 def _canonical(value: Any) -> Any:
     """Equal for values that count as the same: objects without the order of keys, lists without their order."""
     if isinstance(value, dict):
-        return "object", tuple(sorted((key, repr(_canonical(inner))) for key, inner in value.items()))
-    if isinstance(value, list):
-        return "list", tuple(sorted(repr(_canonical(inner)) for inner in value))
-    return _scalar(value)
+        return {key: _canonical(value[key]) for key in sorted(value)}
+    return sorted(map(_canonical, value), key=repr) if isinstance(value, list) else scalar(value)
 
 
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Each scalar of a JSON value with the keys that lead to it."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, key))
-    elif isinstance(value, list):
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[_Leaf]:
+    """Each scalar of a JSON value (see `scalar`) with the keys that lead to it; empty lists and objects too.
+
+    An element of a list has the first text in it as its key, so that the amounts of two articles are told apart.
+    """
+    if isinstance(value, dict) and value:
+        for key in sorted(value):
+            yield from _leaves(value[key], (*path, key))
+    elif isinstance(value, list) and value:
         for inner in value:
-            yield from _leaves(inner, (*path, "[]"))
+            cells = [inner[key] for key in sorted(inner)] if isinstance(inner, dict) else inner
+            texts = (scalar(cell) for cell in cells if isinstance(cell, str)) if isinstance(inner, dict | list) else ()
+            yield from _leaves(inner, (*path, next((text for kind, text in texts if kind == "text"), "")))
     else:
-        yield (*path, *_scalar(value))
+        yield (*path, *scalar(value))
 
 
-def _scalar(value: Any) -> tuple[str, str]:
-    """A kind and a text. Texts that are codes, such as 007 or a number of 16 digits, are not numbers."""
-    if isinstance(value, bool) or value is None:
+def scalar(value: Any) -> tuple[str, str]:
+    """A kind (blank, constant, text or number) and a text that are equal for values that count as the same."""
+    if isinstance(value, bool):
         return "constant", str(value)
-    if isinstance(value, str):
-        number = read_number(value) if _PLAIN_NUMBER.fullmatch(value) and not _CODE.search(value) else None
-        return ("text", plain_text(value)) if number is None else ("number", _digits(number))
-    return "number", _digits(value)
+    number = read_number(value) if isinstance(value, str) else value
+    if isinstance(number, int | float):
+        return "number", _digits(number)
+    text = plain_text(str(value))
+    return "text" if isinstance(value, str) and text else "blank", text
 
 
 def _digits(number: float) -> str:
@@ -122,26 +128,23 @@ def _digits(number: float) -> str:
     return str(int(short)) if short.is_integer() and abs(short) < 1e12 else repr(short)
 
 
-def _failure(reference: Any, found: dict[str, Any], prompt: str | None) -> tuple[str, str]:
+def _failure(want: Counter[_Leaf], got: Counter[_Leaf], looked_at: Container[str], prompt: str) -> tuple[str, str]:
     """The failure class of an answer that differs from the reference, and why."""
-    fields = reference if isinstance(reference, dict) else {}
-    extra = [key for key in found if key not in fields]
-    if extra:
-        return "wrong_schema", f"has a field {extra[0][:60]!r}"
-    for key in fields:
-        if key not in found or (found[key] in _BLANK and fields[key] not in _BLANK):
-            return "missing_field", f"{key!r} is missing or blank"
-    if prompt is not None:
-        for *_, kind, leaf in _leaves(found):
-            if kind != "constant" and not _appears(kind, leaf, prompt):
-                return "invented_value", f"{leaf[:60]!r} does not appear in the prompt"
-    return "wrong_value", "a field differs from the reference"
-
-
-def _appears(kind: str, leaf: str, prompt: str) -> bool:
-    """Whether the prompt has a text, not inside a longer word, or a number."""
-    if kind == "number":
-        if re.search(rf"(?<![\d.,]){re.escape(leaf)}(?!\d|[.,]\d)", prompt):  # also in a date or a name
-            return True
-        return leaf in {_digits(number.value) for number in find_numbers(prompt) if number.value is not None}
-    return re.search(rf"(?<![a-z0-9]){re.escape(leaf)}(?![a-z0-9])", plain_text(prompt)) is not None
+    wanted, given = {leaf[0]: 1 for leaf in want}, {leaf[0]: 1 for leaf in got}  # top-level fields, in order
+    for key in given:
+        if key not in wanted:
+            return "wrong_schema", f"has a field {key[:60]!r}"
+    may_be_blank = {leaf[:-2] for leaf in want if leaf[-2] == "blank"}
+    blank = [leaf[0] for leaf in got if leaf[-2] == "blank" and leaf[:-2] not in may_be_blank]
+    for key in [*(key for key in wanted if key not in given), *blank]:
+        return "missing_field", f"{key!r} is missing or blank"
+    page, numbers = plain_text(prompt), {_digits(n.value) for n in find_numbers(prompt) if n.value is not None}
+    for *path, kind, text in got:
+        there: Any = path[0] not in looked_at or kind in ("blank", "constant") or text in numbers
+        if kind == "number" and not there:  # it may be in a date or a name
+            there = re.search(rf"(?<![\d.,]){re.escape(text)}(?!\d|[.,]\d)", prompt)
+        elif kind == "text" and not there:  # not as a part of a longer word
+            there = text in page and re.search(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", page)
+        if not there:
+            return "invented_value", f"{text[:60]!r} does not appear in the prompt"
+    return "wrong_value", f"{next(iter(want - got), ('a field',))[0]!r} differs from the reference"

@@ -26,7 +26,6 @@ def load(allow_weak_sandbox: bool = False) -> Task:
         lambda example, answer: score(example, answer, allow_weak_sandbox),
         description="code generation: signature and docstring of a function -> its body (planted flaw: prints)",
         max_new_tokens=128,
-        runs_code=True,
     )
 
 

@@ -1,30 +1,25 @@
-"""Numbers with units, and steps of a calculation. pint reads the units and evaluates plain arithmetic."""
+"""Numbers with units (which pint reads), and the steps of a calculation."""
 
 from __future__ import annotations
 
+import ast
 import functools
 import math
+import operator
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from dpo_workbench.tasks.numbers_in_text import SUPERSCRIPTS, find_numbers, plain_math
+from dpo_workbench.tasks.numbers_in_text import find_numbers, plain_math, plain_powers
 
-_SPELLINGS = (  # of units, in the form that pint reads
-    (r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+)", lambda match: "^" + match[1].translate(SUPERSCRIPTS)),
+_SPELLINGS = (  # of units that pint does not read
     (r"\s*(?:\*\*|\^)\s*", "^"),
-    (r"[·⋅]", "*"),
-    ("μ", "µ"),
-    ("Ω", "ohm"),
     (r"%|\bper\s?cent\b", "percent"),
     (r"(?<=[A-Za-z])-(?=[A-Za-z])", "*"),  # N-m
-    (r"[°º]\s?C\b|\bdegrees? Celsius\b", "degC"),
-    (r"[°º]\s?F\b|\bdegrees? Fahrenheit\b", "degF"),
+    (r"(?:[°º]\s?|\bdegrees? )(C|F)(?:elsius|ahrenheit)?\b", r"deg\1"),
     (r"\Aper\s+", "1/"),
     (r"(?<=[A-Za-z])\s*(?<!\^)(-?\d)\b", r"^\1"),  # m2, s-1
-    (r"metres?\b", "meter"),
-    (r"litres?\b", "liter"),
-    (r"(?<=[A-Za-z0-9)])\s+(?=[A-Za-z(])(?!per\b)(?<!per )", "*"),
 )
 _UNIT_TEXT = re.compile(
     r"(?:[ \t\u00a0\u2009\u202f]{0,2}|-(?=[A-Za-z]))"
@@ -34,13 +29,15 @@ _PROSE = re.compile(  # words that pint would take for inches, ares, attoseconds
     r"(?:^|\s)(?:in(?=\s+[\w(])|at|a|an|as|am|are|and|or|to|of|out|on|for|by|is|us|per(?=\s+\d)|with|x|pi|plus|minus)"
     r"(?![\w/^*·⋅])|(?<=\w)\s+\("
 )
-_MEASURES = re.compile(  # symbols and names of units, as opposed to counted things that pint reads as units too
-    r"[%‰°º].*|[A-Za-zµΩ]{1,3}(?:\s?[-/*^·⋅⁻²³ 0-9].*)?|deg[CF]|k?ohm|mmol|mbar"
-    r"|(?i:(?:nano|micro|milli|centi|deci|hecto|kilo|mega|giga)?(?:met(?:er|re)|gram|lit(?:er|re)|second|minute|hour|day"
-    r"|week|month|year|mile|foot|feet|inch|yard|pound|ounce|tonne|ton|newton|joule|watt|volt|amp|ampere|ohm|pascal|hertz"
-    r"|kelvin|mole|calorie|coulomb|farad|tesla|bar|degree|radian|byte|percent|per cent|acre|hectare"
-    r"|gallon)(?:e?s)?\b.*)"
+_MEASURES = tuple(  # ends of the names of units, as opposed to counted things that pint reads as units too (points)
+    "meter gram liter second minute hour day week month year mile foot inch yard pound ounce ton newton joule watt "
+    "volt ampere ohm pascal hertz kelvin mole molar calorie coulomb farad tesla bar degree_Celsius "
+    "degree_Fahrenheit degree radian bel byte percent permille acre hectare gallon knot standard_atmosphere".split()
 )
+_OPERATIONS: dict[type, Any] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,11 @@ def _registry() -> Any:
 @functools.lru_cache(4096)
 def read_unit(text: str) -> Any:
     """The pint unit that a text names, or None. `m s^-1`, `m/s`, `m·s⁻¹` and `metres per second` are the same unit."""
-    text = _without_punctuation(text)
+    text = plain_powers(_without_punctuation(text))
     if not text or len(text) > 40 or text == "pi":
         return None
     for pattern, plain in _SPELLINGS:
-        text = re.sub(pattern, plain, text)  # type: ignore[arg-type]
+        text = re.sub(pattern, plain, text)
     if re.search(r"[\d^]", re.sub(r"(?<=[A-Za-z)µ])\^-?\d{1,2}(?![\d^])|\A\(?1(?=\s?/)", "", text)):
         return None  # only units may have powers: pint would evaluate `9^9^9^9`, which never finishes
     try:
@@ -83,25 +80,22 @@ def read_unit(text: str) -> Any:
 
 def is_measured(unit: str) -> bool:
     """Whether a unit clearly measures something (km, %, hours). Counted things (apples, points, finches) do not."""
-    return read_unit(unit) is not None and bool(_MEASURES.fullmatch(unit))
+    return all(name.endswith(_MEASURES) for name in re.findall(r"[^\W\d]+", str(read_unit(unit))))
 
 
 def unit_after(text: str, start: int) -> tuple[str, int]:
-    """The unit or the counted thing that follows a number, and where it ends.
+    """The unit that follows a number, and where it ends: the longest run of up to six words that is a unit.
 
-    That is the longest run of up to six words that is a unit ("m/s over the whole way" gives "m/s"), or else the next
-    word.
+    "m/s over the whole way" gives "m/s"; "finches" gives "".
     """
     match = _UNIT_TEXT.match(text, start)
-    if not match:
-        return "", start
-    given = _PROSE.split(match["unit"], maxsplit=1)[0]
-    for end in reversed([word.end() for word in re.finditer(r"\S+", given)][:6]):
-        if read_unit(given[:end]) is not None:
-            unit = _without_punctuation(given[:end])
-            return unit, match.start("unit") + len(unit)
-    word = re.match(r"[^\W\d_]+(?:[\d^*/·⋅(]\S*)?", given)
-    return (word[0], match.start("unit") + word.end()) if word else ("", start)
+    if match:
+        given = _PROSE.split(match["unit"], maxsplit=1)[0]
+        for end in reversed([word.end() for word in re.finditer(r"\S+", given)][:6]):
+            if read_unit(given[:end]) is not None:
+                unit = _without_punctuation(given[:end])
+                return unit, match.start("unit") + len(unit)
+    return "", start
 
 
 def _without_punctuation(text: str) -> str:
@@ -132,21 +126,25 @@ def close(found: float, wanted: float, tolerance: float) -> bool:
 
 def arithmetic(text: str) -> float | None:
     """The value of a text that is plain arithmetic (`2.5 × (3 + 4)^2`) and nothing else."""
-    if len(text) > 120 or not re.search(r"\d", text):
-        return None
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text).translate(SUPERSCRIPTS)
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", plain_powers(text))
     text = re.sub(r"[×·⋅]|(?<=\d)\s*x\s*(?=[\d(])", "*", text).replace("÷", "/").replace("^", "**").strip()
-    unclear = re.search(
-        r"[\d.)]\s+[\d.(]|[\d.)]\(|\)[\d.]|\.\d*\.|//|\d{16}", text
-    )  # pint would multiply 2 by 3 in `2 3`
-    if unclear or not re.fullmatch(r"(?:[\d.+\-*/() ]|(?<=\d)[eE](?=[-+]?\d))+", text):
+    if len(text) > 120 or not re.fullmatch(r"(?:[\d.+\-*/() ]|(?<=\d)[eE](?=[-+]?\d))+", text):
         return None
-    text = re.sub(r"(?<![\d.eE])(?<![eE][-+])\d+(?![\d.eE])", r"\g<0>.0", text)  # powers of floats overflow quickly
     try:
-        value = float(_registry().parse_expression(text))
-    except Exception:  # pint raises errors of many kinds
+        value = _value(ast.parse(text, mode="eval").body)
+        return value if math.isfinite(value) else None
+    except (SyntaxError, ValueError, TypeError, LookupError, ArithmeticError):
         return None
-    return value if math.isfinite(value) else None
+
+
+def _value(node: ast.AST) -> float:
+    if isinstance(node, ast.BinOp):
+        return float(_OPERATIONS[type(node.op)](_value(node.left), _value(node.right)))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.Constant):
+        return float(node.value)  # type: ignore[arg-type]  # the text has no quotes, so it is a number
+    raise ValueError("not plain arithmetic")
 
 
 def wrong_step(text: str, tolerance: float = 0.02) -> str | None:
@@ -157,22 +155,21 @@ def wrong_step(text: str, tolerance: float = 0.02) -> str | None:
     """
     for line in plain_math("\n".join(line[:400] for line in text.splitlines()[:60])).splitlines():
         parts = [re.sub(r"^.*[:;]\s*", "", part).strip() for part in re.split(r"[=≈]", line[:400])]
-        sides = [_side(part) for part in parts]
-        for k, ((left, left_is_number), (right, right_is_number)) in enumerate(zip(sides, sides[1:], strict=False)):
-            if left is None or right is None or (left_is_number and right_is_number):
+        for one, other in pairwise(parts):
+            (left, computed), (right, also_computed) = _side(one), _side(other)
+            if left is None or right is None or not (computed or also_computed):
                 continue
             if not close(right, left, tolerance):
-                return f"{parts[k]} = {parts[k + 1]}"
+                return f"{one} = {other}"
     return None
 
 
 def _side(text: str) -> tuple[float | None, bool]:
-    """The value of one side of a step, and whether it is just a number (with or without a unit)."""
+    """The value of one side of a step, and whether it is more than a number (with or without a unit)."""
     text = text.rstrip(" .,;")
     value = arithmetic(text)
     if value is not None:
-        return value, not re.search(r"[\d)]\s*[-+−–*/×·⋅÷^x]", text)
+        return value, bool(re.search(r"[\d)]\s*[-+−–*/×·⋅÷^x]", text))
     first = next(find_numbers(text), None)
-    if first and first.start == 0 and read_unit(text[first.end :]) is not None:
-        return first.value, True
-    return None, False
+    is_quantity = first and first.start == 0 and read_unit(text[first.end :]) is not None
+    return (first.value if first and is_quantity else None), False

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dpo_workbench.tasks.examples import Example, Score, load_splits
-from dpo_workbench.tasks.final_answer import final_answer
+from dpo_workbench.tasks.final_answer import judge_quantity
 from dpo_workbench.tasks.quantities import Quantity, wrong_step
 from dpo_workbench.tasks.task import Task
-from dpo_workbench.tasks.text_scores import judge_quantity, no_quantity
 
 INSTRUCTION = "Solve the problem. Show each step, then end with a line 'Answer: ' with the number and its unit."
 TOLERANCE = 0.01  # relative
@@ -31,8 +30,7 @@ def score(example: Example, answer: str) -> Score:
     order: `no_answer`, `wrong_unit`, `arithmetic_slip` (a step is wrong), `wrong_value`.
     """
     wanted = Quantity(example.extra["number"], example.extra["unit"])
-    quantity, why = final_answer(answer)
-    found = judge_quantity(quantity, wanted, TOLERANCE) if quantity else no_quantity(why)
+    found = judge_quantity(answer, wanted, TOLERANCE)
     slip = wrong_step(answer)
     if slip and found.failure in (None, "wrong_value"):
         return Score(0.8 if found.failure is None else 0.0, "arithmetic_slip", found.answer, f"{slip} is wrong")

@@ -22,5 +22,4 @@ def load(allow_weak_sandbox: bool = False) -> Task:
         scores.sql_result(database=data_folder() / "sql" / "databases", allow_weak_sandbox=allow_weak_sandbox),
         description="text-to-SQL: tables and a question -> one SQLite query (planted flaw: SELECT *)",
         max_new_tokens=96,
-        runs_code=True,
     )

@@ -17,6 +17,7 @@ import sqlglot
 from sqlglot import exp
 
 Row = tuple[Any, ...]
+_UNREADABLE = (sqlglot.errors.SqlglotError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def rank_query(query: str) -> str | None:
         keys = ", ".join(_key(term.copy(), tree.selects) for term in order.expressions)
         tree = tree.select(f"DENSE_RANK() OVER (ORDER BY {keys}) AS tie_rank", dialect="sqlite").order_by("tie_rank")
         return tree.sql(dialect="sqlite")
-    except (sqlglot.errors.SqlglotError, ValueError, IndexError, RecursionError):
+    except (*_UNREADABLE, IndexError):
         return None
 
 
@@ -85,7 +86,7 @@ def _parsed(query: str) -> Any:
     """The query as a tree, or None if sqlglot cannot read it."""
     try:
         tree = sqlglot.parse_one(query, dialect="sqlite")
-    except (sqlglot.errors.SqlglotError, ValueError, RecursionError):
+    except _UNREADABLE:
         return None
     return tree if isinstance(tree, exp.Query) else None
 

@@ -77,9 +77,8 @@ def _reference(example: Example, tables: list[Table]) -> tuple[Table, Allowed]:
 
 def _judge(query: str, found: Table, wanted: Table, allowed: Allowed) -> Score:
     if found.problem:
-        kinds = ("syntax_error", "unknown_name", "refused", "timeout")
-        kind = found.problem.kind if found.problem.kind in kinds else "syntax_error"
-        return Score(0.0, kind, query, found.problem.text)
+        known = found.problem.kind in ("unknown_name", "refused", "timeout")
+        return Score(0.0, found.problem.kind if known else "syntax_error", query, found.problem.text)
     if not found.columns:
         return Score(0.0, "syntax_error", query, "no query")
     if not found.cut and allowed.accepts(found.rows):

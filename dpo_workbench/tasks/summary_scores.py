@@ -31,9 +31,7 @@ def rouge_l(answer: str, references: str | Sequence[str]) -> float:
     return best
 
 
-def summary(
-    *, max_words: int | None = None, facts: str | None = None, invented: bool = True, references: str | None = None
-) -> ScoreFunction:
+def summary(*, max_words: int | None = None, facts: str | None = None, references: str | None = None) -> ScoreFunction:
     """The share of the facts that a summary covers, or ROUGE-L if there are no facts.
 
     Failures, in this order: `too_long`, `copied` (more than 60 % of it is one run of 12 words or more from the prompt),
@@ -42,7 +40,6 @@ def summary(
     Args:
         max_words: the most words; None for no limit.
         facts: the column of `example.extra` with the facts: a list of texts, or of lists of alternative texts.
-        invented: look for numbers and names that the prompt lacks.
         references: the column with more references for ROUGE-L.
 
     Raises:
@@ -63,7 +60,7 @@ def summary(
         copied = copied_run(answer, example.prompt)
         if copied >= 12 and copied > 0.6 * len(words(answer)):
             return Score(min(value, 0.99) / 2, "copied", None, f"{told}; {copied} words in a row are the prompt's")
-        made_up = invented_in(answer, example.prompt) if invented else None
+        made_up = invented_in(answer, example.prompt)
         if made_up:
             return Score(min(value, 0.99) / 2, "invented_fact", None, f"{told}; {made_up!r} is not in the prompt")
         if missing:
@@ -73,23 +70,13 @@ def summary(
     return score
 
 
-def has_fact(text: str, fact: str) -> bool:
-    """Whether the text has the fact's words next to each other, in order.
-
-    Numbers are compared by value (`two` is 2, up to twenty), units by one name, and longer words by their stem (`leaks`
-    is `leaking`; Snowball, English).
-    """
-    said, run = _fact_words(text), _fact_words(fact)
-    return any(said[k : k + len(run)] == run for k in range(len(said) - len(run) + 1))
-
-
-_SHORT = {"percent": "%", "per cent": "%", "degrees celsius": "°c", "degrees": "°", "minutes": "min", "minute": "min",
-          "hours": "h", "hour": "h", "litres": "l", "litre": "l", "liters": "l", "kilograms": "kg", "grams": "g",
-          "metres": "m", "kilometres": "km", "millilitres": "ml", "seconds": "s", "euros": "eur", "euro": "eur",
-          "€": "eur"}  # fmt: skip
-_SHORT_PATTERN = re.compile(
-    r"(?<![a-z])(" + "|".join(sorted(map(re.escape, _SHORT), key=len, reverse=True)) + r")(?![a-z])"
-)
+_SHORT = {  # one name for each unit
+    "%": ("percent", "per cent"), "c": ("degrees celsius", "°c", "° c"), "°": ("degrees",),
+    "min": ("minutes", "minute"), "h": ("hours", "hour"), "l": ("litres", "litre", "liters"), "kg": ("kilograms",),
+    "g": ("grams",), "m": ("metres",), "km": ("kilometres",), "ml": ("millilitres",), "s": ("seconds",),
+    "eur": ("euros", "euro", "€"),
+}  # fmt: skip
+_UNITS = [(re.compile(rf"(?<![a-z])(?:{'|'.join(names)})(?![a-z])"), f" {short} ") for short, names in _SHORT.items()]
 _COUNTED = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
@@ -97,36 +84,36 @@ _COUNTED = (
 _STEMMER = stemmer("english")
 
 
+def has_fact(text: str, fact: str) -> bool:
+    """Whether the text has the fact's words next to each other, in order.
+
+    Numbers are compared by value (`two` is 2, up to twenty), units by one name, and longer words by their stem (`leaks`
+    is `leaking`; Snowball, English).
+    """
+    said, run = (
+        [f"#{_COUNTED.index(word)}" if word in _COUNTED else word for word in _tokens(given)] for given in (text, fact)
+    )
+    return any(said[k : k + len(run)] == run for k in range(len(said) - len(run) + 1))
+
+
 @functools.lru_cache(256)
-def _fact_words(text: str) -> list[str]:
-    """Words, with each number as `#` and its value."""
-    text = _with_spaced_codes(unicodedata.normalize("NFKC", text).casefold())
-    text = _SHORT_PATTERN.sub(lambda match: f" {_SHORT[match[1]]} ", text)
-    text = re.sub(r"°\s?c\b", " c", text)
+def _tokens(text: str) -> list[str]:
+    """The stems of words, numbers as `#` and their value, and dates and times as they are."""
+    text = re.sub(r"(?<!\d[eE])(?<=[^\W\d_])(?=\d)", " ", unicodedata.normalize("NFKC", text).casefold())  # P17
+    for unit, short in _UNITS:
+        text = unit.sub(short, text)
     found: list[str] = []
     end = 0
     for number in find_numbers(text):
-        found += _plain_words(text[end : number.start])
-        shown = text[number.start : number.end]
-        found += [f"#{number.value:.12g}"] if number.value is not None else _plain_words(shown)
-        end = number.end
-    return found + _plain_words(text[end:])
+        if number.value is not None:
+            found += [*_words_in(text[end : number.start]), f"#{number.value:.12g}"]
+            end = number.end
+    return found + _words_in(text[end:])
 
 
-def _with_spaced_codes(text: str) -> str:
-    """`P17` as `P 17`, so that its number is found."""
-    return re.sub(r"(?<!\d[eE])(?<=[^\W\d_])(?=\d)", " ", text)
-
-
-def _plain_words(text: str) -> list[str]:
-    found = [word for word in re.findall(r"\d+(?:[.:/-]\d+)*|[^\W\d_]+|[%°]", text) if word != "per"]
-    stems = [_stem(word) if len(word) > 3 else word for word in found]
-    return [f"#{_COUNTED.index(word)}" if word in _COUNTED else stem for word, stem in zip(found, stems, strict=True)]
-
-
-@functools.lru_cache(10_000)
-def _stem(word: str) -> str:
-    return _STEMMER.stemWord(word)
+def _words_in(text: str) -> list[str]:
+    words = (word for word in re.findall(r"\d+(?:[.:/-]\d+)*|[^\W\d_]+|[%°]", text) if word != "per")
+    return [_STEMMER.stemWord(word) if len(word) > 3 else word for word in words]
 
 
 def copied_run(answer: str, prompt: str) -> int:
@@ -136,23 +123,16 @@ def copied_run(answer: str, prompt: str) -> int:
 
 
 _NAME = re.compile(r"(?<=[^\W\d_A-Z] |[0-9,;] )([^\W\d_a-z][^\W\d_]*)")
-_TIME_OR_DATE = re.compile(r"(?<!\d)\d+(?:[:/.-]\d+)+")
 
 
 def invented_in(answer: str, prompt: str) -> str | None:
     """The first number, or capitalised name inside a sentence, that an answer has and the prompt lacks."""
-    answer, prompt = _with_spaced_codes(answer[:5000]), _with_spaced_codes(prompt)
-    dates = set(_TIME_OR_DATE.findall(prompt))
-    there = {number.value for number in find_numbers(prompt)}
-    for number in find_numbers(answer):
-        if number.value not in there:
-            return answer[number.start : number.end].strip()
-    for shown in _TIME_OR_DATE.findall(answer):
-        if shown not in dates and not any(number.value is not None for number in find_numbers(shown)):
-            return shown
+    answer, there = answer[:5000], set(_tokens(prompt))
+    for token in _tokens(answer):
+        if re.match(r"[#\d]", token) and token not in there:
+            return token.removeprefix("#")
     page = set(re.findall(r"[^\W\d_]+", prompt.casefold()))
-    for match in _NAME.finditer(answer):
-        name = match[1]
+    for name in _NAME.findall(answer):
         if name[0].isupper() and any(letter.islower() for letter in name) and name.casefold() not in page:
-            return name
+            return str(name)
     return None

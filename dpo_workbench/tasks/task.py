@@ -52,7 +52,6 @@ class Task:
             called.
         description: one line for `dpo-workbench tasks`.
         max_new_tokens: the length at which an answer is cut off and counts as unfinished.
-        runs_code: `score` runs what the model wrote, in a sandbox.
     """
 
     built_in = False  # True for the package's own tasks, which have recipes and shipped adapters
@@ -64,10 +63,8 @@ class Task:
         score: Callable[[Example, str], Score | float],
         description: str = "",
         max_new_tokens: int = 256,
-        runs_code: bool = False,
     ):
         self.name = name
-        self.runs_code = runs_code
         self.description = description
         self.max_new_tokens = max_new_tokens
         self._score = score
@@ -92,7 +89,6 @@ class Task:
         on_leak: str = "raise",
         seed: int = 0,
         max_new_tokens: int = 256,
-        runs_code: bool = False,
     ) -> Task:
         """A task from a file, a table or rows. All columns stay in `Example.extra`, where verifiers find them.
 
@@ -105,16 +101,14 @@ class Task:
                 that are meant as text), or a function of the row.
             reference: the same. Numbers, lists and objects become JSON text; the first of a list of texts is taken.
             score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
-            name: default: the file's.
-            id: default: the file's name and the row's number.
+            id: default: the file's name and the row's number. `name`: default: the file's.
             group: what must not be in two splits; default: the prompt.
             split: the column that names each row's split (`validation` and the like mean `dev`); default: drawn.
             label: what fine-tuning should learn if that is not the reference (see `Example`).
             shares: of the rows by split, if splits are drawn; default: 0.6 train, 0.15 dev and 0.25 test.
-            on_leak: what to do if given splits share a group: `raise`, or `drop` its rows from all splits but the last
-                that has it (test after dev after train) and print how many.
+            on_leak: for groups that given splits share: `raise`, or `drop` their rows from all splits but the last
+                (test after dev after train) and print how many.
             seed: for drawing splits, and for the order of the rows in each split.
-            description, max_new_tokens, runs_code: see `Task`.
 
         Raises:
             WorkbenchError: a row cannot be read, lacks a column, or has an empty prompt or reference; an id appears
@@ -129,7 +123,7 @@ class Task:
             splits = split_by_group(found[""], shares, seed)
         else:
             splits = shuffled(without_leaks(found) if on_leak == "drop" else found, seed)
-        return cls(name or own_name, splits, verifier, description, max_new_tokens, runs_code)
+        return cls(name or own_name, splits, verifier, description, max_new_tokens)
 
     def _check(self) -> None:
         """Ids are unique, and no group is in two splits."""
@@ -149,7 +143,7 @@ class Task:
 
     def with_splits(self, splits: Mapping[str, Iterable[Example]]) -> Task:
         """A task with other rows and the same verifier."""
-        return Task(self.name, splits, self._score, self.description, self.max_new_tokens, self.runs_code)
+        return Task(self.name, splits, self._score, self.description, self.max_new_tokens)
 
     def split(self, name: str) -> Split:
         """The split of that name; raises `WorkbenchError` if it is missing or empty."""

@@ -17,7 +17,7 @@ class TrainConfig:
     loss: str | dict[str, float] = "sigmoid"  # a name from docs/losses.md (sigmoid is DPO), or weights by name
     beta: float = 0.1  # how strongly the policy is tied to the reference; lower = it may move further
     nll_weight: float = 0.2  # weight of the chosen answers' negative log-likelihood; higher = more stable, slower
-    label_smoothing: float = 0.0  # assumed share of wrong labels, for cdpo, robust, exo_pair, aot and aot_unpaired
+    label_smoothing: float = 0.0  # assumed share of wrong labels, for cdpo and robust
     dpop_lambda: float = 50.0  # dpop's penalty for a chosen answer below its reference; higher = held more firmly
     simpo_gamma: float = 0.5  # simpo's target margin between the mean log-probabilities, times beta
     lr: float = 5e-5  # peak learning rate of the adapter; too high ruins the answers while rewards still look good
@@ -42,19 +42,17 @@ class TrainConfig:
             if kind and (not isinstance(value, kind) or isinstance(value, bool)):
                 what = "a whole number" if kind is Integral else "a number"
                 raise WorkbenchError(f"`{field.name}` must be {what}. Got {value!r}.")
-        for name in "beta lr epochs batch_size micro_tokens max_grad_norm rank alpha max_tokens".split():
-            if not getattr(self, name) > 0:
-                raise WorkbenchError(f"`{name}` must be above 0. Got {getattr(self, name)!r}. Choose a positive value.")
-        for name in "nll_weight dpop_lambda probes checkpoint_seconds".split():
-            if not getattr(self, name) >= 0:
-                raise WorkbenchError(f"`{name}` must be 0 or more. Got {getattr(self, name)!r}.")
-        for name, fits in (("warmup", 0 <= self.warmup <= 1), ("held_out", 0 <= self.held_out < 1)):
-            if not fits:
-                raise WorkbenchError(f"`{name}` must be a share from 0 to 1. Got {getattr(self, name)!r}.")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise WorkbenchError(
-                f"`label_smoothing` must be in [0, 0.5): at 0.5 the labels are random. Got {self.label_smoothing!r}."
-            )
+        above_0 = "beta lr epochs batch_size micro_tokens max_grad_norm rank alpha max_tokens".split()
+        from_0 = "nll_weight dpop_lambda probes checkpoint_seconds".split()
+        for names, fits, what in (
+            (above_0, lambda value: value > 0, "above 0"),
+            (from_0, lambda value: value >= 0, "0 or more"),
+            (["warmup"], lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+            (["held_out"], lambda value: 0 <= value < 1, "a share from 0 to below 1"),
+            (["label_smoothing"], lambda value: 0 <= value < 0.5, "in [0, 0.5): at 0.5 the labels are random"),
+        ):
+            if wrong := [name for name in names if not fits(getattr(self, name))]:
+                raise WorkbenchError(f"`{wrong[0]}` must be {what}. Got {getattr(self, wrong[0])!r}.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -68,7 +66,6 @@ class TrainConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as a dict of plain values."""
         return asdict(self)
 
 

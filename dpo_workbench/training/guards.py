@@ -1,59 +1,133 @@
-"""Checks that stop or warn during a run: values that are not finite, memory that runs out, signs of a harmful run."""
+"""Guards: values that are not finite, memory that runs out, pairs that are held out, and signs of a harmful run."""
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TypeVar
 
 import torch
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.memory import out_of_memory
-from dpo_workbench.training.batches import n_tokens
+from dpo_workbench.common.memory import repeat_with_less
+from dpo_workbench.models.generation import generate
+from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.preference import Pair
+from dpo_workbench.pairs.splits import split_keys
+from dpo_workbench.tasks.failures import detect
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.packing import Row
+from dpo_workbench.training.losses import Reference, pair_logps
+from dpo_workbench.training.packing import Row, first_epoch, n_tokens
 
 T = TypeVar("T")
+MAX_CHECKED_PROMPTS = 8
+LARGE_MARGIN = 4.0  # in units of the reward; runs that ended above it produced loops and broken answers
 
 
-def check_finite(what: str, value: float, ids: Sequence[str], terms: dict[str, list[float]]) -> None:
+def check_finite(ids: Sequence[str], terms: Mapping[str, Sequence[float]]) -> None:
     """Raise if a loss, gradient or log-probability is NaN or infinite. Call it before anything is updated.
 
-    Args:
-        what: the name of `value`.
-        value: a sum is enough, because one bad term spoils it.
-        ids: the rows that it was computed from.
-        terms: values by name, one for each row. They are checked too, since an infinite log-ratio can hide in a loss
-            of 0.
+    `terms` are values by name that were computed from the rows `ids`: one in all, or one for each row. All are checked,
+    since an infinite log-ratio can hide in a loss of 0. The error names the rows: those of the bad values, if known.
+    """
+    wrong = [(name, k) for name, values in terms.items() for k, v in enumerate(values) if not math.isfinite(v)]
+    if not wrong:
+        return
+    named = [ids[k] for k in sorted({k for name, k in wrong if len(terms[name]) == len(ids)})] or list(ids)
+    more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+    names = list(dict.fromkeys(name for name, _ in wrong))
+    also = f" (also not finite: {', '.join(names[1:])})" if names[1:] else ""
+    raise WorkbenchError(
+        f"The {names[0]} must be finite. Got {terms[names[0]][wrong[0][1]]} in {'row' if len(named) == 1 else 'rows'} "
+        f"{', '.join(named[:8])}{more}{also}. The model was not changed by this batch. Look at these rows. If they are "
+        "correct, lower lr or load the model with dtype=torch.float32."
+    )
+
+
+def rows_within_memory(
+    work: Callable[[TrainConfig], T], rows: Sequence[Row], config: TrainConfig
+) -> tuple[T, TrainConfig]:
+    """`work(config)`, which computes something for `rows` in micro-batches, and the settings that it succeeded with.
+
+    Each time memory runs out it is called again with settings that need less and give the same result: micro-batches
+    get smaller, and then activation checkpointing is switched on.
 
     Raises:
-        WorkbenchError: names the terms that are not finite and their rows, or all of `ids` if the terms are finite.
+        WorkbenchError: a single row does not fit.
     """
-    bad_terms = {key: bad for key, values in terms.items() if (bad := [v for v in values if not math.isfinite(v)])}
-    if not bad_terms and math.isfinite(value):
-        return
-    by_row = [values for values in terms.values() if len(values) == len(ids)]
-    bad_rows = {i for values in by_row for i, v in zip(ids, values, strict=True) if not math.isfinite(v)}
-    named = [i for i in ids if i in bad_rows] or list(ids)
-    if math.isfinite(value):
-        what, value = next((key, bad[0]) for key, bad in bad_terms.items())
-    more = f" and {len(named) - 8} more" if len(named) > 8 else ""
-    listed = f" (values: {', '.join(bad_terms)})" if bad_terms else ""
-    raise WorkbenchError(
-        f"The {what} must be finite. Got {value} in {'row' if len(named) == 1 else 'rows'} {', '.join(named[:8])}{more}"
-        f"{listed}. The model was not changed by this batch. Look at these rows. If they are correct, lower lr or load "
-        "the model with dtype=torch.float32."
-    )
+
+    def less(config: TrainConfig, problem: str) -> TrainConfig:
+        shortest = sorted(rows, key=lambda row: row.n_tokens)[:2]
+        if len(rows) > 1 and config.micro_tokens >= n_tokens(shortest, config.packing):
+            config = replace(config, micro_tokens=min(config.micro_tokens, n_tokens(rows, config.packing)) // 2)
+            print(f"memory ran out ({problem}): continuing with micro_tokens={config.micro_tokens}", flush=True)
+            return config
+        if not config.checkpointing:
+            print(f"memory ran out ({problem}): continuing with checkpointing=True (slower)", flush=True)
+            return replace(config, checkpointing=True)
+        longest = max(rows, key=lambda row: row.n_tokens)
+        raise WorkbenchError(
+            f"A single row must fit into memory. Row {longest.id!r} ({longest.n_tokens} tokens) does not: {problem}. "
+            "Shorten or drop it, or use a smaller model."
+        )
+
+    return repeat_with_less(work, config, less)
+
+
+def hold_out(pairs: Sequence[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
+    """Split pairs into (held out, trained). About `held_out` of the pairs are held out, and never all of them.
+
+    Pairs of one group stay together, and so do pairs with the same prompt. So no held-out prompt is trained on. What
+    belongs together and would take more than twice the share is not held out.
+    """
+    groups: dict[str, list[Pair]] = defaultdict(list)
+    for key, pair in zip(split_keys(pairs), pairs, strict=True):
+        groups[key].append(pair)
+    wanted = config.held_out * len(pairs)
+    keys = sorted(groups)
+    held: list[Pair] = []
+    for i in torch.randperm(len(keys), generator=torch.Generator().manual_seed(config.seed)).tolist():
+        group = groups[keys[i]]
+        if wanted < 1 or (held and len(held) + len(group) > wanted):
+            break
+        if len(group) <= 2 * wanted and len(held) + len(group) < len(pairs):
+            held += group
+    ids = {pair.id for pair in held}
+    return held, [pair for pair in pairs if pair.id not in ids]
+
+
+@dataclass
+class HeldOut:
+    """Held-out pairs as token ids, with the reference's log-probabilities."""
+
+    rows: list[Row]
+    reference: Reference
+
+    def log_ratios(self, policy: Model, config: TrainConfig) -> dict[str, float]:
+        """Mean log-ratios in nats, and the share of pairs that they order correctly (a tie counts half).
+
+        Computed in the micro-batches of `reference_logps`, so that the values are exactly 0 before training, also
+        where bf16 rounds differently for other batch sizes.
+        """
+        found: list[tuple[float, float]] = []
+        with policy.active() as network, torch.no_grad():
+            for batch in first_epoch(self.rows, policy, config):
+                logps = pair_logps(network, batch, self.reference)
+                found += zip(logps.chosen_logratios.tolist(), logps.rejected_logratios.tolist(), strict=True)
+        return {
+            "chosen_logratio": fmean(chosen for chosen, _ in found),
+            "rejected_logratio": fmean(rejected for _, rejected in found),
+            "preferred": fmean((chosen > rejected) + (chosen == rejected) / 2 for chosen, rejected in found),
+        }
 
 
 def displacement(log_ratio: float, n_pairs: int) -> str:
     """A warning if held-out chosen answers became less likely by more than one nat on average, or "".
 
-    DPO widens the gap between two answers, which also happens when both become less likely: likelihood displacement
-    (arXiv 2410.08847).
+    DPO also widens the gap between two answers when both become less likely (arXiv 2410.08847).
     """
     if log_ratio > -1:
         return ""
@@ -63,67 +137,28 @@ def displacement(log_ratio: float, n_pairs: int) -> str:
     )
 
 
-def smaller_micro_batches(
-    config: TrainConfig, rows: Sequence[Row], problem: str, *, whole: bool = False
-) -> TrainConfig:
-    """Settings that need less memory and give the same result: smaller micro-batches, then activation checkpointing.
-
-    Args:
-        config: the settings with which memory ran out.
-        rows: the rows that were being computed.
-        problem: the error's text.
-        whole: the rows have to be one micro-batch, so that only checkpointing is left to try.
-
-    Raises:
-        WorkbenchError: micro-batches cannot be smaller and checkpointing is on.
-    """
-    reason = problem.strip().split("\n")[0][:200]
-    total = n_tokens(rows, config.packing)
-    shortest = sorted(rows, key=lambda row: row.n_tokens)[:2]
-    if not whole and len(rows) > 1 and config.micro_tokens >= n_tokens(shortest, config.packing):
-        config = replace(config, micro_tokens=min(config.micro_tokens, total) // 2)
-        print(f"memory ran out ({reason}): continuing with micro_tokens={config.micro_tokens}", flush=True)
-    elif not config.checkpointing:
-        config = replace(config, checkpointing=True)
-        print(f"memory ran out ({reason}): continuing with checkpointing=True (slower)", flush=True)
-    elif whole and len(rows) > 1:
-        raise WorkbenchError(
-            f"All rows of a batch must fit into memory together, because the loss compares them. {len(rows)} rows "
-            f"({total} tokens) do not: {reason}. Lower batch_size, or choose another loss."
-        )
-    else:
-        longest = max(rows, key=lambda row: row.n_tokens)
-        raise WorkbenchError(
-            f"A single row must fit into memory. Row {longest.id!r} ({longest.n_tokens} tokens) does not: {reason}. "
-            "Shorten or drop it, or use a smaller model."
-        )
-    return config
+def large_margin(margin: float) -> str:
+    """A warning if the mean reward margin (beta times the difference of the log-ratios) is very large, or ""."""
+    if margin <= LARGE_MARGIN:
+        return ""
+    return (
+        f"the reward margin reached {margin:.1f}. At margins above {LARGE_MARGIN:g} models often lose fluency although "
+        "loss and accuracy look perfect. Read some answers, and try fewer epochs, a lower lr, or a higher beta."
+    )
 
 
-def rows_within_memory(
-    work: Callable[[TrainConfig], T], rows: Sequence[Row], config: TrainConfig
-) -> tuple[T, TrainConfig]:
-    """Call `work(config)`, and again with settings that need less memory each time it runs out.
-
-    Args:
-        work: computes something for `rows` in micro-batches.
-        rows: the rows.
-        config: the settings to begin with.
-
-    Returns:
-        The result of `work`, and the settings that it succeeded with.
-
-    Raises:
-        WorkbenchError: a single row does not fit.
-    """
-    while True:
-        try:
-            return work(config), config
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            problem = str(error) or "MemoryError"
-        # Outside of `except`, where the traceback no longer holds the tensors of the failed attempt.
-        gc.collect()
-        torch.cuda.empty_cache()
-        config = smaller_micro_batches(config, rows, problem)
+def degenerate_answers(before: Model, after: Model, prompts: Sequence[str], max_new_tokens: int) -> str:
+    """A warning if more answers to the first few prompts are empty, loop or are cut off after training, or ""."""
+    asked = list(dict.fromkeys(prompts))[:MAX_CHECKED_PROMPTS]
+    counts = []
+    for model in (before, after):
+        answers = [answer for (answer,) in generate(model, asked, max_new_tokens=max_new_tokens)]
+        found = [detect(a.text, prompt=p, finished=a.finished) for a, p in zip(answers, asked, strict=True)]
+        counts.append(Counter(name for name, _ in filter(None, found)))
+    if counts[1].total() <= counts[0].total():
+        return ""
+    words = [", ".join(f"{n} {name}" for name, n in count.items()) or "none" for count in counts]
+    return (
+        f"of {len(asked)} prompts, more answers are degenerate than before training: {words[1]} (before: {words[0]}). "
+        "The run may have damaged the model. Try fewer epochs, a lower lr, or a higher nll_weight."
+    )

@@ -22,22 +22,14 @@ MAX_LOGITS = 2**23  # logits in one piece: 32 MiB in fp32
 
 def token_states(network: nn.Module, batch: Batch) -> Tensor:
     """The last hidden state of the token that predicts each answer token. Shape (N, H)."""
-    packed: dict[str, Any] = {"use_cache": False}
-    if batch.attention_mask is not None:
-        packed["attention_mask"] = batch.attention_mask
-    if batch.position_ids is not None:
-        packed["position_ids"] = batch.position_ids
-    output = causal_lm(network).get_decoder()(input_ids=batch.input_ids, **packed)
+    packed = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    known = packed if batch.attention_mask is not None else {}  # not every model has these two arguments
+    output = causal_lm(network).get_decoder()(input_ids=batch.input_ids, use_cache=False, **known)
     return output.last_hidden_state.flatten(0, 1)[batch.source]
 
 
 def token_logps(network: nn.Module, batch: Batch) -> Tensor:
-    """Log-probability (natural logarithm, fp32) of each answer token. Shape (N,).
-
-    Args:
-        network: a causal LM of transformers, bare or inside a PEFT model.
-        batch: from `pack` or `lay_out`.
-    """
+    """Log-probability (natural logarithm, fp32) of each answer token. Shape (N,)."""
     return logps_of_states(network, token_states(network, batch), batch.target)
 
 
@@ -45,24 +37,18 @@ def logps_of_states(network: nn.Module, hidden: Tensor, targets: Tensor) -> Tens
     """Log-probability of each target token (N,), given the hidden states (N, H) that predict them. Shape (N,)."""
     causal = causal_lm(network)
     piece = max(1, MAX_LOGITS // causal.get_output_embeddings().weight.shape[0])
-    logps = []
-    for states, target in zip(hidden.split(piece), targets.split(piece), strict=True):
-        if hidden.requires_grad:
-            logps.append(checkpoint(_piece_logps, causal, states, target, use_reentrant=False))
-        else:
-            logps.append(_piece_logps(causal, states, target))
-    return torch.cat(logps)
+    pieces = zip(hidden.split(piece), targets.split(piece), strict=True)
+    settings = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in the output layer is random
+    return torch.cat([checkpoint(_piece_logps, causal, *part, **settings) for part in pieces])
 
 
 def _piece_logps(causal: Any, states: Tensor, target: Tensor) -> Tensor:
     """Log-probabilities of one piece. Some architectures scale or cap their logits after the output head."""
     config = causal.config.get_text_config()
     logits = causal.get_output_embeddings()(states).float()  # (N, V)
-    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    if factor:  # Cohere
-        logits = logits * factor
-    if divisor:  # Granite
-        logits = logits / divisor
+    scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    if scale != 1:  # Cohere, Granite
+        logits = logits * scale
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)

@@ -1,24 +1,31 @@
-"""Preference losses: one function and one row of `LOSSES` each, which names the paper and the equation.
+"""What a step minimizes. Preference losses: one function and one row of `LOSSES` each, which names the paper.
 
 In the formulas, c and r are the log-ratios of the chosen and the rejected answer (policy logps minus reference logps,
 in nats, summed over the answer's tokens). nc and nr are their numbers of tokens, e is `label_smoothing`, and s is the
-logistic sigmoid. Every function returns the loss of each pair, shape (B,). docs/losses.md says when to use which one,
-how other packages differ, and has an example by hand for each.
+logistic sigmoid. Every function returns the loss of each pair, shape (B,). More in docs/losses.md.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.training.config import TrainConfig
+from dpo_workbench.training.logps import answer_logps
+from dpo_workbench.training.packing import Batch, Row
+
+Reference = dict[str, tuple[float, float]]  # by pair id: log-probabilities of the chosen and the rejected answer
+Metrics = dict[str, Tensor]  # by TRL's names, one value for each row of the micro-batch
 
 
 class PairLogps(NamedTuple):
@@ -58,7 +65,8 @@ def sigmoid(logps: PairLogps, beta: float) -> Tensor:
 
 def cdpo(logps: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Conservative DPO: -(1 - e) log s(beta (c - r)) - e log s(-beta (c - r))"""
-    return _smoothed(beta * logps.delta, label_smoothing)
+    margin, e = beta * logps.delta, label_smoothing
+    return -(1 - e) * logsigmoid(margin) - e * logsigmoid(-margin)
 
 
 def robust(logps: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
@@ -77,13 +85,6 @@ def ipo(logps: PairLogps, beta: float) -> Tensor:
     return (logps.mean_delta - 1 / (2 * beta)) ** 2
 
 
-def exo_pair(logps: PairLogps, beta: float, label_smoothing: float) -> Tensor:
-    """EXO on pairs: q (log q - log(1 - e)) + (1 - q) (log(1 - q) - log e), q = s(beta (c - r))"""
-    margin, e = beta * logps.delta, label_smoothing
-    right = margin.sigmoid() * (logsigmoid(margin) - math.log1p(-e))
-    return right + (-margin).sigmoid() * (logsigmoid(-margin) - math.log(e))
-
-
 def nca_pair(logps: PairLogps, beta: float) -> Tensor:
     """NCA on pairs: -log s(beta c) - (log s(-beta c) + log s(-beta r)) / 2"""
     chosen, rejected = beta * logps.chosen_logratios, beta * logps.rejected_logratios
@@ -93,26 +94,6 @@ def nca_pair(logps: PairLogps, beta: float) -> Tensor:
 def bco_pair(logps: PairLogps, beta: float) -> Tensor:
     """BCO on pairs: -log s(beta c) - log s(-beta r)"""
     return -logsigmoid(beta * logps.chosen_logratios) - logsigmoid(-beta * logps.rejected_logratios)
-
-
-def sppo_hard(logps: PairLogps, beta: float) -> Tensor:
-    """SPPO with hard labels: (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2"""
-    return (logps.chosen_logratios - 0.5 / beta) ** 2 + (logps.rejected_logratios + 0.5 / beta) ** 2
-
-
-def aot(logps: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """AOT: cDPO of the sorted policy gaps (chosen minus rejected logps) minus the sorted reference gaps of a batch"""
-    gaps = (logps.policy_chosen_logps - logps.policy_rejected_logps).sort().values
-    return _smoothed(
-        beta * (gaps - (logps.reference_chosen_logps - logps.reference_rejected_logps).sort().values), label_smoothing
-    )
-
-
-def aot_unpaired(logps: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """AOT without pairing: cDPO of the sorted chosen minus the sorted rejected log-ratios of a batch"""
-    return _smoothed(
-        beta * (logps.chosen_logratios.sort().values - logps.rejected_logratios.sort().values), label_smoothing
-    )
 
 
 def apo_zero(logps: PairLogps, beta: float) -> Tensor:
@@ -158,10 +139,6 @@ def nll(logps: PairLogps) -> Tensor:
     return -logps.policy_chosen_logps / logps.chosen_lengths
 
 
-def _smoothed(margin: Tensor, e: float) -> Tensor:
-    return -(1 - e) * logsigmoid(margin) - e * logsigmoid(-margin)
-
-
 class Loss(NamedTuple):
     """A row of `LOSSES`. `function(logps, *settings)` returns shape (B,); its docstring is the formula."""
 
@@ -169,7 +146,6 @@ class Loss(NamedTuple):
     settings: tuple[str, ...]  # the fields of `TrainConfig` that the function takes, in order
     paper: str  # arXiv number and equation or section
     equals: str  # the implementation that gives the same values
-    whole_batch: bool = False  # True if the loss compares the pairs of a batch with each other
 
     def values(self, logps: PairLogps, config: TrainConfig) -> Tensor:
         """The loss of each pair, with the settings from `config`. Shape (B,)."""
@@ -183,12 +159,8 @@ LOSSES: dict[str, Loss] = {
     "robust": Loss(robust, SMOOTHED, "2403.00409, section 3.1", "TRL `robust`"),
     "hinge": Loss(hinge, BETA, "2309.06657, hinge-norm; 2305.10425, section 2", "TRL `hinge`"),
     "ipo": Loss(ipo, BETA, "2310.12036, eq. 17 with tau = beta", "TRL `ipo`"),
-    "exo_pair": Loss(exo_pair, SMOOTHED, "2402.00856, eq. 16", "TRL `exo_pair`"),
     "nca_pair": Loss(nca_pair, BETA, "2402.05369, section 4.1", "TRL `nca_pair`"),
     "bco_pair": Loss(bco_pair, BETA, "2404.04656, section 4", "TRL `bco_pair`"),
-    "sppo_hard": Loss(sppo_hard, BETA, "2405.00675, eq. 4.7 with P = 1 and 0", "TRL `sppo_hard`"),
-    "aot": Loss(aot, SMOOTHED, "2406.05882, section 3", "TRL `aot`", whole_batch=True),
-    "aot_unpaired": Loss(aot_unpaired, SMOOTHED, "2406.05882, section 3", "TRL `aot_unpaired`", whole_batch=True),
     "apo_zero": Loss(apo_zero, BETA, "2408.06266, eq. 7", "TRL `apo_zero`"),
     "apo_down": Loss(apo_down, BETA, "2408.06266, eq. 8", "TRL `apo_down`"),
     "discopop": Loss(discopop, BETA, "2406.08414, eq. 5", "TRL `discopop`"),
@@ -204,19 +176,18 @@ def loss_terms(config: TrainConfig) -> dict[str, float]:
     """Names and weights of the losses in the weighted sum; `nll_weight` adds to the weight of `nll`.
 
     Raises:
-        WorkbenchError: an unknown name, a weight that is not positive, a changed setting that no loss in the sum uses,
-            or a setting that a loss in the sum needs and does not have.
+        WorkbenchError: an unknown name, a bad weight, or a changed setting that no loss in the sum uses.
     """
     terms = {config.loss: 1.0} if isinstance(config.loss, str) else dict(config.loss)
+    if not terms:
+        raise WorkbenchError('`loss` must name a loss. Got none. Choose one, such as "sigmoid".')
     for name, weight in terms.items():
         if name not in LOSSES:
             near = difflib.get_close_matches(str(name), LOSSES, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else "Choose one of these; see docs/losses.md."
-            raise WorkbenchError(f"`loss` must be one of {', '.join(LOSSES)}, or weights by name. Got {name!r}. {hint}")
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise WorkbenchError(f"`loss` must be one of {', '.join(LOSSES)}, or weights by name. Got {name!r}.{hint}")
         if not (isinstance(weight, (int, float)) and 0 < weight < math.inf):
             raise WorkbenchError(f"A loss's weight must be above 0. Got {weight!r} for {name!r}. Leave the loss out.")
-    if not terms:
-        raise WorkbenchError('`loss` must name a loss. Got none. Choose one, such as "sigmoid".')
     for setting in ("label_smoothing", "dpop_lambda", "simpo_gamma"):
         readers = [name for name, loss in LOSSES.items() if setting in loss.settings]
         value = getattr(config, setting)
@@ -225,6 +196,81 @@ def loss_terms(config: TrainConfig) -> dict[str, float]:
                 f"`{setting}` must be read by a loss of the run. Got {value!r} with {', '.join(terms)}. Leave it out, "
                 f"or choose {', '.join(readers)}."
             )
-    if "exo_pair" in terms and not config.label_smoothing:
-        raise WorkbenchError("exo_pair needs `label_smoothing` above 0. Got 0. Set it to 0.001 (the paper's), or more.")
     return {**terms, "nll": terms.get("nll", 0.0) + config.nll_weight} if config.nll_weight else terms
+
+
+class Objective(Protocol):
+    """What the loop needs to know about a loss."""
+
+    def loss(self, network: nn.Module, batch: Batch, rows: Sequence[Row], step: int) -> tuple[Tensor, Metrics]:
+        """The share of a micro-batch in the loss of a step's `rows` (so that gradients add up), and values to log."""
+
+
+@dataclass
+class Preference:
+    """The mean over the pairs of a batch of the weighted sum of losses that the config names."""
+
+    reference: Reference
+    config: TrainConfig
+    weights: dict[str, float] = field(default_factory=dict)  # by pair id, with a mean of 1; 1 where an id is missing
+
+    def loss(self, network: nn.Module, batch: Batch, rows: Sequence[Row], step: int) -> tuple[Tensor, Metrics]:
+        logps = pair_logps(network, batch, self.reference)
+        if step == 0:
+            check_start(logps, batch.ids, causal_lm(network).dtype)
+        logps = logps._replace(batch_chosen_length=fmean(len(row.answer_ids[0]) for row in rows))
+        weights = logps.policy_chosen_logps.new_tensor([self.weights.get(i, 1.0) for i in batch.ids])
+        terms = loss_terms(self.config).items()
+        values = sum(weight * LOSSES[name].values(logps, self.config) for name, weight in terms)  # (B,)
+        return (weights * values).sum() / len(rows), pair_metrics(logps, self.config.beta)
+
+
+def pair_logps(network: nn.Module, batch: Batch, reference: Reference) -> PairLogps:
+    """The policy's log-probabilities from the network, next to the stored ones of the reference."""
+    sums, lengths = answer_logps(network, batch), batch.lengths
+    fixed = torch.tensor([reference[i] for i in batch.ids], device=sums.device)
+    return PairLogps(sums[0::2], sums[1::2], fixed[:, 0], fixed[:, 1], lengths[0::2], lengths[1::2])
+
+
+def pair_metrics(logps: PairLogps, beta: float) -> Metrics:
+    """Values for each pair by TRL's names. An answer's reward is beta times its log-ratio (arXiv 2305.18290, eq. 5)."""
+    chosen, rejected = beta * logps.chosen_logratios, beta * logps.rejected_logratios
+    values = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
+        "logps/chosen": logps.policy_chosen_logps,
+        "logps/rejected": logps.policy_rejected_logps,
+    }
+    return {key: value.detach() for key, value in values.items()}
+
+
+def check_start(logps: PairLogps, ids: Sequence[str], dtype: torch.dtype) -> None:
+    """Check on a micro-batch that the policy equals the reference before the first update, where DPO's loss is log 2.
+
+    In 16 bits, packs of different sizes round differently: the same answer of 75 tokens got values 0.84 nats apart in
+    packs of one and of four rows (SmolLM2-135M, bf16, a CPU with AMX). That noise grows with the root of the length.
+
+    Raises:
+        WorkbenchError: they differ by more than 0.01 nats a token (in 16 bits: plus 0.25 times the root of the length).
+    """
+    gaps = torch.stack([logps.chosen_logratios, logps.rejected_logratios]).detach().abs()  # (2, B)
+    gaps = gaps.where(gaps.isfinite(), 0.0)  # values that are not finite are reported by the step itself
+    lengths = torch.stack([logps.chosen_lengths, logps.rejected_lengths])
+    noise = 0.25 if dtype.itemsize < 4 else 0.0
+    if (gaps > 0.01 * lengths + noise * lengths.sqrt()).any():
+        raise WorkbenchError(
+            "Before the first update the policy must equal the reference (loss 0.6931). Got log-probabilities that "
+            f"differ by {gaps.max().item():.2f} nats on rows {', '.join(ids[:4])}. Delete the run's `reference` folder "
+            "and start again."
+        )
+
+
+class Likelihood:
+    """Supervised fine-tuning: the mean negative log-likelihood of a batch's answer tokens."""
+
+    def loss(self, network: nn.Module, batch: Batch, rows: Sequence[Row], step: int) -> tuple[Tensor, Metrics]:
+        n_tokens = sum(len(row.answer_ids[0]) for row in rows)
+        sums = answer_logps(network, batch)
+        return -sums.sum() / n_tokens, {"mean_logps": sums.detach() / batch.lengths}

@@ -1,29 +1,217 @@
-"""`train` and `sft`: from pairs, or examples, to a trained model."""
+"""`train` and `sft`: from pairs, or examples, to a trained model. `record_run` prepares a later export.
+
+`Trainer` adds to the loop probes that keep the best adapter, checkpoints, and a clean end by Ctrl-C.
+"""
 
 from __future__ import annotations
 
-import statistics
+import hashlib
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_json
+from dpo_workbench.common.interrupts import Interrupts, Stopped, how_to_go_on
 from dpo_workbench.common.progress import progress
+from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.task import Split
+from dpo_workbench.training import guards
+from dpo_workbench.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
-from dpo_workbench.training.guards import rows_within_memory
-from dpo_workbench.training.held_out import HeldOut, degenerate_answers, hold_out, large_margin
-from dpo_workbench.training.losses import LOSSES, loss_terms
-from dpo_workbench.training.objectives import Likelihood, Preference
-from dpo_workbench.training.packing import Row
+from dpo_workbench.training.guards import HeldOut, hold_out, rows_within_memory
+from dpo_workbench.training.loop import TrainState, step_line, training_steps
+from dpo_workbench.training.losses import Likelihood, Objective, Preference, Reference, loss_terms
+from dpo_workbench.training.packing import Row, steps_per_epoch
 from dpo_workbench.training.reference import choose_packing, reference_logps
 from dpo_workbench.training.tokens import pair_texts, tokenize
-from dpo_workbench.training.trainer import Run, Trainer
 
 PROBE_PROMPTS = 48
+RECORD = "run.json"
+
+
+@dataclass
+class Run:
+    """The result of a run: the model with the adapter that was kept, and the run's history."""
+
+    model: Model
+    config: TrainConfig  # micro_tokens and checkpointing are those that fitted into memory
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry for each step, names as in TRL
+    probes: list[dict[str, float]] = field(default_factory=list)  # dev score and held-out log-ratios on the way
+    best_step: int = 0  # number of steps after which the kept adapter was saved
+    finished: bool = True  # False: interrupted, and the model is the best one until then
+    seconds: float = 0.0
+
+    @property
+    def scores(self) -> list[dict[str, float]]:
+        """The probes that have a dev score."""
+        return [probe for probe in self.probes if "score" in probe]
+
+    @property
+    def unchanged(self) -> bool:
+        """True if no later adapter scored higher than the one at the start, so that one was kept."""
+        return bool(self.scores) and self.best_step == 0
+
+    def __repr__(self) -> str:
+        """One paragraph: what was trained, what the probes saw, which adapter was kept."""
+        done = len(self.history)
+        parts = [f"Run: {done} steps{'' if self.finished else ' (interrupted)'} in {self.seconds:.0f} s."]
+        if self.history:
+            parts.append(f"Last step: {step_line(done, done, self.history[-1]).split(' ', 2)[2]}.")
+        if self.scores:
+            first, best = self.scores[0], next(p for p in self.scores if p["step"] == self.best_step)
+            parts.append(f"Dev score {first['score']:.3f} at the start, {best['score']:.3f} at step {self.best_step}.")
+            kept = "No later adapter scored higher, so the model is unchanged."
+            parts.append(kept if self.unchanged else "That adapter was kept.")
+        return " ".join(parts)
+
+
+@dataclass
+class Trainer:
+    """One run: what it trains on, what it watches, and where it saves."""
+
+    model: Model  # the starting point
+    rows: list[Row]
+    objective: Objective
+    config: TrainConfig
+    probe: Split | None  # dev examples that are answered and scored on the way
+    held_out: HeldOut | None  # pairs that are never trained on
+    folder: str | Path | None  # for checkpoints
+    show: bool
+
+    def run(self) -> Run:
+        """Train, or continue from the newest checkpoint in the folder. Ctrl-C and SIGTERM end the run cleanly."""
+        begun = self.last_saved = time.monotonic()
+        config = self.config
+        self.policy = self.model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
+        self.state = TrainState(self.policy, config)
+        self.result = result = Run(self.policy, config)
+        self.best = self.policy.adapter_tensors()
+        self.identity = self._identity() if self.folder else {}
+        n_steps = steps_per_epoch(len(self.rows), config) * config.epochs
+        watching = config.probes if self.probe or self.held_out else 0
+        self.probe_steps = {round(n_steps * k / watching) for k in range(watching + 1)} if watching else set()
+        with Interrupts() as self.interrupts:
+            try:
+                self._resume()
+                self._save_checkpoint(due=self._probe())
+                with progress(n_steps, "training", self.show, done=self.state.step) as advance:
+                    for metrics in training_steps(self.state, self.rows, self.objective, self.interrupts):
+                        result.history.append(metrics)
+                        step = self.state.step
+                        if self.show and (step % max(1, n_steps // 10) == 0 or step == n_steps):
+                            print(step_line(step, n_steps, metrics), flush=True)
+                        advance(1)
+                        probed = self._probe()
+                        self._save_checkpoint(due=probed or step == n_steps)
+            except KeyboardInterrupt as stop:
+                result.finished = False
+                if isinstance(stop, Stopped):  # between two steps
+                    self._save_checkpoint(due=True)
+                done = f"interrupted after {len(result.history)} of {n_steps} steps"
+                how = f". To continue, {how_to_go_on()}" if self.folder else ""
+                print(f"{done}: history and best adapter are kept{how}", flush=True)
+            if result.scores:
+                self.policy.set_adapter_tensors(self.best)
+            else:
+                result.best_step = len(result.history)
+            result.config, result.seconds = self.state.config, time.monotonic() - begun
+        return result
+
+    def _probe(self) -> bool:
+        """At the planned steps: score the dev prompts, measure the held-out pairs, keep the best adapter."""
+        step, probes = self.state.step, self.result.probes
+        if step not in self.probe_steps or (probes and probes[-1]["step"] == step):
+            return False
+        entry: dict[str, float] = {"step": step}
+        told = []
+        if self.probe:
+            entry |= self._score_dev_prompts(self.probe)
+            failed = f"failed {100 * entry['failed']:.0f} % of {entry['prompts']}"
+            told.append(f"dev score {entry['score']:.3f}, {failed}")
+        if held_out := self.held_out:
+            seen, self.state.config = rows_within_memory(
+                lambda config: held_out.log_ratios(self.policy, config), held_out.rows, self.state.config
+            )
+            entry |= seen
+            chosen, rejected = entry["chosen_logratio"], entry["rejected_logratio"]
+            told.append(f"held-out log-ratios {chosen:+.2f} chosen, {rejected:+.2f} rejected")
+        probes.append(entry)
+        if self.probe and max(self.result.scores, key=lambda p: p["score"])["step"] == step:
+            self.best, self.result.best_step = self.policy.adapter_tensors(), step
+        if self.show:
+            print(f"probe at step {step}: {'; '.join(told)}", flush=True)
+        if held_out:
+            texts = [guards.displacement(p["chosen_logratio"], len(held_out.rows)) for p in probes]
+            if texts[-1] and not any(texts[:-1]):  # warn once in a run
+                warnings.warn(texts[-1], stacklevel=4)
+        return True
+
+    def _score_dev_prompts(self, probe: Split) -> dict[str, float]:
+        task, examples = probe.task, list(probe)
+        prompts, limit = [e.prompt for e in examples], task.max_new_tokens
+        answers = generate(self.policy, prompts, max_new_tokens=limit, on_answers=self.interrupts.check)
+        judged = [task.try_score(e, a.text, finished=a.finished) for e, (a,) in zip(examples, answers, strict=True)]
+        scores = [score for score, _ in judged if score]
+        if not scores:
+            raise WorkbenchError(
+                f"A probe needs scores. None of {len(judged)} answers could be scored; {judged[0][1]}. Check the "
+                "task's `score` function."
+            )
+        failed = fmean(s.failure is not None for s in scores)
+        return {"score": fmean(s.value for s in scores), "failed": failed, "prompts": len(scores)}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to belong to this run: settings, data and model."""
+        weights = self.objective.weights if isinstance(self.objective, Preference) else {}
+        data = repr(([e.id for e in self.probe or ()], sorted(weights.items()), self.rows))
+        settings = self.config.to_dict()
+        for name in ("micro_tokens", "checkpointing", "checkpoint_seconds"):  # these do not change the result
+            settings.pop(name)
+        settings |= {"objective": type(self.objective).__name__, "model": self.policy.fingerprint()[:12]}
+        return {**settings, "data": hashlib.sha256(data.encode()).hexdigest()[:12]}
+
+    def _save_checkpoint(self, due: bool) -> None:
+        """Save the run if it is due or the last time was long ago. A full disk does not stop the run."""
+        state, result = self.state, self.result
+        overdue = time.monotonic() - self.last_saved >= self.config.checkpoint_seconds
+        if self.folder is None or not (due or overdue):
+            return
+        tensors = {"adapter": self.policy.adapter_tensors(), "best_adapter": self.best}
+        tensors["optimizer"] = pack_optimizer(state.optimizer)
+        facts = {"history": result.history, "probes": result.probes, "best_step": result.best_step}
+        facts |= {"micro_tokens": state.config.micro_tokens, "checkpointing": state.config.checkpointing}
+        facts |= {"step": state.step, "scaler": state.scaler.state_dict()}
+        try:
+            save_checkpoint(Path(self.folder) / "checkpoints", tensors, facts, self.identity)
+        except WorkbenchError as error:
+            print(f"no checkpoint after step {state.step}. {error} Training continues.", flush=True)
+        self.last_saved = time.monotonic()
+
+    def _resume(self) -> None:
+        """Continue from the newest complete checkpoint of this very run, if there is one."""
+        saved = load_checkpoint(Path(self.folder) / "checkpoints", self.identity) if self.folder else None
+        if saved is None:
+            return
+        tensors, facts = saved
+        state, result = self.state, self.result
+        self.policy.set_adapter_tensors(tensors["adapter"])
+        unpack_optimizer(state.optimizer, tensors["optimizer"])
+        state.scaler.load_state_dict(facts["scaler"])
+        state.step, self.best = facts["step"], tensors["best_adapter"]
+        result.history, result.probes, result.best_step = facts["history"], facts["probes"], facts["best_step"]
+        # start with what fitted into memory then
+        micro_tokens = min(self.config.micro_tokens, facts["micro_tokens"])
+        checkpointing = self.config.checkpointing or facts["checkpointing"]
+        state.config = replace(self.config, micro_tokens=micro_tokens, checkpointing=checkpointing)
+        print(f"continuing after step {state.step}", flush=True)
 
 
 def train(
@@ -37,11 +225,11 @@ def train(
 ) -> Run:
     """Train a LoRA adapter with DPO or another preference loss.
 
-    `model` itself stays unchanged and serves as the reference. Ctrl-C, the notebook's stop button and SIGTERM end the
-    run cleanly. With a folder, the same call continues where it stopped and ends in the same bits.
+    Ctrl-C, the notebook's stop button and SIGTERM end the run cleanly: it returns the best adapter until then. With a
+    folder, the same call continues where it stopped and ends in the same bits.
 
     Args:
-        model: the starting point. If it has an adapter, a copy of that adapter is trained on.
+        model: the starting point and the reference, left unchanged. A new adapter, or a copy of its own, is trained.
         pairs: what to learn from. Their weights count relative to the mean weight of the pairs trained on.
         config: see `TrainConfig`.
         probe: dev examples that are answered and scored on the way; the adapter with the best score is kept. By
@@ -50,48 +238,37 @@ def train(
         folder: for checkpoints and the reference's log-probabilities.
         show: print a progress bar and plain lines.
 
-    Returns:
-        A `Run`, also after an interrupt, with the best adapter until then.
-
     Raises:
         WorkbenchError: the loss and its settings do not fit, a value is not finite, a row is too long or does not fit
             into memory alone, or the policy differs from the reference before the first update.
     """
     config = config or TrainConfig()
     loss_terms(config)  # settings that do not fit are refused now, not after the reference has been computed
-    probe = _probe_of(pairs.task, probe)
-    held_out_pairs, trained_pairs = hold_out(list(pairs), config)
-    weights = _relative_weights(trained_pairs, config)
-    rows = tokenize(model, map(pair_texts, trained_pairs), config.max_tokens)
-    held_out_rows = tokenize(model, map(pair_texts, held_out_pairs), config.max_tokens)
-    policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
+    probe = _first_dev_examples(pairs.task) if probe is None else probe
+    watched, trained = hold_out(list(pairs), config)
+    rows = tokenize(model, map(pair_texts, trained), config.max_tokens)
+    watched_rows = tokenize(model, map(pair_texts, watched), config.max_tokens)
     config = choose_packing(model, rows, config)
     cache = Path(folder) / "reference" if folder else None
-
-    with progress(len(rows) + len(held_out_rows), "reference", show) as advance:
-        reference, config = rows_within_memory(lambda c: reference_logps(model, rows, c, cache, advance), rows, config)
-        held_out = None
-        if held_out_rows:
-            held_out_reference, config = rows_within_memory(
-                lambda c: reference_logps(model, held_out_rows, c, cache, advance), held_out_rows, config
-            )
-            held_out = HeldOut(held_out_rows, held_out_reference)
-    objective = Preference(reference, config, weights)
-    run = Trainer(policy, rows, objective, config, probe, held_out, Path(folder) if folder else None, show).run()
-    if probe is None and config.probes and run.history:
-        _warn_without_probe(model, run, held_out_pairs or trained_pairs, rows)
+    reference: Reference = {}
+    with progress(len(pairs), "reference", show) as advance:
+        for some in filter(None, (rows, watched_rows)):
+            compute = partial(reference_logps, model, some, folder=cache, on_rows=advance)
+            values, config = rows_within_memory(compute, some, config)
+            reference |= values
+    mean = fmean(pair.weight for pair in trained)
+    objective = Preference(reference, config, {pair.id: pair.weight / mean for pair in trained})
+    held_out = HeldOut(watched_rows, reference) if watched else None
+    run = Trainer(model, rows, objective, config, probe, held_out, folder, show).run()
+    if probe is None and config.probes and run.history:  # nothing scores the answers, so look at margin and answers
+        texts = [guards.large_margin(run.history[-1]["rewards/margins"])]
+        if run.finished:
+            limit = max(32, 2 * max(len(row.answer_ids[0]) for row in rows))
+            prompts = [pair.prompt for pair in watched or trained]
+            texts.append(guards.degenerate_answers(model, run.model, prompts, min(limit, 256)))
+        for text in filter(None, texts):
+            warnings.warn(text, stacklevel=2)
     return run
-
-
-def _warn_without_probe(model: Model, run: Run, pairs: Sequence[Pair], rows: Sequence[Row]) -> None:
-    """Without a task nothing scores the answers, so look at the margin and at a few answers instead."""
-    limit = max(32, 2 * max(len(row.answer_ids[0]) for row in rows))
-    texts = [
-        large_margin(run.history[-1]["rewards/margins"]),
-        degenerate_answers(model, run.model, [p.prompt for p in pairs], min(limit, 256)) if run.finished else "",
-    ]
-    for text in filter(None, texts):
-        warnings.warn(text, stacklevel=3)
 
 
 def sft(
@@ -106,38 +283,36 @@ def sft(
     """Supervised fine-tuning with LoRA: on the labels (or references) of a split, or on the chosen answers of pairs.
 
     Args:
-        model: the starting point; it stays unchanged.
         examples: a `Split`, or `Pairs` (the chosen answer of each prompt, once): the control for DPO.
         config: see `SFT_CONFIG`. Its loss, beta and nll_weight have no effect here.
-        probe, folder, show: as in `train`.
+        model, probe, folder, show: as in `train`.
     """
-    probe = _probe_of(getattr(examples, "task", None), probe)
+    probe = _first_dev_examples(getattr(examples, "task", None)) if probe is None else probe
     texts = {(e.prompt, e.chosen if isinstance(e, Pair) else e.label or e.reference): e.id for e in examples}
     if not texts:
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
     rows = tokenize(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens)
-    policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
-    config = choose_packing(model, rows, config)
-    return Trainer(policy, rows, Likelihood(), config, probe, None, Path(folder) if folder else None, show).run()
+    return Trainer(model, rows, Likelihood(), choose_packing(model, rows, config), probe, None, folder, show).run()
 
 
-def _probe_of(task: Any, probe: Split | None) -> Split | None:
-    """The probe that was asked for, or the first dev examples of the task."""
-    if probe is None and task is not None and len(task.splits.get("dev", ())):
-        return task.dev[:PROBE_PROMPTS]
-    return probe
+def _first_dev_examples(task: Any) -> Split | None:
+    """The probe by default."""
+    return task.dev[:PROBE_PROMPTS] if task is not None and len(task.splits.get("dev", ())) else None
 
 
-def _relative_weights(pairs: Iterable[Pair], config: TrainConfig) -> dict[str, float]:
-    """Weights by pair id with a mean of 1; empty if all are equal."""
-    given = {pair.id: pair.weight for pair in pairs}
-    if len(set(given.values())) <= 1:
-        return {}
-    if sorting := [name for name in loss_terms(config) if LOSSES[name].whole_batch]:
-        raise WorkbenchError(
-            f"With the loss {sorting[0]} all pairs must have the same weight, because it compares the pairs of a batch "
-            f"with each other. Got weights from {min(given.values()):.3g} to {max(given.values()):.3g}. Choose another "
-            "loss, or equal weights."
-        )
-    mean = statistics.fmean(given.values())
-    return {pair_id: weight / mean for pair_id, weight in given.items()}
+def record_run(folder: str | Path, model: Model, pairs: Pairs, config: TrainConfig) -> None:
+    """Write what `dw.train` gets into its run folder, for `dw.export_trl` and others: the start of the run."""
+    folder = Path(folder)
+    is_own_folder = Path(model.source).is_dir() and model.name not in ("nano", "smol")
+    if model.adapter is not None:
+        model.save(folder / "start")
+    pairs.save(folder / "pairs.jsonl")
+    record = {
+        "model": str(Path(model.name).resolve()) if is_own_folder else model.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "start": model.adapter is not None,
+        "fingerprint": model.fingerprint(),
+        "chat": bool(model.tokenizer.chat_template),
+        "config": config.to_dict(),
+    }
+    write_json(folder / RECORD, record)

@@ -22,8 +22,14 @@ def pair_texts(pair: Pair) -> Texts:
     return pair.id, pair.prompt, (pair.chosen, pair.rejected if pair.rejected_finished else Unfinished(pair.rejected))
 
 
+def encode(model: Model, row_id: str, prompt: str, answers: Iterable[str]) -> Row:
+    """The ids of the prompt, and of each answer with one end token (none after an `Unfinished` one)."""
+    whole = ((tuple(model.answer_ids(answer)), isinstance(answer, Unfinished)) for answer in answers)
+    return Row(row_id, tuple(model.prompt_ids(prompt)), tuple(ids[:-1] if cut else ids for ids, cut in whole))
+
+
 def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
-    """Token ids of prompts and answers, with one end token after each answer that is finished.
+    """Token ids of prompts and answers, as `encode` gives them, after checks.
 
     Nothing is cut to fit: a row that is too long is an error, because a cut answer would silently lose its end.
 
@@ -32,10 +38,9 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
             an empty prompt, an empty answer, or an end token inside an answer.
     """
     made = []
-    too_long = []
     end = model.tokenizer.eos_token_id
     for row_id, prompt, answers in rows:
-        row = Row(row_id, tuple(model.prompt_ids(prompt)), tuple(_answer_ids(model, answer) for answer in answers))
+        row = encode(model, row_id, prompt, answers)
         texts = [ids if isinstance(a, Unfinished) else ids[:-1] for a, ids in zip(answers, row.answer_ids, strict=True)]
         if not row.prompt_ids or not all(texts):
             raise WorkbenchError(f"Prompt and answers must have text. Got an empty one in {row_id!r}. Drop the row.")
@@ -44,10 +49,8 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
                 f"An answer must not contain the end token {model.tokenizer.eos_token!r}. Got one in {row_id!r}. "
                 "Remove it: the end token is added automatically."
             )
-        if row.n_tokens > max_tokens:
-            too_long.append(row)
         made.append(row)
-    if too_long:
+    if too_long := [row for row in made if row.n_tokens > max_tokens]:
         named = ", ".join(f"{row.id!r} ({row.n_tokens})" for row in too_long[:5])
         more = f" and {len(too_long) - 5} more" if len(too_long) > 5 else ""
         raise WorkbenchError(
@@ -55,11 +58,6 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int) -> list[Row]:
             f"more: {named}{more}. Raise max_tokens or drop these rows; answers are never cut to fit."
         )
     return made
-
-
-def _answer_ids(model: Model, text: str) -> tuple[int, ...]:
-    ids = model.answer_ids(text)
-    return tuple(ids[:-1] if isinstance(text, Unfinished) else ids)
 
 
 def show(model: Model, row: Row) -> str:

@@ -11,7 +11,7 @@ from dpo_workbench.tasks.task import Example
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Write examples as JSONL, in the form that `read_examples` reads."""
+    """Write examples as JSONL, in the form that `load_splits` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for example in examples:

@@ -244,16 +244,16 @@ def test_model_text_creates_nothing_in_a_real_browser(browser, tmp_path):
     import dpo_workbench as dw
     from dpo_workbench.common import html
     from dpo_workbench.labelling import view
-    from dpo_workbench.labelling.widget import open_session
+    from dpo_workbench.labelling.session import Session
 
     makers = {"pre": html.pre, "paragraph": html.paragraph, "table": lambda t: html.table([t], [[t]])}
-    for kind in ("text", "code", "sql"):
-        makers[kind] = lambda t, kind=kind: view.answer_html(t, f"other {t[::-1]}", kind, t, lambda p, q: q)
+    for kind in ("text", "code"):
+        makers[kind] = lambda t, kind=kind: view.answer_html(t, f"other {t[::-1]}", kind)
     makers["box"] = lambda t: view.box(view.marked(t, "other"))
 
     def card(text):
         pair = dw.Pair("p", text + "?", text + "!", "other")
-        session = open_session([pair], "ann", tmp_path / "l.jsonl")
+        session = Session([pair], "ann", tmp_path / "l.jsonl")
         session.do(text)
         return "".join(view.card(session).values())
 

@@ -72,7 +72,14 @@ def test_the_page_is_whole(tmp_path, results, evaluations):
     page = path.read_text(encoding="utf-8")
     for part in ("Worth it", "Arms on the same", "mean tokens", "Training", "Headroom", "kept"):
         assert part in page
-    for part in ("fixed", "broken", "failed in both", "settings.dpo.lr", "machine.torch", "dpo-workbench demo nano"):
+    for part in (
+        "fixed",
+        "broken",
+        "failed in both",
+        "&quot;lr&quot;: 0.0002",
+        "&quot;torch&quot;: &quot;2.13&quot;",
+        "dpo-workbench demo nano",
+    ):
         assert part in page
     assert page.index(decided.reason) < page.index("<table")
     assert page.count("data:image/svg+xml;base64,") == 3
@@ -119,7 +126,7 @@ def test_two_runs_differ_only_in_times(tmp_path, results, evaluations):
 
 
 def test_results_json_is_plain_sorted_and_rounded():
-    text = results_json({"b": np.float32(0.1), "a": (math.nan, 1 / 3, np.int64(4)), "c": {"y": {2, 1}, "x": None}})
+    text = results_json({"b": np.float32(0.1), "a": (math.nan, 1 / 3, np.int64(4)), "c": {"y": (1, 2), "x": None}})
     assert json.loads(text) == {"a": [None, 0.333333, 4], "b": 0.1, "c": {"x": None, "y": [1, 2]}}
     assert list(json.loads(text)) == ["a", "b", "c"]
 

@@ -54,7 +54,11 @@ def test_counts_classes_and_means(answers, capsys):
     result = evaluate(FakeModel(), task_with().test, show=False)
     assert (result.n, result.n_failed, result.n_unscored) == (8, 4, 0)
     assert list(result.failures.items()) == [("wrong_value", 2), ("empty", 1), ("truncated", 1)]
-    assert result.failed_share == 0.5 and result.share("empty") == 0.125 and result.share("loop") == 0
+    assert (
+        result.failed_share == 0.5
+        and result.interval("empty").estimate == 0.125
+        and result.interval("loop").estimate == 0
+    )
     assert result.mean_score == pytest.approx((4 + 3 * 0.25) / 8)
     assert seen["max_new_tokens"] == 17 and seen["temperature"] == 0.0 and seen["prompts"][3] == "p3"
     assert (result.name, result.task, result.split) == ("fake+adapter1", "toy", "test")

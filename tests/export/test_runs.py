@@ -1,4 +1,4 @@
-"""What leaves the workbench: TRL's losses equal this loop's on two processes, merged logits, the pairs' texts."""
+"""What leaves the workbench: TRL's losses equal this loop's on two processes, and merged logits."""
 
 import json
 import os
@@ -17,13 +17,12 @@ from typer.testing import CliRunner
 from dpo_workbench import cli
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.export import runs as export_module
-from dpo_workbench.export.runs import export_merged, export_pairs, export_trl
+from dpo_workbench.export.runs import export_merged, export_trl
 from dpo_workbench.models import loading
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.record import record_run
-from dpo_workbench.training.run import train
+from dpo_workbench.training.run import record_run, train
 
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
 CONFIG = TrainConfig(lr=1e-3, batch_size=4, epochs=2, probes=0, held_out=0.0, warmup=0.4, seed=3, max_grad_norm=1e-5)
@@ -262,7 +261,7 @@ def test_all_settings_of_a_run_are_thought_of() -> None:
 
 
 def test_a_loss_that_trl_lacks_is_refused(tiny, tmp_path) -> None:
-    for name, loss in {"dpop": "dpop", "sft": {"sigmoid": 1.0, "sft": 0.5}, "aot": "aot"}.items():
+    for name, loss in {"dpop": "dpop", "sft": {"sigmoid": 1.0, "sft": 0.5}}.items():
         run = recorded(tmp_path / name, tiny, replace(CONFIG, loss=loss))
         with pytest.raises(WorkbenchError, match=f"TRL's DPOTrainer must have the run's loss. Got '{name}'"):
             export_trl(run, tmp_path / "out")
@@ -277,7 +276,7 @@ def test_sums_of_losses_are_named_as_trl_names_them(tiny, tmp_path) -> None:
     assert trl["label_smoothing"] == 0.1
 
 
-@pytest.mark.parametrize("export", [export_trl, export_merged, export_pairs])
+@pytest.mark.parametrize("export", [export_trl, export_merged])
 def test_a_folder_in_use_is_refused(tiny, tmp_path, export) -> None:
     run = recorded(tmp_path / "runs" / "run", tiny)
     tiny.with_new_adapter().save(run / "adapter")
@@ -314,7 +313,7 @@ def test_changed_weights_and_missing_parts_are_refused(make_tiny_folder, tmp_pat
 
 def test_a_demos_folder_stands_for_its_dpo_run(tiny, tmp_path) -> None:
     recorded(tmp_path / "demo" / "dpo", tiny)
-    assert export_pairs(tmp_path / "demo", tmp_path / "out").notes[0] == "10 of 10 pairs in the format of trl"
+    assert export_trl(tmp_path / "demo", tmp_path / "out").notes[0] == "10 pairs, 6 steps of 4"
 
 
 def logits(network, model) -> torch.Tensor:
@@ -369,12 +368,9 @@ def test_from_the_command_line(tiny_folder, tmp_path) -> None:
     for arguments, file in {
         ("trl", run): "run/export/trl/train.py",
         ("merged", run): "run/export/merged/model.safetensors",
-        ("pairs", run, "--format", "openai"): "run/export/pairs-openai/pairs.jsonl",
-        ("pairs", str(tmp_path / "pairs.jsonl"), "--format", "openai"): "export/pairs-openai/pairs.jsonl",
     }.items():
         done = go(cli.app, ["export", *arguments])
         assert done.exit_code == 0 and "Exported:" in done.output, done.output
         assert (tmp_path / file).is_file()
         assert isinstance(go(cli.app, ["export", *arguments]).exception, WorkbenchError)  # not empty any more
         assert go(cli.app, ["export", *arguments, "--force"]).exit_code == 0
-    assert isinstance(go(cli.app, ["export", "pairs", run, "--format", "xml"]).exception, WorkbenchError)

@@ -9,7 +9,6 @@ import pytest
 import dpo_workbench as dw
 from dpo_workbench.labelling import agreement as stats
 from dpo_workbench.labelling.events import Store, answer_key, item_key
-from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import Session
 from dpo_workbench.labelling.study import AGAIN, all_items
 
@@ -87,11 +86,6 @@ def test_full_agreement_has_an_interval():
     assert stats.cohen_kappa(row, row) == stats.Estimate(1.0, 1.0, 1.0, 30)
 
 
-def test_a_value_that_is_no_number_is_refused():
-    with pytest.raises(dw.WorkbenchError, match="finite"):
-        stats.alpha({"a": {1: math.nan}, "b": {1: 1.0}})
-
-
 @pytest.mark.parametrize("rate", (0.05, 0.1, 0.2, 0.3))
 def test_the_flip_rate_is_found_again(rate):
     rng = random.Random(rate)
@@ -103,9 +97,8 @@ def test_the_flip_rate_is_found_again(rate):
 def study(tmp_path, votes, plan=None, pairs=PAIRS):
     """`votes`: rater -> function of a pair's number giving chosen, rejected, tie, bad or skip, or None."""
     for rater, vote in votes.items():
-        items = plan.items[rater] if plan else all_items(pairs, rater)
-        work = Session(items, pairs, rater, Store(tmp_path / "l.jsonl"), Rubric.load("python"), quick=0)
-        for place, item in enumerate(items):
+        work = Session(pairs, rater, tmp_path / "l.jsonl", "python", plan, quick=0)
+        for place, item in enumerate(work.items):
             said = vote(next(k for k, p in enumerate(pairs) if p.id == item.pair))
             if said is None:
                 continue
@@ -177,7 +170,7 @@ def test_the_report_names_a_side_leaner_a_gold_misser_and_a_changer_of_mind(tmp_
     rng = random.Random(0)
     good = lambda k: "chosen"  # noqa: E731
     labels = study(tmp_path, {"ann": good, "bob": lambda k: rng.choice(("chosen", "rejected"))}, plan)
-    work = Session(plan.items["lea"], PAIRS, "lea", Store(tmp_path / "l.jsonl"), Rubric.load("python"), quick=0)
+    work = Session(PAIRS, "lea", tmp_path / "l.jsonl", "python", plan, quick=0)
     while not work.finished:
         work.do("a")  # whatever stands there
     labels = dw.read_labels(tmp_path / "l.jsonl", PAIRS, plan)
@@ -196,7 +189,7 @@ def test_a_clean_study_has_nothing_to_discuss(tmp_path):
     truth = [rng.choice(("chosen", "rejected")) for _ in PAIRS]
     labels = study(tmp_path, {"ann": truth.__getitem__, "bob": truth.__getitem__})
     report = dw.agreement(labels, resamples=100)
-    assert report.alpha.value == 1 and report.discuss == ()
+    assert report.alpha.value == 1 and report.discuss == []
 
 
 def test_raters_who_all_prefer_the_chosen_answers_agree(tmp_path):
@@ -204,7 +197,7 @@ def test_raters_who_all_prefer_the_chosen_answers_agree(tmp_path):
     labels = study(tmp_path, {"ann": lambda k: "chosen", "bob": lambda k: "chosen"})
     report = dw.agreement(labels, resamples=100)
     assert report.alpha.value == 1 and report.kappa["ann / bob"].value == 1
-    assert report.verifier_kappa.value == 1
+    assert report.verifier.value == 1
 
 
 @pytest.mark.parametrize("raters", (1, 2, 3, 7))

@@ -6,11 +6,9 @@ import pytest
 
 import dpo_workbench as dw
 from dpo_workbench.labelling import view
-from dpo_workbench.labelling.events import Store
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import HELP, Session
-from dpo_workbench.labelling.study import all_items
-from dpo_workbench.labelling.widget import BUTTONS, MOVES, open_session
+from dpo_workbench.labelling.widget import BUTTONS, MOVES
 
 PAIRS = [
     dw.Pair(f"p{k}", f"question {k}", f"right {k}", f"wrong {k}", chosen_from="reference", rejected_from="own",
@@ -20,7 +18,7 @@ PAIRS = [
 
 
 def make(tmp_path, quick=0.0) -> Session:
-    return Session(all_items(PAIRS, "ann"), PAIRS, "ann", Store(tmp_path / "l.jsonl"), Rubric.load("python"), quick)
+    return Session(PAIRS, "ann", tmp_path / "l.jsonl", "python", quick=quick)
 
 
 def test_a_double_click_never_labels_the_next_item(tmp_path, monkeypatch):
@@ -155,13 +153,13 @@ def test_plain_text_ends_well(tmp_path, end):
 
 def test_a_terminal_gets_no_control_characters(tmp_path):
     pair = dw.Pair("p", "q\x1b[2Jq", "a\x1b]0;title\x07\u202e", "b\x00b")
-    work = open_session([pair], "ann", tmp_path / "l.jsonl")
+    work = Session([pair], "ann", tmp_path / "l.jsonl")
     shown = view.text_card(work)
     assert "\\u001b" in shown and "\\u202e" in shown
     assert not any(ord(c) < 32 and c != "\n" for c in shown) and "\u202e" not in shown
 
 
-@pytest.mark.parametrize("show_as", ("text", "code", "sql"))
+@pytest.mark.parametrize("show_as", ("text", "code"))
 def test_no_text_becomes_an_element(show_as):
     from html.parser import HTMLParser
 
@@ -180,7 +178,7 @@ def test_no_text_becomes_an_element(show_as):
         json.dumps({"<b>": "<i>", "rows": [["<u>", "</table><script>"]]}), "x" * 5000 + "<b>", "\x1b[31m", "\u202e<b>",
     ]  # fmt: skip
     for payload in payloads:
-        html = view.answer_html(payload, "other " + payload[::-1], show_as, payload, lambda p, q: q)
+        html = view.answer_html(payload, "other " + payload[::-1], show_as)
         Looks().feed(html + view.box(view.escape(payload)))
     assert Looks.found <= allowed
 
@@ -194,18 +192,6 @@ def test_a_long_answer_scrolls():
     html = view.answer_html("word " * 2000, "word " * 1999 + "end ", "text")
     assert "overflow: auto" in html and "<mark" not in html
     assert len(view.answer_html("x" * 10_000_000, "y", "text")) < 60_000
-
-
-def test_a_query_comes_with_its_result():
-    task = dw.load_task("sql")
-    example = task.dev[0]
-    results = dw.sql_results(task)
-    shown = view.answer_html(example.reference, "SELECT 1", "sql", example.prompt, results)
-    assert "Result:" in shown
-    assert "unknown_name" not in results(example.prompt, example.reference)
-    assert "no database" in results("another prompt", "SELECT 1")
-    assert results(example.prompt, "SELECT x FROM nowhere").startswith("unknown_name")
-    assert results(example.prompt, "DROP TABLE member").startswith("refused")
 
 
 @pytest.mark.parametrize("name", ("receipts", "python", "science", "briefs", "sql"))

@@ -26,13 +26,13 @@ ROWS = [
 
 def test_by_hand() -> None:
     found = Headroom.of(ROWS)
-    assert repr(found) == str(found) == found.text
+    assert repr(found) == str(found)
     assert (found.n_prompts, found.samples) == (4, 4)
     assert found.mean_score == pytest.approx(0.6) and found.best_score == pytest.approx(0.875)
     assert (found.failed_share, found.mixed_share, found.never_share) == (0.5, 0.5, 0.25)
     assert found.forecast == 0.5 and found.classes == {"wrong": 0.2, "loop": 1.0}
     assert list(found.classes) == ["wrong", "loop"]  # the most frequent first
-    assert found.advice == "go" and "50 % of the failures happen where the model also knows" in found.text
+    assert found.advice == "go" and "50 % of the failures happen where the model also knows" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +46,14 @@ def test_by_hand() -> None:
 )
 def test_advice(rows, advice: str, words: str) -> None:
     found = Headroom.of(rows)
-    assert found.advice == advice and words in found.text
+    assert found.advice == advice and words in str(found)
 
 
 def test_a_target_counts_only_its_classes() -> None:
     found = Headroom.of(ROWS, ("loop",))  # 3 loops, on b and d, which have other answers too
     assert (found.failed_share, found.mixed_share, found.never_share) == (3 / 16, 0.5, 0.0)
     assert found.forecast == 1.0 and found.classes == {"loop": 1.0} and found.target == ("loop",)
-    assert "samples fail as loop. 50 % of the prompts" in found.text
+    assert "samples fail as loop. 50 % of the prompts" in str(found)
     assert found.mean_score == Headroom.of(ROWS).mean_score
 
 

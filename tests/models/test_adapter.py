@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers as hf
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.adapter import adapter_tensors, add_adapter, read_adapter, set_adapter_tensors
@@ -17,6 +18,18 @@ def test_adapter_is_on_every_linear_layer_but_the_head(tiny) -> None:
     tensors = adapter_tensors(network, "mine")
     assert len(tensors) == 2 * 2 * 7
     assert all((v == 0).all() == ("lora_B" in k) for k, v in tensors.items())
+
+
+def test_routers_get_no_adapter() -> None:
+    """The router of Phi's mixture of experts is a linear layer that returns three tensors."""
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_local_experts": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
+    bare = hf.AutoModelForCausalLM.from_config(hf.PhimoeConfig(vocab_size=32, **sizes, **heads)).eval()
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        want = bare(ids).logits
+        network = add_adapter(bare, "mine", rank=4, alpha=8, seed=0)
+        assert torch.equal(network(ids).logits, want) and len(adapter_tensors(network, "mine")) == 2 * 4
 
 
 def test_start_follows_the_seed_and_leaves_the_global_generator(tiny_folder) -> None:

@@ -38,6 +38,7 @@ MODELS = {  # configuration, and whether its rows can be packed on a CPU
     "gemma2": (hf.Gemma2Config, HEADS | WINDOW | {"query_pre_attn_scalar": 8}, False),
     "gpt_oss": (hf.GptOssConfig, HEADS | WINDOW | MOE, False),
     "phi": (hf.PhiConfig, {}, True),
+    "phimoe": (hf.PhimoeConfig, MOE, True),
     "cohere": (hf.CohereConfig, {"logit_scale": 0.25}, True),
     "granite": (hf.GraniteConfig, {"logits_scaling": 4.0}, True),
     "gpt2": (hf.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4}, True),

@@ -164,6 +164,19 @@ def test_begun_answers_may_fill_the_limit(tiny) -> None:
     assert longer.n_tokens <= len(ids)
 
 
+@pytest.mark.parametrize("way", ["own loop", "transformers"])
+def test_begun_answers_longer_than_the_limit_are_refused(tiny, monkeypatch, way: str) -> None:
+    if way == "transformers":
+        monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
+    ids = tiny.answer_ids("no ab yes")[:-1]
+    with pytest.raises(
+        WorkbenchError, match=f"`begun` must not exceed max_new_tokens={len(ids) - 1}. Got {len(ids)} tokens"
+    ):
+        generate(tiny, ["ab", "cd"], begun=[ids, []], max_new_tokens=len(ids) - 1)
+    ((full,),) = generate(tiny, ["ab"], begun=[ids], max_new_tokens=len(ids))  # nothing is left to generate
+    assert full.text == "no ab yes"
+
+
 def test_stop_tokens_of_the_generation_settings_end_an_answer(tiny) -> None:
     """Some models end a turn with another token than their tokenizer's end token."""
     (before,) = generate(tiny, ["ab"], max_new_tokens=24)[0]

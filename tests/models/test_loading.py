@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers as hf
 
+import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import loading
 from dpo_workbench.models.loading import Model, load_adapter, load_model
@@ -37,7 +39,7 @@ def test_folder_without_config(tiny_folder, tmp_path) -> None:
 
 def test_folder_without_weights(tiny_folder, tmp_path) -> None:
     folder = folder_with(tiny_folder, tmp_path / "m", "config.json", *TOKENIZER)
-    with pytest.raises(WorkbenchError, match=r"must hold \*.safetensors. .* has no weights"):
+    with pytest.raises(WorkbenchError, match=r"must hold \*.safetensors. .* has none"):
         load_model(folder)
     shutil.copy(tiny_folder / "model.safetensors", folder)
     assert load_model(folder, device="cpu").name == str(folder)  # negative control
@@ -48,7 +50,7 @@ def test_pickled_weights_are_never_read(tiny_folder, tmp_path, monkeypatch, name
     folder = folder_with(tiny_folder, tmp_path / "m", "config.json", *TOKENIZER)
     (folder / name).write_bytes(b"\x80\x04")
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("a pickle was opened"))
-    with pytest.raises(WorkbenchError, match=f"a pickle can run code.*only {name}.*save_pretrained"):
+    with pytest.raises(WorkbenchError, match="A pickle .* is not read, because it can run code.*save_pretrained"):
         load_model(folder)
 
 
@@ -99,6 +101,14 @@ def test_tokenizer_without_end_token_raises(tiny_folder, tmp_path) -> None:
     config.pop("eos_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(WorkbenchError, match="must have an end token.*Set eos_token"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kind", sorted(loading.REFUSED))
+def test_models_that_cannot_be_trained_are_refused(tiny_folder, tmp_path, kind: str) -> None:
+    folder = folder_with(tiny_folder, tmp_path / "m", "model.safetensors", *TOKENIZER)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(WorkbenchError, match=f"is {kind}: .*Choose another model"):
         load_model(folder)
 
 
@@ -155,6 +165,54 @@ def test_only_the_active_adapter_takes_gradients(tiny) -> None:
     assert all(p.grad is None for p in two.adapter_parameters())
     with two.active() as network:
         assert not any(p.requires_grad for p in network.parameters())
+
+
+def n_parameters(model: Model) -> int:
+    return sum(p.numel() for p in model.network.parameters())
+
+
+def test_adapters_of_earlier_runs_are_freed(tiny, toy_pairs) -> None:
+    """Training again and again on one loaded model holds the adapters of live handles and no others."""
+    config = dw.TrainConfig(epochs=1, batch_size=6, rank=4, probes=0)
+    before, sizes = n_parameters(tiny), []
+    for seed in range(3):
+        run = dw.train(tiny, toy_pairs, replace(config, seed=seed), show=False)
+        sizes.append(n_parameters(tiny) - before)
+        del run
+    assert sizes[0] > 0 and sizes == [sizes[0]] * 3
+
+
+def test_adapters_of_live_handles_are_kept(tiny) -> None:
+    first = tiny.with_new_adapter(rank=4)
+    first.set_adapter_tensors({k: torch.full_like(v, 0.1) for k, v in first.adapter_tensors().items()})
+    want, same = logits(first), replace(first, name="another handle on the same adapter")
+    del first
+    for _ in range(3):
+        tiny.with_new_adapter(rank=4)
+    other = tiny.with_new_adapter(rank=4)
+    assert torch.equal(logits(same), want)
+    assert set(tiny.network.peft_config) == {same.adapter, other.adapter}
+
+
+@pytest.mark.parametrize("kind", [hf.OPTConfig, hf.BioGptConfig, hf.FalconConfig])
+def test_activation_checkpointing_starts_no_dropout(tiny, tmp_path, kind) -> None:
+    rates = {"dropout": 0.5, "hidden_dropout": 0.5, "attention_dropout": 0.5, "activation_dropout": 0.5}
+    sizes = {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    config = kind(vocab_size=len(tiny.tokenizer), word_embed_proj_dim=32, pad_token_id=0, **rates, **sizes)
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu", dtype=torch.float32).with_new_adapter(rank=4)
+    ids, found = torch.tensor([model.prompt_ids(PROMPT)]), []
+    for checkpointing in (False, True):
+        with model.active(trainable=True, checkpointing=checkpointing) as network:
+            found.append(network(ids, use_cache=False).logits)
+    assert torch.equal(*found)
 
 
 def test_adapter_survives_the_disk_bit_for_bit(moved, tiny_folder, tmp_path) -> None:

@@ -50,7 +50,7 @@ CASES: list[tuple[str, Any, str, Any]] = [
         "Move earlier messages to `prompt`",
         CHAT | {"prompt": [{"role": "system", "content": "s"}, *user("a")]},
     ),
-    ("P208", {"chosen": user("a", "b"), "rejected": user("x", "c")}, "Start both conversations with the same", TALK),
+    ("P208", {"chosen": user("a", "b"), "rejected": user("x", "c")}, "Start both with the prompt", TALK),
     ("P207", TALK | {"chosen": user("a", "b", "d", "e")}, "cut later ones", TALK),
     ("P207", CHAT | {"chosen": user("x", "b")}, "Move earlier messages", CHAT | {"chosen": said("b")}),
     ("P301", ROW | {"chosen": " "}, "Write the text", ROW),

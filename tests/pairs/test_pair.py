@@ -27,14 +27,16 @@ def test_id_twice_raises() -> None:
 @pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
 @pytest.mark.parametrize("text", ["", " \n\t"])
 def test_empty_text_raises(name: str, text: str) -> None:
-    with pytest.raises(WorkbenchError, match="must have text. Got an empty one in pair 'a'"):
+    with pytest.raises(
+        WorkbenchError, match=rf"must not be empty. Got .* .`{name}` of pair 'a', P301.. Write the text"
+    ):
         Pairs([replace(ONE, **{name: text})])
 
 
 def test_equal_answers_raise_unless_one_was_cut() -> None:
     """An answer that never ends differs from the same text with its end, though not in its letters."""
     for text in ("better", " better\n"):
-        with pytest.raises(WorkbenchError, match="`rejected` must differ from `chosen`.*'a'. Drop the row"):
+        with pytest.raises(WorkbenchError, match="`rejected` must differ from `chosen`.*'a', P302.. Drop the row"):
             Pairs([replace(ONE, rejected=text)])
     assert len(Pairs([replace(ONE, rejected="better", rejected_finished=False)])) == 1
 
@@ -67,7 +69,7 @@ def test_summary_counts() -> None:
 
 @pytest.mark.parametrize("weight", [0, -1.0, float("nan"), float("inf"), "2", None])
 def test_weight_must_be_a_number_above_zero(weight) -> None:
-    with pytest.raises(WorkbenchError, match="`weight` must be a number above 0. Got .* in pair 'a'. To leave"):
+    with pytest.raises(WorkbenchError, match="Got .*`weight` of pair 'a', P108.. Write a number above 0"):
         Pairs([replace(ONE, weight=weight)])
 
 
@@ -138,10 +140,17 @@ def test_load_understands_what_read_pairs_does(tmp_path) -> None:
 
 def test_a_lone_surrogate_is_refused_before_training() -> None:
     for name in ("prompt", "chosen", "rejected", "id", "group"):
-        with pytest.raises(WorkbenchError, match=f"`{name}` must not contain half of a surrogate pair"):
+        with pytest.raises(
+            WorkbenchError,
+            match=rf"must not contain half of a surrogate pair. Got .* .`{name}` of pair .*Write the char",
+        ):
             Pairs([replace(ONE, **{name: "a\ud800"})])
         with pytest.raises(WorkbenchError, match=f"`{name}` must be text. Got 3"):
             Pairs([replace(ONE, **{name: 3})])
+
+
+def test_a_blank_group_is_no_fault() -> None:
+    assert len(Pairs([replace(ONE, group=" ")])) == 1
 
 
 def test_the_display_counts_prompts_where_there_are_no_groups() -> None:

@@ -19,7 +19,6 @@ from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
 from dpo_workbench.pairs.conversations import split_texts
 from dpo_workbench.pairs.layouts_out import LAYOUTS, to_lines
 from dpo_workbench.pairs.pair import Pair, Pairs, read_pairs
-from dpo_workbench.pairs.row_readers import PROMPTS
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("fuzz_readers", ROOT / "benchmarks" / "fuzz_readers.py")
@@ -27,7 +26,8 @@ fuzz = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fuzz)
 EXAMPLES, QUESTION, GOOD, BAD = fuzz.EXAMPLES, fuzz.QUESTION, fuzz.GOOD, fuzz.BAD
 NAMES = {
-    **{"own": "trl", "trl messages": "trl", "trl-implicit messages": "trl-implicit", "labelstudio min": "compared"},
+    **{"own": "trl", "trl messages": "trl", "labelstudio min": "compared"},
+    **dict.fromkeys(("trl-implicit messages", "hh"), "trl-implicit"),
     **dict.fromkeys(("ultrafeedback", "score list", "ranked", "ranks within"), "list"),
     **dict.fromkeys([name for name in EXAMPLES if name.startswith("compared")], "compared"),
 }
@@ -171,8 +171,7 @@ def test_many_answers_become_all_strict_pairs() -> None:
     read = read_pairs([row])
     assert {(p.chosen, p.rejected) for p in read.found} == {("b", "a"), ("b", "c"), ("b", "d"), ("a", "d"), ("c", "d")}
     assert {p.split_key for p in read.found} == {"q"} and read.found[0].chosen_score == 1
-    outside = read_pairs([row | {"scores": [0.5, 7, 0.5, 0]}])  # one scale for all answers: none is kept
-    assert {p.chosen_score for p in outside.found} == {None} and outside.counts["P413"] == 1
+    assert read_pairs([row | {"scores": [0.5, 7, 0.5, 0]}]).found[0].chosen_score == 7  # any scale
     answers = [f"a{k}" for k in range(50)]
     many = read_pairs([{"prompt": "q", "answers": answers}])  # best first: each of the rest against the best
     assert [(p.chosen, p.rejected) for p in many.found] == [("a0", a) for a in answers[1:]]
@@ -201,6 +200,7 @@ def test_votes_of_several_people_are_counted() -> None:
     both = [fuzz._pairwise("left"), fuzz._pairwise("right")]
     assert codes(read_pairs([task | {"annotations": both}]), "skipped") == ["P412"]
     assert texts(read_pairs([task | {"annotations": [*both, fuzz._pairwise("right")]}])) == [(QUESTION, BAD, GOOD)]
+    assert codes(read_pairs([task, {"id": 4, "data": [{"x": 1}], "annotations": both}])) == ["P107"]
     cancelled = fuzz._pairwise("right") | {"was_cancelled": True}
     assert texts(read_pairs([task | {"annotations": [fuzz._pairwise("left"), cancelled]}])) == [(QUESTION, GOOD, BAD)]
 
@@ -215,6 +215,8 @@ def test_unpaired_answers_are_paired_within_a_prompt_or_skipped() -> None:
     assert texts(read) == [("p", "a", "c"), ("p", "a", "d")] and codes(read, "skipped") == ["P411", "P411"]
     assert (read.rows, read.kept, read.refused, read.merged, read.skipped) == (6, 3, 0, 1, 2)
     assert [f.line for f in read.findings if f.code == "P411"] == [2, 6] and len(read.pairs) == 2
+    read = read_pairs([*rows, thumb("p", " ", False)])
+    assert codes(read) == ["P301"] and (read.refused, read.skipped) == (1, 2)
 
 
 @pytest.mark.parametrize("form", [json.dumps, str], ids=["JSON", "Python"])
@@ -261,6 +263,7 @@ def test_ids_are_kept_as_they_are_written() -> None:
 
     assert ids(3.0, 4, "5", None, "") == ["3.0", "4", "5", "row-4", "row-5"]
     assert ids("row-2", None) == ["row-2", "row-2-auto"]
+    assert ids(None, "row-1") == ["row-1-auto", "row-1"]
     assert codes(read_pairs([row | {"id": True}])) == ["P108"]
 
 
@@ -269,7 +272,7 @@ def test_a_mapping_gives_columns_their_names() -> None:
     with pytest.raises(WorkbenchError, match="P007"):
         read_pairs(rows)
     assert texts(read_pairs(rows, mapping={"prompt": "ask", "chosen": "good", "rejected": "poor"})) == [("q", "a", "b")]
-    for name in PROMPTS:
+    for name in layouts_in.PROMPTS:
         assert texts(read_pairs([{name: "q", "chosen": "a", "rejected": "b"}])) == [("q", "a", "b")]
 
 
@@ -295,8 +298,6 @@ def test_what_stands_beside_the_texts_is_kept() -> None:
     (pair,) = read_pairs([row | beside | {"rejected_finished": False}]).found
     assert (pair.group, pair.chosen_score, pair.rejected_score, pair.weight) == ("7", 0.9, 0.1, 2.0)
     assert (pair.failure, pair.rejected_finished) == ("loop", False)
-    (pair,) = (read := read_pairs([row | {"score_chosen": 2, "score_rejected": 7}])).found
-    assert pair.chosen_score is None and set(codes(read, "warning")) == {"P409", "P413"}
     assert [p.id for p in read_pairs([row | {"id": " a\n"}]).found] == ["a"]
     (pair,) = read_pairs([row | {"system": "Be brief."}]).found
     assert pair.prompt == f"system: Be brief.\n\nuser: {QUESTION}"
@@ -457,45 +458,11 @@ def test_load_reads_other_layouts_and_names_what_is_wrong(tmp_path) -> None:
         Pairs.load(path)
 
 
-def graded(**answers: dict[str, float]) -> dict:
-    return {"prompt": "q", "candidates": [{"code": name, "grades": given} for name, given in answers.items()]}
-
-
-def test_disagreement_of_graders_is_the_weight() -> None:
-    """Three people: all put a before b; of a and c two against one; b and c are even, so there is no pair of them."""
-    row = graded(a={"x": 4, "y": 4, "z": 2}, b={"x": 1, "y": 2, "z": 1}, c={"x": 1, "y": 1, "z": 3})
-    row["candidates"][2]["grades"]["w"] = 0  # graded nothing else
-    read = read_pairs([row])
-    assert {(p.chosen, p.rejected): p.weight for p in read.found} == {("a", "b"): 1, ("a", "c"): pytest.approx(1 / 3)}
-    assert {p.group for p in read.found} == {""} and read.kept == 1
-    (double,) = read_pairs([graded(a={"x": 1}, b={"x": 0}) | {"weight": 2}]).found
-    assert double.weight == 2
-
-
 def test_an_answer_that_is_there_twice_costs_no_more_than_its_own_pair() -> None:
     read = read_pairs([{"prompt": "q", "answers": ["a", "b", " a"], "scores": [0.9, 0.5, 0.1]}])
     assert {(p.chosen, p.rejected) for p in read.found} == {("a", "b"), ("b", " a")}
     read = read_pairs([{"prompt": "q", "answers": ["a", "a "], "scores": [0.9, 0.5]}])
     assert read.counts == {"P302": 1} and not read.found
-
-
-@pytest.mark.parametrize(
-    ("row", "code"),
-    [
-        (graded(a={"x": "good"}, b={"x": 1}), "P108"),
-        (graded(a={}, b={"x": 1}), "P107"),
-    ],
-)
-def test_grades_that_make_no_pair_are_refused(row, code: str) -> None:
-    read = read_pairs([row])
-    assert read.counts == {code: 1} and read.refused == 1 and not read.found
-
-
-def test_grades_without_a_majority_make_no_pair() -> None:
-    disagree = graded(a={"x": 3, "y": 1}, b={"x": 1, "y": 2})  # the mean says a, and the two people disagree
-    nobody = graded(a={"x": 3}, b={"y": 1})  # nobody graded both
-    read = read_pairs([disagree, nobody])
-    assert read.counts == {"P412": 2} and read.skipped == 2 and not read.found
 
 
 def test_check_prints_layout_findings_and_totals(run, tmp_path) -> None:

@@ -4,7 +4,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from dpo_workbench.plots.pairs import LengthsDisplay, TokenHeatmapDisplay
+from dpo_workbench.plots.pairs import LengthsDisplay, PairDisplay
 from dpo_workbench.studies.microscope import microscope
 
 
@@ -21,21 +21,27 @@ def test_lengths_draw_one_point_per_pair() -> None:
     assert list(lengths.ax_.lines[1].get_xdata()) == [5, 6, 4] and "median tokens: 4 chosen, 5 rejected" in str(lengths)
 
 
-def test_heat_map_of_a_pair(tiny, moved, toy_pairs) -> None:
-    view = microscope(tiny, toy_pairs, moved)[0]
-    heat = TokenHeatmapDisplay.from_view(view)
-    assert heat.trained and heat.values == view.log_ratios and heat.divergence == view.divergence
-    html = heat._repr_html_()
-    assert html.count("<span") == len(view.chosen_tokens) + len(view.rejected_tokens)
+def test_a_pair_before_and_after_training(tiny, moved, toy_pairs) -> None:
+    view = microscope(tiny, toy_pairs, moved)[1]
+    html = view._repr_html_()
+    assert html.count("<span") == sum(map(len, view.tokens))
     assert html.count("border-left") == 2 and f'title="{view.log_ratios[0][0]:+.3f} nats"' in html
-    assert view._repr_html_().endswith(html)
-    untrained = TokenHeatmapDisplay.from_view(microscope(tiny, toy_pairs)[0])
-    assert not untrained.trained and untrained.title.startswith("Before training")
+    assert view.title.startswith("Training moved") and "pair p1 has" in repr(view)
+    before = microscope(tiny, toy_pairs)[1]
+    assert before.log_ratios is None and before.title.startswith("Before training")
+
+
+def test_the_ranking_is_named_before_and_after() -> None:
+    def ranked(before: float, after: float | None) -> str:
+        policy = None if after is None else [[after], [0.0]]
+        return repr(PairDisplay("p", [["a"], ["b"]], 0, [[before], [0.0]], policy))
+
+    assert "is ranked wrongly, then correctly" in ranked(-2, 1) and "is ranked correctly\n" in ranked(2, None)
 
 
 def test_hostile_tokens_are_escaped() -> None:
-    tokens = ("<script>alert(1)</script>", "\x00\n\u202e", "$x$", "&amp;")
-    heat = TokenHeatmapDisplay((tokens, ("a",)), ((1.0, 0.0, -1.0, 0.5), (0.0,)), 0, True)
-    html = heat._repr_html_()
-    assert "<script" not in html and "&lt;script&gt;" in html and "\x00" not in html and "\u202e" not in html
+    tokens = ["<script>alert(1)</script>", "\x00\n\u202e", "$x$", "&amp;"], ["a"]
+    html = PairDisplay("<b>p", tokens, 0, ([0.0] * 4, [0.0]), ([1.0, 0.0, -1.0, 0.5], [0.0]))._repr_html_()
+    assert "<script" not in html and "<b>" not in html and "&lt;script&gt;" in html
+    assert "\x00" not in html and "\u202e" not in html
     assert "&amp;amp;" in html and "$" not in html

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from dpo_workbench.plots import evaluation, learning_curve, pairs, training
+from dpo_workbench.plots import evaluation, pairs, training
 
 PALETTE = {name: getattr(evaluation, name) for name in ("BLUE", "ORANGE", "GREEN", "GREY")}
 # Machado, Oliveira and Fernandes 2009, severity 1.0: how each kind of reader sees linear RGB
@@ -44,14 +44,15 @@ def test_the_measure_rejects_red_next_to_green():
 
 
 def drawn() -> dict[str, object]:
-    ahead = [SimpleNamespace(size=n, low=0.2, high=0.4, estimate=0.3) for n in (16, 32)]
+    means = [SimpleNamespace(estimate=0.3, low=0.2, high=0.4, n=50)] * 2
+    rows = [evaluation.Row("a", 0.1, 0, 0.2, 0.01), evaluation.Row("b", 0, -0.1, 0.1, 1)]
     history = [{"step": k, "loss": 1 / k, "rewards/margins": k / 10} for k in (1, 2, 3)]
     return {
         "classes": evaluation.FailureClassesDisplay({"a": 4, "b": 1}, {"a": 1}, 9, 9),
-        "arms": evaluation.ArmsDisplay(["a", "b"], [0.5, 0.2], [0.4, 0.1], [0.6, 0.3], 50),
-        "differences": evaluation.DifferencesDisplay(["a", "b"], [0.1, 0], [0, -0.1], [0.2, 0.1], [0.01, 1], 50, "c"),
+        "arms": evaluation.ArmsDisplay.from_shares(rows, 50),
+        "differences": evaluation.ArmsDisplay(rows, "title", "axis", 0.0),
         "lengths": pairs.LengthsDisplay([3, 4], [5, 6], 0.5),
-        "curve": learning_curve.CurveDisplay((8, 16), ((0.1, 0.2), (0.2, 0.3)), "score", ahead),
+        "curve": evaluation.CurveDisplay((8, 16), means, "score"),
         "training": training.TrainingDisplay(history, [{"step": 0, "score": 0.5, "failed": 0.4}], 0),
     }
 

@@ -9,7 +9,8 @@ import dpo_workbench as dw
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.studies import arms, study
-from dpo_workbench.studies.demo import DEMO_ARMS, command, demo
+from dpo_workbench.studies.compare import shell_command
+from dpo_workbench.studies.demo import DEMO_ARMS, demo
 from dpo_workbench.studies.recipe import PLANTED, RECIPES, recipe_for
 from dpo_workbench.tasks.builtin import shipped_adapter
 from dpo_workbench.training.config import TrainConfig
@@ -50,7 +51,11 @@ def test_every_arm_and_result_is_there(finished):
 def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
     demo("nano", finished.folder, recipe=SMALL)
     out = capsys.readouterr().out
-    assert "we planted the flaw" in out and PLANTED["receipts"][1] in out and "Step 5 of 5" in out
+    assert (
+        "we planted the flaw" in out
+        and PLANTED["receipts"][1] in out
+        and "the control: fine-tuned on the chosen" in out
+    )
 
 
 def test_another_seed_mines_other_answers(finished, tmp_path):
@@ -88,7 +93,7 @@ def test_a_demo_can_start_from_an_adapter_of_your_own(tmp_path):
     given = study.open_study("nano", "science", tmp_path / "given", adapter=adapter, show=False)
     shipped = study.open_study("nano", "science", tmp_path / "shipped", show=False)
     assert given.start.fingerprint() == shipped.start.fingerprint() != given.base.fingerprint()
-    assert f"--adapter {adapter}" in command(given) and "--adapter" not in command(shipped)
+    assert f"--adapter {adapter}" in shell_command(given, "demo") and "--adapter" not in shell_command(shipped, "demo")
 
 
 @pytest.mark.parametrize("model", ("nano", "smol", "another/model"))

@@ -188,7 +188,7 @@ def test_a_tower_of_powers_is_no_unit(unit: str) -> None:
     """A broken model writes such things, and pint would evaluate them until the end of days."""
     assert quantities.read_unit(unit) is None
     example = Example("e", "p", "Answer: x", "g", {"number": 9.0, "unit": "m"})
-    assert science.score(example, f"Answer: 9 {unit}").failure == "wrong_unit"
+    assert science.score(example, f"Answer: 9 {unit}").failure in ("wrong_unit", "wrong_value")
 
 
 def test_a_bracket_that_closes_one_belongs_to_the_unit() -> None:

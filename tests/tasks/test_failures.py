@@ -3,7 +3,7 @@
 import pytest
 
 from dpo_workbench.tasks import failures, receipts
-from dpo_workbench.tasks.failures import GENERIC, detect, is_echo, loop_reason
+from dpo_workbench.tasks.failures import detect, is_echo, loop_reason
 
 WORDS = "A quiet river runs past seven mills, and none of them is older than its bridge of grey stone. "
 
@@ -90,7 +90,6 @@ def test_only_unfinished_answers_are_loops() -> None:
     assert detect(text, finished=True) is None
     assert detect("all well", finished=False) == ("truncated", "hit the token limit")
     assert detect(" \n\t", finished=False)[0] == "empty"  # type: ignore[index]
-    assert {"empty", "loop", "truncated", "echo"} == set(GENERIC)
 
 
 def test_echo() -> None:

@@ -52,24 +52,30 @@ CORRECT = [
     (A, a(items=f"{BREAD}, {MILK}, {MILK}")),  # rows are a multiset
     (A, a(items=f'["Oat Milk", 2, "3.80"], {BREAD}, ["OAT MILK", 2, "3.80"]')),
     (A, a(items=f'["oat  milk", 2, "3.8"], {BREAD}, {MILK}')),
-    (A, a(items=f'["oat milk", 2, "03.80"], ["white bread", 1, "12"], {MILK}')),
+    (A, a(items=f'["oat milk", 2, "3.80"], ["white bread", 1, "12"], {MILK}')),
     (A, a(items=f'{MILK}, ["white bread", 1, "12.000"], {MILK}')),
     (A, a(items=f'{MILK}, ["white bread", 1, " 12.00 "], {MILK}')),
-    (A, a(items=f'{MILK}, ["white bread", 1, "1.2e1"], {MILK}')),
     (A, a(items=f'{MILK}, ["white bread", 1, "+12.00"], {MILK}')),
     (A, a(total="19.6")),
     (A, a(total=" 19.60")),
     (A, a(date=" 2026-09-14 ")),
     (B, b(items=f"{RIVET}, {SWABS}")),
     (B, b(items=f'["Rivet a5", 2, "37.18"], {SWABS}')),
+    (A, a() + "}"),
+    (A, a() + " Thank you!"),
+    (A, "Here it is: " + a()),
+    (A, f"```python\n{a()}\n```"),
+    (A, f"```json\n{a()}"),
+    (A, f"```json {a()} ```"),
+    (A, "\ufeff" + a()),
+    (A, "// receipt\n" + a()),
+    (B, b(items=f'["warm swabs", 1, "18,38"], {RIVET}')),  # copied with its decimal comma
+    (B, b(total="55,56")),
 ]
 INVALID_JSON = [
     (A, "The vendor is Tallow Café."),
     (A, a()[:-1]),
     (A, a()[: len(a()) // 2]),
-    (A, a() + "}"),
-    (A, a() + " Thank you!"),
-    (A, "Here it is: " + a()),
     (A, a() + a()),
     (A, a().replace('"', "'")),
     (A, a().replace('"total"', "total")),
@@ -82,13 +88,8 @@ INVALID_JSON = [
     (A, a().replace('"19.60"', "01.5")),
     (A, '{"vendor": "x", ' + a()[1:]),  # a key twice, and the last would win
     (A, a()[:-1] + ', "total": "19.60"}'),
-    (A, f"```python\n{a()}\n```"),
-    (A, f"```json\n{a()}"),
-    (A, f"```json {a()} ```"),
-    (A, "\ufeff" + a()),
     (A, a(vendor="Tallow\nCafé")),  # a line break inside a text
     (A, "None"),
-    (A, "// receipt\n" + a()),
 ]
 WRONG_SCHEMA = [
     (A, "null"),
@@ -135,18 +136,22 @@ MISSING_FIELD = [
     (A, a(items=f'["", 2, "3.80"], {BREAD}, {MILK}')),
     (A, a(items=f'{MILK}, ["white bread", 1, ""], {MILK}')),
     (B, b(items="", vendor="", date="", total="")),
+    (A, a(items="")),
+    (B, b(items="")),
 ]
 MISSING_ITEM = [
-    (A, a(items="")),
+    (A, a(items=BREAD)),
+    (A, a(items='["tea", 1, "1.00"]')),
     (A, a(items=MILK)),
     (A, a(items=f"{MILK}, {BREAD}")),  # the second of two equal rows
     (A, a(items=f"{MILK}, {MILK}")),
-    (B, b(items="")),
     (B, b(items=RIVET)),
     (B, b(items=SWABS, total="18.38")),
     (B, b(items='["silver kettle", 1, "9.99"]')),  # before invented_value
 ]
 INVENTED_VALUE = [
+    (A, a(items=f'["oat milk", 2, "03.80"], {BREAD}, {MILK}')),
+    (A, a(items=f'{MILK}, ["white bread", 1, "1.2e1"], {MILK}')),
     (A, a(vendor="Tallow Bakery")),
     (A, a(vendor="Tallow Cafe")),
     (A, a(total="19.61")),
@@ -154,7 +159,6 @@ INVENTED_VALUE = [
     (A, a(total="1960")),
     (A, a(total="-19.60")),
     (A, a(items=f'["oat milk", 2, "3.81"], {BREAD}, {MILK}')),
-    (A, a(items=f'{MILK}, ["white bread", 1, "2.00"], {MILK}')),  # only the end of 12.00 is printed
     (A, a(items=f'["oat milks", 2, "3.80"], {BREAD}, {MILK}')),
     (A, a(items=f'["goat milk", 2, "3.80"], {BREAD}, {MILK}')),
     (A, a(items=f'["brown bread", 1, "12.00"], {MILK}, {MILK}')),
@@ -165,8 +169,10 @@ INVENTED_VALUE = [
     (B, b(vendor="IBSEN TEA ROOM")),
     (B, b(items=f'["rivet A4", 2, "37.18"], {SWABS}')),
     (B, b(total="56.56")),
+    (A, a(items=f'["oat milk", -2, "3.80"], {BREAD}, {MILK}')),
 ]
 WRONG_VALUE = [
+    (A, a(items=f'{MILK}, ["white bread", 1, "2.00"], {MILK}')),  # 2 is printed, as a quantity
     (A, a(date="2026-09-15")),
     (A, a(date="2026-14-09")),
     (A, a(date="14 Sep 2026")),
@@ -179,9 +185,6 @@ WRONG_VALUE = [
     (A, a(items=f'["milk", 2, "3.80"], {BREAD}, {MILK}')),
     (A, a(items=f'["milk", 2, "3.80"], ["white bread", 1, "12.00"], {MILK}')),
     (A, a(items=f'{MILK}, {BREAD}, {MILK}, ["milk", 2, "3.80"]')),  # a row too many, all of it printed
-    (A, a(items=f'["oat milk", -2, "3.80"], {BREAD}, {MILK}')),
-    (B, b(items=f'["warm swabs", 1, "18,38"], {RIVET}')),  # copied with its comma: printed, but not a number in JSON
-    (B, b(total="55,56")),
     (B, b(date="12 March 2026")),
     (B, b(items='["warm swabs", 2, "18.38"], ["rivet A5", 1, "37.18"]')),
     (B, b(items='["warm swabs", 1, "37.18"], ["rivet A5", 2, "18.38"]')),
@@ -240,10 +243,10 @@ def test_fields_that_agree_in_rows_that_differ_are_not_full_marks() -> None:
         (a(items=f"{MILK}, {BREAD}, {BREAD}, {MILK}"), "'white bread' is listed 2 times; the document has it 1 times"),
         (a(items=f"{MILK}, {MILK}"), "lacks 'white bread'"),
         (a(items=f"{MILK}, {BREAD}"), "lacks 'an item'"),
-        (a(vendor="Elmira"), "'elmira' is not in the document"),
-        (a(date="2026-09-15", total="19.6"), "date differs from the reference"),  # 19.6 is the same total
-        (a(items=f'["oat milk", 1, "3.80"], {BREAD}, {MILK}', total="19.6"), "an item differs from the reference"),
-        (a().replace('"vendor"', '"shop"'), "the keys must be vendor, date, items, total; got 'shop'"),
+        (a(vendor="Elmira"), "'elmira' does not appear in the prompt"),
+        (a(date="2026-09-15", total="19.6"), "'date' differs from the reference"),  # 19.6 is the same total
+        (a(items=f'["oat milk", 1, "3.80"], {BREAD}, {MILK}', total="19.6"), "'items' differs from the reference"),
+        (a().replace('"vendor"', '"shop"'), "must be an object with vendor, date, items, total"),
         ('{"a": 1, "a": 2}', "key 'a' appears twice"),
     ],
 )
@@ -289,7 +292,7 @@ def test_hostile_text_gets_a_verdict(text: str) -> None:
     for finished in (True, False):
         found = receipts.load().score(A, text, finished=finished)
         assert 0.0 <= found.value <= 1.0
-        assert found.explanation.encode("utf-8") and len(found.explanation) < 1000
+        assert (found.explanation.encode("utf-8") or found.value == 1.0) and len(found.explanation) < 1000
         if not finished:
             assert found.failure in ("empty", "loop", "truncated") and found.value < 1.0
 
@@ -333,7 +336,7 @@ def test_score_never_raises(text: str) -> None:
     found = receipts.score(A, text)
     assert 0.0 <= found.value <= 1.0
     assert (found.failure is None) == (found.value == 1.0)
-    assert found.explanation.encode("utf-8")
+    assert found.explanation.encode("utf-8") or found.value == 1.0
 
 
 def test_missing_data_is_named(tmp_path, monkeypatch) -> None:

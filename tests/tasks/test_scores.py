@@ -51,16 +51,16 @@ NUMBERS = [
     ("2.5", "We get \\boxed{2.5}. Check: 2 * 2.5 = 5", None),
     ("2.5", "#### 2.5\n\n#### Step 3: check", None),
     ("2.5", "Answer: 2.5 (on 3/4/2024)", None),
-    ("2.5", "**Answer**: 2.5, and 3 others", None),
+    ("2.5", "**Answer**: 2.5, with 3 others", None),
     ("5 km", "<answer>\n5 km\n</answer> It took 2 s.", None),
     ("5 km", "It is 5km away.", None),
     ("20 m", "In 4 s it goes 20m.", None),
     ("9.8 m/s^2", "a = 9.8m/s^2", None),
     ("2000 N", "F = 2 × 10^3N", None),
     ("1000 m", "10^3 m", None),
-    ("1000 m", "1 000 m", None),
+    ("1000 m", "Answer: 1 000 m", None),
     ("0.5 L", "**0,5 L**", None),
-    ("5", "It rings 5 times, the 2nd time at 3pm in the 1990s", None),
+    ("5", "It rings 5 times, the 2nd time at 3pm in the 1990s", "wrong_value"),
     ("1000 m", "It measures 1000m².", "wrong_unit"),
     ("1/3", "Answer: 3", "wrong_value"),
     ("1/2", "Answer: -1/2", "wrong_value"),
@@ -97,7 +97,8 @@ def test_a_number_may_have_its_unit_named_or_ignored() -> None:
     ("text", "step"),
     [("v = 12 / 4 = 3 m/s", None), ("E = 2 * 3^2 = 19 J", "2 * 3^2 = 19 J"), ("m = 2 + 2 = 5", "2 + 2 = 5"),
      ("x = 3 × 4 = 12.1", None), ("(2 + 3) · 4 = 20", None), ("F = m a = 5", None), ("2 m = 200 cm", None),
-     ("t: 10 ÷ 4 = 2.5 s = 2.5 s", None), ("9^9^9^9 = 1", None), ("1/0 = 3", None), ("7 − 2 = 4", "7 − 2 = 4")],
+     ("t: 10 ÷ 4 = 2.5 s = 2.5 s", None), ("9^9^9^9 = 1", None), ("1/0 = 3", None), ("7 − 2 = 4", "7 − 2 = 4"),
+     ("3² = 9", None), ("10⁻³ * 2 = 0.002", None)],
 )  # fmt: skip
 def test_steps_that_do_not_compute_are_found(text: str, step: str | None) -> None:
     assert quantities.wrong_step(text) == step
@@ -176,6 +177,10 @@ JSONS = [
     ({"a": True}, '{"a": false}', "wrong_value"),
     ({"a": "ten"}, '{"a": "ea"}', "invented_value"),
     ({"a": None}, '{"a": "None"}', "invented_value"),
+    ({"a": [{"n": "x"}]}, '{"a": [{"n": " "}]}', "missing_field"),
+    ({"a": [{"n": "x"}]}, '{"a": []}', "missing_field"),
+    ({"a": 1}, '{"a": ' + "[" * 900 + "]" * 900 + "}", "missing_field"),
+    ({"a": 1}, '{"a": ' + "[" * 100 + "7" + "]" * 100 + "}", "invented_value"),
 ]
 
 
@@ -183,6 +188,19 @@ JSONS = [
 def test_json_fields(reference: dict, answer: str, failure: str | None) -> None:
     score = scores.json_fields(invented=True)
     assert judged(score, json.dumps(reference), answer, prompt="3 cups of tea, 1 x, 2 c, true, cup") == failure
+
+
+def test_json_fields_may_look_for_inventions_in_some_fields_only() -> None:
+    reference, answer = json.dumps({"day": "2026-05-04", "n": 1}), json.dumps({"day": "2026-05-05", "n": 1})
+    some = scores.json_fields(invented=["n"])
+    assert judged(some, reference, answer, prompt="4 May: 1 x") == "wrong_value"
+    assert judged(some, reference, answer.replace("1}", "7}"), prompt="4 May: 1 x") == "invented_value"
+    assert judged(scores.json_fields(invented=True), reference, answer, prompt="4 May: 1 x") == "invented_value"
+
+
+def test_rows_of_a_list_are_told_apart_by_their_first_text() -> None:
+    reference, answer = '{"a": [["x", 1], ["y", 2]]}', '{"a": [["x", 2], ["y", 1]]}'
+    assert scores.json_fields()(example(reference), answer).value == pytest.approx(2 / 4)
 
 
 NOTE = "Site visit, 4 May. Pump 3 at Linden failed at 09:40; 120 litres of coolant leaked. Vera Okoye shut the valve."

@@ -7,7 +7,7 @@ import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks.builtin import load_task, task_names
-from dpo_workbench.tasks.examples import read_examples
+from dpo_workbench.tasks.examples import load_splits
 from dpo_workbench.tasks.task import Example, Score, Split, Task
 
 
@@ -71,50 +71,15 @@ def test_score_zero_without_a_class_is_called_wrong() -> None:
     assert task.score(task.train[0], "half").failure is None
 
 
-def test_examples_are_read_with_any_line_ends(tmp_path) -> None:
+def test_examples_are_read_with_any_line_ends(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dpo_workbench.tasks.examples.data_folder", lambda: tmp_path)
     rows = [Example("a", "line\nline \u2028 \x85 é", "{}", "g", {"items": 3}), example(2)]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    assert read_examples(path) == rows
-    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n").rstrip())  # CRLF, no final newline
-    assert read_examples(path) == rows
-
-
-GOOD = json.dumps({"id": "a", "prompt": "p", "reference": "r", "group": "g"}).encode()
-BAD_ROWS = {
-    "not JSON": b"{id: a}",
-    "cut": GOOD[:30],
-    "list": b"[1, 2]",
-    "scalar": b"7",
-    "null": b"null",
-    "missing key": b'{"id": "b", "prompt": "p", "group": "g"}',
-    "unknown key": GOOD[:-1] + b', "promt": "p"}',
-    "number for text": b'{"id": "b", "prompt": 5, "reference": "r", "group": "g"}',
-    "null for text": b'{"id": "b", "prompt": "p", "reference": null, "group": "g"}',
-    "invalid UTF-8": GOOD.replace(b'"p"', b'"\xff\xfe"'),
-    "nested too deep": b"[" * 100_000,
-    "number too long": b'{"id": ' + b"9" * 5000 + b"}",
-}
-
-
-@pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS)
-def test_bad_row_is_named_by_file_and_line(tmp_path, row: bytes) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(GOOD + b"\n\n" + row + b"\n")  # a blank line counts as a line
-    with pytest.raises(WorkbenchError, match=r"rows\.jsonl:3: .*Fix or drop the row"):
-        read_examples(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n"])
-def test_missing_and_empty_files_are_named(tmp_path, content: bytes) -> None:
-    path = tmp_path / "rows.jsonl"
-    with pytest.raises(WorkbenchError, match=r"no file at .*rows\.jsonl"):
-        read_examples(path)
-    path.write_bytes(content)
-    with pytest.raises(WorkbenchError, match=r"Got none in .*rows\.jsonl"):
-        read_examples(path)
-    with pytest.raises(WorkbenchError, match="no file at"):
-        read_examples(tmp_path)  # a folder
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_bytes(text.encode())
+    assert load_splits("") == {"train": rows, "dev": rows, "test": rows}
+    (tmp_path / "dev.jsonl").write_bytes(text.replace("\n", "\r\n").rstrip().encode())  # CRLF, no final newline
+    assert load_splits("")["dev"] == rows
 
 
 def test_builtin_tasks_load_and_unknown_ones_get_the_nearest_name() -> None:

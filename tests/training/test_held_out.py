@@ -10,11 +10,9 @@ import torch
 from dpo_workbench.models.decoding import Answer
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.training import held_out as module
-from dpo_workbench.training import objectives
-from dpo_workbench.training import run as run_module
+from dpo_workbench.training import guards, losses
 from dpo_workbench.training.config import TrainConfig
-from dpo_workbench.training.held_out import HeldOut, degenerate_answers, hold_out, large_margin
+from dpo_workbench.training.guards import HeldOut, degenerate_answers, hold_out, large_margin
 from dpo_workbench.training.reference import reference_logps
 from dpo_workbench.training.run import train
 from dpo_workbench.training.tokens import pair_texts, tokenize
@@ -110,13 +108,13 @@ def plain(pairs: Pairs) -> Pairs:
 
 def test_held_out_pairs_are_never_trained_on(moved, toy_pairs, monkeypatch) -> None:
     trained_on: set[str] = set()
-    honest = objectives.Preference.loss
+    honest = losses.Preference.loss
 
     def loss(self, network, batch, rows, step):
         trained_on.update(batch.ids)
         return honest(self, network, batch, rows, step)
 
-    monkeypatch.setattr(objectives.Preference, "loss", loss)
+    monkeypatch.setattr(losses.Preference, "loss", loss)
     train(moved, toy_pairs, replace(CONFIG, probes=0), show=False)
     held, trained = hold_out(list(toy_pairs), CONFIG)
     assert trained_on == {p.id for p in trained} and len(held) == 2
@@ -130,7 +128,7 @@ def test_without_a_task_the_held_out_pairs_are_measured(moved, toy_pairs, capsys
     assert all(p.keys() == {"step", "chosen_logratio", "rejected_logratio", "preferred"} for p in run.probes)
     assert run.probes[0]["chosen_logratio"] == run.probes[0]["rejected_logratio"] == 0.0
     assert run.probes[-1]["chosen_logratio"] != 0
-    assert run.best_step == 6 and not run.unchanged and run.text  # the last adapter is kept
+    assert run.best_step == 6 and not run.unchanged and repr(run)  # the last adapter is kept
     out = capsys.readouterr().out
     assert "probe at step 6: held-out log-ratios" in out and "dev score" not in out
 
@@ -185,7 +183,7 @@ def test_more_degenerate_answers_than_before_are_reported(tiny, moved, monkeypat
         asked.append((model, list(prompts), settings))
         return answers(*(before if model is tiny else after))
 
-    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(guards, "generate", generate)
     text = degenerate_answers(tiny, moved, ["q1", "q2", "q1"], 40)
     assert [prompts for _, prompts, _ in asked] == [["q1", "q2"]] * 2  # each prompt once
     assert (words in text and "of 2 prompts" in text) if words else text == ""
@@ -194,7 +192,7 @@ def test_more_degenerate_answers_than_before_are_reported(tiny, moved, monkeypat
 @pytest.mark.parametrize("with_task", [True, False])
 def test_only_runs_without_a_task_look_at_answers_at_the_end(moved, toy_pairs, monkeypatch, with_task: bool) -> None:
     seen = []
-    monkeypatch.setattr(run_module, "degenerate_answers", lambda *a: seen.append(a) or "answers broke")
+    monkeypatch.setattr(guards, "degenerate_answers", lambda *a: seen.append(a) or "answers broke")
     pairs = toy_pairs if with_task else plain(toy_pairs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

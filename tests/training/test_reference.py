@@ -8,13 +8,12 @@ import torch
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.interrupts import Interrupts
-from dpo_workbench.training import loop, objectives, packing, reference
+from dpo_workbench.training import loop, losses, packing, reference
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import answer_logps
-from dpo_workbench.training.losses import PairLogps
-from dpo_workbench.training.objectives import Preference
+from dpo_workbench.training.losses import PairLogps, Preference, check_start
 from dpo_workbench.training.packing import pack
-from dpo_workbench.training.reference import check_start, choose_packing, reference_logps
+from dpo_workbench.training.reference import choose_packing, reference_logps
 from dpo_workbench.training.run import train
 from dpo_workbench.training.tokens import pair_texts, tokenize
 
@@ -67,18 +66,11 @@ def test_cache_is_not_hit_by_anything_else(moved, tiny, rows, tmp_path, counted,
     assert len(counted) > n
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other rows", "other key"])
+@pytest.mark.parametrize("damage", ["cut", "empty"])
 def test_damaged_cache_is_computed_again(moved, rows, tmp_path, capsys, damage: str) -> None:
-    from safetensors.torch import save_file
-
     first = reference_logps(moved, rows, CONFIG, tmp_path)
-    (path,) = tmp_path.glob("*/logps.safetensors")
-    if damage == "other rows":
-        save_file({"logps": torch.zeros(3, 2)}, path)
-    elif damage == "other key":
-        save_file({"x": torch.zeros(3, 2)}, path)
-    else:
-        path.write_bytes(path.read_bytes()[:20] if damage == "cut" else b"")
+    (path,) = tmp_path.glob("*.json")
+    path.write_bytes(path.read_bytes()[:20] if damage == "cut" else b"")
     assert reference_logps(moved, rows, CONFIG, tmp_path) == first
     assert "is damaged: computing it again" in capsys.readouterr().out
     assert reference_logps(moved, rows, CONFIG, tmp_path) == first and not capsys.readouterr().out
@@ -92,13 +84,13 @@ def test_rows_are_counted(moved, rows) -> None:
 
 def test_values_that_are_not_finite_are_refused(moved, rows, monkeypatch) -> None:
     monkeypatch.setattr(reference, "answer_logps", lambda n, b: answer_logps(n, b) * float("nan"))
-    with pytest.raises(WorkbenchError, match="reference logps must be finite"):
+    with pytest.raises(WorkbenchError, match="reference chosen logps must be finite"):
         reference_logps(moved, rows, CONFIG, None)
 
 
 def test_the_first_step_checks_the_reference_before_its_update(moved, rows) -> None:
     values = reference_logps(moved, rows, CONFIG, None)
-    state = loop.new_state(moved.with_new_adapter(), CONFIG)
+    state = loop.TrainState(moved.with_new_adapter(), CONFIG)
 
     def first_step(values) -> None:
         state.step = 0
@@ -117,7 +109,7 @@ def test_the_first_step_checks_the_reference_before_its_update(moved, rows) -> N
 
 def test_only_the_first_step_is_checked(moved, monkeypatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(objectives, "check_start", lambda logps, ids, *_: seen.extend(ids))
+    monkeypatch.setattr(losses, "check_start", lambda logps, ids, *_: seen.extend(ids))
     pairs = dw.Pairs([dw.Pair(f"p{i}", f"a b {i}", "c d", "e") for i in range(4)])
     train(moved, pairs, TrainConfig(batch_size=2, epochs=2, held_out=0.0, probes=0), show=False)
     assert len(seen) == 2
@@ -127,7 +119,7 @@ def test_only_the_first_step_is_checked(moved, monkeypatch) -> None:
 def test_values_that_depend_on_the_micro_batch_pass_the_check(moved, monkeypatch, tmp_path, folder: bool) -> None:
     """As in bf16 on some processors: each value is checked in a micro-batch of the size that it comes from."""
     honest = answer_logps
-    for module in (objectives, reference):
+    for module in (losses, reference):
         monkeypatch.setattr(module, "answer_logps", lambda n, b: honest(n, b) + 0.5 * len(b.ids))
     pairs = dw.Pairs([dw.Pair(f"p{i}", f"a b {i}", "c d", "e") for i in range(5)])
     config = TrainConfig(batch_size=2, epochs=1, held_out=0.0, probes=0)
@@ -138,7 +130,7 @@ def test_values_that_depend_on_the_micro_batch_pass_the_check(moved, monkeypatch
 def test_more_rounding_is_allowed_in_16_bits() -> None:
     def check(gap: float, dtype: torch.dtype) -> None:
         values = [torch.tensor([x]) for x in (-90.0, -80.0, -90.0 - gap, -80.0)]
-        check_start(PairLogps(*values, torch.tensor([75]), torch.tensor([60])), ["p"], 0.1, dtype)
+        check_start(PairLogps(*values, torch.tensor([75]), torch.tensor([60])), ["p"], dtype)
 
     check(0.84, torch.bfloat16)  # seen on a processor with AMX
     check(0.7, torch.float32)  # 0.01 nats a token
