@@ -10,6 +10,7 @@ from __future__ import annotations
 import os.path
 import re
 from collections.abc import Sequence
+from copy import copy
 from datetime import date as Date
 from functools import cached_property
 from typing import Any
@@ -26,14 +27,19 @@ NOT_TEXT = (  # keys of a message that can't be trained on, unless they are null
     *("reasoning_content", "reasoning", "thinking"),
 )
 PROBLEMS = {  # kinds of problems that `Chat.check` reports
-    "prompt": "The template drops or rewrites a message of the prompt.",
-    "answer": "The template rewrites the answer (white space, thinking). Training uses what the template writes.",
-    "thinking": "The prompt opens a thinking block that the answer does not close.",
-    "special": "A text contains a special token, which the tokenizer does not read as text.",
-    "join": "Tokens would merge where prompt and answer meet. Training keeps them apart, as generation does.",
-    "contract": "The template writes the whole conversation differently from prompt, answer and end.",
-    "end": "The template writes no end token after an answer. Training uses the one that is named.",
+    "prompt": "have a prompt of which the template drops or rewrites a message",
+    "answer": "are written with changed white space or thinking; training uses what the template writes",
+    "thinking": "do not close the thinking block that the prompt opens",
+    "special": "contain a special token, or their prompt does, which is not read as text",
+    "join": "begin with a token that would merge with the prompt's last one; training keeps them apart",
+    "contract": "are written differently in a whole conversation; training continues the prompt",
+    "end": "get an end token that the template does not write",
 }
+PLAIN = (  # of models that have no template: a prompt of one turn, and the answer right after it
+    "{% if messages[0].role != 'user' or messages | length > 2 %}{{ raise_exception('a model without a chat template "
+    "must get a prompt of one turn. Write the turns as one text.') }}{% endif %}"
+    "{% for m in messages %}{{ m.content }}{{ join if loop.first else eos_token }}{% endfor %}"
+)
 MARK = "9071370917"  # in place of a message, to see what a template writes around it; no filter changes digits
 _OPEN_THINKING = re.compile(r"<(think\w*|reason\w*)>\s*$")
 
@@ -72,11 +78,9 @@ class Chat:
 
     Args:
         tokenizer: with or without a chat template.
-        template: arguments of the template, such as {"enable_thinking": False}.
+        template: arguments of the template, such as {"enable_thinking": False}; for models without a template `join`,
+            the text between prompt and answer.
         generation_config: the model's. Its `eos_token_id` adds tokens that end a generated answer.
-        date: what a template that prints today's date prints (ISO); None is today. A run records it, so that its
-            prompts stay the same after midnight.
-        join: for models without a template: the text between prompt and answer.
 
     Raises:
         WorkbenchError: an argument that the template does not use, or a template that does not write answers.
@@ -87,18 +91,18 @@ class Chat:
         tokenizer: PreTrainedTokenizerBase,
         template: dict[str, Any] | None = None,
         generation_config: Any = None,
-        date: str | None = None,
-        join: str = "",
     ):
-        self.tokenizer, self.arguments, self.join = tokenizer, dict(template or {}), join
-        own = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-        if own and join:
-            raise WorkbenchError(f"`join` is for models without a chat template. Got {join!r} for one that has one.")
+        self.tokenizer, self.arguments = tokenizer, dict(template or {})
+        own = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN
         given = {"messages", "tools", "documents", "add_generation_prompt", *tokenizer.special_tokens_map}
-        defaults = "".join(_default(name, value, own, given) for name, value in self.arguments.items())
-        self.template = defaults + own  # what an export saves: the arguments are the template's new defaults
-        self.date = (date or Date.today().isoformat()) if "strftime_now" in own else None
-        self._pinned = _pin_date(self.template, self.date) if self.date else self.template
+        self.template = own  # what an export saves: the arguments become defaults, which a caller can still change
+        for name, value in self.arguments.items():
+            if name in given or not name.isidentifier() or not re.search(rf"\b{name}\b", own):
+                raise WorkbenchError(f"`template` must hold arguments that the chat template uses. Got {name!r}.")
+            new = f"{{%- set {name} = {name} if {name} is defined else {value!r} %}}\n"
+            self.template = new + self.template
+        # A template that prints the date always prints this one (ISO), so prompts stay the same after midnight.
+        self.date = Date.today().isoformat() if "strftime_now" in own else None
         ends = getattr(generation_config, "eos_token_id", None)
         listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
         added, unknown = tokenizer.added_tokens_decoder, {tokenizer.unk_token_id} - listed
@@ -112,8 +116,14 @@ class Chat:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a run records. `Chat(tokenizer, generation_config=..., **settings)` renders the same."""
-        return {"template": self.arguments, "date": self.date, "join": self.join}
+        """What a run records about the template."""
+        return {"template": self.arguments, "date": self.date}
+
+    def dated(self, date: str | None) -> Chat:
+        """The same with another date, where the template prints one and a date is given."""
+        other = copy(self)
+        other.date = self.date and (date or self.date)
+        return other
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as the template writes it, up to where the answer starts."""
@@ -190,18 +200,13 @@ class Chat:
         return found
 
     def _render(self, messages: list[dict[str, str]], generate: bool = False) -> str:
-        roles = [m["role"] for m in messages]
-        if not self.template:
-            if roles not in (["user"], ["user", "assistant"]):
-                why = "A model without a chat template must get a prompt of one turn"
-                raise WorkbenchError(f"{why}. Got {', '.join(roles)}. Write the turns as one text.")
-            answers = [f"{m['content']}{self.tokenizer.eos_token or ''}" for m in messages[1:]]
-            return "".join([messages[0]["content"], self.join, *answers])
-        options = {"chat_template": self._pinned, "tokenize": False, "add_generation_prompt": generate}
+        template = _pin_date(self.template, self.date) if self.date else self.template
+        options = {"chat_template": template, "tokenize": False, "add_generation_prompt": generate}
         try:
             return self.tokenizer.apply_chat_template(messages, **options)
         except (TemplateError, TypeError, ValueError, LookupError) as error:
-            raise WorkbenchError(f"The chat template can't write the turns {', '.join(roles)}: {error}") from error
+            roles = ", ".join(m["role"] for m in messages)
+            raise WorkbenchError(f"The chat template can't write the turns {roles}: {error}") from error
 
     def _whole(self, messages: list[dict[str, str]], answer: str) -> str:
         return self._render([*messages, {"role": "assistant", "content": answer}])
@@ -260,13 +265,6 @@ class Chat:
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _default(name: str, value: Any, template: str, given: set[str]) -> str:
-    """A line that gives an argument of the template its value, unless the caller of the template gives another."""
-    if name in given or not name.isidentifier() or not re.search(rf"\b{name}\b", template):
-        raise WorkbenchError(f"`template` must hold arguments that the chat template uses. Got {name!r}.")
-    return f"{{%- set {name} = {name} if {name} is defined else {value!r} %}}\n"
 
 
 def _pin_date(template: str, day: str) -> str:
