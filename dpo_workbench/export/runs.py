@@ -90,11 +90,10 @@ def _save_model(policy: Model, folder: Path, dtype: str) -> dict[str, str]:
     """Write adapter, tokenizer and, for a local model, the base weights; return how `train.py` loads the base model."""
     tokenizer = policy.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.convert_ids_to_tokens(policy.chat.end_id)
-    _save_tokenizer(policy, folder / "tokenizer")
+    tokenizer.save_pretrained(folder / "tokenizer")
     adapter_config = policy.save(folder / "adapter") / "adapter_config.json"
     network: Any = policy.network
     base = network.unload()
-    base.generation_config.eos_token_id = policy.chat.stop_ids
     name = policy.source
     if Path(policy.source).is_dir():  # a Hub id is downloaded again instead
         name = "model"
@@ -164,18 +163,10 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
         merged = network.merge_and_unload(safe_merge=True, adapter_names=[trained.adapter])
     except ValueError as error:
         raise WorkbenchError(f"Merged weights must be finite. {adapter}: {error}. Train it again.") from error
-    merged.generation_config.eos_token_id = trained.chat.stop_ids
     with replace_folder(Path(out)) as fresh:
         merged.save_pretrained(fresh)
-        _save_tokenizer(trained, fresh)
+        trained.tokenizer.save_pretrained(fresh)
     return Exported(Path(out), [f"{record['model']} with {adapter}, {record['dtype']}"])
-
-
-def _save_tokenizer(model: Model, folder: Path) -> None:
-    """Write the tokenizer. Template arguments of the run become defaults of its chat template."""
-    if model.chat.arguments:
-        model.tokenizer.chat_template = model.chat.template
-    model.tokenizer.save_pretrained(folder)
 
 
 def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -191,10 +182,13 @@ def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _start(folder: Path, record: dict[str, Any]) -> Model:
-    """The model that training started with. Changed weights are refused."""
+    """The model that training started with, with end tokens and template as an export saves them."""
     dtype = getattr(torch, record["dtype"])
     model = load_model(record["model"], device="cpu", dtype=dtype, template=record.get("template"))
-    model = replace(model, chat=model.chat.dated(record.get("date")))
+    model, network = replace(model, chat=model.chat.dated(record.get("date"))), model.network
+    network.generation_config.eos_token_id = model.chat.stop_ids  # type: ignore[union-attr]
+    if model.chat.arguments:
+        model.tokenizer.chat_template = model.chat.template
     model = load_adapter(model, folder / "start") if record["start"] else model
     if model.fingerprint() != record["fingerprint"]:
         raise WorkbenchError(

@@ -127,7 +127,7 @@ class Chat:
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as the template writes it, up to where the answer starts."""
-        return self._render(self._messages(prompt), True) + self._header
+        return self._render(self._messages(prompt), generate=True) + self._header
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids up to where the answer starts: what generation starts from."""
@@ -168,16 +168,15 @@ class Chat:
         for text in (*texts, answer):
             special = [i for i in self._encode(text) if i in self._special]
             found += [("special", f"{self.tokenizer.decode([i])!r} in {_short(text)}") for i in special[:1]]
-        ours, whole = self._encode(start) + self.answer_ids(prompt, answer), self._encode(self._whole(messages, answer))
+        ours, whole = self._encode(start), self._encode(self._render(messages, answer))
+        ours += self.answer_ids(prompt, answer)
         if self.end_from != "template":
             ours = ours[:-1]
             found.append(("end", f"{self.tokenizer.decode([self.end_id])!r}, from {self.end_from}"))
-        read, wanted = self._decode(ours), self._decode(whole)
-        if whole[: len(ours)] != ours and wanted.startswith(read):
-            found.append(("join", f"{_short(start[-20:])} and {_short((body or answer)[:20])}"))
-        elif whole[: len(ours)] != ours:
-            same = len(os.path.commonprefix([read, wanted]))
-            found.append(("contract", f"{_short(wanted[same:])} where training has {_short(read[same:])}"))
+        if (same := len(os.path.commonprefix([ours, whole]))) < len(ours):
+            kind = "join" if self._decode(whole).startswith(self._decode(ours)) else "contract"
+            differ = [_short(self._decode(ids[same:])) for ids in (whole, ours)]
+            found.append((kind, f"{differ[0]} where training has {differ[1]}"))
         return found
 
     def _messages(self, prompt: Prompt) -> list[dict[str, str]]:
@@ -192,15 +191,22 @@ class Chat:
     @cached_property
     def _has_system_role(self) -> bool:
         try:
-            found = MARK in self._render([{"role": "system", "content": MARK}, {"role": "user", "content": "x"}], True)
+            asked = [{"role": "system", "content": MARK}, {"role": "user", "content": "x"}]
+            found = MARK in self._render(asked, generate=True)
         except WorkbenchError:
             found = False
         if not found:
             print("This model has no system role: system text is put in front of the first user turn.")
         return found
 
-    def _render(self, messages: list[dict[str, str]], generate: bool = False) -> str:
-        template = _pin_date(self.template, self.date) if self.date else self.template
+    def _render(self, messages: list[dict[str, str]], answer: str | None = None, generate: bool = False) -> str:
+        messages = messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
+        template = self.template
+        if self.date:  # a macro in place of transformers' `strftime_now`, which always takes the clock's time
+            day = Date.fromisoformat(self.date)
+            parts = {c: day.strftime(f"%{c}") for c in "aAbBdejmyYHIMSp"} | {"-d": str(day.day), "-m": str(day.month)}
+            written = "{{ format" + "".join(f"|replace('%{c}', {text!r})" for c, text in parts.items()) + " }}"
+            template = "{%- macro strftime_now(format) %}" + written + "{%- endmacro %}\n" + template
         options = {"chat_template": template, "tokenize": False, "add_generation_prompt": generate}
         try:
             return self.tokenizer.apply_chat_template(messages, **options)
@@ -208,16 +214,13 @@ class Chat:
             roles = ", ".join(m["role"] for m in messages)
             raise WorkbenchError(f"The chat template can't write the turns {roles}: {error}") from error
 
-    def _whole(self, messages: list[dict[str, str]], answer: str) -> str:
-        return self._render([*messages, {"role": "assistant", "content": answer}])
-
     def _find_end(self, listed: set[int], marks: set[int]) -> tuple[int, str]:
         """The token that ends an answer, and where it was found. Also sets what the template writes around it."""
         asked = [{"role": "user", "content": "x"}]
-        before, mark, self._tail = self._whole(asked, MARK).rpartition(MARK)
+        before, mark, self._tail = self._render(asked, MARK).rpartition(MARK)
         if not mark:
             raise WorkbenchError("A chat template must write assistant messages. This one drops or changes them.")
-        start = self._render(asked, True)
+        start = self._render(asked, generate=True)
         self._head, self._lead, self._header = (before[len(start) :] if before.startswith(start) else ""), "", ""
         if self._head.strip() and start == self._render(asked):  # a template without a generation prompt gets one
             self._header = self._head.rstrip(" ")
@@ -242,7 +245,7 @@ class Chat:
         """
         messages = self._messages(prompt)
         for said in (messages, messages[-1:]):
-            start, whole = self.prompt_text(said), self._whole(said, answer)
+            start, whole = self.prompt_text(said), self._render(said, answer)
             if whole.startswith(start) and whole.endswith(self._tail):
                 return whole[len(start) : len(whole) - len(self._tail)] + self._lead
         return None
@@ -265,14 +268,6 @@ class Chat:
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _pin_date(template: str, day: str) -> str:
-    """The template with a macro in place of transformers' `strftime_now`, which always takes the clock's time."""
-    date = Date.fromisoformat(day)
-    parts = {c: date.strftime(f"%{c}") for c in "aAbBdejmyYHIMSp"} | {"-d": str(date.day), "-m": str(date.month)}
-    replaced = "".join(f"|replace('%{c}', {text!r})" for c, text in parts.items())
-    return "{%- macro strftime_now(format) %}{{ format" + replaced + " }}{%- endmacro %}\n" + template
 
 
 def _short(text: str) -> str:
