@@ -10,7 +10,6 @@ import torch
 
 from dpo_workbench.common.errors import WorkbenchError
 
-S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -22,27 +21,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(w in str(error) for w in words)
 
 
-def repeat_with_less(work: Callable[[S], T], setting: S, less: Callable[[S, str], S]) -> tuple[T, S]:
-    """Calls `work(setting)`, and again with `less(setting, problem)` each time memory runs out.
+def memory_problem(error: BaseException) -> str:
+    """The first line of an error that reports a lack of memory. Any other error is raised again."""
+    if not out_of_memory(error):
+        raise error
+    return str(error).strip().split("\n")[0][:200] or "MemoryError"
 
-    Args:
-        work: must leave nothing half done when memory runs out.
-        less: gives a setting that needs less memory, or raises; gets the first line of the error.
 
-    Returns:
-        The result of `work`, and the setting with which it succeeded.
-    """
-    while True:
-        try:
-            return work(setting), setting
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            problem = str(error).strip().split("\n")[0][:200] or "MemoryError"
-        # outside the except block, so that the traceback no longer holds the tensors of the failed attempt
-        gc.collect()
-        torch.cuda.empty_cache()
-        setting = less(setting, problem)
+def free_memory() -> None:
+    """Give back what a failed attempt held. Call it outside `except`: inside, the traceback still holds its tensors."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def within_memory(work: Callable[[int], T], size: int, smallest: int, name: str, hopeless: str) -> tuple[T, int]:
@@ -55,14 +44,15 @@ def within_memory(work: Callable[[int], T], size: int, smallest: int, name: str,
     Raises:
         WorkbenchError: memory ran out at the smallest size.
     """
-
-    def halved(size: int, problem: str) -> int:
+    while True:
+        try:
+            return work(size), size
+        except (RuntimeError, MemoryError) as error:
+            problem = memory_problem(error)
+        free_memory()
         if size <= smallest:
             raise WorkbenchError(
                 f"Memory must hold {hopeless}. It ran out ({problem}). Shorten it or use a smaller model."
             )
         size = max(size // 2, smallest)
         print(f"memory ran out: {name} is {size} from now on, and the same work is done again", flush=True)
-        return size
-
-    return repeat_with_less(work, size, halved)

@@ -20,6 +20,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dpo_workbench.common.errors import WorkbenchError
 
+# Settings of a saved adapter that do not change what its matrices mean, or that are checked elsewhere.
+HARMLESS = (
+    "task_type", "base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "r",
+    "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "layers_to_transform",
+    "layers_pattern", "target_parameters", "rank_pattern", "alpha_pattern", "megatron_config", "eva_config",
+)  # fmt: skip
+PLAIN_STARTS = ("gaussian", "orthogonal", "eva")  # `init_lora_weights` that left the base weights as they were
+
 
 def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int) -> PeftModel:
     """Add a new LoRA adapter to all linear layers except the output head.
@@ -112,13 +120,18 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if not tensors:
         raise WorkbenchError(f"An adapter must have weights. {weights} holds none. Save the adapter again.")
-    # With any of these settings the weights mean something else than W + alpha / r * B A.
-    variants = [key for key in ("use_rslora", "use_dora", "modules_to_save") if settings.get(key)]
-    variants += [key for key in ("r", "lora_alpha") if not settings.get(key)]
+    # With other settings or tensors the weights mean something else than W + alpha / r * B A, or replace base weights.
+    defaults = LoraConfig().to_dict()
+    variants = [
+        f"{key}={value!r}" for key, value in settings.items()
+        if value and key not in HARMLESS and value not in (defaults.get(key, value), *PLAIN_STARTS)
+    ]  # fmt: skip
+    variants += [f"{key}={settings.get(key)!r}" for key in ("r", "lora_alpha") if not settings.get(key)]
+    variants += [f"the weight {key}" for key in tensors if not key.endswith(("lora_A.weight", "lora_B.weight"))]
     if variants:
         raise WorkbenchError(
-            f"An adapter must be plain LoRA with one rank. Got {variants[0]}={settings.get(variants[0])!r} in "
-            f"{config}. Merge it into its model with PEFT and load the merged folder."
+            f"An adapter must be plain LoRA with one rank. Got {variants[0]} in {folder}. Merge it into its model with "
+            "PEFT and load the merged folder."
         )
     return tensors, settings
 

@@ -104,7 +104,7 @@ class Chat:
         # A template that prints the date always prints this one (ISO), so prompts stay the same after midnight.
         self.date = Date.today().isoformat() if "strftime_now" in own else None
         ends = getattr(generation_config, "eos_token_id", None)
-        listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
+        listed = {tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])} - {None, -1}
         added, unknown = tokenizer.added_tokens_decoder, {tokenizer.unk_token_id} - listed
         self._special = ({i for i, t in added.items() if t.special} | set(tokenizer.all_special_ids)) - unknown
         marks = self._special | ({i for i, t in added.items() if t.content.strip()} - unknown)

@@ -48,6 +48,7 @@ class Sampler:
     temperature: float
     penalty: float
     generator: torch.Generator
+    broken: Tensor | bool = False  # True after logits that were not numbers; a tensor, so that a GPU does not wait
 
     def __call__(self, logits: Tensor, drawn: Tensor) -> Tensor:
         """Logits (R, V) and the answers' tokens so far (R, n) -> next tokens (R,)."""
@@ -61,9 +62,18 @@ class Sampler:
 
     def penalize(self, logits: Tensor, drawn: Tensor) -> Tensor:
         """Lower the logits (R, V) of tokens that the answers (R, n) already contain; -1 is no token."""
+        self.broken = logits.isnan().any() | self.broken
         if self.penalty == 1.0 or not drawn.shape[1]:
             return logits
         n_rows, n_vocab = logits.shape
         seen = torch.zeros(n_rows, n_vocab + 1, dtype=torch.bool, device=logits.device)
         seen = seen.scatter_(1, drawn.where(drawn >= 0, n_vocab), True)[:, :n_vocab]
         return torch.where(seen, torch.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
+
+    def check(self) -> None:
+        """Raise if any logits were not numbers."""
+        if self.broken:
+            raise WorkbenchError(
+                "Logits must be numbers. Got NaN while generating: the model overflows in float16, or its weights are "
+                "damaged. Load it with dtype=torch.float32, or load it again."
+            )

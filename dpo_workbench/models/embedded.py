@@ -111,15 +111,3 @@ def _check_sha256(path: Path, want: str) -> None:
 
 def _last_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-
-
-def available() -> list[tuple[str, str, str]]:
-    """Rows (name, description, state) of the models that can be used by name, for `dpo-workbench models`."""
-    nano = "here" if (data_folder() / "nano" / "model.safetensors").is_file() else "missing"
-    smol = "here" if (cache_folder() / "smol" / "model.safetensors").is_file() else "downloaded on first use"
-    return [
-        ("nano", "a Llama with 4 M parameters, for a first look; ships with the package", nano),
-        ("smol", f"{SMOL_HUB_ID}, 135 M parameters", smol),
-        ("owner/name", "any causal LM on the Hub with safetensors", "downloaded on first use"),
-        ("path/to/folder", "config.json, tokenizer.json, *.safetensors", "yours"),
-    ]

@@ -54,8 +54,7 @@ def generate(
         temperature: 0 takes the most likely token (greedy decoding).
         max_new_tokens: an answer that has not finished by then is cut off.
         seed: of the random draws.
-        repetition_penalty: above 1 lowers the logits of tokens that the answer already contains (CTRL, arXiv
-            1909.05858, section 4.1). Unlike in transformers, the prompt's tokens do not count.
+        repetition_penalty: above 1 lowers the logits of tokens in the answer, not the prompt (CTRL, arXiv 1909.05858).
         rows: answers in one batch (at least all samples of one prompt). It is halved when memory runs out.
         begun: for each prompt, the token ids that its answers begin with; they count as part of the answer.
         on_answers: called with the number of answers that are done, and now and then with 0 in between.
@@ -70,6 +69,7 @@ def generate(
     asked = [model.chat.prompt_ids(prompt) for prompt in prompts]
     _check_lengths(model, asked, given, max_new_tokens)
     ids = [prompt + tokens for prompt, tokens in zip(asked, given, strict=True)]
+    model.check_ids(ids)
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # prompts of similar length need little padding
     report = on_answers or (lambda n: None)
     answers: list[list[Answer]] = [[] for _ in ids]
@@ -99,7 +99,7 @@ def _check_lengths(model: Model, prompts: list[list[int]], given: list[list[int]
         raise WorkbenchError(
             f"`begun` must not exceed max_new_tokens={max_new_tokens}. Got {longest} tokens. Raise max_new_tokens."
         )
-    if too_long := [ids for ids in prompts if len(ids) + max_new_tokens > model.max_positions]:
+    if too_long := [ids for ids in prompts if len(ids) + max_new_tokens - 1 > model.max_positions]:
         first = model.tokenizer.decode(too_long[0])[:40]
         raise WorkbenchError(
             f"A prompt with max_new_tokens={max_new_tokens} must fit into the {model.max_positions} positions of "
@@ -118,6 +118,7 @@ def _answer_ids(
     begun, _ = _pad_left(given, -1, device)
     decode = _decode if _has_kv_cache(network) else _transformers_generate
     drawn = decode(network, ids, mask, begun, replace(decoding, limit=max(1, *limits)))
+    decoding.sampler.check()
     answers = []
     for number, (row, limit) in enumerate(zip(drawn.tolist(), limits, strict=True)):
         end = next((k + 1 for k, token in enumerate(row[:limit]) if token in stop_ids), limit)
@@ -196,7 +197,9 @@ def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun:
     begun = begun.repeat_interleave(decoding.samples, 0)
 
     def penalize(tokens: Tensor, logits: Tensor) -> Tensor:
-        return sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))
+        logits = sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))
+        sampler.check()  # before transformers draws
+        return logits
 
     seed = int(torch.randint(2**31, (1,), generator=sampler.generator, device=device))
     causal = causal_lm(network)

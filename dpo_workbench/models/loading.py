@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -191,6 +191,17 @@ class Model:
             digest.update(key.encode() + value.float().numpy().tobytes())
         return digest.hexdigest()
 
+    def check_ids(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Raise if a token has no embedding; CUDA would end the process."""
+        n_known = self._causal().get_input_embeddings().weight.shape[0]
+        highest = max(map(max, filter(None, sequences)), default=0)
+        if highest >= n_known:
+            raise WorkbenchError(
+                f"Every token must have an embedding. Got {self.tokenizer.convert_ids_to_tokens(highest)!r} with id "
+                f"{highest}, and {n_known} embeddings. Take it out of the texts, or call `resize_token_embeddings` in "
+                "transformers, train the new embeddings and save the model."
+            )
+
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write this handle's adapter as a PEFT folder, which `load_model(name, adapter=folder)` reads.
 
@@ -206,7 +217,7 @@ class Model:
         with replace_folder(Path(folder)) as fresh:
             tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
             save_file(tensors, fresh / "adapter_model.safetensors")
-            text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else str(v), indent=1)
+            text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else v.item(), indent=1)
             (fresh / "adapter_config.json").write_text(text, encoding="utf-8")
         return Path(folder)
 
@@ -272,8 +283,12 @@ def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrained
             for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:
                 setattr(settings, key, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
+        network, loaded = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise WorkbenchError(
             f"The model {name!r} could not be loaded ({why}). Three ways to get a model: `nano`, which ships with the "
@@ -316,7 +331,7 @@ def _check_source(name: str) -> str:
         return name
     pickles = "A pickle (*.bin, *.pt) is not read, because it can run code. If you trust it, load it with transformers"
     advice = {
-        "config.json": "Name the folder with the model.",
+        "config.json": "Name the folder with the model; that of an adapter goes into `adapter=`.",
         "*.safetensors": f"{pickles} and call `model.save_pretrained(folder)`.",
     }
     for wanted, what_to_do in advice.items():

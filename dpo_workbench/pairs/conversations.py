@@ -58,6 +58,7 @@ def number(value: Any, name: str, above: float = -math.inf) -> float:
 def _messages(value: Any, speaker: str, name: str) -> list[Message]:
     """Messages with `role` and `content`, or `from` and `value`; text is one of `speaker`. Raises Refusal."""
     value = value.get("messages", value) if isinstance(value, dict) else value
+    value = [value] if isinstance(value, dict) and value.keys() & {"role", "from"} else value  # one message
     if not isinstance(value, list):
         return [(speaker, text(value, name))]
     if not value:
@@ -67,6 +68,7 @@ def _messages(value: Any, speaker: str, name: str) -> list[Message]:
         at = f"{name}[{k}]"
         if not isinstance(message, dict):
             raise Refusal("P108", at, f"{type(message).__name__}: {message}", "Write text or a list of messages here.")
+        message = {key: v for key, v in message.items() if v is not None}  # without the columns of other sources
         role = message.get("role", message.get("from"))
         role = _SHAREGPT.get(str(role), role)
         if role not in ROLES:

@@ -97,25 +97,39 @@ def _other_fields(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) -> Any:
-    return next((row[name] for name in names if name in row), default)
+    """The value of the first column that is not empty: in a mixed set, those of the other sources hold None."""
+    found = [row[name] for name in names if name in row]
+    return next((value for value in found if value is not None), None if found else default)
 
 
 def _asked(row: Mapping[str, Any], without: Any = None) -> Any:
-    """The prompt of a row: an `input` next to an instruction goes after it, a system text before it."""
+    """The prompt of a row: an `input` next to an instruction goes after it, system text and earlier turns before it."""
     asked = _first(row, PROMPTS, without)
     if isinstance(asked, str):
         more = row.get("input") if "input" in row and asked is not row["input"] else None
         asked = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
-        if isinstance(row.get("system"), str) and row["system"].strip():
-            asked = [{"role": "system", "content": row["system"]}, {"role": "user", "content": asked}]
+        asked = [*earlier, {"role": "user", "content": asked}] if (earlier := _earlier(row)) else asked
     return asked
+
+
+def _earlier(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A system text, and the turns in `history`, a list of questions with their answers (LLaMA-Factory)."""
+    system, turns = row.get("system"), row.get("history")
+    said = [("system", system)] if isinstance(system, str) and system.strip() else []
+    if isinstance(turns, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        said += [message for turn in turns for message in zip(("user", "assistant"), turn, strict=True)]
+    return [{"role": role, "content": content} for role, content in said]
 
 
 def _read_pair(row: dict[str, Any]) -> Ranked:
     if "chosen_from" in row and "prompt" in row:  # `Pairs.save` wrote these texts: they are read as they are
         prompt, *answers = (text(row[name], name) for name in ("prompt", "chosen", "rejected"))
         return Ranked(prompt, answers, [1.0, 0.0])
-    return conversation(_asked(row, IMPLICIT), [row["chosen"], row["rejected"]], ("chosen", "rejected"))
+    asked, answers = _asked(row, IMPLICIT), [row["chosen"], row["rejected"]]
+    if asked is IMPLICIT and all(isinstance(answer, dict) for answer in answers):  # one message each
+        asked = _first(row, ("messages", "conversations"), IMPLICIT)
+        asked = [*_earlier(row), *asked] if isinstance(asked, list) else asked
+    return conversation(asked, answers, ("chosen", "rejected"))
 
 
 def _read_openai(row: dict[str, Any]) -> Ranked:
@@ -181,7 +195,7 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
 
 def _read_list(row: dict[str, Any]) -> Ranked:
     """Several answers to a prompt: objects with scores, texts with a list of scores or ranks, or texts best first."""
-    name = next(n for n in LISTS if n in row)
+    name = max((n for n in LISTS if n in row), key=lambda n: row[n] is not None)
     values = row[name]
     if not isinstance(values, list) or len(values) < 2:
         raise Refusal("P108", name, values, "Write a list of two or more answers here.")

@@ -85,12 +85,15 @@ def _file(path: Path) -> Source:
     name = str(path)
     try:
         if not path.is_file():
-            raise stop("P001", "a folder" if path.is_dir() else "no file", name)
+            fix = "Name a file in it. If `save_to_disk` wrote it, pass datasets.load_from_disk(folder)."
+            raise stop("P001", "a folder", name, fix) if path.is_dir() else stop("P001", "no file", name)
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise stop("P008", f"{type(error).__name__}: {error}", name) from error
+    if data.startswith((b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"PK\3\4")):  # bzip2, xz, zstd, zip
+        raise stop("P001", "a compressed file", name, "Unpack it first; only .gz is unpacked while reading.")
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
     if suffix == ".parquet" or data[:4] == b"PAR1":
         return Source(name, "parquet", _numbered(_parquet(data, name)))
@@ -171,8 +174,10 @@ def _csv(data: bytes, name: str) -> Iterator[Row]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise stop("P103", data[max(0, error.start - 20) : error.end + 20], f"{name}:{line}") from None
-    delimiter = max(",\t;|", key=text.lstrip().partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header = text.lstrip().partition("\n")[0]
+    delimiter = max(",\t;|", key=header.count)
+    spaced = 0 < header.count(delimiter) == header.count(delimiter + " ")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=spaced, strict=True)
     columns: list[str] = []
     while True:
         line = reader.line_num + 1

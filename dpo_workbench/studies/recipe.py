@@ -41,16 +41,16 @@ class Recipe:
 
 
 _NANO = Recipe(
-    test_prompts=80,
+    test_prompts=48,  # few, so that the demo takes at most 90 seconds on two cores
     sft_prompts=2080,
     mine_from=2080,
-    mine_prompts=40,
+    mine_prompts=32,
     samples=4,
     max_pairs=48,
     temperature=0.7,
     per_prompt=1,
     target=PLANTED["receipts"][:1],
-    probe_prompts=24,
+    probe_prompts=16,
     dpo=TrainConfig(lr=3e-4, nll_weight=1.0, epochs=1, batch_size=8, probes=1, held_out=0.0),
     # No probes: the dev score counts the planted habit as a failure, so it would choose an adapter without the habit.
     sft=replace(SFT_CONFIG, probes=0),
@@ -58,6 +58,7 @@ _NANO = Recipe(
 _SMOL = replace(
     _NANO,
     test_prompts=200,
+    mine_prompts=40,
     probe_prompts=96,
     dpo=replace(_NANO.dpo, lr=1.5e-5, micro_tokens=1024),
     sft=replace(_NANO.sft, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024),
@@ -85,7 +86,7 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
         return _sized_for(recipe, task)
     prompts = 800
     if model_name == "nano":
-        recipe = replace(recipe, probe_prompts=96)
+        recipe = replace(recipe, test_prompts=80, probe_prompts=96)
         if name in NANO_SFT:
             prompts, epochs = NANO_SFT[name]
             recipe = replace(recipe, sft=replace(recipe.sft, lr=2e-3, epochs=epochs))

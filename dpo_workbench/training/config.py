@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+import numpy
+
 from dpo_workbench.common.errors import WorkbenchError
 
 
@@ -39,6 +41,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, kind = getattr(self, field.name), {"int": Integral, "float": Real}.get(str(field.type))
+            if isinstance(value, numpy.generic):  # JSON can't write it
+                object.__setattr__(self, field.name, value := value.item())
             if kind and (not isinstance(value, kind) or isinstance(value, bool)):
                 what = "a whole number" if kind is Integral else "a number"
                 raise WorkbenchError(f"`{field.name}` must be {what}. Got {value!r}.")

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.memory import repeat_with_less
+from dpo_workbench.common.memory import free_memory, memory_problem
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.preference import Pair
@@ -58,23 +58,25 @@ def rows_within_memory(
     Raises:
         WorkbenchError: a single row does not fit.
     """
-
-    def less(config: TrainConfig, problem: str) -> TrainConfig:
+    while True:
+        try:
+            return work(config), config
+        except (RuntimeError, MemoryError) as error:
+            problem = memory_problem(error)
+        free_memory()
         shortest = sorted(rows, key=lambda row: row.n_tokens)[:2]
         if len(rows) > 1 and config.micro_tokens >= n_tokens(shortest, config.packing):
             config = replace(config, micro_tokens=min(config.micro_tokens, n_tokens(rows, config.packing)) // 2)
             print(f"memory ran out ({problem}): continuing with micro_tokens={config.micro_tokens}", flush=True)
-            return config
-        if not config.checkpointing:
+        elif not config.checkpointing:
+            config = replace(config, checkpointing=True)
             print(f"memory ran out ({problem}): continuing with checkpointing=True (slower)", flush=True)
-            return replace(config, checkpointing=True)
-        longest = max(rows, key=lambda row: row.n_tokens)
-        raise WorkbenchError(
-            f"A single row must fit into memory. Row {longest.id!r} ({longest.n_tokens} tokens) does not: {problem}. "
-            "Shorten or drop it, or use a smaller model."
-        )
-
-    return repeat_with_less(work, config, less)
+        else:
+            longest = max(rows, key=lambda row: row.n_tokens)
+            raise WorkbenchError(
+                f"A single row must fit into memory. Row {longest.id!r} ({longest.n_tokens} tokens) does not: "
+                f"{problem}. Shorten or drop it, or use a smaller model."
+            )
 
 
 def hold_out(pairs: Sequence[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:

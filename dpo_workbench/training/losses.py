@@ -85,6 +85,13 @@ def ipo(logps: PairLogps, beta: float) -> Tensor:
     return (logps.mean_delta - 1 / (2 * beta)) ** 2
 
 
+def exo_pair(logps: PairLogps, beta: float, label_smoothing: float) -> Tensor:
+    """EXO on pairs: q (log q - log(1 - e)) + (1 - q) (log(1 - q) - log e), q = s(beta (c - r))"""
+    margin, e = beta * logps.delta, label_smoothing
+    right = margin.sigmoid() * (logsigmoid(margin) - math.log1p(-e))
+    return right + (-margin).sigmoid() * (logsigmoid(-margin) - math.log(e))
+
+
 def nca_pair(logps: PairLogps, beta: float) -> Tensor:
     """NCA on pairs: -log s(beta c) - (log s(-beta c) + log s(-beta r)) / 2"""
     chosen, rejected = beta * logps.chosen_logratios, beta * logps.rejected_logratios
@@ -94,6 +101,11 @@ def nca_pair(logps: PairLogps, beta: float) -> Tensor:
 def bco_pair(logps: PairLogps, beta: float) -> Tensor:
     """BCO on pairs: -log s(beta c) - log s(-beta r)"""
     return -logsigmoid(beta * logps.chosen_logratios) - logsigmoid(-beta * logps.rejected_logratios)
+
+
+def sppo_hard(logps: PairLogps, beta: float) -> Tensor:
+    """SPPO with hard labels: (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2"""
+    return (logps.chosen_logratios - 0.5 / beta) ** 2 + (logps.rejected_logratios + 0.5 / beta) ** 2
 
 
 def apo_zero(logps: PairLogps, beta: float) -> Tensor:
@@ -159,8 +171,10 @@ LOSSES: dict[str, Loss] = {
     "robust": Loss(robust, SMOOTHED, "2403.00409, section 3.1", "TRL `robust`"),
     "hinge": Loss(hinge, BETA, "2309.06657, hinge-norm; 2305.10425, section 2", "TRL `hinge`"),
     "ipo": Loss(ipo, BETA, "2310.12036, eq. 17 with tau = beta", "TRL `ipo`"),
+    "exo_pair": Loss(exo_pair, SMOOTHED, "2402.00856, eq. 16", "TRL `exo_pair`"),
     "nca_pair": Loss(nca_pair, BETA, "2402.05369, section 4.1", "TRL `nca_pair`"),
     "bco_pair": Loss(bco_pair, BETA, "2404.04656, section 4", "TRL `bco_pair`"),
+    "sppo_hard": Loss(sppo_hard, BETA, "2405.00675, eq. 4.7 with P = 1 and 0", "TRL `sppo_hard`"),
     "apo_zero": Loss(apo_zero, BETA, "2408.06266, eq. 7", "TRL `apo_zero`"),
     "apo_down": Loss(apo_down, BETA, "2408.06266, eq. 8", "TRL `apo_down`"),
     "discopop": Loss(discopop, BETA, "2406.08414, eq. 5", "TRL `discopop`"),
@@ -176,7 +190,7 @@ def loss_terms(config: TrainConfig) -> dict[str, float]:
     """Names and weights of the losses in the weighted sum; `nll_weight` adds to the weight of `nll`.
 
     Raises:
-        WorkbenchError: an unknown name, a bad weight, or a changed setting that no loss in the sum uses.
+        WorkbenchError: an unknown name, a bad weight, or a setting that no loss in the sum uses or that one lacks.
     """
     terms = {config.loss: 1.0} if isinstance(config.loss, str) else dict(config.loss)
     if not terms:
@@ -196,6 +210,8 @@ def loss_terms(config: TrainConfig) -> dict[str, float]:
                 f"`{setting}` must be read by a loss of the run. Got {value!r} with {', '.join(terms)}. Leave it out, "
                 f"or choose {', '.join(readers)}."
             )
+    if "exo_pair" in terms and not config.label_smoothing:
+        raise WorkbenchError("exo_pair needs `label_smoothing` above 0. Got 0. Set it to 0.001 (the paper's), or more.")
     return {**terms, "nll": terms.get("nll", 0.0) + config.nll_weight} if config.nll_weight else terms
 
 

@@ -44,8 +44,8 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int, show: bool = 
 
     Raises:
         WorkbenchError: rows with more than `max_tokens` tokens, or with more than the model has positions; rows with
-            an empty prompt or answer, two equal answers, or an end token inside an answer. All are counted, and the
-            first five are named.
+            an empty prompt or answer, equal answers, or an end token inside an answer (all are counted, and the first
+            five are named); see also `Model.check_ids`.
     """
     made: list[Row] = []
     wrong: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -58,6 +58,7 @@ def tokenize(model: Model, rows: Iterable[Texts], max_tokens: int, show: bool = 
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
         found = f"Got {len(named)} of {len(made)} rows where this is not so: {', '.join(named[:5])}{more}"
         raise WorkbenchError(f"{rule}. {found}. {advice}")
+    model.check_ids([row.prompt_ids + answer for row in made for answer in row.answer_ids])
     texts = [(p, a) for _, p, answers in rows[:CHECKED] for a in answers if show and not isinstance(a, Unfinished)]
     if changes := Counter(kind for text in texts for kind in dict(model.chat.check(*text))):
         told = "; ".join(f"{n} of {len(texts)} answers {PROBLEMS[kind]}" for kind, n in changes.items())
@@ -72,7 +73,10 @@ def _problem(model: Model, row: Row, answers: Sequence[str], max_tokens: int) ->
     if not row.prompt_ids or not all(texts) or not all(map(str.strip, answers)):
         return "Prompt and answers must have text, also after the chat template has trimmed it", "Drop these rows."
     if len(set(row.answer_ids)) < len(answers):
-        return "The answers of a row must differ after the chat template has trimmed them", "Drop these rows."
+        return (
+            "`rejected` must differ from `chosen` as tokens, also after the template has trimmed both",
+            "Drop these rows.",
+        )
     if ends := set(model.chat.stop_ids).intersection(chain(*texts)):
         rule = f"An answer must not contain the end token {model.tokenizer.decode(sorted(ends))!r}"
         return rule, "Remove it: the end token is added automatically."

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.adapter import adapter_tensors, add_adapter, read_adapter, set_adapter_tensors
@@ -95,8 +96,13 @@ def test_missing_or_damaged_file_is_named(moved, tmp_path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"use_rslora": True}, {"use_dora": True}, {"r": None}, {"alpha_pattern": {"q_proj": 3}}]
-)
+    "change",
+    [
+        {"use_rslora": True}, {"use_dora": True}, {"r": None}, {"alpha_pattern": {"q_proj": 3}}, {"bias": "lora_only"},
+        {"init_lora_weights": "pissa_niter_4"}, {"init_lora_weights": "olora"}, {"alora_invocation_tokens": [3]},
+        {"lora_bias": True}, {"trainable_token_indices": [3]}, {"peft_type": "ADALORA"},
+    ],
+)  # fmt: skip
 def test_other_kinds_of_adapter_are_refused(moved, tmp_path, change: dict) -> None:
     """Read as plain LoRA they would compute something else without a word."""
     folder = moved.save(tmp_path / "adapter")
@@ -104,3 +110,24 @@ def test_other_kinds_of_adapter_are_refused(moved, tmp_path, change: dict) -> No
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(WorkbenchError, match=f"plain LoRA.*{next(iter(change))}"):
         load_adapter(moved, folder)
+
+
+def test_harmless_settings_are_accepted(moved, tmp_path) -> None:
+    folder = moved.save(tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    other = {"init_lora_weights": "gaussian", "lora_dropout": 0.1, "layers_to_transform": [0, 1], "of_next_year": 16}
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    assert load_adapter(moved, folder).fingerprint() == moved.fingerprint()
+
+
+def test_trained_base_weights_in_an_adapter_are_refused_and_change_no_other_handle(tiny, tiny_folder, tmp_path) -> None:
+    """PEFT writes embeddings and biases next to the matrices; loaded, they would replace the reference's own."""
+    network = hf.AutoModelForCausalLM.from_pretrained(tiny_folder)
+    trained = get_peft_model(network, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    torch.nn.init.normal_(trained.get_input_embeddings().weight)
+    trained.save_pretrained(tmp_path, save_embedding_layers=True)
+    before = tiny.fingerprint()
+    with pytest.raises(WorkbenchError, match="plain LoRA.*the weight .*(embed_tokens|lm_head).weight.*Merge it"):
+        load_adapter(tiny, tmp_path)
+    tiny._shared.fingerprint = None  # computed again
+    assert tiny.fingerprint() == before

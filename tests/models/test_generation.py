@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import adapter as lora
 from dpo_workbench.models import generation
 from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.generation import Sampler, generate
+from dpo_workbench.models.loading import load_model
 
 PROMPTS = ["ab", "the answer to the question is yes: 12", *(f"question {k} {'and more ' * (k % 4)}" for k in range(9))]
 
@@ -192,6 +194,14 @@ def test_stop_tokens_of_the_generation_settings_end_an_answer(tiny) -> None:
     assert plain(generate(tiny, PROMPTS, max_new_tokens=24)) == [theirs(tiny, p, 24) for p in PROMPTS]
 
 
+@pytest.mark.parametrize("none", [-1, [-1]])
+def test_minus_one_is_no_stop_token(tiny, none: int | list[int]) -> None:
+    """Some generation settings say so; as padding of shorter prompts it has no embedding."""
+    before = generate(tiny, PROMPTS, max_new_tokens=8)
+    tiny.network.generation_config.eos_token_id = none
+    assert generate(tiny, PROMPTS, max_new_tokens=8) == before
+
+
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_transformers_generate_gives_the_same_answers(tiny, monkeypatch, penalty: float) -> None:
     """The way for models that the own loop cannot run: limits, begun answers, penalty and seeds mean the same."""
@@ -299,6 +309,38 @@ def test_other_errors_are_not_taken_for_memory(tiny, monkeypatch) -> None:
     with pytest.raises(RuntimeError, match="shapes do not match"):
         generate(tiny, PROMPTS, max_new_tokens=4)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("way", ["own loop", "transformers"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_raise(tiny, monkeypatch, way: str, temperature: float) -> None:
+    """The most likely token of NaN logits is number 0, here the end token: every answer would be empty and finished."""
+    if way == "transformers":
+        monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
+    with torch.no_grad():
+        tiny.network.model.layers[1].mlp.down_proj.weight[0] = float("inf")
+    with pytest.raises(WorkbenchError, match="Got NaN while generating.*dtype=torch.float32"):
+        generate(tiny, PROMPTS[:2], max_new_tokens=4, temperature=temperature)
+
+
+def test_more_tokens_than_learned_positions_raise(tiny, tmp_path) -> None:
+    """In GPT-2 a position is an index into a table: past its end, CUDA stops the whole process."""
+    sizes = {"vocab_size": 320, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32, "eos_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu", dtype=torch.float32)
+    room = 32 - len(model.chat.prompt_ids(PROMPTS[1]))
+    ((answer,),) = generate(model, [PROMPTS[1]], max_new_tokens=room + 1)  # the last token is not fed back
+    assert answer.n_tokens <= room + 1
+    with pytest.raises(WorkbenchError, match="must fit into the 32 positions.*Got 1 of 2.*Lower max_new_tokens"):
+        generate(model, PROMPTS[:2], max_new_tokens=room + 2)
+
+
+def test_a_token_without_an_embedding_raises(tiny) -> None:
+    tiny.tokenizer.add_tokens([f"<x{k}>" for k in range(60)])
+    assert generate(tiny, ["call <x0>"], max_new_tokens=2)  # there are spare embeddings
+    with pytest.raises(WorkbenchError, match="must have an embedding. Got '<x59>' with id .*320 embeddings"):
+        generate(tiny, ["call <x59>"], max_new_tokens=2)
 
 
 def test_no_prompts_raise(tiny) -> None:

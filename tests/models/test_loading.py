@@ -4,9 +4,11 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
@@ -35,6 +37,11 @@ def test_folder_without_config(tiny_folder, tmp_path) -> None:
     folder = folder_with(tiny_folder, tmp_path / "m", "model.safetensors", *TOKENIZER)
     with pytest.raises(WorkbenchError, match="must hold config.json"):
         load_model(folder)
+
+
+def test_a_folder_with_an_adapter_is_no_model(moved, tmp_path) -> None:
+    with pytest.raises(WorkbenchError, match="must hold config.json.*an adapter goes into `adapter=`"):
+        load_model(moved.save(tmp_path / "adapter"))
 
 
 def test_folder_without_weights(tiny_folder, tmp_path) -> None:
@@ -87,6 +94,34 @@ def test_damaged_folder_names_three_ways(tiny_folder, tmp_path, damage: str) -> 
         load_model(folder)
 
 
+@pytest.mark.parametrize("change", [{"vocab_size": 300}, {"quantization_config": {"quant_method": "gptq", "bits": 4}}])
+def test_a_config_that_this_machine_cannot_load_names_three_ways(tiny_folder, tmp_path, change: dict) -> None:
+    """Weights of other sizes, and quantized ones whose library is missing, such as `unsloth/...-bnb-4bit`."""
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | change))
+    with pytest.raises(WorkbenchError, match="could not be loaded.*Three ways"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("old, new", [("", "base_model.model."), ("q_proj", "q_proj.base_layer"), ("lm_head.", "h.")])
+def test_weights_under_other_names_are_not_replaced_by_random_ones(tiny_folder, tmp_path, old: str, new: str) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k.replace(old, new, 1): v for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WorkbenchError, match="its files lack .* weights.*would stay random.*Three ways"):
+        load_model(folder)
+
+
+def test_tied_weights_are_stored_once_and_not_missed(tiny_folder, tmp_path) -> None:
+    network = hf.LlamaForCausalLM(hf.LlamaConfig.from_pretrained(tiny_folder, tie_word_embeddings=True))
+    network.save_pretrained(tmp_path)
+    hf.AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert load_model(tmp_path, device="cpu").name == str(tmp_path)
+
+
 def test_no_chat_template_works_and_says_so(tmp_path, capsys, tiny, make_tiny_folder) -> None:
     plain = load_model(make_tiny_folder(tmp_path / "m", template=None), device="cpu")
     assert "no chat template; a prompt is plain text, and the answer follows it directly" in capsys.readouterr().out
@@ -94,6 +129,23 @@ def test_no_chat_template_works_and_says_so(tmp_path, capsys, tiny, make_tiny_fo
     asked = load_model(tmp_path / "m", device="cpu", template={"join": "\n"})
     assert asked.tokenizer.decode(asked.chat.prompt_ids("ab cd")) == "ab cd\n"
     assert tiny.tokenizer.decode(tiny.chat.prompt_ids("ab cd")) == "<|user|>ab cd<|answer|>"
+
+
+def test_a_tokenizer_that_ends_every_text_does_not_end_prompts(tmp_path, make_tiny_folder) -> None:
+    """The answer would follow an end token (`add_eos_token` of Llama and Mistral tokenizers)."""
+    folder = make_tiny_folder(tmp_path / "m", template=None)
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    end = {"SpecialToken": {"id": "<|end|>", "type_id": 0}}
+    ids = {"<|end|>": {"id": "<|end|>", "ids": [0], "tokens": ["<|end|>"]}}
+    one, two = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    tokens["post_processor"] = {
+        "type": "TemplateProcessing", "single": [one, end], "pair": [one, two, end], "special_tokens": ids,
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    model = load_model(folder, device="cpu")
+    assert model.tokenizer("ab")["input_ids"][-1] == model.tokenizer.eos_token_id
+    assert model.tokenizer.decode(model.chat.prompt_ids("ab")) == "ab"
+    assert model.tokenizer.decode(model.chat.answer_ids("ab", "yes")) == "yes<|end|>"
 
 
 def test_tokenizer_without_end_token_raises(tiny_folder, tmp_path) -> None:
@@ -249,6 +301,12 @@ def test_adapter_of_peft_on_some_layers_computes_the_same(tiny_folder, tmp_path)
         want = theirs(torch.tensor([ours.chat.prompt_ids(PROMPT)])).logits
     torch.testing.assert_close(want, logits(ours))
     assert not torch.equal(want, logits(load_model(tiny_folder, device="cpu", dtype=torch.float32)))
+
+
+def test_rank_of_numpy_is_saved_as_a_number(tiny, tmp_path) -> None:
+    saved = tiny.with_new_adapter(rank=numpy.int64(4), alpha=numpy.int64(8)).save(tmp_path / "adapter")
+    assert json.loads((saved / "adapter_config.json").read_text())["r"] == 4
+    load_adapter(tiny, saved)
 
 
 def test_handle_without_adapter_cannot_be_saved_or_set(tiny, tmp_path) -> None:

@@ -1,5 +1,8 @@
 """`TrainConfig`: unknown settings and impossible values are refused with the way out."""
 
+import json
+
+import numpy
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
@@ -18,6 +21,12 @@ def test_unknown_setting_names_the_nearest() -> None:
 def test_plain_values_there_and_back() -> None:
     config = TrainConfig(beta=0.3, loss="ipo")
     assert TrainConfig.from_dict(config.to_dict()) == config != SFT_CONFIG
+
+
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    """A sweep over `numpy.array([4, 8])` must not end in a checkpoint that JSON can't write."""
+    config = TrainConfig(rank=numpy.int64(4), lr=numpy.float32(0.5), packing=numpy.True_)
+    assert json.dumps(config.to_dict()) == json.dumps(TrainConfig(rank=4, lr=0.5).to_dict())
 
 
 ABOVE = ["beta", "lr", "epochs", "batch_size", "micro_tokens", "rank", "alpha", "max_tokens"]

@@ -1,6 +1,7 @@
 """Tokens: no token spans the join of prompt and answer, nothing is cut in silence, the end token is there once."""
 
 import pytest
+from tokenizers.normalizers import NFC
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.loading import load_model
@@ -25,6 +26,22 @@ def test_bpe_does_not_merge_across_the_join(tmp_path, make_tiny_folder) -> None:
     assert plain.tokenizer.decode(joined) == "is the" and joined != whole  # the merge was possible and did not happen
     batch = pack([row])
     assert plain.tokenizer.decode(batch.target) == "he<|end|>"
+
+
+def test_a_token_without_an_embedding_raises(tiny) -> None:
+    tiny.tokenizer.add_tokens([f"<x{k}>" for k in range(60)])
+    for texts in (("call <x59>", ("yes", "no")), ("call", ("yes", "no <x59>"))):
+        with pytest.raises(WorkbenchError, match="must have an embedding. Got '<x59>'"):
+            tokenize(tiny, [("r", *texts)], 100)
+    assert tokenize(tiny, [("r", "call <x0>", ("yes", "no"))], 100)
+
+
+def test_answers_of_the_same_tokens_raise(tiny) -> None:
+    """Their texts differ, but many tokenizers compose accents (NFC), and a model can't learn from equal answers."""
+    tiny.tokenizer.backend_tokenizer.normalizer = NFC()
+    with pytest.raises(WorkbenchError, match="must differ from `chosen` as tokens.*'r'"):
+        tokenize(tiny, [("r", "a", ("caf\u00e9", "cafe\u0301"))], 100)
+    assert tokenize(tiny, [("r", "a", ("yes", Unfinished("yes")))], 100)  # one has an end token
 
 
 def test_a_row_that_is_too_long_raises_and_is_not_cut(tiny) -> None:
