@@ -21,6 +21,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -56,11 +57,12 @@ def load(dtype: str, seed: int = 0):
     import torch
 
     import dpo_workbench as dw
+    from dpo_workbench.models.chat import Chat
 
     torch.manual_seed(seed)
     model = dw.load_model("smol", device=device(), dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
-    object.__setattr__(model.tokenizer, "chat_template", None)
-    return model
+    model.tokenizer.chat_template = None
+    return replace(model, chat=Chat(model.tokenizer, {"join": "\n"}))
 
 
 def device() -> str:

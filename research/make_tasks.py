@@ -27,8 +27,8 @@ def table(rows: dict[str, list[Example]]) -> str:
     ]
     for split, examples in rows.items():
         counts = (
-            [len(model.prompt_ids(e.prompt)) for e in examples],
-            [len(model.answer_ids(e.reference)) for e in examples],
+            [len(model.chat.prompt_ids(e.prompt)) for e in examples],
+            [len(model.chat.answer_ids(e.prompt, e.reference)) for e in examples],
         )
         cells = " | ".join(f"{sum(c) / len(c):.0f} / {max(c)}" for c in counts)
         lines.append(f"| {split} | {len(examples)} | {len({e.group for e in examples})} | {cells} |")

@@ -32,7 +32,8 @@ from dpo_workbench.training.packing import Row, pack
 
 END, ANSWER = "<|end|>", "<|answer|>"
 TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}" + ANSWER + "{% endif %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|answer|>{{ m.content }}{{ eos_token }}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
 VOCABULARY = 3072
 BATCH_TOKENS = 4096  # padded, in one step

@@ -17,12 +17,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that starts us 
 
 END = "<|end|>"
 TEMPLATE = (
-    "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}<|answer|>{{ m.content }}{{ eos_token }}"
+    "{% else %}<|user|>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
 )
 
 
-def make_tiny_folder(folder: Path, template: str | None = TEMPLATE, seed: int = 0) -> Path:
-    """Write a random Llama (hidden 32, 2 layers) with a byte-level BPE tokenizer."""
+def make_tiny_folder(folder: Path, template: str | None = TEMPLATE, seed: int = 0, eos: str = END) -> Path:
+    """Write a random Llama (hidden 32, 2 layers) with a byte-level BPE tokenizer. It often draws END."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,12 +32,12 @@ def make_tiny_folder(folder: Path, template: str | None = TEMPLATE, seed: int = 
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = [END, "<|user|>", "<|answer|>"]
+    special = list(dict.fromkeys([END, "<|user|>", "<|answer|>", eos]))
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator(["the answer to the question is yes: ab ab ab, no: cd cd cd 12 34 56"] * 20, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=END, pad_token=END)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=eos, pad_token=eos)
     if template:
         tokenizer.chat_template = template
     torch.manual_seed(seed)
@@ -56,7 +57,7 @@ def make_tiny_folder(folder: Path, template: str | None = TEMPLATE, seed: int = 
     )
     network = LlamaForCausalLM(config)
     with torch.no_grad():  # an end token that is likely enough for answers of different lengths
-        network.lm_head.weight[tokenizer.eos_token_id] *= 2.5
+        network.lm_head.weight[tokenizer.convert_tokens_to_ids(END)] *= 2.5
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

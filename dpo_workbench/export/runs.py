@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
 def _save_model(policy: Model, folder: Path, dtype: str) -> dict[str, str]:
     """Write adapter, tokenizer and, for a local model, the base weights; return how `train.py` loads the base model."""
     tokenizer = policy.tokenizer
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.convert_ids_to_tokens(policy.chat.end_id)
     tokenizer.save_pretrained(folder / "tokenizer")
     adapter_config = policy.save(folder / "adapter") / "adapter_config.json"
     network: Any = policy.network
@@ -149,8 +149,8 @@ def _dpo_config(config: TrainConfig, terms: dict[str, float], n_steps: int) -> d
 def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = False) -> Exported:
     """Write the run's model with the adapter merged into the weights, for plain transformers or vLLM.
 
-    The folder contains safetensors in the run's dtype, tokenizer, chat template and a generation config that stops at
-    the end token of training. Arguments and errors as in `export_trl`.
+    The folder contains safetensors in the run's dtype, tokenizer, chat template with the run's arguments, and a
+    generation config that stops at the tokens that ended answers here. Arguments and errors as in `export_trl`.
     """
     folder, record = _record(run_folder)
     adapter = folder / "adapter"
@@ -163,10 +163,6 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
         merged = network.merge_and_unload(safe_merge=True, adapter_names=[trained.adapter])
     except ValueError as error:
         raise WorkbenchError(f"Merged weights must be finite. {adapter}: {error}. Train it again.") from error
-    end = trained.tokenizer.eos_token_id
-    ends = merged.generation_config.eos_token_id
-    if end not in (ends if isinstance(ends, list) else [ends]):
-        merged.generation_config.eos_token_id = end
     with replace_folder(Path(out)) as fresh:
         merged.save_pretrained(fresh)
         trained.tokenizer.save_pretrained(fresh)
@@ -186,8 +182,13 @@ def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _start(folder: Path, record: dict[str, Any]) -> Model:
-    """The model that training started with. Changed weights are refused."""
-    model = load_model(record["model"], device="cpu", dtype=getattr(torch, record["dtype"]))
+    """The model that training started with, with end tokens and template as an export saves them."""
+    dtype = getattr(torch, record["dtype"])
+    model = load_model(record["model"], device="cpu", dtype=dtype, template=record.get("template"))
+    model, network = replace(model, chat=model.chat.dated(record.get("date"))), model.network
+    network.generation_config.eos_token_id = model.chat.stop_ids  # type: ignore[union-attr]
+    if model.chat.arguments:
+        model.tokenizer.chat_template = model.chat.template
     model = load_adapter(model, folder / "start") if record["start"] else model
     if model.fingerprint() != record["fingerprint"]:
         raise WorkbenchError(

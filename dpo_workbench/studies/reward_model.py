@@ -94,5 +94,4 @@ def batch_rewards(network: nn.Module, batch: Batch, head: Tensor) -> Tensor:
 
 def with_second_end(model: Model, row: Row) -> Row:
     """The row with one more end token per answer: the state that predicts it has seen the whole answer."""
-    end = model.tokenizer.eos_token_id
-    return replace(row, answer_ids=tuple((*ids, end) for ids in row.answer_ids))
+    return replace(row, answer_ids=tuple((*ids, model.chat.end_id) for ids in row.answer_ids))

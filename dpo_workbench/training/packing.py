@@ -88,7 +88,7 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Ite
         if config.packing:
             yield pack(group, model.device, model.uses_flex_attention)
         else:
-            yield lay_out(group, model.tokenizer.eos_token_id, model.device)
+            yield lay_out(group, model.chat.end_id, model.device)
 
 
 def first_epoch(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:

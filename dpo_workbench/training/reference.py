@@ -94,7 +94,7 @@ def choose_packing(model: Model, rows: Sequence[Row], config: TrainConfig) -> Tr
 
 def _plain_logps(model: Model, row: Row) -> Tensor:
     """Log-probabilities of the row's answers as plain sequences, after a comparison with the model's own logits."""
-    batch = lay_out([row], model.tokenizer.eos_token_id, model.device)
+    batch = lay_out([row], model.chat.end_id, model.device)
     with model.active() as network, torch.no_grad():
         ours = token_logps(network, batch)
         logits = causal_lm(network)(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[batch.source]

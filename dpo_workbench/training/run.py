@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -176,6 +177,7 @@ class Trainer:
         for name in ("micro_tokens", "checkpointing", "checkpoint_seconds"):  # these do not change the result
             settings.pop(name)
         settings |= {"objective": type(self.objective).__name__, "model": self.policy.fingerprint()[:12]}
+        settings["chat"] = self.model.chat.settings
         return {**settings, "data": hashlib.sha256(data.encode()).hexdigest()[:12]}
 
     def _save_checkpoint(self, due: bool) -> None:
@@ -245,8 +247,9 @@ def train(
     config = config or TrainConfig()
     loss_terms(config)  # settings that do not fit are refused now, not after the reference has been computed
     probe = _first_dev_examples(pairs.task) if probe is None else probe
+    model = _with_recorded_date(model, folder)
     watched, trained = hold_out(list(pairs), config)
-    rows = tokenize(model, map(pair_texts, trained), config.max_tokens)
+    rows = tokenize(model, map(pair_texts, trained), config.max_tokens, show)
     watched_rows = tokenize(model, map(pair_texts, watched), config.max_tokens)
     config = choose_packing(model, rows, config)
     cache = Path(folder) / "reference" if folder else None
@@ -263,9 +266,10 @@ def train(
     if probe is None and config.probes and run.history:  # nothing scores the answers, so look at margin and answers
         texts = [guards.large_margin(run.history[-1]["rewards/margins"])]
         if run.finished:
-            limit = max(32, 2 * max(len(row.answer_ids[0]) for row in rows))
+            limit = min(max(32, 2 * max(len(row.answer_ids[0]) for row in rows)), 256)
+            room = model.max_positions - max(len(row.prompt_ids) for row in rows + watched_rows)
             prompts = [pair.prompt for pair in watched or trained]
-            texts.append(guards.degenerate_answers(model, run.model, prompts, min(limit, 256)))
+            texts.append(guards.degenerate_answers(model, run.model, prompts, min(limit, room)))
         for text in filter(None, texts):
             warnings.warn(text, stacklevel=2)
     return run
@@ -288,10 +292,11 @@ def sft(
         model, probe, folder, show: as in `train`.
     """
     probe = _first_dev_examples(getattr(examples, "task", None)) if probe is None else probe
+    model = _with_recorded_date(model, folder)
     texts = {(e.prompt, e.chosen if isinstance(e, Pair) else e.label or e.reference): e.id for e in examples}
     if not texts:
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
-    rows = tokenize(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens)
+    rows = tokenize(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens, show)
     return Trainer(model, rows, Likelihood(), choose_packing(model, rows, config), probe, None, folder, show).run()
 
 
@@ -300,9 +305,17 @@ def _first_dev_examples(task: Any) -> Split | None:
     return task.dev[:PROBE_PROMPTS] if task is not None and len(task.splits.get("dev", ())) else None
 
 
+def _with_recorded_date(model: Model, folder: str | Path | None) -> Model:
+    """The model with the date that its chat template printed in earlier runs of this folder, also after midnight."""
+    for path in Path(folder).glob("checkpoints/*/settings.json") if folder else ():
+        recorded = json.loads(path.read_text(encoding="utf-8")).get("chat", {})
+        model = replace(model, chat=model.chat.dated(recorded.get("date")))
+    return model
+
+
 def record_run(folder: str | Path, model: Model, pairs: Pairs, config: TrainConfig) -> None:
     """Write what `dw.train` gets into its run folder, for `dw.export_trl` and others: the start of the run."""
-    folder = Path(folder)
+    folder, model = Path(folder), _with_recorded_date(model, folder)
     is_own_folder = Path(model.source).is_dir() and model.name not in ("nano", "smol")
     if model.adapter is not None:
         model.save(folder / "start")
@@ -312,7 +325,7 @@ def record_run(folder: str | Path, model: Model, pairs: Pairs, config: TrainConf
         "dtype": str(model.dtype).removeprefix("torch."),
         "start": model.adapter is not None,
         "fingerprint": model.fingerprint(),
-        "chat": bool(model.tokenizer.chat_template),
+        **model.chat.settings,
         "config": config.to_dict(),
     }
     write_json(folder / RECORD, record)

@@ -161,8 +161,10 @@ def test_ids_and_texts_are_the_runs(project) -> None:
             pair.chosen,
             pair.rejected,
         )
-        assert row["prompt_ids"] == model.prompt_ids(pair.prompt)
-        assert row["chosen_ids"] == model.answer_ids(pair.chosen) and row["chosen_ids"].count(end) == 1
+        assert row["prompt_ids"] == model.chat.prompt_ids(pair.prompt)
+        assert (
+            row["chosen_ids"] == model.chat.answer_ids(pair.prompt, pair.chosen) and row["chosen_ids"].count(end) == 1
+        )
         assert row["rejected_ids"].count(end) == pair.rejected_finished
     steps = lines(project / "steps.jsonl")
     assert [len(step["pairs"]) for step in steps] == [4, 4, 2, 4, 4, 2]
@@ -318,7 +320,7 @@ def test_a_demos_folder_stands_for_its_dpo_run(tiny, tmp_path) -> None:
 
 def logits(network, model) -> torch.Tensor:
     with torch.no_grad():
-        return network(input_ids=torch.tensor([model.prompt_ids("TOTAL 3.50 EUR")])).logits
+        return network(input_ids=torch.tensor([model.chat.prompt_ids("TOTAL 3.50 EUR")])).logits
 
 
 def test_merged_model_computes_what_the_adapter_does(run_folder, tmp_path) -> None:
@@ -334,7 +336,7 @@ def test_merged_model_computes_what_the_adapter_does(run_folder, tmp_path) -> No
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == model.tokenizer.chat_template
     assert tokenizer(ODD)["input_ids"] == model.tokenizer(ODD)["input_ids"]
-    assert plain.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert plain.generation_config.eos_token_id == [tokenizer.eos_token_id]
 
 
 def test_smols_template_and_the_end_of_training_go_along(make_tiny_folder, tmp_path, monkeypatch) -> None:
@@ -348,7 +350,7 @@ def test_smols_template_and_the_end_of_training_go_along(make_tiny_folder, tmp_p
     out = export_merged(run, tmp_path / "out").folder
     assert AutoTokenizer.from_pretrained(out).chat_template == loading.CHATML
     merged = AutoModelForCausalLM.from_pretrained(out)
-    assert merged.generation_config.eos_token_id == model.tokenizer.eos_token_id and merged.dtype == torch.bfloat16
+    assert merged.generation_config.eos_token_id == model.chat.stop_ids and merged.dtype == torch.bfloat16
 
 
 def test_weights_that_are_not_finite_are_refused(tiny, tmp_path) -> None:

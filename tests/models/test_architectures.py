@@ -74,7 +74,7 @@ def test_answers_are_those_of_transformers(pair) -> None:
     _, model, theirs = pair
     drawn = []
     for prompt in PROMPTS:
-        ids = torch.tensor([model.prompt_ids(prompt)])
+        ids = torch.tensor([model.chat.prompt_ids(prompt)])
         settings = {"do_sample": False, "max_new_tokens": 24, "attention_mask": torch.ones_like(ids)}
         drawn.append(theirs.generate(input_ids=ids, **settings)[0, ids.shape[1] :].tolist())
     want = model.tokenizer.batch_decode(drawn, skip_special_tokens=True)
@@ -109,7 +109,7 @@ def test_training_moves_them_and_the_adapter_can_be_merged_and_kept(pair, tmp_pa
     pairs = dw.Pairs([dw.Pair(f"q{k}", prompt, "yes: 12", "no " * (k + 1)) for k, prompt in enumerate(PROMPTS)])
     run = dw.train(model, pairs, TrainConfig(epochs=2, batch_size=3, lr=3e-3, probes=0, held_out=0.0), show=False)
     assert run.history[-1]["loss"] < run.history[0]["loss"]
-    ids = torch.tensor([model.prompt_ids(PROMPTS[1])])
+    ids = torch.tensor([model.chat.prompt_ids(PROMPTS[1])])
     kept = run.model.save(tmp_path / "kept")
     again = dw.load_model(model.source, adapter=kept, device="cpu", dtype=torch.float32)
     scores = []

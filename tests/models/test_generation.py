@@ -1,6 +1,7 @@
 """Generation: transformers' own greedy answers, samples with the model's probabilities, and base weights unharmed."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import adapter as lora
 from dpo_workbench.models import generation
+from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.generation import Sampler, generate
 from dpo_workbench.models.loading import load_model
 
@@ -17,13 +19,13 @@ PROMPTS = ["ab", "the answer to the question is yes: 12", *(f"question {k} {'and
 
 def theirs(model, prompt: str, limit: int) -> tuple[str, int, bool]:
     """Greedy answer by transformers' `generate`, one prompt at a time."""
-    ids = torch.tensor([model.prompt_ids(prompt)])
+    ids = torch.tensor([model.chat.prompt_ids(prompt)])
     with model.active() as network:
         out = network.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=limit
         )
     new = out[0, ids.shape[1] :].tolist()
-    ended = new[-1] in model.stop_ids
+    ended = new[-1] in model.chat.stop_ids
     return model.tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=True), len(new), ended
 
 
@@ -130,16 +132,16 @@ def test_second_tokens_of_samples_follow_their_first(tiny, monkeypatch, way: str
     if way == "transformers":
         monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
     drawn = []
-    monkeypatch.setattr(generation, "_answer", lambda model, tokens: drawn.append(tuple(tokens)))
+    monkeypatch.setattr(Chat, "answer_text", lambda chat, prompt_ids, tokens: drawn.append(tuple(tokens)))
     generate(tiny, ["ab"], samples=3000, temperature=0.7, max_new_tokens=2, rows=3000, seed=5)
-    prompt = tiny.prompt_ids("ab")
+    prompt = tiny.chat.prompt_ids("ab")
     with tiny.active() as network, torch.no_grad():
         first = (network(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(0)
         likely = first.topk(12).indices.tolist()
         ids = torch.tensor([[*prompt, token] for token in likely])
         second = (network(ids).logits[:, -1] / 0.7).softmax(-1)
     counts = Counter(drawn)
-    pairs = [(a, b) for a in likely if a not in tiny.stop_ids for b in range(second.shape[1])]
+    pairs = [(a, b) for a in likely if a not in tiny.chat.stop_ids for b in range(second.shape[1])]
     seen = torch.tensor([counts[pair] for pair in pairs]).double()
     want = torch.tensor([float(first[a] * second[likely.index(a), b]) for a, b in pairs]).double()
     rest = torch.tensor([len(drawn) - seen.sum()]), torch.tensor([1 - want.sum()])
@@ -160,7 +162,7 @@ def test_an_answer_that_is_begun_continues_as_it_would_have(tiny) -> None:
 
 
 def test_begun_answers_may_fill_the_limit(tiny) -> None:
-    ids = tiny.answer_ids("no ab yes")[:-1]
+    ids = tiny.chat.answer_ids("ab", "no ab yes")[:-1]
     (full,), (longer,) = generate(tiny, ["ab", "cd"], begun=[ids, ids[:1]], max_new_tokens=len(ids))
     assert (full.text, full.n_tokens, full.finished) == ("no ab yes", len(ids), False)
     assert longer.n_tokens <= len(ids)
@@ -170,7 +172,7 @@ def test_begun_answers_may_fill_the_limit(tiny) -> None:
 def test_begun_answers_longer_than_the_limit_are_refused(tiny, monkeypatch, way: str) -> None:
     if way == "transformers":
         monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
-    ids = tiny.answer_ids("no ab yes")[:-1]
+    ids = tiny.chat.answer_ids("ab", "no ab yes")[:-1]
     with pytest.raises(
         WorkbenchError, match=f"`begun` must not exceed max_new_tokens={len(ids) - 1}. Got {len(ids)} tokens"
     ):
@@ -186,11 +188,10 @@ def test_stop_tokens_of_the_generation_settings_end_an_answer(tiny) -> None:
     other = drawn[2]
     assert not (drawn[:2].count(other))
     tiny.network.generation_config.eos_token_id = [tiny.tokenizer.eos_token_id, other]
+    tiny = replace(tiny, chat=Chat(tiny.tokenizer, None, tiny.network.generation_config))
     (after,) = generate(tiny, ["ab"], max_new_tokens=24)[0]
     assert (after.text, after.n_tokens, after.finished) == (tiny.tokenizer.decode(drawn[:2]), 3, True)
     assert plain(generate(tiny, PROMPTS, max_new_tokens=24)) == [theirs(tiny, p, 24) for p in PROMPTS]
-    tiny.network.generation_config.eos_token_id = other  # one number; the tokenizer's own token still counts
-    assert tiny.stop_ids == sorted({tiny.tokenizer.eos_token_id, other})
 
 
 @pytest.mark.parametrize("none", [-1, [-1]])
@@ -204,7 +205,7 @@ def test_minus_one_is_no_stop_token(tiny, none: int | list[int]) -> None:
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_transformers_generate_gives_the_same_answers(tiny, monkeypatch, penalty: float) -> None:
     """The way for models that the own loop cannot run: limits, begun answers, penalty and seeds mean the same."""
-    begun = [tiny.answer_ids("no ab yes")[: k % 4] for k in range(len(PROMPTS))]
+    begun = [tiny.chat.answer_ids("ab", "no ab yes")[: k % 4] for k in range(len(PROMPTS))]
     settings = {"max_new_tokens": 24, "begun": begun, "repetition_penalty": penalty}
     want = generate(tiny, PROMPTS, **settings)
     monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
@@ -234,7 +235,7 @@ def test_sampling_settings_of_the_model_do_not_count(tiny, monkeypatch, way: str
 
 def test_repetition_penalty_forbids_what_was_said(tiny, monkeypatch) -> None:
     drawn: list[list[int]] = []
-    monkeypatch.setattr(generation, "_answer", lambda model, tokens: drawn.append(tokens))
+    monkeypatch.setattr(Chat, "answer_text", lambda chat, prompt_ids, tokens: drawn.append(tokens))
     for penalty, repeats in ((1e9, False), (1.0, True)):
         drawn.clear()
         generate(tiny, PROMPTS, max_new_tokens=20, repetition_penalty=penalty)
@@ -246,12 +247,12 @@ def test_repetition_penalty_counts_the_tokens_that_were_begun(tiny, monkeypatch,
     if way == "transformers":
         monkeypatch.setattr(generation, "_has_kv_cache", lambda network: False)
     drawn: list[list[int]] = []
-    monkeypatch.setattr(generation, "_answer", lambda model, tokens: drawn.append(tokens))
+    monkeypatch.setattr(Chat, "answer_text", lambda chat, prompt_ids, tokens: drawn.append(tokens))
     settings = {"max_new_tokens": 12, "repetition_penalty": 1e9}
     generate(tiny, PROMPTS, **settings)
     whole = [drawn[k] for k in range(len(PROMPTS))]
     drawn.clear()
-    order = sorted(range(len(PROMPTS)), key=lambda i: (-len(tiny.prompt_ids(PROMPTS[i])), i))
+    order = sorted(range(len(PROMPTS)), key=lambda i: (-len(tiny.chat.prompt_ids(PROMPTS[i])), i))
     begun = [[] for _ in PROMPTS]
     for i, tokens in zip(order, whole, strict=True):
         begun[i] = tokens[:2] if len(tokens) > 2 else []
@@ -328,10 +329,10 @@ def test_more_tokens_than_learned_positions_raise(tiny, tmp_path) -> None:
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path)
     tiny.tokenizer.save_pretrained(tmp_path)
     model = load_model(tmp_path, device="cpu", dtype=torch.float32)
-    room = 32 - len(model.prompt_ids(PROMPTS[1]))
+    room = 32 - len(model.chat.prompt_ids(PROMPTS[1]))
     ((answer,),) = generate(model, [PROMPTS[1]], max_new_tokens=room + 1)  # the last token is not fed back
     assert answer.n_tokens <= room + 1
-    with pytest.raises(WorkbenchError, match="embeddings for 32 positions. Got 33 tokens.*lower max_new_tokens"):
+    with pytest.raises(WorkbenchError, match="must fit into the 32 positions.*Got 1 of 2.*Lower max_new_tokens"):
         generate(model, PROMPTS[:2], max_new_tokens=room + 2)
 
 
@@ -402,13 +403,13 @@ def test_the_adapter_is_merged_while_generating_and_taken_out_bit_for_bit(moved,
     assert equal(state(moved), before)
     assert not equal(inside[0], before)  # negative control: inside they differ
     monkeypatch.undo()
-    ids = torch.tensor([moved.prompt_ids("ab")])
+    ids = torch.tensor([moved.chat.prompt_ids("ab")])
     with moved.active() as network, torch.no_grad():
         assert (network(ids).logits - moved._causal()(ids).logits).abs().max() == 0  # the adapter is switched on again
 
 
 def test_merged_weights_compute_what_the_adapter_does(moved) -> None:
-    ids = torch.tensor([moved.prompt_ids("the question")])
+    ids = torch.tensor([moved.chat.prompt_ids("the question")])
     with torch.no_grad():
         with moved.active() as network:
             want = network(ids).logits

@@ -20,7 +20,7 @@ PROMPT = "the answer to the question"
 
 def logits(model: Model) -> torch.Tensor:
     with model.active() as network, torch.no_grad():
-        return network(torch.tensor([model.prompt_ids(PROMPT)])).logits
+        return network(torch.tensor([model.chat.prompt_ids(PROMPT)])).logits
 
 
 def folder_with(source, target, *names: str):
@@ -124,9 +124,11 @@ def test_tied_weights_are_stored_once_and_not_missed(tiny_folder, tmp_path) -> N
 
 def test_no_chat_template_works_and_says_so(tmp_path, capsys, tiny, make_tiny_folder) -> None:
     plain = load_model(make_tiny_folder(tmp_path / "m", template=None), device="cpu")
-    assert "no chat template; prompts are used as plain text, followed by a newline" in capsys.readouterr().out
-    assert plain.tokenizer.decode(plain.prompt_ids("ab cd")) == "ab cd\n"
-    assert tiny.tokenizer.decode(tiny.prompt_ids("ab cd")) == "<|user|>ab cd<|answer|>"
+    assert "no chat template; a prompt is plain text, and the answer follows it directly" in capsys.readouterr().out
+    assert plain.tokenizer.decode(plain.chat.prompt_ids("ab cd")) == "ab cd"
+    asked = load_model(tmp_path / "m", device="cpu", template={"join": "\n"})
+    assert asked.tokenizer.decode(asked.chat.prompt_ids("ab cd")) == "ab cd\n"
+    assert tiny.tokenizer.decode(tiny.chat.prompt_ids("ab cd")) == "<|user|>ab cd<|answer|>"
 
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_prompts(tmp_path, make_tiny_folder) -> None:
@@ -142,8 +144,8 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_prompts(tmp_path, make_ti
     (folder / "tokenizer.json").write_text(json.dumps(tokens))
     model = load_model(folder, device="cpu")
     assert model.tokenizer("ab")["input_ids"][-1] == model.tokenizer.eos_token_id
-    assert model.tokenizer.decode(model.prompt_ids("ab")) == "ab\n"
-    assert model.tokenizer.decode(model.answer_ids("yes")) == "yes<|end|>"
+    assert model.tokenizer.decode(model.chat.prompt_ids("ab")) == "ab"
+    assert model.tokenizer.decode(model.chat.answer_ids("ab", "yes")) == "yes<|end|>"
 
 
 def test_tokenizer_without_end_token_raises(tiny_folder, tmp_path) -> None:
@@ -210,7 +212,7 @@ def test_copy_of_an_adapter_is_equal_and_then_independent(moved) -> None:
 def test_only_the_active_adapter_takes_gradients(tiny) -> None:
     one, two = tiny.with_new_adapter(rank=4), tiny.with_new_adapter(rank=4)
     with one.active(trainable=True) as network:
-        network(torch.tensor([one.prompt_ids(PROMPT)])).logits.sum().backward()
+        network(torch.tensor([one.chat.prompt_ids(PROMPT)])).logits.sum().backward()
         takes = {n for n, p in network.named_parameters() if p.requires_grad}
     assert takes and all(".adapter1." in n for n in takes)
     assert all(p.grad is not None for p in one.adapter_parameters())
@@ -260,7 +262,7 @@ def test_activation_checkpointing_starts_no_dropout(tiny, tmp_path, kind) -> Non
     hf.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny.tokenizer.save_pretrained(tmp_path)
     model = load_model(tmp_path, device="cpu", dtype=torch.float32).with_new_adapter(rank=4)
-    ids, found = torch.tensor([model.prompt_ids(PROMPT)]), []
+    ids, found = torch.tensor([model.chat.prompt_ids(PROMPT)]), []
     for checkpointing in (False, True):
         with model.active(trainable=True, checkpointing=checkpointing) as network:
             found.append(network(ids, use_cache=False).logits)
@@ -284,7 +286,7 @@ def test_saved_adapter_is_read_by_peft(moved, tiny_folder, tmp_path) -> None:
     bare = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(bare, tmp_path / "adapter").eval()
     with torch.no_grad():
-        torch.testing.assert_close(theirs(torch.tensor([moved.prompt_ids(PROMPT)])).logits, logits(moved))
+        torch.testing.assert_close(theirs(torch.tensor([moved.chat.prompt_ids(PROMPT)])).logits, logits(moved))
 
 
 def test_adapter_of_peft_on_some_layers_computes_the_same(tiny_folder, tmp_path) -> None:
@@ -296,7 +298,7 @@ def test_adapter_of_peft_on_some_layers_computes_the_same(tiny_folder, tmp_path)
     theirs.save_pretrained(tmp_path / "adapter")
     ours = load_model(tiny_folder, adapter=tmp_path / "adapter", device="cpu", dtype=torch.float32)
     with torch.no_grad():
-        want = theirs(torch.tensor([ours.prompt_ids(PROMPT)])).logits
+        want = theirs(torch.tensor([ours.chat.prompt_ids(PROMPT)])).logits
     torch.testing.assert_close(want, logits(ours))
     assert not torch.equal(want, logits(load_model(tiny_folder, device="cpu", dtype=torch.float32)))
 
@@ -353,7 +355,7 @@ def test_layers_that_share_a_weight_keep_it_and_their_adapters(tiny) -> None:
     )
     want, before = logits(handle), logits(tiny)
     with handle.merged() as network, torch.no_grad():
-        got = network(torch.tensor([handle.prompt_ids(PROMPT)])).logits
+        got = network(torch.tensor([handle.chat.prompt_ids(PROMPT)])).logits
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert torch.equal(logits(tiny), before)
 
@@ -365,7 +367,7 @@ def test_fingerprint_sees_the_adapters_scale(tiny) -> None:
 
 
 def test_answer_ids_end_once_and_do_not_hang_on_the_prompt(tiny) -> None:
-    ids = tiny.answer_ids("yes: 1")
+    ids = tiny.chat.answer_ids(PROMPT, "yes: 1")
     assert ids[-1] == tiny.tokenizer.eos_token_id and ids.count(ids[-1]) == 1
     assert tiny.tokenizer.decode(ids[:-1]) == "yes: 1"
 

@@ -15,7 +15,7 @@ CONFIG = TrainConfig(lr=3e-2, batch_size=4, epochs=6, rank=4, alpha=8, probes=0,
 
 def by_hand(model, prompt: str, answer: str) -> list[float]:
     """Token log-probabilities of one plain sequence."""
-    before, ids = model.prompt_ids(prompt), model.answer_ids(answer)
+    before, ids = model.chat.prompt_ids(prompt), model.chat.answer_ids(prompt, answer)
     with model.active() as network, torch.no_grad():
         out = network(input_ids=torch.tensor([before + ids]))
     places = range(len(before) - 1, len(before) + len(ids) - 1)

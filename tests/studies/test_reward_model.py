@@ -39,8 +39,8 @@ def test_a_cut_answer_has_another_reward_than_a_whole_one_and_an_empty_one_has_o
 
 def test_the_log_probability_of_an_answer_is_the_plain_one(tiny):
     prompt, answer = "question", Answer("yes: 12 ab", 5, True)
-    ids = tiny.prompt_ids(prompt)
-    wanted = tiny.answer_ids(answer.text)
+    ids = tiny.chat.prompt_ids(prompt)
+    wanted = tiny.chat.answer_ids(prompt, answer.text)
     with tiny.active() as network, torch.no_grad():
         logits = network(torch.tensor([[*ids, *wanted]])).logits[0].log_softmax(-1)
     plain = sum(logits[len(ids) - 1 + k, token].item() for k, token in enumerate(wanted))

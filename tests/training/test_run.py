@@ -310,7 +310,7 @@ def test_sft_on_pairs_takes_each_chosen_answer_once(tiny, toy_pairs, monkeypatch
     twice = Pairs([*toy_pairs.rows, *(replace(p, id=f"{p.id}b", rejected="no: 99") for p in toy_pairs)], toy_pairs.task)
     seen = []
     honest = run_module.tokenize
-    monkeypatch.setattr(run_module, "tokenize", lambda m, rows, n: honest(m, seen.append(list(rows)) or seen[-1], n))
+    monkeypatch.setattr(run_module, "tokenize", lambda m, rows, *n: honest(m, seen.append(list(rows)) or seen[-1], *n))
     sft(tiny, twice, replace(CONFIG, epochs=1, probes=0), show=False)
     assert sorted(answers for _, _, answers in seen[0]) == sorted((p.chosen,) for p in toy_pairs)
 
