@@ -107,7 +107,7 @@ def test_a_rewarded_or_measured_answer_has_the_tokens_of_training(make) -> None:
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        (("yes", "yes\n"), "must differ from `chosen` as tokens, also after the template has trimmed both"),
+        (("yes", "yes\n"), "must differ from `chosen` as tokens, also once the template trimmed both"),
         (("yes", " \n"), "must have text, also after the chat template has trimmed it"),
         (("yes<|end|>", "no"), "must not contain the end token '<|end|>'"),
         (("yes", "no<eos>"), "must not contain the end token '<eos>'"),
