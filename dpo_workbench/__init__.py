@@ -37,6 +37,7 @@ _HOMES = {
     "training.run": ("train", "sft", "Run", "record_run"),
     "training.losses": ("LOSSES",),
     "export.runs": ("export_trl", "export_merged"),
+    "training.tokens": ("show",),
     "labelling.widget": ("label", "label_text"),
     "labelling.study": ("plan_labelling", "Plan"),
     "labelling.labels": ("read_labels", "Labels"),

@@ -1,4 +1,4 @@
-"""From texts to token ids."""
+"""From texts to token ids, and a view of what the loss counts."""
 
 from __future__ import annotations
 
@@ -82,3 +82,11 @@ def _problem(model: Model, row: Row, answers: Sequence[str], max_tokens: int) ->
     if len(row.prompt_ids) + max(map(len, row.answer_ids)) > model.max_positions:
         return f"Prompt and answer must fit into the {model.max_positions} positions of {model.name}", cut
     return None
+
+
+def show(model: Model, row: Row) -> str:
+    """The row as the loss sees it: the prompt, then each answer decoded from exactly the tokens that are scored."""
+    lines = [f"prompt ({len(row.prompt_ids)} tokens, no loss): {model.tokenizer.decode(row.prompt_ids)!r}"]
+    for number, answer in enumerate(row.answer_ids, 1):
+        lines.append(f"answer {number} ({len(answer)} tokens, scored): {model.tokenizer.decode(answer)!r}")
+    return "\n".join(lines)

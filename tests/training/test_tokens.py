@@ -7,7 +7,7 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.pairs.pair import Pair
 from dpo_workbench.training.packing import pack
-from dpo_workbench.training.tokens import Unfinished, pair_texts, tokenize
+from dpo_workbench.training.tokens import Unfinished, pair_texts, show, tokenize
 
 
 def test_answer_is_exactly_its_text_and_the_end_token(tiny) -> None:
@@ -96,6 +96,13 @@ def test_unfinished_answer_gets_no_end_token(tiny) -> None:
 def test_unfinished_answer_of_one_token_is_an_answer(tiny) -> None:
     (row,) = tokenize(tiny, [("r", "ab", ("yes: 1", Unfinished("x")))], 100)
     assert len(row.answer_ids[1]) == 1
+
+
+def test_show_decodes_what_is_scored(tiny) -> None:
+    (row,) = tokenize(tiny, [("r", "ab", ("yes", Unfinished("no")))], 100)
+    text = show(tiny, row)
+    assert "no loss): '<|user|>ab<|answer|>'" in text
+    assert "scored): 'yes<|end|>'" in text and "scored): 'no'" in text
 
 
 def test_an_unfinished_rejected_answer_of_a_pair_gets_no_end_token(tiny) -> None:
