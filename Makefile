@@ -22,7 +22,7 @@ help: ## list these targets
 setup: ## create .venv and install the package with its test and notebook tools; takes under a second if nothing changed
 	@"$(PYTHON)" scripts/setup_environment.py $(SETUP_FLAGS)
 
-demo: setup ## train a small model and compare it with its start and with a control, in two to three minutes
+demo: setup ## train a small model and compare it with its start and with a control, in about a minute
 	@$(BIN)/dpo-workbench demo $(ARGS)
 
 test: setup ## run the tests and every notebook, and compare the notebooks with their stored outputs (10 minutes)

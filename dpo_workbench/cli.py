@@ -43,7 +43,7 @@ def _for_all_commands(
 def demo(
     model: shared.ModelName = "nano",
     out: shared.OptionalOut = None,
-    task: shared.TaskName = "receipts",
+    task: shared.DemoTask = None,
     from_scratch: Annotated[bool, typer.Option(help="Also train the fine-tuned starting point.")] = False,
     adapter: shared.AdapterFolder = None,
     seed: shared.Seed = 0,

@@ -27,6 +27,7 @@ ServedName = Annotated[str | None, typer.Option("--model", "-m", help="nano (def
 AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A folder, a built-in one by name, or none.")]
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
+DemoTask = Annotated[str | None, typer.Option("--task", "-t", help="By default science for nano, else receipts.")]
 DevTask = Annotated[str | None, typer.Option("--task", "-t", help="Its dev prompts decide which adapter is kept.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder for the results. A stopped run continues in it.")]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.studies.compare import Comparison, run_arms
-from dpo_workbench.studies.recipe import PLANTED, Recipe
+from dpo_workbench.studies.recipe import DEMO_SIZES, DEMO_TASKS, PLANTED, Recipe
 from dpo_workbench.studies.recipe import RECIPES as RECIPES  # notebooks import it and `recipe_for` from here
 from dpo_workbench.studies.recipe import recipe_for as recipe_for
 from dpo_workbench.studies.study import Study, open_study
@@ -26,7 +27,7 @@ def demo(
     model_name: str = "nano",
     folder: str | Path | None = None,
     *,
-    task_name: str | Task = "receipts",
+    task_name: str | Task | None = None,
     from_scratch: bool = False,
     adapter: str | Path | None = None,
     recipe: Recipe | None = None,
@@ -40,13 +41,17 @@ def demo(
     Args:
         model_name: `nano` or `smol`, or any model that `load_model` takes (with smol's recipe).
         folder: `runs/demo-MODEL` by default.
-        task_name: a built-in task, a .py file of your own (see `load_task`), or a task itself.
+        task_name: a built-in task, a .py file of your own (see `load_task`), or a task itself. None is `science` for
+            `nano`, whose short answers take about a minute, and `receipts` for other models.
         from_scratch: fine-tune here instead of using the shipped adapter. Where none is shipped, this happens anyway.
         adapter, recipe, seed: as in `compare`.
     """
     if from_scratch and adapter:
         raise WorkbenchError("`from_scratch` trains the adapter and `adapter` gives one. Leave one of them out.")
     folder = folder or Path("runs") / f"demo-{Path(model_name).name}"
+    task_name = task_name or DEMO_TASKS.get(model_name, "receipts")
+    if recipe is None and task_name == DEMO_TASKS.get(model_name):
+        recipe = replace(recipe_for(model_name, task_name), **DEMO_SIZES)
     given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "from_scratch": from_scratch}
     study = open_study(model_name, task_name, folder, **given, seed=seed, show=show)
     study.say(introduction(study))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks.task import Task
@@ -41,7 +42,7 @@ class Recipe:
 
 
 _NANO = Recipe(
-    test_prompts=48,  # few, so that the demo takes at most 90 seconds on two cores
+    test_prompts=80,
     sft_prompts=2080,
     mine_from=2080,
     mine_prompts=32,
@@ -64,6 +65,13 @@ _SMOL = replace(
     sft=replace(_NANO.sft, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024),
 )
 RECIPES = {"nano": _NANO, "smol": _SMOL}
+# The demo of nano runs on a task with short answers and takes about a minute; other models run on receipts.
+DEMO_TASKS = {"nano": "science"}
+DEMO_SIZES: dict[str, Any] = {
+    "test_prompts": 200,
+    "mine_prompts": 80,
+    "probe_prompts": 32,
+}  # of the demos in DEMO_TASKS
 
 
 def recipe_for(model_name: str, task: str | Task) -> Recipe:
@@ -86,7 +94,7 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
         return _sized_for(recipe, task)
     prompts = 800
     if model_name == "nano":
-        recipe = replace(recipe, test_prompts=80, probe_prompts=96)
+        recipe = replace(recipe, probe_prompts=96)
         if name in NANO_SFT:
             prompts, epochs = NANO_SFT[name]
             recipe = replace(recipe, sft=replace(recipe.sft, lr=2e-3, epochs=epochs))

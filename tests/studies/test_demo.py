@@ -28,7 +28,7 @@ SMALL = replace(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "one"
-    return demo("nano", folder, recipe=SMALL, show=False)
+    return demo("nano", folder, task_name="receipts", recipe=SMALL, show=False)
 
 
 def without_times(folder):
@@ -49,7 +49,7 @@ def test_every_arm_and_result_is_there(finished):
 
 
 def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
-    demo("nano", finished.folder, recipe=SMALL)
+    demo("nano", finished.folder, task_name="receipts", recipe=SMALL)
     out = capsys.readouterr().out
     assert (
         "we planted the flaw" in out
@@ -73,23 +73,23 @@ def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(arms, "train", stop)
         with pytest.raises(KeyboardInterrupt):
-            demo("nano", folder, recipe=SMALL, show=False)
+            demo("nano", folder, task_name="receipts", recipe=SMALL, show=False)
     assert (folder / "mined.json").is_file() and not (folder / "results.json").exists()
     monkeypatch.setattr(study, "mine", lambda *a, **k: calls.append(a))
-    demo("nano", folder, recipe=SMALL, show=False)
+    demo("nano", folder, task_name="receipts", recipe=SMALL, show=False)
     assert not calls, "a finished stage ran again"
     assert without_times(folder) == without_times(finished.folder)
 
 
 def test_a_folder_holds_one_run(finished):
     with pytest.raises(WorkbenchError, match="other settings"):
-        demo("nano", finished.folder, recipe=SMALL, seed=5, show=False)
+        demo("nano", finished.folder, task_name="receipts", recipe=SMALL, seed=5, show=False)
 
 
 def test_a_demo_can_start_from_an_adapter_of_your_own(tmp_path):
     adapter = data_folder() / "adapters" / "nano-science"
     with pytest.raises(dw.WorkbenchError, match="Leave one of them out"):
-        demo("nano", tmp_path / "both", from_scratch=True, adapter=adapter)
+        demo("nano", tmp_path / "both", task_name="receipts", from_scratch=True, adapter=adapter)
     given = study.open_study("nano", "science", tmp_path / "given", adapter=adapter, show=False)
     shipped = study.open_study("nano", "science", tmp_path / "shipped", show=False)
     assert given.start.fingerprint() == shipped.start.fingerprint() != given.base.fingerprint()
@@ -146,3 +146,18 @@ def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
     results = without_times(done.folder)
     assert results["mined"]["samples"] == 12 * 5 and (done.folder / "sft" / "adapter").is_dir()
     assert done.arms["sft+dpo"].failed_share < done.arms["sft"].failed_share
+
+
+def test_the_demo_of_nano_takes_the_short_task(monkeypatch, tmp_path):
+    opened = {}
+    monkeypatch.setattr("dpo_workbench.studies.demo.open_study", lambda *args, **given: opened.update(given, args=args))
+    for task in (None, "science", "receipts"):
+        with pytest.raises(AttributeError):  # there is no study to run
+            demo("nano", tmp_path, task_name=task, show=False)
+        name, recipe = opened["args"][1], opened["recipe"]
+        assert (name, recipe and recipe.test_prompts) == (
+            ("receipts", None) if task == "receipts" else ("science", 200)
+        )
+    with pytest.raises(AttributeError):
+        demo("smol", tmp_path, show=False)
+    assert opened["args"][1] == "receipts" and opened["recipe"] is None
