@@ -52,11 +52,8 @@ def rows_within_memory(
 ) -> tuple[T, TrainConfig]:
     """`work(config)`, which computes something for `rows` in micro-batches, and the settings that it succeeded with.
 
-    Each time memory runs out it is called again with settings that need less and give the same result: micro-batches
-    get smaller, and then activation checkpointing is switched on.
-
-    Raises:
-        WorkbenchError: a single row does not fit.
+    Each time memory runs out it is called again with settings that need less and give the same result: smaller
+    micro-batches, then activation checkpointing. A single row that does not fit is a WorkbenchError.
     """
     while True:
         try:

@@ -265,11 +265,9 @@ def pair_metrics(logps: PairLogps, beta: float) -> Metrics:
 def check_start(logps: PairLogps, ids: Sequence[str], dtype: torch.dtype) -> None:
     """Check on a micro-batch that the policy equals the reference before the first update, where DPO's loss is log 2.
 
-    In 16 bits, packs of different sizes round differently: the same answer of 75 tokens got values 0.84 nats apart in
-    packs of one and of four rows (SmolLM2-135M, bf16, a CPU with AMX). That noise grows with the root of the length.
-
-    Raises:
-        WorkbenchError: they differ by more than 0.01 nats a token (in 16 bits: plus 0.25 times the root of the length).
+    In 16 bits, packs of different sizes round differently: an answer of 75 tokens got values 0.84 nats apart in packs
+    of one and of four rows (SmolLM2-135M, bf16). So there the limit, 0.01 nats a token, grows by 0.25 times the root
+    of the length. Beyond it a WorkbenchError is raised.
     """
     gaps = torch.stack([logps.chosen_logratios, logps.rejected_logratios]).detach().abs()  # (2, B)
     gaps = gaps.where(gaps.isfinite(), 0.0)  # values that are not finite are reported by the step itself
