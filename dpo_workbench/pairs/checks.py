@@ -133,7 +133,7 @@ def set_problems(pairs: Sequence[Pair], lines: Sequence[int]) -> Iterator[tuple[
         if (other := first.get((pair.prompt, pair.rejected, pair.chosen))) is not None:
             yield line, "P403", "chosen", f"the opposite of line {other}: {pair.chosen}"
         first.setdefault((pair.prompt, pair.chosen, pair.rejected), line)
-    auc, longer = length_auc(pairs), sum(len(p.chosen) > len(p.rejected) for p in pairs) / len(pairs)
+    auc, longer = length_auc(pairs), statistics.fmean(_win(len(p.chosen) - len(p.rejected)) for p in pairs)
     if len(pairs) >= MANY and (not 0.2 <= auc <= 0.8 or not 1 - ONE_SIDED < longer < ONE_SIDED):
         yield 0, "P405", "chosen", f"AUC of length {auc:.2f}; the chosen answer is longer in {longer:.0%}"
     if len(pairs) < FEW:

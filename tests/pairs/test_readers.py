@@ -480,6 +480,13 @@ def test_length_auc_by_hand() -> None:
     assert length_auc(pairs) == 1.5 / 4
 
 
+def test_answers_of_equal_length_are_no_shortcut() -> None:
+    rows = [{"prompt": f"q {k}", "chosen": f"yes {k:02}", "rejected": f"not {k:02}"} for k in range(60)]
+    assert read_pairs(rows).counts == {}
+    longer = [{**row, "chosen": f"{row['chosen']} indeed"} for row in rows]
+    assert read_pairs(longer).counts == {"P405": 1}
+
+
 def test_a_result_shows_itself(tmp_path) -> None:
     rows = [{"prompt": "<b>q</b>", "chosen": "<script>a", "rejected": 3}, *EXAMPLES["trl"]]
     read = read_pairs(rows)
