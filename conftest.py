@@ -16,8 +16,11 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += ("stderr",)
 
 
+LONG_NOTEBOOKS = ("06_extraction.ipynb", "10_sql.ipynb")  # over three minutes each: `make test-all` runs them
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cells of notebooks/solutions are slow tests; a cell has no line for the mark itself."""
+    """Cells of solutions and of long notebooks are slow tests; a cell has no line for the mark itself."""
     for item in items:
-        if item.path.suffix == ".ipynb" and item.path.parent.name == "solutions":
+        if item.path.suffix == ".ipynb" and (item.path.parent.name == "solutions" or item.path.name in LONG_NOTEBOOKS):
             item.add_marker(pytest.mark.slow)
