@@ -55,7 +55,14 @@ def demo(
     given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "from_scratch": from_scratch}
     study = open_study(model_name, task_name, folder, **given, seed=seed, show=show)
     study.say(introduction(study))
-    return run_arms(study, DEMO_ARMS, "demo")
+    result = run_arms(study, DEMO_ARMS, "demo")
+    if result.holes:  # without the control a verdict would say too much
+        missing = "; ".join(f"{name}: {why}" for name, why in result.holes.items())
+        raise WorkbenchError(
+            f"Every arm of the demo must have a result. Got none for {missing}. "
+            "Remove the cause and run the same command again: finished arms are read from the folder."
+        )
+    return result
 
 
 def introduction(study: Study) -> str:

@@ -1,6 +1,7 @@
 """The whole chain on nano, small: repeatable, resumable, and honest about what is in its folder."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -161,3 +162,15 @@ def test_the_demo_of_nano_takes_the_short_task(monkeypatch, tmp_path):
     with pytest.raises(AttributeError):
         demo("smol", tmp_path, show=False)
     assert opened["args"][1] == "receipts" and opened["recipe"] is None
+
+
+def test_a_demo_without_its_control_has_no_verdict(finished, monkeypatch, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "evaluations" / "sft+sft on chosen.json").unlink()
+
+    def fails(*args):
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setitem(arms.ARMS, "sft+sft on chosen", fails)
+    with pytest.raises(WorkbenchError, match=r"Got none for sft\+sft on chosen: the disk is full. Remove the cause"):
+        demo("nano", tmp_path / "copy", task_name="receipts", recipe=SMALL, show=False)
