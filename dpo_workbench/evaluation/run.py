@@ -223,5 +223,5 @@ def judge(task: Task, example: Example, answer: Answer) -> Judged:
     """Score one answer. If the score function raises, the row has no score and counts as neither right nor wrong."""
     score, explanation = task.try_score(example, answer.text, finished=answer.finished)
     value, failure = (float(score.value), score.failure) if score else (None, None)
-    asked, answered = (example.id, example.group, example.prompt), (answer.text, answer.n_tokens, answer.finished)
-    return Judged(*asked, *answered, value, failure, explanation)
+    asked = (example.id, example.group, example.prompt_as_text)
+    return Judged(*asked, answer.text, answer.n_tokens, answer.finished, value, failure, explanation)

@@ -20,6 +20,7 @@ from dpo_workbench.models.decoding import Answer, check_decoding
 from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Prompt, messages_of, read_prompt
 
 CONCURRENT = 32  # requests that the server has at one time
 TIMEOUT = 600.0  # seconds that a request may take, including its wait in the server's queue
@@ -46,7 +47,7 @@ class Server:
 
 def draw(
     model: Model | str | None,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     engine: str | None,
     repetition_penalty: float = 1.0,
@@ -119,7 +120,7 @@ def connect(engine: str, model: Model | str | None) -> Server:
 
 def ask(
     server: Server,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     samples: int = 1,
     temperature: float = 0.0,
@@ -129,7 +130,7 @@ def ask(
 ) -> list[list[Answer]]:
     """Sample answers at a server, one request for each.
 
-    Each prompt is one user message at the chat endpoint, and **the server applies its own chat template** (for `smol`
+    Each prompt goes to the chat endpoint as messages, and **the server applies its own chat template** (for `smol`
     that adds a system message; docs/server.md shows how to serve the same template). Each sample has its own seed.
     Arguments and result are those of `generate`. `Answer.n_tokens` is the server's `usage`.
 
@@ -138,13 +139,14 @@ def ask(
     """
     check_decoding(samples, temperature, max_new_tokens)
 
+    messages = [messages_of(read_prompt(prompt)) for prompt in prompts]
+
     def one(k: int) -> tuple[int, Answer]:
-        message = {"role": "user", "content": prompts[k // samples]}
         settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
         settings["seed"] = (seed * 1_000_003 + k) % 2**31
         if server.template:
             settings["chat_template_kwargs"] = server.template
-        return k, _chat(server.url, {"model": server.model, "messages": [message], **settings})
+        return k, _chat(server.url, {"model": server.model, "messages": messages[k // samples], **settings})
 
     drawn: dict[int, Answer] = {}
     # The threads of a ThreadPool are daemons: after an error or Ctrl-C nothing waits for the requests in progress.
@@ -177,7 +179,7 @@ def _chat(url: str, request: dict[str, Any]) -> Answer:
         problem, advice = f"{status} {text}", _ADVICE.get(status, "Look at its log.")
         if status < 500 and status not in (408, 409, 429):
             break
-    prompt = request["messages"][0]["content"]
+    prompt = request["messages"][-1]["content"]
     raise WorkbenchError(f"The server at {url} must answer. To {prompt[:40]!r} it says: {_clean(problem)}. {advice}")
 
 

@@ -12,10 +12,11 @@ from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
-from dpo_workbench.pairs.checks import CODES, Finding, fixed_rules, learned_rules, pair_problems, text_problems
+from dpo_workbench.pairs.checks import fixed_rules, learned_rules, pair_problems, prompt_problems, text_problems
+from dpo_workbench.pairs.codes import CODES, Finding, stop
+from dpo_workbench.pairs.messages import messages_of
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.reader import read_rows
-from dpo_workbench.pairs.sources import stop
 
 __all__ = ["Pair", "Pairs", "ReadResult", "read_pairs"]
 _TOLD_ON_LOADING = ("P110", "P210", "P212", "P401", "P411", "P412")
@@ -57,8 +58,7 @@ class Pairs(Sequence[Pair]):
 
     def save(self, path: str | Path) -> Path:
         """Write JSONL, one pair per line, in one step; `weight` only where it is not 1."""
-        rows = ({k: v for k, v in asdict(p).items() if (k, v) != ("weight", 1.0)} for p in self.rows)
-        write_text(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(Path(path), "".join(json.dumps(_row(pair), ensure_ascii=False) + "\n" for pair in self.rows))
         return Path(path)
 
     @classmethod
@@ -104,14 +104,21 @@ class Pairs(Sequence[Pair]):
         return "\n".join(lines)
 
 
+def _row(pair: Pair) -> dict[str, Any]:
+    """What a file says about a pair: the turns of a prompt as messages."""
+    row = asdict(pair) | ({} if isinstance(pair.prompt, str) else {"prompt": messages_of(pair.prompt)})
+    return {key: value for key, value in row.items() if (key, value) != ("weight", 1.0)}
+
+
 def _check(pair: Pair) -> None:
     """The checks that `read_pairs` makes, for pairs that were made in other ways."""
-    texts = {name: getattr(pair, name) for name in ("id", "group", "prompt", "chosen", "rejected")}
+    texts = {name: getattr(pair, name) for name in ("id", "group", "chosen", "rejected")}
     for name, value in texts.items():
         if not isinstance(value, str):
             raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")
     needed = [(name, value) for name, value in texts.items() if value.strip() or name not in ("id", "group")]
-    for code, name, got in [*(n for text in needed for n in text_problems(*text)), *pair_problems(pair)]:
+    problems = [*prompt_problems(pair.prompt), *(n for text in needed for n in text_problems(*text))]
+    for code, name, got in [*problems, *pair_problems(pair)]:
         if CODES[code].severity == "error":
             raise stop(code, got, f"`{name}` of pair {pair.id!r}")
     if not (isinstance(pair.weight, (int, float)) and 0 < pair.weight < math.inf):

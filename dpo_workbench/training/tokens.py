@@ -9,6 +9,7 @@ from itertools import chain
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.chat import PROBLEMS
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Prompt
 from dpo_workbench.pairs.pair import Pair
 from dpo_workbench.training.packing import Row
 
@@ -19,7 +20,7 @@ class Unfinished(str):
     """An answer that was cut off at the token limit. It gets no end token, since the model did not end it there."""
 
 
-Texts = tuple[str, str, tuple[str, ...]]  # id, prompt, answers
+Texts = tuple[str, Prompt, tuple[str, ...]]  # id, prompt, answers
 
 
 def pair_texts(pair: Pair) -> Texts:
@@ -27,7 +28,7 @@ def pair_texts(pair: Pair) -> Texts:
     return pair.id, pair.prompt, (pair.chosen, pair.rejected if pair.rejected_finished else Unfinished(pair.rejected))
 
 
-def encode(model: Model, row_id: str, prompt: str, answers: Iterable[str]) -> Row:
+def encode(model: Model, row_id: str, prompt: Prompt, answers: Iterable[str]) -> Row:
     """The ids of the prompt, and of each answer with one end token (none after an `Unfinished` one)."""
     try:
         ids = [model.chat.answer_ids(prompt, answer, not isinstance(answer, Unfinished)) for answer in answers]
