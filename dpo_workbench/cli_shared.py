@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime
 from functools import partial
@@ -34,6 +36,9 @@ OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder fo
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 SplitName = Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
+Template = Annotated[
+    list[str] | None, typer.Option(help="An argument of the chat template: enable_thinking=false. Repeat it.")
+]
 Engine = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server that serves --model.")]
 
 
@@ -81,10 +86,10 @@ def say_verdict(verdict: Any) -> None:
     say(f"\n{typer.style(verdict.outcome, bold=True)}\n\n{verdict.text}")
 
 
-def load(name: str | None, adapter: str | None, engine: str | None = None) -> Any:
+def load(name: str | None, adapter: str | None, template: dict[str, Any], engine: str | None = None) -> Any:
     """The loaded model, with its description printed; or with an engine the name of the served model."""
     if engine is None:
-        model = dw.load_model(name or "nano", adapter=adapter if adapter != "none" else None)
+        model = dw.load_model(name or "nano", adapter=adapter if adapter != "none" else None, template=template)
         say(repr(model))
         return model
     if adapter:
@@ -101,7 +106,18 @@ def builtin_task_of(prompts: set[str]) -> Any:
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
 
 
-def named_values(option: str, given: list[str] | None, kind: type = str) -> dict[str, Any]:
+def template_arguments(given: list[str] | None) -> dict[str, Any]:
+    """What --template says: JSON values, such as false or 3, and texts."""
+
+    def value(text: str) -> Any:
+        with suppress(ValueError):
+            return json.loads(text)
+        return text
+
+    return named_values("--template", given, value)
+
+
+def named_values(option: str, given: list[str] | None, kind: Callable[[str], Any] = str) -> dict[str, Any]:
     """What a repeated option says as NAME=VALUE, by name."""
     try:
         return {name: kind(value) for name, value in (term.split("=", 1) for term in given or ())}

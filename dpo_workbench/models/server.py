@@ -8,7 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -50,20 +50,27 @@ def draw(
     prompts: Sequence[Prompt],
     *,
     engine: str | None,
+    template: dict[str, Any] | None = None,
     repetition_penalty: float = 1.0,
     **settings: Any,
-) -> tuple[list[list[Answer]], dict[str, str]]:
+) -> tuple[list[list[Answer]], dict[str, Any]]:
     """Answers from the model in memory, or from a server: `generate` with one more argument.
 
     Args:
         model: a handle; with an engine it may also be the name of the served model, or None if only one is served.
         engine: None, or the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
+        template: arguments of the chat template of a model that is named; a handle has its own (see `load_model`).
         prompts, repetition_penalty, settings: as in `generate`; the API has no repetition penalty.
 
     Returns:
         The answers in the order of the prompts, and what a result should say about the server: `engine`, its address,
-        and `model`, the served name; empty without an engine.
+        `model`, the served name, and `template`, if it has arguments; empty without an engine.
     """
+    if template and (engine is None or isinstance(model, Model)):
+        raise WorkbenchError(
+            f"`template` is for a served model that is named. Got {template} for {model!r}. Load the model with them: "
+            "`dw.load_model(name, template={...})`."
+        )
     if engine is None:
         if model is None or isinstance(model, str):
             raise WorkbenchError(
@@ -77,7 +84,9 @@ def draw(
             "this arm on a loaded model, without an engine."
         )
     server = connect(engine, model)
-    return ask(server, prompts, **settings), {"engine": server.url, "model": server.model}
+    server = replace(server, template=template or server.template)
+    told = {"engine": server.url, "model": server.model, "template": server.template}
+    return ask(server, prompts, **settings), {key: value for key, value in told.items() if value}
 
 
 def connect(engine: str, model: Model | str | None) -> Server:

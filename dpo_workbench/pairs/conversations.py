@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_workbench.pairs.codes import Note, Refusal
-from dpo_workbench.pairs.messages import Message, Turns, as_prompt, check_text_only, read_messages
+from dpo_workbench.pairs.messages import KEYS, Message, Turns, are_messages, as_prompt, check_text_only, read_messages
 
 IMPLICIT = object()  # in place of a prompt: both answers begin with it
 SHORT = 4  # an implicit prompt must have at least 1/SHORT of the characters of the longer answer
 _OPENING = re.compile(r"[ \t]*(?:```\w*|[\[({<]+|<[\w:]+>|SELECT|WITH)[ \t]*", re.I)
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # of a dialogue
-_KEYS = ({"role", "content"}, {"from", "value"})  # of a message
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 
@@ -64,7 +63,7 @@ def _messages(value: Any, speaker: str, name: str) -> list[Message]:
 def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Ranked:
     """A prompt (text, messages, or IMPLICIT) with the answers from the columns `names`, the first one ranked best."""
     notes: list[Note] = []
-    prompt, *answers = (_decoded(v, n, notes) for v, n in zip((prompt, *answers), ("prompt", *names), strict=True))
+    prompt, *answers = (decoded(v, n, notes) for v, n in zip((prompt, *answers), ("prompt", *names), strict=True))
     if isinstance(prompt, str) and _TURN.match(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
         prompt = _turns(prompt)[:-1]
     if prompt is IMPLICIT and all(isinstance(answer, str) and _TURN.match(answer) for answer in answers):
@@ -86,10 +85,10 @@ def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> R
     return Ranked(as_prompt(asked), texts, [1.0] + [0.0] * (len(texts) - 1), notes=notes)
 
 
-def _decoded(value: Any, name: str, notes: list[Note]) -> Any:
+def decoded(value: Any, name: str, notes: list[Note]) -> Any:
     """The messages that a text spells out, as JSON or as Python writes a list; any other value as it is."""
     is_text = isinstance(value, str) and _LOOKS_LIKE_MESSAGES.match(value)
-    if not is_text or not any(all(key in value for key in keys) for keys in _KEYS):
+    if not is_text or not any(all(key in value for key in keys) for keys in KEYS):
         return value
     found = None
     for parse in (json.loads, ast.literal_eval):
@@ -97,7 +96,7 @@ def _decoded(value: Any, name: str, notes: list[Note]) -> Any:
             found = found or parse(value)
     if found is None:
         raise Refusal("P108", name, value, "Write the messages as a JSON list of objects; this text can't be decoded.")
-    if not all(isinstance(m, dict) and any(keys <= m.keys() for keys in _KEYS) for m in found):
+    if not are_messages(found):
         return value
     notes.append(("P210", name, value))
     return found

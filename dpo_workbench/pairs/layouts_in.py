@@ -12,7 +12,7 @@ from typing import Any
 
 from dpo_workbench.pairs.codes import Refusal, excerpt, stop
 from dpo_workbench.pairs.conversations import IMPLICIT, Ranked, conversation, number, text
-from dpo_workbench.pairs.messages import as_prompt, check_text_only, read_messages
+from dpo_workbench.pairs.messages import check_text_only
 from dpo_workbench.pairs.preference import Pair
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input")  # names of columns; the first one is ours
@@ -124,10 +124,8 @@ def _earlier(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _read_pair(row: dict[str, Any]) -> Ranked:
-    if "chosen_from" in row and "prompt" in row:  # `Pairs.save` wrote these texts: they are read as they are
-        asked, answers = row["prompt"], [text(row[name], name) for name in ("chosen", "rejected")]
-        asked = as_prompt(read_messages(asked, "prompt")) if isinstance(asked, list) else text(asked, "prompt")
-        return Ranked(asked, answers, [1.0, 0.0])
+    if "chosen_from" in row and isinstance(row.get("prompt"), str):  # as `Pairs.save` writes texts: read as they are
+        return Ranked(row["prompt"], [text(row[name], name) for name in ("chosen", "rejected")], [1.0, 0.0])
     asked, answers = _asked(row, IMPLICIT), [row["chosen"], row["rejected"]]
     if asked is IMPLICIT and all(isinstance(answer, dict) for answer in answers):  # one message each
         asked = _asked(row, IMPLICIT, ("messages", "conversations"))

@@ -11,6 +11,7 @@ Message = tuple[str, str]  # role (system, user or assistant) and content
 Turns = tuple[Message, ...]  # a prompt of several messages, of which the user says the last one
 Prompt = str | Sequence[Any]  # what functions take: a text, or messages as dicts with role and content, or as `Turns`
 
+KEYS = ({"role", "content"}, {"from", "value"})  # of a message
 _ROLES = {
     **{"system": "system", "developer": "system", "user": "user", "human": "user"},
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant"),
@@ -42,6 +43,12 @@ def as_prompt(messages: Sequence[Message]) -> str | Turns:
     if messages[-1][0] != "user":
         raise Refusal("P203", "prompt", ", ".join(role for role, _ in messages))
     return messages[0][1] if len(messages) == 1 else tuple(messages)
+
+
+def are_messages(value: Any) -> bool:
+    """Whether a value is a list that begins with a message, and not other data."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(keys <= first.keys() for keys in KEYS)
 
 
 def read_messages(given: Any, name: str) -> list[Message]:

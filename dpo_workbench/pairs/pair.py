@@ -57,8 +57,9 @@ class Pairs(Sequence[Pair]):
         return Pairs(self.rows[index], self.task) if isinstance(index, slice) else self.rows[index]
 
     def save(self, path: str | Path) -> Path:
-        """Write JSONL, one pair per line, in one step; `weight` only where it is not 1."""
-        write_text(Path(path), "".join(json.dumps(_row(pair), ensure_ascii=False) + "\n" for pair in self.rows))
+        """Write JSONL, one pair per line (see `pair_rows`), in one step; `weight` only where it is not 1."""
+        rows = ({k: v for k, v in row.items() if (k, v) != ("weight", 1.0)} for row in pair_rows(self.rows))
+        write_text(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return Path(path)
 
     @classmethod
@@ -104,10 +105,13 @@ class Pairs(Sequence[Pair]):
         return "\n".join(lines)
 
 
-def _row(pair: Pair) -> dict[str, Any]:
-    """What a file says about a pair: the turns of a prompt as messages."""
-    row = asdict(pair) | ({} if isinstance(pair.prompt, str) else {"prompt": messages_of(pair.prompt)})
-    return {key: value for key, value in row.items() if (key, value) != ("weight", 1.0)}
+def pair_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """The pairs as plain values. If a prompt has turns, all texts are messages (TRL's conversational format)."""
+    rows = [asdict(pair) for pair in pairs]
+    if all(isinstance(pair.prompt, str) for pair in pairs):
+        return rows
+    said = [{name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")} for row in rows]
+    return [row | {"prompt": messages_of(p.prompt)} | both for row, p, both in zip(rows, pairs, said, strict=True)]
 
 
 def _check(pair: Pair) -> None:

@@ -67,8 +67,8 @@ def test_rows_with_tool_calls_or_images_are_refused_one_by_one(tmp_path, form: s
     """Arrow gives every row and message all keys, so a file has null and empty ones next to those with content."""
     called = {"role": "assistant", "content": "7", "tool_calls": [CALL]}
     empty = {"role": "assistant", "content": "7", "tool_calls": []}
-    rows = [row(0, images=None, tools=None), row(1, images=[]), row(2, images=["a.png"]), row(3, images=None), row(4, chosen=[called])]
-    rows += [row(5, chosen=[empty]), row(6, tools=json.dumps([CALL])), row(7, tools="[]")]
+    rows = [row(0, images=None, tools=None), row(1, images=[]), row(2, images=["a.png"]), row(3, images=None)]
+    rows += [row(4, chosen=[called]), row(5, chosen=[empty]), row(6, tools=json.dumps([CALL])), row(7, tools="[]")]
     if form == "jsonl":
         source = tmp_path / "a.jsonl"
         source.write_text("".join(json.dumps(r) + "\n" for r in rows))
