@@ -101,7 +101,7 @@ def test_a_task_may_have_turns(tmp_path, form: str) -> None:
     [
         (turns(1)[:3], "must end with a message of the user.*2, P203"),
         ([{"role": "tool", "content": "7"}, *turns(1)], "text only. Got tool"),
-        ([*turns(1)[:3], {"role": "user", "content": " "}], "must have a prompt with text"),
+        ([*turns(1)[:3], {"role": "user", "content": " "}], "must not be empty. Got.*P301"),
     ],
 )
 def test_a_row_of_a_task_that_is_no_prompt_is_named(value, message: str) -> None:

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.messages import Prompt, messages_of, read_prompt
+from dpo_workbench.pairs.messages import Prompt, messages_of
 
 PROBLEMS = {  # kinds of problems that `Chat.check` reports
     "prompt": "have a prompt of which the template drops or rewrites a message",
@@ -94,7 +94,7 @@ class Chat:
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as the template writes it, up to where the answer starts."""
-        return self._start(self._messages(prompt))
+        return self._render(self._messages(prompt), generate=True) + self._header
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids up to where the answer starts: what generation starts from."""
@@ -148,7 +148,7 @@ class Chat:
 
     def _messages(self, prompt: Prompt) -> list[dict[str, str]]:
         """The messages as the model can take them: system text in the first user turn if there is no such role."""
-        messages = messages_of(read_prompt(prompt))
+        messages = messages_of(prompt)
         system = [m["content"] for m in messages if m["role"] == "system"]
         if not system or self._has_system_role:
             return messages
@@ -167,9 +167,6 @@ class Chat:
         if not found:
             print("This model has no system role: system text is put in front of the first user turn.")
         return found
-
-    def _start(self, messages: list[dict[str, str]]) -> str:
-        return self._render(messages, generate=True) + self._header
 
     def _render(self, messages: list[dict[str, str]], answer: str | None = None, generate: bool = False) -> str:
         messages = messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
@@ -217,7 +214,7 @@ class Chat:
         """
         messages = self._messages(prompt)
         for said in (messages, messages[-1:]):
-            start, whole = self._start(said), self._render(said, answer)
+            start, whole = self._render(said, generate=True) + self._header, self._render(said, answer)
             if whole.startswith(start) and whole.endswith(self._tail):
                 return whole[len(start) : len(whole) - len(self._tail)] + self._lead
         return None

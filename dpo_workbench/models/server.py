@@ -20,7 +20,7 @@ from dpo_workbench.models.decoding import Answer, check_decoding
 from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.pairs.messages import Prompt, messages_of, read_prompt
+from dpo_workbench.pairs.messages import Prompt, messages_of
 
 CONCURRENT = 32  # requests that the server has at one time
 TIMEOUT = 600.0  # seconds that a request may take, including its wait in the server's queue
@@ -148,7 +148,7 @@ def ask(
     """
     check_decoding(samples, temperature, max_new_tokens)
 
-    messages = [messages_of(read_prompt(prompt)) for prompt in prompts]
+    messages = [messages_of(prompt) for prompt in prompts]
 
     def one(k: int) -> tuple[int, Answer]:
         settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}

@@ -1,4 +1,4 @@
-"""The checks of preference data: what is wrong with a text, a prompt, a pair or a set, and shortcuts in a set."""
+"""The checks of preference data: what is wrong with a text, a pair or a set, and shortcuts in a set."""
 
 from __future__ import annotations
 
@@ -28,13 +28,6 @@ def text_problems(name: str, text: str) -> Iterator[Note]:
     for code, match in (("P304", half), ("P306", _TEMPLATE_TOKEN.search(text))):
         if match:
             yield code, name, text[max(0, match.start() - 20) : match.end() + 20]
-
-
-def prompt_problems(prompt: str | Turns) -> Iterator[Note]:
-    """What is wrong with the texts of a prompt. Messages before the user's last one may be empty."""
-    *earlier, asked = [message["content"] for message in messages_of(prompt)]
-    for text in (asked, *filter(str.strip, earlier)):
-        yield from text_problems("prompt", text)
 
 
 def pair_problems(pair: Pair) -> Iterator[Note]:

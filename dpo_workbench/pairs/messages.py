@@ -39,10 +39,13 @@ def read_prompt(given: Any, where: str = "") -> str | Turns:
 
 
 def as_prompt(messages: Sequence[Message]) -> str | Turns:
-    """The prompt that messages make. Raises Refusal if the last one is not from the user."""
-    if messages[-1][0] != "user":
-        raise Refusal("P203", "prompt", ", ".join(role for role, _ in messages))
-    return messages[0][1] if len(messages) == 1 else tuple(messages)
+    """The prompt that messages make. Raises Refusal if the last one is not from the user, or empty."""
+    role, asked = messages[-1]
+    if role != "user":
+        raise Refusal("P203", "prompt", role)
+    if not asked.strip():
+        raise Refusal("P301", "prompt", repr(asked[:9]))
+    return asked if len(messages) == 1 else tuple(messages)
 
 
 def are_messages(value: Any) -> bool:
@@ -104,9 +107,10 @@ def _has_content(value: Any) -> bool:
     return bool(value) and value not in ("[]", "{}", "null")
 
 
-def messages_of(prompt: str | Turns) -> list[dict[str, str]]:
-    """The messages of a prompt as chat templates, servers and files take them."""
-    turns = (("user", prompt),) if isinstance(prompt, str) else prompt
+def messages_of(prompt: Prompt) -> list[dict[str, str]]:
+    """The messages of a prompt as chat templates, servers and files take them. Raises as `read_prompt` does."""
+    read = read_prompt(prompt)
+    turns = (("user", read),) if isinstance(read, str) else read
     return [{"role": role, "content": content} for role, content in turns]
 
 

@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
-from dpo_workbench.pairs.checks import fixed_rules, learned_rules, pair_problems, prompt_problems, text_problems
+from dpo_workbench.pairs.checks import fixed_rules, learned_rules, pair_problems, text_problems
 from dpo_workbench.pairs.codes import CODES, Finding, stop
 from dpo_workbench.pairs.messages import messages_of
 from dpo_workbench.pairs.preference import Pair
@@ -117,12 +117,12 @@ def pair_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 def _check(pair: Pair) -> None:
     """The checks that `read_pairs` makes, for pairs that were made in other ways."""
     texts = {name: getattr(pair, name) for name in ("id", "group", "chosen", "rejected")}
+    texts["prompt"] = pair.prompt_as_text
     for name, value in texts.items():
         if not isinstance(value, str):
             raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")
     needed = [(name, value) for name, value in texts.items() if value.strip() or name not in ("id", "group")]
-    problems = [*prompt_problems(pair.prompt), *(n for text in needed for n in text_problems(*text))]
-    for code, name, got in [*problems, *pair_problems(pair)]:
+    for code, name, got in [*(n for text in needed for n in text_problems(*text)), *pair_problems(pair)]:
         if CODES[code].severity == "error":
             raise stop(code, got, f"`{name}` of pair {pair.id!r}")
     if not (isinstance(pair.weight, (int, float)) and 0 < pair.weight < math.inf):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import pair_problems, prompt_problems, set_problems, text_problems
+from dpo_workbench.pairs.checks import pair_problems, set_problems, text_problems
 from dpo_workbench.pairs.codes import CODES, Finding, Refusal, excerpt, stop
 from dpo_workbench.pairs.conversations import Ranked
 from dpo_workbench.pairs.layouts_in import OTHERS, Layout, nearest, read_row, recognise
@@ -80,8 +80,8 @@ class Reader:
             self._look_at_columns(row)
             names = ("chosen", "rejected") if len(ranked.answers) == 2 else ("answer",) * len(ranked.answers)
             labels = [(name, text) for name in ("id", "group") if (text := ranked.fields.get(name, "").strip())]
-            ranked.notes += prompt_problems(ranked.prompt)
-            for name, text in [*zip(names, ranked.answers, strict=True), *labels]:
+            texts = [prompt_as_text(ranked.prompt), *ranked.answers]
+            for name, text in [*zip(("prompt", *names), texts, strict=True), *labels]:
                 ranked.notes += text_problems(name, text)
             self._raise_errors(ranked, row)
             if self.layout.grouped:

@@ -12,7 +12,7 @@ from typing import Any
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.codes import Refusal, stop
 from dpo_workbench.pairs.conversations import decoded
-from dpo_workbench.pairs.messages import Turns, are_messages, messages_of, prompt_as_text, read_prompt
+from dpo_workbench.pairs.messages import Turns, are_messages, prompt_as_text, read_prompt
 from dpo_workbench.pairs.preference import normal
 from dpo_workbench.pairs.sources import open_source
 from dpo_workbench.pairs.splits import deal, drawn
@@ -86,8 +86,8 @@ def _example(row: Any, where: str, own_id: str, columns: Mapping[str, Column | N
     taken = {what: _take(row, column, what, where) for what, column in columns.items() if column is not None}
     prompt = _prompt(taken.pop("prompt"), where)
     given = {what: _text(value) for what, value in taken.items()}
-    for what, text in {"split": "x", **given, "prompt": messages_of(prompt)[-1]["content"]}.items():
-        if what in ("prompt", "reference", "split") and not text.strip():
+    for what in ("prompt", "reference", "split"):
+        if not (prompt_as_text(prompt) if what == "prompt" else given.get(what, "x")).strip():
             raise WorkbenchError(f"Each row must have a {what} with text. Got none ({where}). Fix or drop the row.")
     split = given.pop("split", "").strip()
     fields: dict[str, Any] = {"id": own_id, "group": normal(prompt_as_text(prompt)), **given}

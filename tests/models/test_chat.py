@@ -478,7 +478,7 @@ def test_arguments_of_the_template() -> None:
 def test_a_prompt_must_be_text_that_the_user_says_last() -> None:
     for prompt, told in (
         ([], "must have messages. Got .. .`prompt`, P201"),
-        ([("user", "a"), ("assistant", "b")], "must end with a message of the user. Got user, assistant"),
+        ([("user", "a"), ("assistant", "b")], "must end with a message of the user. Got assistant"),
         ([{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}], "text only.*prompt.0..tool_calls`, P205"),
     ):
         with pytest.raises(WorkbenchError, match=told):

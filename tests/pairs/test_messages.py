@@ -29,7 +29,7 @@ def test_messages_become_turns_and_one_user_message_its_text() -> None:
     [
         (3, "int: 3 .`prompt`, P108.. Write text or a list of messages"),
         ([], "must have messages. Got .. .`prompt`, P201"),
-        ([("user", "a"), ("assistant", "b")], "must end with a message of the user. Got user, assistant"),
+        ([("user", "a"), ("assistant", "b")], "must end with a message of the user. Got assistant"),
         ([("system", "a")], "must end with a message of the user. Got system"),
         ([("user", "a"), ("user", "b")], "must alternate. Got user, user .`prompt.1..role`"),
         ([("king", "a")], "A role must be .* Got king"),
@@ -144,7 +144,21 @@ def test_equal_conversations_stay_on_one_side_and_different_ones_are_no_leak() -
 
 def test_an_empty_last_message_is_no_prompt_and_an_earlier_one_may_be_empty() -> None:
     assert read_pairs([row(0, prompt=messages_of((("system", ""), ("user", "q"))))]).kept == 1
-    assert read_pairs([row(0, prompt=messages_of((("system", "x"), ("user", " "))))]).counts["P301"] == 1
+    assert (
+        read_pairs(
+            [
+                row(
+                    0,
+                    prompt=[
+                        *messages_of(TURNS),
+                        {"role": "assistant", "content": "x"},
+                        {"role": "user", "content": " "},
+                    ],
+                )
+            ]
+        ).counts["P301"]
+        == 1
+    )
     with pytest.raises(WorkbenchError, match="P301"):
         Pairs([Pair("a", [("system", "x"), ("user", "")], "b", "c")])
     (found,) = [
