@@ -73,9 +73,7 @@ def check(
     columns: Annotated[list[str] | None, typer.Option("--map", help="Such as prompt=question; repeat it.")] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Also check against this model (no weights).")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Also check for this model; no weights.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="For --model: limit of a prompt with one answer.")] = 1024,
     template: Annotated[list[str] | None, typer.Option(help="For --model: such as enable_thinking=false.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -91,13 +89,12 @@ def check(
         read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
         found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
         arguments = shared.named_values("--template", template, shared.json_value)
-        flight = dw.preflight(read.found, model, max_tokens=max_tokens, template=arguments) if model else None
+        flight = None
+        if model and read.found:
+            flight = dw.preflight(read.found, model, max_tokens=max_tokens, template=arguments)
     if as_json:
-        say(
-            json.dumps(
-                {"file": read.to_dict(), "leaks": found and str(found), "preflight": flight and flight.to_dict()}
-            )
-        )
+        told = {"file": read.to_dict(), "leaks": found and str(found), "preflight": flight and flight.to_dict()}
+        say(json.dumps(told))
     else:
         say("\n".join(str(part) for part in (read, found, flight) if part))
     if html and flight:

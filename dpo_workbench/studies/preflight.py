@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import pre, table, visible
 from dpo_workbench.models.chat import PROBLEMS, Chat, Prompt, read_messages
 from dpo_workbench.models.files import load_chat, max_positions
@@ -23,27 +24,20 @@ from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.plots.pairs import MaskDisplay
 
 SHOWN = 3  # pairs of a finding in text and on the page, 1 of a note; `to_dict` has all
-ADVICE = {  # kind of `Chat.check`: severity, and what to do
+ADVICE = {  # kind of `Chat.check`: severity, and what to do; other kinds are notes
     "prompt": ("warning", "Use a template that writes every message, or drop these pairs."),
-    "answer": ("note", "Nothing to do if you train here."),
     "thinking": ("warning", "Close the block in the answers, or switch thinking off, as with enable_thinking=false."),
     "special": ("warning", "Take it out of the texts: the tokenizer reads it as a control token."),
-    "join": ("note", "Nothing to do if you train here."),
     "contract": ("warning", "Read some of these pairs. If it is about thinking, an argument of the template may help."),
     "end": ("note", "Make sure that whatever serves the trained model stops at this token."),
 }
-TRL = (
-    "1.16"  # the version whose DPOTrainer `trl_row` and this table describe; tests compare them with the installed one
-)
+TRL = "1.16"  # the version whose DPOTrainer `trl_row` and this table describe; tests compare them with the installed
 TRL_DOES = {  # what happens to pairs, and what to do
     "fails": ("stop it, because the template can't write them", "Put system text into the first user message."),
     "template": ("are trained without the chat template", "Write prompts and answers as messages."),
     "drops": ("are left out in silence: the prompt alone fills max_length", "Shorten the prompt, or raise max_length."),
     "cuts": ("lose the end of an answer, end token included, in silence", "Drop them, or set max_length=None."),
-    "prompt": (
-        "lose the end of the prompt, which differs with an answer after it",
-        "Change the template, or train here.",
-    ),
+    "prompt": ("lose the prompt's end, which differs once an answer follows", "Change the template, or train here."),
     "bos": ("do not have exactly one BOS token", "Look at the template and at the tokenizer's add_bos_token."),
     "end": ("have an answer without the model's end token", "Add it to the answers, or repair the template."),
     "unfinished": ("get an end token where an answer was cut off", "Leave them out."),
@@ -112,9 +106,8 @@ class Preflight:
 
     def _repr_html_(self) -> str:
         lengths = table(("tokens", "median", "95 %", "max"), ((name, *v) for name, v in self.lengths.items()))
-        return "\n".join(
-            [pre(self.title), lengths, *map(pre, self._lines()), self.mask._repr_html_() if self.mask else ""]
-        )
+        mask = self.mask._repr_html_() if self.mask else ""
+        return "\n".join([pre(self.title), lengths, *map(pre, self._lines()), mask])
 
 
 def preflight(
@@ -128,8 +121,10 @@ def preflight(
         max_tokens: limit for a prompt with one of its answers.
 
     Raises:
-        WorkbenchError: the model's files cannot be read, or its template can't be used at all.
+        WorkbenchError: there are no pairs, the model's files cannot be read, or its template can't be used at all.
     """
+    if not pairs:
+        raise WorkbenchError("A pre-flight check needs pairs. Got none. Look at what `read_pairs` refused.")
     chat, config = load_chat(model, template)
     texts = [pair_texts(pair) for pair in pairs]
     rows, broken = encode_all(chat, texts, max_tokens, max_positions(config))
@@ -141,9 +136,8 @@ def preflight(
     texts = [text for text in texts if text[0] in made]
     issues += sorted(_template_issues(chat, texts), key=lambda issue: issue.severity, reverse=True)
     trl = {}
-    for form in ["messages"] * bool(chat.tokenizer.chat_template) + ["text"] * all(
-        isinstance(p, str) for _, p, _ in texts
-    ):
+    possible = {"messages": bool(chat.tokenizer.chat_template), "text": all(isinstance(p, str) for _, p, _ in texts)}
+    for form in [form for form, is_possible in possible.items() if is_possible]:
         how = f"TRL {TRL}, DPOTrainer with max_length={max_tokens}, if prompt and answers are given as {form}"
         trl[how] = _trl_issues(chat, rows, texts, max_tokens, form)
     mask = show(chat, min(rows, key=lambda row: row.n_tokens)) if rows else None
@@ -163,10 +157,8 @@ def _lengths(rows: Sequence[Row]) -> dict[str, list[int]]:
     counts = [(len(r.prompt_ids), *map(len, r.answer_ids), r.length, r.n_tokens) for r in rows]
     names = ("prompt", "chosen", "rejected", "prompt and longer answer", "packed row")
     places = [math.ceil(q * len(rows)) - 1 for q in (0.5, 0.95, 1)]
-    return {
-        name: [sorted(values)[k] for k in places]
-        for name, values in zip(names, zip(*counts, strict=True), strict=False)
-    }
+    values = dict(zip(names, map(sorted, zip(*counts, strict=True)), strict=False))
+    return {name: [found[k] for k in places] for name, found in values.items()}
 
 
 def _facts(chat: Chat, rows: Sequence[Row], texts: Sequence[Texts], max_tokens: int, positions: int) -> dict[str, str]:
@@ -180,21 +172,20 @@ def _facts(chat: Chat, rows: Sequence[Row], texts: Sequence[Texts], max_tokens: 
     answers = [ids for row in rows for ids in row.answer_ids]
     whole = [row.prompt_ids + ids for row in rows for ids in row.answer_ids]
     over = sum(row.length > max_tokens for row in rows)
+    share = f"{over} of {len(rows)} pairs ({over / max(1, len(rows)):.0%}) have over max_tokens={max_tokens}"
     stops = ", ".join(repr(name(i)) for i in chat.stop_ids if i != end)
     facts = {
-        "too long": f"{over} of {len(rows)} pairs ({over / max(1, len(rows)):.0%}) have over max_tokens={max_tokens}"
-        + (f"; the model has {positions:,} positions" if positions < sys.maxsize else ""),
-        "BOS": "this tokenizer has none" if bos is None else f"{counted(bos, whole)} prompts with an answer",
-        "end token": f"{counted(end, answers)} answers, from {chat.end_from}"
-        + f"; {stops} also stop sampling" * bool(stops),
+        "too long": f"{share}; the model has {positions:,} positions" if positions < sys.maxsize else share,
+        "BOS": f"{counted(bos, whole)} prompts with an answer" if bos is not None else "this tokenizer has none",
+        "end token": f"{counted(end, answers)} answers, from {chat.end_from}",
     }
+    facts |= {"also stop sampling": stops} if stops else {}
     own = [bool(_BLOCK.search(answer)) for _, _, pair in texts for answer in pair]
     written = [bool(_BLOCK.search(chat.tokenizer.decode(ids))) for ids in answers]
     if any(own + written):
         added, gone = (sum(a > b for a, b in zip(*two, strict=True)) for two in ((written, own), (own, written)))
-        facts["thinking"] = (
-            f"{sum(own)} of {len(own)} answers have a block; the template adds {added} and removes {gone}"
-        )
+        blocks = f"{sum(own)} of {len(own)} answers have a block"
+        facts["thinking"] = f"{blocks}; the template adds {added} and removes {gone}"
     return facts
 
 
@@ -209,7 +200,7 @@ def _template_issues(chat: Chat, texts: Sequence[Texts]) -> Iterator[Issue]:
             for kind, detail in kinds.items():
                 found[kind].setdefault(row_id, f"{name}: {detail}")
     for kind, rows in found.items():
-        severity, advice = ADVICE[kind]
+        severity, advice = ADVICE.get(kind, ("note", "Nothing to do if you train here."))
         yield Issue(severity, f"{counts[kind]} of {2 * len(texts)} answers {PROBLEMS[kind]}", advice, rows)
     system = {i: "" for i, prompt, _ in texts if any(m["role"] == "system" for m in read_messages(prompt))}
     if system and not chat.has_system_role:
@@ -231,9 +222,8 @@ def trl_row(chat: Chat, prompt: Prompt, answers: Sequence[str]) -> tuple[list[li
     else:
         talks = [list(prompt), *([*prompt, {"role": "assistant", "content": str(answer)}] for answer in answers)]
         options = {"return_dict": True, **chat.arguments}
-        ids = [
-            tokenizer.apply_chat_template(m, add_generation_prompt=m is talks[0], **options)["input_ids"] for m in talks
-        ]
+        made = [tokenizer.apply_chat_template(t, add_generation_prompt=t is talks[0], **options) for t in talks]
+        ids = [encoded["input_ids"] for encoded in made]
     n = min(len(commonprefix([ids[0], other])) for other in ids[1:])
     return [ids[0][:n], *(other[n:] for other in ids[1:])], ids[0][n:]
 
@@ -250,10 +240,10 @@ def _trl_issues(chat: Chat, rows: Sequence[Row], texts: Sequence[Texts], max_tok
     if form == "text" and chat.tokenizer.chat_template:
         found["template"] = {row_id: f"it begins with {prompt[:30]!r}" for row_id, prompt, _ in texts}
         found.pop("other", None)
+    does = {key: told for key, told in TRL_DOES.items() if key in found}
+    n = len(rows)
     return [
-        Issue("note", f"{len(found[k])} of {len(rows)} pairs {TRL_DOES[k][0]}", TRL_DOES[k][1], found[k])
-        for k in TRL_DOES
-        if k in found
+        Issue("note", f"{len(found[k])} of {n} pairs {what}", advice, found[k]) for k, (what, advice) in does.items()
     ]
 
 
@@ -266,15 +256,15 @@ def _trl_did(
     longest, dropped = max(map(len, whole)), len(ids[0]) >= max_tokens
     tails = [answer[len(answer) - answer[::-1].index(end) :] for answer in ids[1:] if end in answer]
     cut_off = [isinstance(a, Unfinished) and end in own for a, own in zip(answers, ids[1:], strict=True)]
-    found = {
-        "drops": f"{len(ids[0])} tokens" * dropped,
-        "cuts": f"{longest} tokens" * (longest > max_tokens and not dropped),
-        "prompt": repr(decode(lost)) * bool(lost),
-        "bos": f"{whole[0].count(bos)} of them" * (bos is not None and any(w.count(bos) != 1 for w in whole)),
-        "end": f"it ends with {decode(ids[1][-2:])!r}" * (len(tails) < len(answers)),
-        "unfinished": "the rejected answer" * any(cut_off),
-        "tail": repr(decode(max(tails, key=len))) if any(tails) else "",
-    }
     ours = [list(row.prompt_ids + answer) for answer in row.answer_ids]
-    found["other"] = repr(decode(whole[0][-20:])) * (ours != whole and not any(found.values()))
-    return {key: detail for key, detail in found.items() if detail}
+    seen = [  # key, whether it is so, what was found
+        ("drops", dropped, f"{len(ids[0])} tokens"),
+        ("cuts", longest > max_tokens and not dropped, f"{longest} tokens"),
+        ("prompt", bool(lost), repr(decode(lost))),
+        ("bos", bos is not None and any(w.count(bos) != 1 for w in whole), f"{whole[0].count(bos)} of them"),
+        ("end", len(tails) < len(answers), f"it ends with {decode(ids[1][-2:])!r}"),
+        ("unfinished", any(cut_off), "the rejected answer"),
+        ("tail", any(tails), repr(decode(max(tails, key=len, default=[])))),
+    ]
+    found = {key: detail for key, is_so, detail in seen if is_so}
+    return found if found or ours == whole else {"other": repr(decode(whole[0][-20:]))}

@@ -19,6 +19,7 @@ from dpo_workbench.studies import preflight as module
 from dpo_workbench.studies.preflight import TRL, TRL_DOES, preflight, show, trl_row
 from dpo_workbench.training.tokens import Unfinished, tokenize
 
+ROOT = Path(__file__).parents[2]
 GOOD = [dw.Pair(f"p{k}", f"What is {k} plus {k}?", f"It is {2 * k}.", f"It is {2 * k + 1}.") for k in range(10)]
 NARROW = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -210,5 +211,15 @@ def test_each_kind_of_difference_is_found_and_none_where_there_is_none() -> None
 
 
 def test_the_version_is_the_one_that_the_project_tests_with() -> None:
-    pins = (Path(__file__).parents[2] / "constraints.txt").read_text(encoding="utf-8")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert re.search(rf"^trl=={re.escape(TRL)}\.", pins, re.MULTILINE)
+
+
+def test_the_output_on_the_page_is_what_the_command_prints() -> None:
+    pairs = dw.read_pairs(ROOT / "data" / "labelling" / "python_pairs.jsonl").found
+    assert repr(preflight(pairs, "nano", max_tokens=120)) in (ROOT / "docs" / "preflight.md").read_text("utf-8")
+
+
+def test_no_pairs_are_an_error() -> None:
+    with pytest.raises(dw.WorkbenchError, match="needs pairs. Got none"):
+        preflight([], "nano")
