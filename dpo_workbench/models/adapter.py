@@ -47,8 +47,10 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
     elif kind == "phimoe":
         excluded = ["router"]  # a linear layer that returns three tensors
     transposed = any(isinstance(module, Conv1D) for module in network.modules())  # GPT-2
-    where = {"target_modules": "all-linear", "exclude_modules": excluded, "fan_in_fan_out": transposed}
-    config = LoraConfig(r=rank, lora_alpha=alpha, task_type="CAUSAL_LM", **where)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules="all-linear", exclude_modules=excluded, task_type="CAUSAL_LM",
+        fan_in_fan_out=transposed,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -258,10 +260,10 @@ def dequantized_and_merged(network: PeftModel, name: str, folder: Path) -> Any:
             raise ValueError(f"{path} has NaN or infinite weights")
         if state and issubclass(base.source_cls, Conv1D):  # transformers transposes these before they are quantized
             weight = weight.T
-        file = {"filename": str(folder / str(number)), "shared": True, "dtype": causal.dtype}
-        merged = torch.from_file(size=weight.numel(), **file).view(weight.shape).copy_(weight)
+        file = torch.from_file(str(folder / str(number)), True, weight.numel(), dtype=causal.dtype)
         plain = nn.Linear(1, 1, bias=False, device="meta")
-        plain.weight, plain.bias = nn.Parameter(merged, requires_grad=False), base.bias
+        plain.weight = nn.Parameter(file.view(weight.shape).copy_(weight), requires_grad=False)
+        plain.bias = base.bias
         causal.set_submodule(path, plain)
     causal.hf_quantizer, causal.is_quantized = None, False
     del causal.config.quantization_config

