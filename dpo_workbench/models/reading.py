@@ -59,14 +59,9 @@ def read_model(
                 setattr(settings, key, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(source)
         network, loaded = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            device_map={"": where},
-            quantization_config=_four_bit(name, config, dtype, quantize),
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            device_map={"": where}, quantization_config=_four_bit(name, config, dtype, quantize),
+        )  # fmt: skip
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
     except torch.OutOfMemoryError as error:
