@@ -150,7 +150,7 @@ class Chat:
         """The messages as the model can take them: system text in the first user turn if there is no such role."""
         messages = messages_of(prompt)
         system = [m["content"] for m in messages if m["role"] == "system"]
-        if not system or self._has_system_role:
+        if not system or self.has_system_role:
             return messages
         rest = [m for m in messages if m["role"] != "system"]
         first = next(m for m in rest if m["role"] == "user")
@@ -158,7 +158,8 @@ class Chat:
         return rest
 
     @cached_property
-    def _has_system_role(self) -> bool:
+    def has_system_role(self) -> bool:
+        """True if the template writes a system message; said once if it does not."""
         try:
             asked = [{"role": "system", "content": MARK}, {"role": "user", "content": "x"}]
             found = MARK in self._render(asked, generate=True)

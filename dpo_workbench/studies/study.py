@@ -119,6 +119,7 @@ def open_study(
     split: str = "test",
     recipe: Recipe | None = None,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     from_scratch: bool = False,
     pairs: Pairs | None = None,
     template: dict[str, Any] | None = None,
@@ -134,6 +135,7 @@ def open_study(
     prompts = _digest([(e.id, e.prompt, e.reference) for e in test])
     settings = {"model": model, "task": name, "split": split, "prompts": prompts, "from_scratch": from_scratch}
     settings |= {"adapter": str(adapter)} if adapter else {}
+    settings |= {"quantize": quantize} if quantize else {}
     settings |= {"pairs": _digest([asdict(pair) for pair in pairs])} if pairs is not None else {}
     settings |= {"template": template} if template else {}
     settings = json.loads(json.dumps(settings | asdict(recipe)))
@@ -144,7 +146,7 @@ def open_study(
             f"A run folder holds one run. {folder} holds a run with other settings (see its settings.json). Choose "
             "another folder with --out, or delete this one."
         )
-    base = load_model(model, template=template)
+    base = load_model(model, quantize=quantize, template=template)
     base = replace(base, chat=base.chat.dated(recorded.get("date")))  # a study keeps its first day's date, if any
     settings |= {"date": base.chat.date} if base.chat.date else {}
     write_json(mark, settings)
