@@ -50,11 +50,13 @@ def demo(
     task: shared.DemoTask = None,
     from_scratch: Annotated[bool, typer.Option(help="Also train the fine-tuned starting point.")] = False,
     adapter: shared.AdapterFolder = None,
+    quantize: shared.Quantize = None,
     seed: shared.Seed = 0,
 ) -> None:
     """The whole method: find failures, train with DPO and with a control, test both on held-out prompts, report."""
     folder = out or Path("runs") / f"demo-{Path(model).name}"
-    result = dw.demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
+    start: dict[str, Any] = {"from_scratch": from_scratch, "adapter": adapter, "quantize": quantize}
+    result = dw.demo(model, folder, task_name=task, **start, seed=seed)
     shared.say_verdict(result.verdict())
     say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
 
@@ -110,6 +112,7 @@ def mine(
     out: shared.Out,
     model: shared.ServedName = None,
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
     task: shared.TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
@@ -127,7 +130,7 @@ def mine(
     loaded = dw.load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
-    handle = shared.load(model, adapter, engine)
+    handle = shared.load(model, adapter, quantize, engine)
     prompts = loaded.train[skip:][:limit]
     found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
     if target:
@@ -146,6 +149,7 @@ def train(
     out: shared.Out,
     model: shared.ModelName = "nano",
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
     task: shared.DevTask = None,
     loss: Annotated[list[str] | None, typer.Option(help="A name in docs/losses.md; or NAME=WEIGHT, repeated.")] = None,
     **settings: Any,
@@ -165,7 +169,7 @@ def train(
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
         if loaded.task is None:
             say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
-    start = shared.load(model, adapter or shipped_adapter(model, loaded.task))
+    start = shared.load(model, adapter or shipped_adapter(model, loaded.task), quantize)
     dw.record_run(out, start, loaded, config)
     run = dw.train(start, loaded, config, folder=out)
     run.model.save(out / "adapter")
@@ -207,6 +211,7 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for the answers and scores.")],
     model: shared.ServedName = None,
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
     task: shared.TaskName = "receipts",
     split: shared.SplitName = "dev",
     limit: shared.Limit = None,
@@ -216,7 +221,7 @@ def evaluate(
     """Answer held-out prompts greedily and count failures by class, with confidence intervals."""
     prompts = dw.load_task(task).split(split)[:limit]
     name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
-    handle = shared.load(model, adapter, engine)
+    handle = shared.load(model, adapter, quantize, engine)
     done = dw.evaluate(handle, prompts, name=name, seed=seed, engine=engine)
     done.save(out)
     say(f"{done}\nanswers: {out}")
@@ -254,6 +259,7 @@ def arms(
     task: shared.TaskName = "receipts",
     model: shared.ModelName = "nano",
     adapter: shared.AdapterFolder = None,
+    quantize: shared.Quantize = None,
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
     out: shared.OptionalOut = None,
@@ -261,7 +267,8 @@ def arms(
 ) -> None:
     """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules."""
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
-    done = dw.compare(task, tuple(arm or dw.ARMS), model=model, adapter=adapter, split=split, folder=folder, seed=seed)
+    start: dict[str, Any] = {"model": model, "adapter": adapter, "quantize": quantize}
+    done = dw.compare(task, tuple(arm or dw.ARMS), **start, split=split, folder=folder, seed=seed)
     say(done)
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())

@@ -14,7 +14,7 @@ from weakref import WeakSet
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dpo_workbench.common.environment import choose_device, choose_dtype, data_folder
@@ -25,7 +25,8 @@ from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.attention import pack_attention, use_plain_attention
 from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.embedded import SMOL_HUB_ID
-from dpo_workbench.models.files import load_chat, max_positions, readable
+from dpo_workbench.models.files import load_chat, max_positions
+from dpo_workbench.models.weights import read_weights
 
 
 @dataclass(eq=False)
@@ -82,6 +83,11 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         return self._causal().get_input_embeddings().weight.dtype
+
+    @property
+    def quantize(self) -> str | None:
+        """What `load_model` takes for weights like these: "4bit", or None if they are not quantized."""
+        return "4bit" if getattr(self._causal(), "is_loaded_in_4bit", False) else None
 
     @property
     def max_positions(self) -> int:
@@ -164,13 +170,17 @@ class Model:
         return [p for n, p in self.network.named_parameters() if mark in n]
 
     def fingerprint(self) -> str:
-        """Hash of base weights, adapter and dtype: equal only for models that compute the same thing."""
+        """Hash of base weights, adapter and dtype: equal only for models that compute the same thing.
+
+        Weights are copied to host memory one at a time. Those that were quantized on another kind of device differ.
+        """
         if self._shared.fingerprint is None:
             digest = hashlib.sha256()
             weights = {k.replace(".base_layer.", "."): v for k, v in self._causal().state_dict().items()}
             for key, value in sorted(weights.items()):
                 if "lora_" not in key:
-                    digest.update(key.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+                    digest.update(key.encode())
+                    digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
             self._shared.fingerprint = digest.hexdigest()
         digest = hashlib.sha256(self._shared.fingerprint.encode())
         if self.adapter is not None:
@@ -212,7 +222,8 @@ class Model:
 
     def __repr__(self) -> str:
         seen = f"adapter {self.adapter}" if self.adapter else "no adapter"
-        return f"Model({self.name}, {seen}, {str(self.dtype)[6:]} on {self.device}: {self.dtype_reason})"
+        how = f"{'4-bit weights, ' if self.quantize else ''}{str(self.dtype)[6:]} on {self.device}"
+        return f"Model({self.name}, {seen}, {how}: {self.dtype_reason})"
 
 
 def load_model(
@@ -221,9 +232,10 @@ def load_model(
     adapter: str | Path | None = None,
     device: str | None = None,
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
     template: dict[str, Any] | None = None,
 ) -> Model:
-    """Load a causal LM.
+    """Load a causal LM, weight by weight straight to the device.
 
     Args:
         name: `nano` (ships with the package, no network), `smol` (SmolLM2-135M-Instruct), a Hub id, or a folder with
@@ -232,6 +244,9 @@ def load_model(
             supervised fine-tuning on that task).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         dtype: None chooses by device; `model.dtype_reason` says why.
+        quantize: "4bit" stores the weights of linear layers as NF4 with double quantization (QLoRA, arXiv 2305.14314)
+            and computes in `dtype`. Adapters and embeddings are not quantized. A model that was saved by bitsandbytes
+            in 4 bits is loaded as it is.
         template: arguments of the model's chat template, such as {"enable_thinking": False} for Qwen3. A model without
             a template has one argument: `join`, the text between prompt and answer, such as a newline.
 
@@ -239,6 +254,8 @@ def load_model(
         WorkbenchError: the model cannot be found or read; the message names other ways to get a model.
     """
     name = str(name)
+    if quantize not in (None, "4bit"):
+        raise WorkbenchError(f'`quantize` must be "4bit" or None. Got {quantize!r}. For 8 bits there is no support.')
     if quiet():
         transformers_logging.disable_progress_bar()
     where = choose_device(device)
@@ -248,24 +265,10 @@ def load_model(
     if dtype != best and dtype.itemsize < 4:
         reason += f", but {why}"
     chat, config = load_chat(name, template, weights=True)
-    network = _read(name, config, dtype)
-    shared = _Shared(network.to(where), pack_attention(network, where))
+    network = read_weights(name, config, dtype, where, quantize)
+    shared = _Shared(network, pack_attention(network, where))
     model = Model(name, chat, reason, config.name_or_path, shared)
     return load_adapter(model, adapter) if adapter is not None else model
-
-
-def _read(name: str, config: Any, dtype: torch.dtype) -> Any:
-    """The network, with a fitting message if it cannot be read."""
-    for settings in (config, config.get_text_config()):  # neither training nor measuring uses dropout
-        for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:
-            setattr(settings, key, 0.0)
-    with readable(name):
-        network, loaded = AutoModelForCausalLM.from_pretrained(
-            config.name_or_path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        if missing := sorted(loaded["missing_keys"]):
-            raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
-    return network.requires_grad_(False).eval()
 
 
 def load_adapter(model: Model, adapter: str | Path) -> Model:

@@ -323,6 +323,8 @@ def record_run(folder: str | Path, model: Model, pairs: Pairs, config: TrainConf
     record = {
         "model": str(Path(model.name).resolve()) if is_own_folder else model.name,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "quantize": model.quantize,
         "start": model.adapter is not None,
         "fingerprint": model.fingerprint(),
         **model.chat.settings,
