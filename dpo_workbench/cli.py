@@ -220,7 +220,8 @@ def report(
     if out is not None:
         by_name = {e.name: e for e in (first, second, third) if e}
         summaries = {name: e.summary() for name, e in by_name.items()}
-        results = {"arms": summaries, "machine": dw.describe(), "verdict": decided.numbers}
+        results: dict[str, Any] = {"arms": summaries, "machine": dw.describe()}
+        results["verdict"] = {"outcome": decided.outcome, "text": str(decided), "numbers": decided.numbers}
         say(f"\nreport: {dw.write_report(out, results, by_name, decided)}")
 
 
