@@ -70,7 +70,8 @@ def publish(
     if dataset:
         check_repo_id(dataset)
     root = Path(run_folder)
-    folder = root / "dpo" if (root / "dpo" / RECORDS).is_file() else root  # of a demo
+    inside = (root / name for name in ("dpo", "dpo+nll"))  # of a demo
+    folder = next((path for path in inside if (path / RECORDS).is_file()), root)
     records = _read(folder / RECORDS, "finished", "config", "data", "chat", "versions", "summary")
     if not records["finished"]:
         raise WorkbenchError(f"Only a finished run is published. {folder} was interrupted. Run its command again.")
