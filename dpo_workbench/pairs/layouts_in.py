@@ -122,7 +122,7 @@ def _earlier(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _read_pair(row: dict[str, Any]) -> Ranked:
-    if "chosen_from" in row and "prompt" in row and isinstance(row["chosen"], str):  # `Pairs.save` wrote these texts
+    if "chosen_from" in row and "prompt" in row:  # `Pairs.save` wrote these texts: they are read as they are
         prompt, *answers = (text(row[name], name) for name in ("prompt", "chosen", "rejected"))
         return Ranked(prompt, answers, [1.0, 0.0])
     asked, answers = _asked(row, IMPLICIT), [row["chosen"], row["rejected"]]
