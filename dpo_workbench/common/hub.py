@@ -72,7 +72,8 @@ def card(header: Mapping[str, Any], body: str) -> str:
     """The text of a README.md: a YAML header, which the Hub reads, and a page."""
     import yaml
 
-    return f"---\n{yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)}---\n\n{body.strip()}\n"
+    page = re.sub(r"\n{3,}", "\n\n", body.strip())
+    return f"---\n{yaml.safe_dump(dict(header), sort_keys=False, allow_unicode=True)}---\n\n{page}\n"
 
 
 def plain(text: Any) -> str:
@@ -81,7 +82,7 @@ def plain(text: Any) -> str:
     Characters that Markdown gives a meaning are written as entities. Names of models, tasks and failure classes pass
     through here.
     """
-    line = escape(without_folders(" ".join(str(text).split())))
+    line = escape(without_folders(" ".join(str(text).split()))).replace("&#x27;", "'")
     return _MARKS.sub(lambda match: "".join(f"&#{ord(c)};" for c in match[0]), line)
 
 

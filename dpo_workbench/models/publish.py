@@ -22,6 +22,7 @@ from dpo_workbench.models.adapter import read_adapter
 from dpo_workbench.models.loading import Model
 
 RECORDS = "training.json"
+NAMES = ("history", "probes", "best_step", "finished", "data")  # of a `Run`
 
 
 def save_run(folder: Path, model: Model, records: dict[str, Any]) -> Path:
@@ -72,7 +73,7 @@ def publish(
     root = Path(run_folder)
     inside = (root / name for name in ("dpo", "dpo+nll"))  # of a demo
     folder = next((path for path in inside if (path / RECORDS).is_file()), root)
-    records = _read(folder / RECORDS, "finished", "config", "data", "chat", "versions", "summary")
+    records = _read(folder / RECORDS, *NAMES, "config", "chat", "versions")
     if not records["finished"]:
         raise WorkbenchError(f"Only a finished run is published. {folder} was interrupted. Run its command again.")
     adapter, settings = read_adapter(folder / "adapter")

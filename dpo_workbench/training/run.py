@@ -24,7 +24,7 @@ from dpo_workbench.common.progress import progress
 from dpo_workbench.common.trackers import check_tracker, track
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.models.publish import publish, save_run
+from dpo_workbench.models.publish import NAMES, publish, save_run
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.task import Split
 from dpo_workbench.training import guards
@@ -56,9 +56,8 @@ class Run:
 
     def save(self, folder: str | Path) -> Path:
         """Write the adapter, the tokenizer and the run's records into a run folder, for `dw.publish` and exports."""
-        names = ("history", "probes", "best_step", "finished", "data")
-        records = {name: getattr(self, name) for name in names}
-        return save_run(Path(folder), self.model, {**records, "config": self.config.to_dict(), "summary": repr(self)})
+        records = {name: getattr(self, name) for name in NAMES} | {"config": self.config.to_dict()}
+        return save_run(Path(folder), self.model, records)
 
     def push_to_hub(
         self,

@@ -163,7 +163,7 @@ def test_the_card_tells_data_settings_and_how_to_load(run_folder, tmp_path) -> N
                  'AutoModelForCausalLM.from_pretrained("owner/Base-1.5B"', 'from_pretrained(base, "me/my_model")',
                  "vllm serve owner/Base-1.5B --tokenizer me/my_model --enable-lora --max-lora-rank 16",
                  "No comparison with a control is recorded for this run.", "what got worse, is unknown",
-                 "Training continued an earlier LoRA adapter"):  # fmt: skip
+                 "training continued an earlier LoRA adapter", "- 2 steps; at the last one the loss was"):  # fmt: skip
         assert part in text, part
     assert "&#45;-- &#96;x&#96; &#124; &lt;img src=x&gt; &#35; &#123;&#123; 7 &#42; 7" in text  # the failure class
     assert SECRET not in text and str(tmp_path) not in text and str(Path.home()) not in text
@@ -209,7 +209,7 @@ def test_template_arguments_become_defaults_and_a_base_folder_is_refused(make_ti
     default, changed = (tokenizer.apply_chat_template(asked, tokenize=False, **k) for k in ({}, {"think": True}))
     assert default == "quick: " + changed
     text = (Path(out) / "README.md").read_text()
-    assert "10 prompts with one answer each" in text and "'think': False" in text.replace("&#x27;", "'")
+    assert "10 prompts with one answer each" in text and "'think': False" in text
 
 
 @pytest.mark.parametrize("name", ["model", "a/b/c", "", "me/", "me/a b", "../x", "me/ä", None])
@@ -285,6 +285,15 @@ def test_pairs_go_to_the_hub_and_come_back(hub, tmp_path) -> None:
     file.write_bytes(repo["files"]["data/train-00000-of-00001.parquet"])
     loaded = load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(tmp_path))
     assert Pairs.from_dataset(loaded).rows == PAIRS.rows == Pairs.load(file).rows
+
+
+def test_prompts_with_turns_come_back() -> None:
+    pytest.importorskip("dpo_workbench.pairs.messages")
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a "}]
+    pairs = Pairs([Pair("p0", turns, " x", "y", weight=2.0), Pair("p1", "plain", "x", "y\n", rejected_finished=False)])
+    data = pairs.to_dataset()
+    assert data[0]["prompt"] == turns and data[1]["chosen"] == [{"role": "assistant", "content": "x"}]
+    assert Pairs.from_dataset(data).rows == pairs.rows
 
 
 def test_from_the_command_line(run_folder, hub, tmp_path, monkeypatch) -> None:
