@@ -63,7 +63,7 @@ def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weigh
 def max_positions(config: Any) -> int:
     """How many tokens a prompt with one answer may have; without a limit (Bloom, Mamba) a number above all lengths.
 
-    Models with learned positions fail beyond it. Those with rotary ones go on, and their answers get worse.
+    Models with learned positions fail beyond it. Those with rotary ones go on, beyond what they were made for.
     """
     text = config.get_text_config()
     return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None) or sys.maxsize
