@@ -72,7 +72,7 @@ def _without_adapter(causal: Any) -> list[str] | None:
         name for name, module in causal.named_modules()
         if isinstance(module, nn.Linear) and module is not head
         and (
-            module not in text  # image and audio towers
+            module not in text or "embed_tokens_extend" in name  # image and audio towers; Phi-4's are in its decoder
             or type(module).__name__.endswith(("Router", "GroupedLinear"))  # not a plain product with the weight
             or (mamba and name.endswith(("out_proj", "conv1d")))
         )

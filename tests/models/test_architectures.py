@@ -56,6 +56,7 @@ INDEXED = {
 }  # fmt: skip
 LATENT = {"num_key_value_heads": 4}  # attention with compressed keys has as many of them as queries
 PER_LAYER = {"vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8, "global_head_dim": 8}
+PARTS = ("text_config", "vision_config", "audio_config", "attn_config", "ffn_config")
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 MORE = {  # fields that a family needs, or that make it different from another one
     **dict.fromkeys(("gemma2", "gemma3_text", "gpt_oss", "mistral"), {"sliding_window": 16}),
@@ -133,10 +134,11 @@ PROMPTS = ["ab cd " * 12, "the answer to the question is yes: 12", "no"]
 
 
 def tiny_fields(kind: type[hf.PreTrainedConfig], vocab_size: int) -> dict[str, Any]:
-    """Small values for all fields of a configuration class that are in `SIZES`, and those of the ones inside it."""
+    """Small values for the fields of a configuration class that are in `SIZES`, and of those inside it (`PARTS`)."""
     known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
     sizes = {key: value for key, value in SIZES.items() if key in known}
-    inside = {name: tiny_fields(part, vocab_size) for name, part in kind.sub_configs.items() if part is not AutoConfig}
+    parts = {name: part for name, part in kind.sub_configs.items() if name in PARTS and part is not AutoConfig}
+    inside = {name: tiny_fields(part, vocab_size) for name, part in parts.items()}
     return sizes | inside | ({"vocab_size": vocab_size} if "vocab_size" in known else {})
 
 
