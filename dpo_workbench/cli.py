@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +19,8 @@ import dpo_workbench as dw
 from dpo_workbench import cli_shared as shared
 from dpo_workbench.cli_shared import say, warn
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_text
+from dpo_workbench.common.html import page
 from dpo_workbench.sandbox.process import ALLOW_WEAK
 
 app = typer.Typer(
@@ -71,14 +75,35 @@ def check(
     columns: Annotated[list[str] | None, typer.Option("--map", help="Such as prompt=question; repeat it.")] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Also check for this model; no weights.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="For --model: limit of a prompt with one answer.")] = 1024,
+    template: Annotated[list[str] | None, typer.Option(help="For --model: such as enable_thinking=false.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="For --model: also write a page.")] = None,
 ) -> None:
-    """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
-    read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
-    found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
-    say(f"{read}\n{found}" if found else read)
+    """Read preference data and report its problems; with --model, also what tokenizer and template do to the pairs.
+
+    Exit code 1: rows were refused, prompts are in both files, or training would refuse pairs (`error:`).
+    """
+    if model is None and (template or html):
+        raise WorkbenchError("--template and --html need --model. Name the model, such as --model smol.")
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):  # notes, such as "no chat template"
+        read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
+        found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
+        arguments = shared.named_values("--template", template, shared.json_value)
+        flight = None
+        if model and read.found:
+            flight = dw.preflight(read.found, model, max_tokens=max_tokens, template=arguments)
+    if as_json:
+        told = {"file": read.to_dict(), "leaks": found and str(found), "preflight": flight and flight.to_dict()}
+        say(json.dumps(told))
+    else:
+        say("\n".join(str(part) for part in (read, found, flight) if part))
+    if html and flight:
+        write_text(html, page(flight.title, flight._repr_html_()))
     if save:
         warn(f"{len(read.pairs)} pairs: {read.pairs.save(save)}")
-    if read.refused or (found and found.leaks):
+    if read.refused or (found and found.leaks) or (flight and flight.failed):
         raise typer.Exit(1)
 
 
@@ -147,7 +172,7 @@ def train(
     start = shared.load(model, adapter or shipped_adapter(model, loaded.task), quantize)
     dw.record_run(out, start, loaded, config)
     run = dw.train(start, loaded, config, folder=out)
-    run.model.save(out / "adapter")
+    run.save(out)
     say(f"{run!r}\nadapter: {out / 'adapter'}")
     if not run.finished:
         raise typer.Exit(130)
@@ -225,7 +250,8 @@ def report(
     if out is not None:
         by_name = {e.name: e for e in (first, second, third) if e}
         summaries = {name: e.summary() for name, e in by_name.items()}
-        results = {"arms": summaries, "machine": dw.describe(), "verdict": decided.numbers}
+        results: dict[str, Any] = {"arms": summaries, "machine": dw.describe()}
+        results["verdict"] = {"outcome": decided.outcome, "text": str(decided), "numbers": decided.numbers}
         say(f"\nreport: {dw.write_report(out, results, by_name, decided)}")
 
 
@@ -260,6 +286,20 @@ def export(
     """Take a run to other tools: a TRL project for several GPUs, or merged weights."""
     write = dw.export_trl if kind == "trl" else dw.export_merged
     say(write(run, out or run / "export" / kind, force=force))
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A new or empty repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Who can see the repository.")] = True,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Only write this folder, and upload nothing.")] = None,
+    license: Annotated[str, typer.Option(help="As the Hub names it, such as apache-2.0.")] = "unknown",
+    dataset: Annotated[str | None, typer.Option(help="The pairs, if they are on the Hub (owner/name).")] = None,
+) -> None:
+    """Upload a run's adapter to the Hugging Face Hub, with its tokenizer and a model card that tells its verdict."""
+    made = dw.publish(run, name, private=private, license=license, dataset=dataset, out=out)
+    say(f"{'folder' if out else 'published'}: {made}")
 
 
 def main() -> None:

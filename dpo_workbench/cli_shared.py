@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -104,7 +105,15 @@ def builtin_task_of(prompts: set[str]) -> Any:
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
 
 
-def named_values(option: str, given: list[str] | None, kind: type = str) -> dict[str, Any]:
+def json_value(text: str) -> Any:
+    """A value such as false, 3 or "x"; other words are text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def named_values(option: str, given: list[str] | None, kind: Callable[[str], Any] = str) -> dict[str, Any]:
     """What a repeated option says as NAME=VALUE, by name."""
     try:
         return {name: kind(value) for name, value in (term.split("=", 1) for term in given or ())}

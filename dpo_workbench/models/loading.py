@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,14 +24,9 @@ from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.attention import pack_attention, use_plain_attention
 from dpo_workbench.models.chat import Chat
-from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
-from dpo_workbench.models.reading import check_source, read_model
-
-# ChatML without the default system message of SmolLM2's own template, which costs 20 tokens and short tasks don't need.
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from dpo_workbench.models.embedded import SMOL_HUB_ID
+from dpo_workbench.models.files import load_chat, max_positions
+from dpo_workbench.models.weights import read_weights
 
 
 @dataclass(eq=False)
@@ -97,8 +91,8 @@ class Model:
 
     @property
     def max_positions(self) -> int:
-        """How many tokens a prompt with its answer may have."""
-        return getattr(self._causal().config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        """How many tokens a prompt with one answer may have."""
+        return max_positions(self._causal().config)
 
     @property
     def uses_flex_attention(self) -> bool:
@@ -270,15 +264,10 @@ def load_model(
     dtype = dtype or best
     if dtype != best and dtype.itemsize < 4:
         reason += f", but {why}"
-    source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: check_source(name))()
-    tokenizer, network = read_model(name, source, dtype, where, quantize)
-    if name == "smol":
-        tokenizer.chat_template = CHATML
-    if not tokenizer.chat_template:
-        print(f"{name}: no chat template; a prompt is plain text, and the answer follows it directly")
-    chat = Chat(tokenizer, template, network.generation_config)
+    chat, config = load_chat(name, template, weights=True)
+    network = read_weights(name, config, dtype, where, quantize)
     shared = _Shared(network, pack_attention(network, where))
-    model = Model(name, chat, reason, str(source), shared)
+    model = Model(name, chat, reason, config.name_or_path, shared)
     return load_adapter(model, adapter) if adapter is not None else model
 
 
