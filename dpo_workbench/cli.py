@@ -172,7 +172,7 @@ def train(
     start = shared.load(model, adapter or shipped_adapter(model, loaded.task), quantize)
     dw.record_run(out, start, loaded, config)
     run = dw.train(start, loaded, config, folder=out)
-    run.model.save(out / "adapter")
+    run.save(out)
     say(f"{run!r}\nadapter: {out / 'adapter'}")
     if not run.finished:
         raise typer.Exit(130)
@@ -250,7 +250,8 @@ def report(
     if out is not None:
         by_name = {e.name: e for e in (first, second, third) if e}
         summaries = {name: e.summary() for name, e in by_name.items()}
-        results = {"arms": summaries, "machine": dw.describe(), "verdict": decided.numbers}
+        results: dict[str, Any] = {"arms": summaries, "machine": dw.describe()}
+        results["verdict"] = {"outcome": decided.outcome, "text": str(decided), "numbers": decided.numbers}
         say(f"\nreport: {dw.write_report(out, results, by_name, decided)}")
 
 
@@ -285,6 +286,20 @@ def export(
     """Take a run to other tools: a TRL project for several GPUs, or merged weights."""
     write = dw.export_trl if kind == "trl" else dw.export_merged
     say(write(run, out or run / "export" / kind, force=force))
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A new or empty repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Who can see the repository.")] = True,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Only write this folder, and upload nothing.")] = None,
+    license: Annotated[str, typer.Option(help="As the Hub names it, such as apache-2.0.")] = "unknown",
+    dataset: Annotated[str | None, typer.Option(help="The pairs, if they are on the Hub (owner/name).")] = None,
+) -> None:
+    """Upload a run's adapter to the Hugging Face Hub, with its tokenizer and a model card that tells its verdict."""
+    made = dw.publish(run, name, private=private, license=license, dataset=dataset, out=out)
+    say(f"{'folder' if out else 'published'}: {made}")
 
 
 def main() -> None:

@@ -171,7 +171,7 @@ def _write_results(study: Study, result: Comparison, command: str) -> None:
         "holes": result.holes,
         "pairs": study.pairs.summary(),
         "training": json.loads(training.read_text(encoding="utf-8")) if training.is_file() else None,
-        "verdict": {"outcome": decided.outcome, "text": decided.text, "numbers": decided.numbers} if decided else None,
+        "verdict": {"outcome": decided.outcome, "text": str(decided), "numbers": decided.numbers} if decided else None,
         "times": {
             "date": date.today().isoformat(),
             "costs": {name: asdict(cost) for name, cost in result.costs.items()},

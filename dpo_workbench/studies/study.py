@@ -99,9 +99,7 @@ class Study:
         run = train(model, rows, config, probe=probe, folder=folder, show=self.show)
         if not run.finished:  # a half-trained model must not be evaluated as if it were done
             raise KeyboardInterrupt
-        run.model.save(folder / "adapter")
-        names = ("history", "probes", "best_step", "finished")
-        write_json(folder / "training.json", {name: getattr(run, name) for name in names})
+        run.save(folder)
         self.say(repr(run))
         return run
 

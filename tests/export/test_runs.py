@@ -258,7 +258,7 @@ def test_all_settings_of_a_run_are_thought_of() -> None:
         " seed"
     )
     refused = "dpop_lambda simpo_gamma"  # with their losses
-    same_result = "micro_tokens packing checkpointing checkpoint_seconds probes"
+    same_result = "micro_tokens packing checkpointing checkpoint_seconds probes report_to"
     assert {f.name for f in fields(TrainConfig)} == {*carried.split(), *refused.split(), *same_result.split()}
 
 

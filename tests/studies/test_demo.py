@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,17 @@ def test_every_arm_and_result_is_there(finished):
     results = without_times(finished.folder)
     assert results["verdict"]["outcome"] == finished.verdict().outcome
     assert results["arms"]["sft"]["n_failed"] == finished.arms["sft"].n_failed
+
+
+def test_the_model_card_of_a_demo_tells_its_verdict(finished, tmp_path):
+    card = (Path(dw.publish(finished.folder, "me/x", out=tmp_path / "out")) / "README.md").read_text()
+    decided = finished.verdict()
+    told, alone = (
+        dw.publish(finished.folder / "dpo", "me/x", out=tmp_path / n, verdict=v)
+        for n, v in (("a", decided), ("b", None))
+    )
+    assert card == (Path(told) / "README.md").read_text() != (Path(alone) / "README.md").read_text()
+    assert decided.outcome in card.lower()
 
 
 def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
