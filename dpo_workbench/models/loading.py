@@ -289,12 +289,16 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
         )
     tensors, config, base = lora.read_adapter(folder)
     trained_on = config.get("base_model_name_or_path")
-    if base and (differ := lora.base_differences(base, lora.base_record(model.network))):
+    own = lora.base_record(model.network)
+    if base and (differ := lora.base_differences(base, own)):
         raise WorkbenchError(
             f"An adapter must be loaded on the model that it was trained on. {folder} was trained on {trained_on!r}, "
             f"from which {model.name!r} differs in {len(differ)} places, such as {differ[0]}. Load {trained_on!r} with "
             f"this adapter, or train a new adapter on {model.name!r}."
         )
+    if base and len(base) != len(own):  # quantized weights are not in a record
+        weights = "4-bit" if len(base) < len(own) else "unquantized"
+        print(f"{folder} was trained on {weights} weights of this model: its answers here are slightly different")
     if not base and trained_on not in (None, model.name, model._public_source()):
         print(f"{folder} has no record of its base to check: it names {trained_on!r}, and this is {model.name!r}")
     handle = replace(model, _adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
