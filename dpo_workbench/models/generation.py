@@ -179,7 +179,7 @@ def _has_kv_cache(network: nn.Module) -> bool:
     causal = causal_lm(network)
     parameters = inspect.signature(causal.forward).parameters
     layer_types = getattr(causal.config.get_text_config(), "layer_types", None) or []
-    attention_only = all(kind.endswith("attention") and kind != "linear_attention" for kind in layer_types)
+    attention_only = all(k.endswith("attention") and "linear" not in k and "compressed" not in k for k in layer_types)
     return attention_only and ("past_key_values" in parameters or "cache" in parameters)
 
 

@@ -76,7 +76,7 @@ def publish(
     records = _read(folder / RECORDS, *NAMES, "config", "chat", "versions")
     if not records["finished"]:
         raise WorkbenchError(f"Only a finished run is published. {folder} was interrupted. Run its command again.")
-    adapter, settings = read_adapter(folder / "adapter")
+    adapter, settings, _ = read_adapter(folder / "adapter")
     if broken := [name for name, tensor in adapter.items() if not tensor.isfinite().all()]:
         raise WorkbenchError(f"A published adapter must be finite. {broken[0]} in {folder} is not. Train it again.")
     base = str(settings.get("base_model_name_or_path"))
