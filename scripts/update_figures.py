@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.pairs.checks import CODES
+from dpo_workbench.pairs.codes import CODES
 from dpo_workbench.plots.evaluation import ArmsDisplay, Row
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -171,6 +171,7 @@ def evaluate(
     seed: int = 0,
     repetition_penalty: float = 1.0,
     engine: str | None = None,
+    template: dict[str, Any] | None = None,
     show: bool = True,
 ) -> Evaluation:
     """Let `model` answer each prompt of `split` once, and score the answers with the split's task.
@@ -180,7 +181,7 @@ def evaluate(
         split: held-out examples, such as `task.test`.
         name: label of the arm; by default the model's name.
         temperature: 0 decodes greedily. `repetition_penalty` is explained at `generate`.
-        max_new_tokens, engine: as in `mine`.
+        max_new_tokens, engine, template: as in `mine`.
         show: show a progress bar, and a line about answers that could not be scored.
     """
     from dpo_workbench.models.server import draw
@@ -197,9 +198,11 @@ def evaluate(
     }
     start = time.monotonic()
     with progress(len(split), "answers", show) as advance:
-        drawn, served = draw(model, [e.prompt for e in split], engine=engine, **decoding, on_answers=advance)
+        prompts = [e.prompt for e in split]
+        drawn, served = draw(model, prompts, engine=engine, template=template, **decoding, on_answers=advance)
     if served:
-        label, decoding["engine"] = served["model"], served["engine"]
+        label = served.pop("model")
+        decoding |= served
     else:
         handle = cast("Model", model)
         label = f"{handle.name}+{handle.adapter}" if handle.adapter else handle.name
@@ -223,5 +226,5 @@ def judge(task: Task, example: Example, answer: Answer) -> Judged:
     """Score one answer. If the score function raises, the row has no score and counts as neither right nor wrong."""
     score, explanation = task.try_score(example, answer.text, finished=answer.finished)
     value, failure = (float(score.value), score.failure) if score else (None, None)
-    asked, answered = (example.id, example.group, example.prompt), (answer.text, answer.n_tokens, answer.finished)
-    return Judged(*asked, *answered, value, failure, explanation)
+    asked = (example.id, example.group, example.prompt_as_text)
+    return Judged(*asked, answer.text, answer.n_tokens, answer.finished, value, failure, explanation)

@@ -16,6 +16,7 @@ from dpo_workbench.common.memory import within_memory
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.decoding import Answer, Sampler, check_decoding
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Prompt
 
 ROWS = 64  # answers in one batch
 CHECK_EVERY = 16  # steps between two looks at which answers have finished; on a GPU each look waits for the device
@@ -34,7 +35,7 @@ class Decoding:
 
 def generate(
     model: Model,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     samples: int = 1,
     temperature: float = 0.0,
@@ -49,7 +50,7 @@ def generate(
 
     Args:
         model: the handle to sample from.
-        prompts: at least one.
+        prompts: at least one; each a text, or messages with their roles.
         samples: answers for each prompt; more than one needs a temperature above 0.
         temperature: 0 takes the most likely token (greedy decoding).
         max_new_tokens: an answer that has not finished by then is cut off.

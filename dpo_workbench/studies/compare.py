@@ -100,6 +100,7 @@ def compare(
     pairs: Pairs | None = None,
     recipe: Recipe | None = None,
     split: str = "test",
+    template: dict[str, Any] | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
     show: bool = True,
@@ -117,6 +118,7 @@ def compare(
         quantize: "4bit", or None, as for `load_model`.
         pairs: to train on; by default the failures of the fine-tuned model are mined with the recipe.
         recipe: sizes and settings; by default those of `recipe_for(model, task)`.
+        template: arguments of the chat template, as in `load_model`.
         split: whose prompts are answered. Use `dev` while you choose settings.
         folder: for all results; `runs/compare-MODEL-TASK` by default.
         seed: of mining, training and sampling.
@@ -126,7 +128,8 @@ def compare(
         raise WorkbenchError(f"`arms` must be some of {', '.join(ARMS)}. Got {unknown or 'none'}.")
     name = task.name if isinstance(task, Task) else Path(task).stem
     folder = folder or Path("runs") / f"compare-{Path(model).name}-{name}"
-    given: dict[str, Any] = {"split": split, "recipe": recipe, "adapter": adapter, "pairs": pairs, "quantize": quantize}
+    given: dict[str, Any] = {"split": split, "recipe": recipe, "adapter": adapter, "pairs": pairs}
+    given |= {"quantize": quantize, "template": template}
     return run_arms(open_study(model, task, folder, **given, seed=seed, show=show), arms, "arms")
 
 
@@ -155,6 +158,8 @@ def shell_command(study: Study, command: str) -> str:
     words += ["--split", settings["split"]] if command == "arms" else []
     for name in ("adapter", "quantize"):
         words += [f"--{name}", settings[name]] if name in settings else []
+    for name, value in settings.get("template", {}).items():
+        words += ["--template", f"{name}={json.dumps(value)}"]
     words += ["--from-scratch"] if settings["from_scratch"] else []
     return shlex.join([*words, "--seed", str(study.recipe.dpo.seed)])
 

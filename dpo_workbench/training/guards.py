@@ -15,6 +15,7 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.memory import free_memory, memory_problem
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Turns
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.splits import split_keys
 from dpo_workbench.tasks.failures import detect
@@ -146,7 +147,7 @@ def large_margin(margin: float) -> str:
     )
 
 
-def degenerate_answers(before: Model, after: Model, prompts: Sequence[str], max_new_tokens: int) -> str:
+def degenerate_answers(before: Model, after: Model, prompts: Sequence[str | Turns], max_new_tokens: int) -> str:
     """A warning if more answers to the first few prompts are empty, loop or are cut off after training, or ""."""
     asked = list(dict.fromkeys(prompts))[:MAX_CHECKED_PROMPTS]
     counts = []

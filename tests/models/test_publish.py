@@ -288,7 +288,6 @@ def test_pairs_go_to_the_hub_and_come_back(hub, tmp_path) -> None:
 
 
 def test_prompts_with_turns_come_back() -> None:
-    pytest.importorskip("dpo_workbench.pairs.messages")
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a "}]
     pairs = Pairs([Pair("p0", turns, " x", "y", weight=2.0), Pair("p1", "plain", "x", "y\n", rejected_finished=False)])
     data = pairs.to_dataset()
