@@ -198,27 +198,22 @@ def evaluate(
 
 
 @app.command()
-def report(
+def compare(
     before: Annotated[Path, typer.Argument(help="File that `evaluate` wrote, or a run folder.")],
     after: Annotated[Path, typer.Argument(help="The same for the model or run that should be better.")],
     out: shared.OptionalOut = None,
     control: Annotated[Path | None, typer.Option(help="The same for a control, such as fine-tuning alone.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The same for the model before any training.")] = None,
 ) -> None:
-    """Compare evaluations of the same prompts: a verdict in words; with --out also report.html and results.json."""
-
-    def load(path: Path) -> Any:
-        if not path.is_dir():
-            return dw.Evaluation.load(path)
-        return replace(dw.Evaluation.load(path / "evaluations" / "sft+dpo.json"), name=f"{path.name}: sft+dpo")
-
-    first, second = load(before), load(after)
+    """Compare evaluations of the same prompts: what changed, what got worse; with --out also a report."""
+    arms = {role: shared.load_evaluation(path) for role, path in (("base", base), ("control", control)) if path}
+    first, second = shared.load_evaluation(before), shared.load_evaluation(after)
     if first.name == second.name:
         first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
-    third = load(control) if control else None
-    decided = dw.verdict(first, second, control=third)
+    decided = dw.verdict(first, second, **arms)
     shared.say_verdict(decided)
     if out is not None:
-        by_name = {e.name: e for e in (first, second, third) if e}
+        by_name = {e.name: e for e in (first, second, *arms.values())}
         summaries = {name: e.summary() for name, e in by_name.items()}
         results = {"arms": summaries, "machine": dw.describe(), "verdict": decided.numbers}
         say(f"\nreport: {dw.write_report(out, results, by_name, decided)}")
@@ -232,13 +227,17 @@ def arms(
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
     out: shared.OptionalOut = None,
-    seed: shared.Seed = 0,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeat it for several runs, each from its own start.")] = None,
 ) -> None:
-    """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules."""
+    """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules.
+
+    DPO and the control each choose one of three learning rates on dev prompts.
+    """
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
-    done = dw.compare(task, tuple(arm or dw.ARMS), model=model, adapter=adapter, split=split, folder=folder, seed=seed)
+    given: dict[str, Any] = {"model": model, "adapter": adapter, "split": split, "folder": folder}
+    done = dw.compare(task, tuple(arm or dw.ARMS), **given, seeds=seed or (0,))
     say(done)
-    if "sft+dpo" in done.arms:
+    if "start" in done.arms and {"DPO", "DPO+NLL"} & done.arms.keys():
         shared.say_verdict(done.verdict())
     say(f"\nreport: {folder / 'report.html'}")
 

@@ -39,6 +39,7 @@ class Recipe:
     dpo: TrainConfig
     sft: TrainConfig
     greedy: bool = False  # also mine the greedy answers
+    control_lr: float | None = None  # of the control, where it was chosen on dev before; None: that of DPO
 
 
 _NANO = Recipe(

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dpo_workbench.common.environment import data_folder
-from dpo_workbench.evaluation.run import evaluate
+from dpo_workbench.evaluation.run import evaluate, scores, shared_rows
 from dpo_workbench.evaluation.statistics import Interval, mean_change, paired_difference
-from dpo_workbench.evaluation.verdict import paired_rows, scores
 from dpo_workbench.evaluation.wording import text_table
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
@@ -123,6 +122,6 @@ def _kl(before: Model, after: Model, prompts: Sequence[str], limit: int) -> Effe
 
 
 def _other_task(before: Model, after: Model, dev: Split, show: bool) -> Effect:
-    old, new, groups = scores(paired_rows(*(evaluate(model, dev, show=show) for model in (before, after))))
+    old, new, groups = scores(shared_rows(*(evaluate(model, dev, show=show) for model in (before, after))))
     means = statistics.fmean(old), statistics.fmean(new)
     return Effect(f"task {dev.task.name}", "score", *means, paired_difference(old, new, groups), least=0.02)
