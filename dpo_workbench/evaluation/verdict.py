@@ -124,20 +124,19 @@ def verdict(
         pairs: used for training; their shortcuts inform the next step.
 
     Raises:
-        WorkbenchError: the arms answered different prompts, have different severities or numbers of seeds.
+        WorkbenchError: the arms differ in their prompts, severities or seeds.
     """
     check_classes(mined)
     given = {"before": before, "after": after, "control": control, "base": base}
     arms = {role: [arm] if isinstance(arm, Evaluation) else list(arm) for role, arm in given.items() if arm is not None}
     rows, n_asked = _rows_by_arm(arms)
     names, harm = {role: runs[0].name for role, runs in arms.items()}, arms["after"][0].harm
-    numbers: dict[str, Any] = {"before": names["before"], "after": names["after"]}
-    numbers |= _changes(rows["before"], rows["after"], harm, mined)
+    numbers = {role: names[role] for role in ("before", "after")} | _changes(rows["before"], rows["after"], harm, mined)
     for role in ("control", "base"):
         if role in arms:
             numbers[role] = {"name": names[role], **_changes(rows[role], rows["after"], harm, mined)}
     n, failures = numbers["n"], numbers["failures"]
-    share = (failures["mended"] + failures["broken"]) / n
+    share = (failures["mended"] + failures["broken"]) / n  # of the prompts that changed
     numbers |= {
         "n_groups": len({row.group for row in rows["after"][0]}),
         "n_unpaired": n_asked - n,
@@ -150,7 +149,7 @@ def verdict(
         "unchanged": all(map(_same, rows["before"] * len(rows["after"]), rows["after"])),
     }
     numbers |= _context(numbers, headroom, effects, pairs)
-    return Verdict(*_decide(numbers), numbers)
+    return Verdict(*decide(numbers), numbers)
 
 
 def _context(numbers: dict[str, Any], headroom: Headroom | None, effects: Any, pairs: Pairs | None) -> dict[str, Any]:
@@ -170,7 +169,7 @@ def _context(numbers: dict[str, Any], headroom: Headroom | None, effects: Any, p
     return found
 
 
-def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
+def decide(numbers: dict[str, Any]) -> tuple[str, str]:
     """The rules of `verdict`, in their order: (outcome, reason)."""
     better, worse = _sides(numbers, numbers["severities"])
     clear = {name: change["clear"] for name, change in numbers["classes"].items()}
