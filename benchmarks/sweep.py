@@ -1,7 +1,7 @@
 """Try DPO settings on dev prompts, from the shipped fine-tuned adapter: results/sweep-MODEL.json.
 
     python benchmarks/sweep.py nano
-    python benchmarks/sweep.py nano --rates     # learning rates of DPO and of the control on the demo's task
+    python benchmarks/sweep.py nano --rates     # the control's learning rate on the demo's task
 
 Each setting trains on the same mined samples and answers the same dev prompts. A finished setting is read, not run
 again. The test split is not touched.
@@ -37,12 +37,12 @@ def settings(model: str, recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def learning_rates(model: str, work: Path) -> dict[str, Any]:
-    """What `compare` finds for the demo's task when it chooses learning rates on all dev prompts."""
+    """The learning rate of the control that `compare` chooses for the demo's task, on all dev prompts."""
     task = dw.load_task(DEMO_TASKS.get(model, "receipts"))
-    recipe = replace(recipe_for(model, task), **(DEMO_SIZES if model in DEMO_TASKS else {}), control_lr=None)
-    recipe = replace(recipe, probe_prompts=len(task.dev))
+    sizes = DEMO_SIZES if model in DEMO_TASKS else {}
+    recipe = replace(recipe_for(model, task), **sizes | {"control_lr": None, "probe_prompts": len(task.dev)})
     given = {"model": model, "recipe": recipe, "split": "dev", "folder": work / f"rates-{model}"}
-    dw.compare(task.name, ["start", "control", "DPO", "DPO+NLL"], **given)
+    dw.compare(task.name, ["start", "control"], **given)
     results = json.loads((work / f"rates-{model}" / "results.json").read_text(encoding="utf-8"))
     facts = {"task": task.name, "split": "dev", "n": len(task.dev), "seed": 0, "date": date.today().isoformat()}
     command = f"python benchmarks/sweep.py {model} --rates"
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--prompts", type=int, default=200, help="of dev")
     parser.add_argument("--work", type=Path, default=Path("work/sweep"))
-    parser.add_argument("--rates", action="store_true", help="only the learning rates that `compare` chooses")
+    parser.add_argument("--rates", action="store_true", help="only the control's learning rate")
     args = parser.parse_args()
     target = RESULTS / f"sweep-{args.model}.json"
     done = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}

@@ -16,7 +16,7 @@ from dpo_workbench.common.html import escape
 from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line, shared_rows
 from dpo_workbench.evaluation.verdict import Verdict
 from dpo_workbench.evaluation.wording import STAR
-from dpo_workbench.plots.evaluation import ArmsDisplay, ChangesDisplay
+from dpo_workbench.plots.evaluation import ChangesDisplay
 from dpo_workbench.plots.training import TrainingDisplay
 
 EXAMPLES = 4  # prompts shown of each kind
@@ -48,19 +48,18 @@ def write_report(
         raise WorkbenchError("A report needs at least one evaluation. Got none. Evaluate a model first.")
     before, after = _compared(evaluations, verdict)
     training = results.get("training") or {}
-    shown: dict[str, Any] = {"The arms": ArmsDisplay.from_evaluations(evaluations.values())}
+    figures = []
     if training.get("history"):
-        shown["Training"] = TrainingDisplay(training["history"], training["probes"], training["best_step"])
+        curves = TrainingDisplay(training["history"], training["probes"], training["best_step"])
+        figures.append(_figure("Training", curves))
     page = _page(
         verdict=verdict,
         star=STAR,
-        picture=_figure("What changed", ChangesDisplay.from_numbers(verdict.numbers, verdict.line))
-        if verdict
-        else None,
+        picture=verdict and _figure("What changed", ChangesDisplay.from_numbers(verdict.numbers, verdict.line)),
         title=f"{before.model}, {before.task}/{before.split}",
         arms=arm_table(evaluations),
         sees=sees_line(before.n, verdict.numbers["changed_share"] if verdict else 0.2),
-        figures=[_figure(title, display) for title, display in shown.items()],
+        figures=figures,
         tables=tables,
         headroom=(results.get("mined") or {}).get("headroom"),
         examples=examples(before, after),
@@ -124,13 +123,13 @@ def _compared(evaluations: Mapping[str, Evaluation], verdict: Verdict | None) ->
     if verdict is None:
         arms = list(evaluations.values())
         return arms[0], arms[-1]
-    missing = set(verdict.arms) - set(evaluations)
+    before, after = verdict.numbers["before"], verdict.numbers["after"]
+    missing = {before, after} - set(evaluations)
     if missing:
         raise WorkbenchError(
             f"The evaluations must include the two arms of the verdict. Got {', '.join(evaluations)}; "
             f"{missing.pop()!r} is missing. Pass the evaluations that the verdict compared."
         )
-    before, after = verdict.arms
     return evaluations[before], evaluations[after]
 
 

@@ -199,11 +199,6 @@ def shared_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
     return found
 
 
-def scores(pairs: Sequence[tuple[Judged, ...]]) -> tuple[list[float], list[float], list[str]]:
-    """Scores before, scores after and groups of paired rows, as the paired statistics take them."""
-    return [b.value or 0.0 for b, _ in pairs], [a.value or 0.0 for _, a in pairs], [b.group for b, _ in pairs]
-
-
 def evaluate(
     model: Model | str | None,
     split: Split,

@@ -38,11 +38,6 @@ class Verdict:
     numbers: dict[str, Any]
 
     @property
-    def arms(self) -> tuple[str, str]:
-        """The names of the two arms that are compared."""
-        return self.numbers["before"], self.numbers["after"]
-
-    @property
     def line(self) -> str:
         """Outcome and reason."""
         return f"{self.outcome.capitalize()}: {self.reason}."
@@ -78,16 +73,9 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         header, *rows = self.table
-        folded = "".join(map(paragraph, self.details))
-        return "\n".join(
-            [
-                paragraph(self.line, bold=True),
-                *map(paragraph, self.lines),
-                table(header, rows),
-                paragraph(wording.STAR),
-                f'<details class="{NO_MATH}"><summary>Details</summary>{folded}</details>',
-            ]
-        )
+        shown = [paragraph(self.line, bold=True), *map(paragraph, self.lines), table(header, rows)]
+        folded = "".join(map(paragraph, [wording.STAR, *self.details]))
+        return "\n".join([*shown, f'<details class="{NO_MATH}"><summary>Details</summary>{folded}</details>'])
 
 
 def verdict(

@@ -1,11 +1,11 @@
-"""Displays of evaluations: what changed in each failure class, arms with their intervals, and learning curves.
+"""Displays of evaluations: what changed in each failure class, and learning curves.
 
 A Display holds the numbers. `plot` draws them on demand and returns the Display; `str` gives them as text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,7 +40,8 @@ class ChangesDisplay:
         others += [(numbers["control"]["name"], numbers["control"])] if "control" in numbers else []
         rows = []
         for other, found in others:
-            for name, change in {"any failure": found["failures"], **found["classes"]}.items():
+            classes = sorted(found["classes"].items(), key=lambda item: -item[1]["harm"])
+            for name, change in [("any failure", found["failures"]), *classes]:
                 told = f"{name} (harm {change['harm']:g})" if numbers["severities"] and "harm" in change else name
                 middle, low, high = (100 * change["difference"][key] for key in ("estimate", "low", "high"))
                 sides, clear = f"{numbers['after']} minus {other}", bool(change["clear"])
@@ -61,7 +62,11 @@ class ChangesDisplay:
         self.ax_.axvline(0, color=GREY, linestyle=":", linewidth=1)
         self.ax_.set_yticks(range(len(names)), [plain(name) for name in names])
         self.ax_.set_ylim(len(names) - 0.5, -0.5)
-        label(self.ax_, self.title, f"points of {self.n} answers, paired 95 % intervals; filled: clear; left is better")
+        label(
+            self.ax_,
+            self.title,
+            f"change in points (n = {self.n}), paired 95 % intervals; filled: clear; left is better",
+        )
         handles = dict(zip(*self.ax_.get_legend_handles_labels()[::-1], strict=True))  # one for each side
         self.ax_.legend(handles.values(), handles, loc="best", frameon=False)
         return self
@@ -74,52 +79,7 @@ class ChangesDisplay:
             lines.append(
                 f"  {row.sides}  {row.name:<{width}}  {row.estimate:+6.1f} ({row.low:+.1f} to {row.high:+.1f}){star}"
             )
-        return "\n".join([*lines, f"points of {self.n} answers, paired 95 % intervals; * clear"])
-
-
-@dataclass
-class ArmsDisplay:
-    """Shares of failed answers of several arms. `plot()` sets `figure_` and `ax_`."""
-
-    rows: Sequence[tuple[str, float, float, float]]  # name, share and its 95 % interval; the first is the baseline
-    n: int  # prompts of the arm with the fewest
-    figure_: Any = field(default=None, init=False, repr=False)
-    ax_: Any = field(default=None, init=False, repr=False)
-
-    @classmethod
-    def from_evaluations(cls, evaluations: Iterable[Any]) -> ArmsDisplay:
-        """From `Evaluation`s, with Wilson's intervals."""
-        arms = [(arm.name, arm.n, arm.interval()) for arm in evaluations]
-        return cls([(name, s.estimate, s.low, s.high) for name, _, s in arms], min(n for _, n, _ in arms))
-
-    @property
-    def title(self) -> str:
-        """The finding."""
-        lowest = min(row[1] for row in self.rows)
-        return f"{' and '.join(row[0] for row in self.rows if row[1] == lowest)} failed least: {100 * lowest:.1f} %"
-
-    @property
-    def axis(self) -> str:
-        """What the estimates are, and of how many prompts."""
-        return f"failed answers (%), 95 % Wilson interval; n = {self.n}; dotted: {self.rows[0][0]}"
-
-    def plot(self, ax: Any = None) -> ArmsDisplay:
-        """Draw the arms, the first at the top, in `ax` or in a new figure."""
-        self.figure_, self.ax_ = axes(ax, (7.0, 1.5 + 0.45 * len(self.rows)))
-        for place, (_, share, low, high) in enumerate(self.rows):
-            spread = [[100 * max(0.0, share - low)], [100 * max(0.0, high - share)]]
-            self.ax_.errorbar(100 * share, place, xerr=spread, fmt="o", color=BLUE, capsize=4, markersize=7)
-        self.ax_.axvline(100 * self.rows[0][1], color=GREY, linestyle=":", linewidth=1)
-        self.ax_.set_yticks(range(len(self.rows)), [plain(row[0]) for row in self.rows])
-        self.ax_.set_ylim(len(self.rows) - 0.5, -0.5)
-        label(self.ax_, self.title, self.axis)
-        return self
-
-    def __str__(self) -> str:
-        width = max(len(row[0]) for row in self.rows)
-        points = [(name, *(100 * value for value in row)) for name, *row in self.rows]
-        body = [f"  {name:<{width}}  {share:>5.1f}  ({low:.1f} to {high:.1f})" for name, share, low, high in points]
-        return "\n".join([self.title, self.axis, *body])
+        return "\n".join([*lines, f"change in points (n = {self.n}), paired 95 % intervals; * clear"])
 
 
 @dataclass

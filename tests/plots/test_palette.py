@@ -46,12 +46,10 @@ def test_the_measure_rejects_red_next_to_green():
 
 def drawn() -> dict[str, object]:
     means = [SimpleNamespace(estimate=0.3, low=0.2, high=0.4, n=50)] * 2
-    rows = [("a", 0.1, 0, 0.2), ("b", 0, 0, 0.1)]
     changes = [evaluation.Change("a", side, 1, -1, 3, side == "x") for side in ("x", "y")]
     history = [{"step": k, "loss": 1 / k, "rewards/margins": k / 10} for k in (1, 2, 3)]
     return {
         "changes": evaluation.ChangesDisplay(changes, "title", 50),
-        "arms": evaluation.ArmsDisplay(rows, 50),
         "lengths": pairs.LengthsDisplay([3, 4], [5, 6], 0.5),
         "curve": evaluation.CurveDisplay((8, 16), means, "score"),
         "training": training.TrainingDisplay(history, [{"step": 0, "score": 0.5, "failed": 0.4}], 0),
