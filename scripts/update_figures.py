@@ -26,6 +26,7 @@ def main() -> None:
     between(DOCS / "sandbox.md", "<!-- results: sandbox -->", sandbox(read("sandbox")))
     between(DOCS / "labelling.md", "<!-- results: label_kill -->", label_kills(read("label_kill")))
     between(DOCS / "evaluation.md", "<!-- results: coverage -->", coverage(read("coverage")))
+    between(DOCS / "models.md", "<!-- results: chat_contract -->", chat_contract(read("chat_contract")))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -170,6 +171,18 @@ def named(rows: dict[str, Any], part: str, key: str) -> list[str]:
     """A measure of the cells whose names have this part, with the rest of their names."""
     found = {name.removeprefix(part).strip(", "): row[key] for name, row in rows.items() if part in name}
     return [f"{100 * value:.1f} % ({name})" for name, value in found.items()]
+
+
+def chat_contract(record: dict[str, Any]) -> str:
+    """For how many texts the contract of the chat holds, by style of template and tokenizer."""
+    lines = ["| tokenizer and template | holds | holds, edit reported | reported | broken in silence |"]
+    lines.append("|---|---|---|---|---|")
+    for name, found in record["outcomes"].items():
+        counts = [str(found.get(key, 0)) for key in ("holds", "edited", "reported", "broken")]
+        kind = "" if name.partition(",")[0] in record["real"] else "style: "
+        lines.append(f"| {' | '.join([kind + name, *counts])} |")
+    n, how = record["texts"], f"seed {record['seed']}, {record['date']}"
+    return "\n".join([*lines, "", f"{n} prompts with an answer each, {how}: `{record['command']}`."])
 
 
 def coverage(record: dict[str, Any]) -> str:

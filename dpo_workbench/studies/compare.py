@@ -120,6 +120,7 @@ def compare(
     *,
     model: str = "nano",
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     pairs: Pairs | None = None,
     recipe: Recipe | None = None,
     split: str = "test",
@@ -142,6 +143,7 @@ def compare(
         task, model: what `load_task` and `load_model` take, or a task itself.
         adapter: the fine-tuned start of all seeds. By default the first seed has the one that is shipped for model and
             task, and the others train their own.
+        quantize: "4bit", or None, as for `load_model`.
         pairs: to train on; by default the failures of the fine-tuned model are mined with the recipe.
         recipe: sizes and settings; by default those of `recipe_for(model, task)`.
         split: whose prompts are answered. Use `dev` while you choose settings.
@@ -155,7 +157,8 @@ def compare(
         raise WorkbenchError(f"`seeds` must be one number or more, all different. Got {list(seeds)}.")
     name = task.name if isinstance(task, Task) else Path(task).stem
     folder = Path(folder or Path("runs") / f"compare-{Path(model).name}-{name}")
-    given: dict[str, Any] = {"split": split, "recipe": recipe, "pairs": pairs, "tune": True, "show": show}
+    given: dict[str, Any] = {"split": split, "recipe": recipe, "pairs": pairs, "quantize": quantize}
+    given |= {"tune": True, "show": show}
     studies = [open_study(model, task, folder, adapter=adapter, seed=seeds[0], **given)]
     given |= {"adapter": adapter, "from_scratch": adapter is None, "base": studies[0].base}
     studies += [open_study(model, task, folder / f"seed-{seed}", seed=seed, **given) for seed in seeds[1:]]
@@ -204,7 +207,8 @@ def shell_command(studies: Sequence[Study], command: str) -> str:
     settings = studies[0].settings
     words = ["dpo-workbench", command, "--model", settings["model"], "--task", settings["task"]]
     words += ["--split", settings["split"]] if command == "arms" else []
-    words += ["--adapter", settings["adapter"]] if "adapter" in settings else []
+    for name in ("adapter", "quantize"):
+        words += [f"--{name}", settings[name]] if name in settings else []
     words += ["--from-scratch"] if settings["from_scratch"] else []
     return shlex.join([*words, *(word for study in studies for word in ("--seed", str(study.recipe.dpo.seed)))])
 
@@ -226,7 +230,7 @@ def _write_results(studies: Sequence[Study], result: Comparison, command: str) -
         "holes": result.holes,
         "pairs": study.pairs.summary(),
         "training": json.loads(training.read_text(encoding="utf-8")) if training.is_file() else None,
-        "verdict": {"outcome": decided.outcome, "line": decided.line, "numbers": decided.numbers} if decided else None,
+        "verdict": {"outcome": decided.outcome, "text": str(decided), "numbers": decided.numbers} if decided else None,
         "times": {
             "date": date.today().isoformat(),
             "costs": {name: asdict(cost) for name, cost in result.costs.items()},

@@ -100,9 +100,7 @@ class Study:
         run = train(model, rows, config, probe=probe, folder=folder, show=self.show)
         if not run.finished:  # a half-trained model must not be evaluated as if it were done
             raise KeyboardInterrupt
-        run.model.save(folder / "adapter")
-        names = ("history", "probes", "best_step", "finished")
-        write_json(folder / "training.json", {name: getattr(run, name) for name in names})
+        run.save(folder)
         self.say(repr(run))
         return run
 
@@ -120,6 +118,7 @@ def open_study(
     split: str = "test",
     recipe: Recipe | None = None,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     from_scratch: bool = False,
     pairs: Pairs | None = None,
     seed: int = 0,
@@ -140,6 +139,7 @@ def open_study(
     settings = {"model": model, "task": name, "split": split, "prompts": prompts, "from_scratch": from_scratch}
     settings |= {"tune": tune}
     settings |= {"adapter": str(adapter)} if adapter else {}
+    settings |= {"quantize": quantize} if quantize else {}
     settings |= {"pairs": _digest([asdict(pair) for pair in pairs])} if pairs is not None else {}
     settings |= asdict(recipe)
     mark = Path(folder) / "settings.json"
@@ -151,7 +151,7 @@ def open_study(
             "another folder with --out, or delete this one."
         )
     adapter = adapter or (None if from_scratch else shipped_adapter(model, task))
-    base = base or load_model(model)
+    base = base or load_model(model, quantize=quantize)
     return Study(Path(folder), settings, task, test, recipe, base, adapter, pairs, show, tune)
 
 

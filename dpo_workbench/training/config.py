@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.trackers import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class TrainConfig:
     max_grad_norm: float = 1.0  # longer gradients are scaled down to this length
     rank: int = 16  # LoRA rank; higher = more capacity and memory
     alpha: int = 32  # LoRA scale times rank; higher = larger updates
-    max_tokens: int = 1024  # longest allowed row; longer ones are an error, never cut
+    max_tokens: int = 1024  # limit for a prompt with one of its answers; longer rows are an error, never cut
     probes: int = 4  # how often dev prompts are scored and held-out pairs measured during the run; 0 = never
     held_out: float = 0.1  # share of the pairs (whole groups or prompts) that are only measured, never trained on
     checkpoint_seconds: float = 120.0  # save at least this often if the run has a folder
+    report_to: str = "none"  # where metrics are sent as well: none, trackio, wandb or tensorboard (docs/publish.md)
     seed: int = 0  # for the order of rows and the adapter's initial weights
 
     def __post_init__(self) -> None:
@@ -46,6 +48,8 @@ class TrainConfig:
             if kind and (not isinstance(value, kind) or isinstance(value, bool)):
                 what = "a whole number" if kind is Integral else "a number"
                 raise WorkbenchError(f"`{field.name}` must be {what}. Got {value!r}.")
+        if self.report_to not in TRACKERS:
+            raise WorkbenchError(f"`report_to` must be one of {', '.join(TRACKERS)}. Got {self.report_to!r}.")
         above_0 = "beta lr epochs batch_size micro_tokens max_grad_norm rank alpha max_tokens".split()
         from_0 = "nll_weight dpop_lambda probes checkpoint_seconds".split()
         for names, fits, what in (

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,17 @@ def test_every_arm_and_result_is_there(finished):
     results = without_times(finished.folder)
     assert results["verdict"]["outcome"] == finished.verdict().outcome
     assert results["arms"]["start"]["n_failed"] == finished.arms["start"].n_failed
+
+
+def test_the_model_card_of_a_demo_tells_its_verdict(finished, tmp_path):
+    card = (Path(dw.publish(finished.folder, "me/x", out=tmp_path / "out")) / "README.md").read_text()
+    decided = finished.verdict()
+    told, alone = (
+        dw.publish(finished.folder / "dpo", "me/x", out=tmp_path / n, verdict=v)
+        for n, v in (("a", decided), ("b", None))
+    )
+    assert card == (Path(told) / "README.md").read_text() != (Path(alone) / "README.md").read_text()
+    assert decided.outcome in card.lower()
 
 
 def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
@@ -176,3 +188,14 @@ def test_a_demo_without_its_control_has_no_verdict(finished, monkeypatch, tmp_pa
     monkeypatch.setitem(arms.ARMS, "control", fails)
     with pytest.raises(WorkbenchError, match=r"Got none for control: the disk is full. Remove the cause"):
         demo("nano", tmp_path / "copy", task_name="receipts", recipe=SMALL, show=False)
+
+
+def test_a_study_on_4_bit_weights_says_so(tmp_path) -> None:
+    pytest.importorskip("bitsandbytes")
+    given = {"recipe": SMALL, "show": False}
+    opened = study.open_study("nano", "receipts", tmp_path / "q", quantize="4bit", **given)
+    assert opened.base.quantize == "4bit" and "--quantize 4bit" in shell_command(opened, "demo")
+    with pytest.raises(WorkbenchError, match="holds a run with other settings"):
+        study.open_study("nano", "receipts", tmp_path / "q", **given)
+    plain = study.open_study("nano", "receipts", tmp_path / "plain", **given)
+    assert plain.base.quantize is None and "quantize" not in shell_command(plain, "demo")
