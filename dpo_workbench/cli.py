@@ -238,27 +238,22 @@ def evaluate(
 
 
 @app.command()
-def report(
+def compare(
     before: Annotated[Path, typer.Argument(help="File that `evaluate` wrote, or a run folder.")],
     after: Annotated[Path, typer.Argument(help="The same for the model or run that should be better.")],
     out: shared.OptionalOut = None,
     control: Annotated[Path | None, typer.Option(help="The same for a control, such as fine-tuning alone.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The same for the model before any training.")] = None,
 ) -> None:
-    """Compare evaluations of the same prompts: a verdict in words; with --out also report.html and results.json."""
-
-    def load(path: Path) -> Any:
-        if not path.is_dir():
-            return dw.Evaluation.load(path)
-        return replace(dw.Evaluation.load(path / "evaluations" / "sft+dpo.json"), name=f"{path.name}: sft+dpo")
-
-    first, second = load(before), load(after)
+    """Compare evaluations of the same prompts: what changed, what got worse; with --out also a report."""
+    arms = {role: shared.load_evaluation(path) for role, path in (("base", base), ("control", control)) if path}
+    first, second = shared.load_evaluation(before), shared.load_evaluation(after)
     if first.name == second.name:
         first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
-    third = load(control) if control else None
-    decided = dw.verdict(first, second, control=third)
+    decided = dw.verdict(first, second, **arms)
     shared.say_verdict(decided)
     if out is not None:
-        by_name = {e.name: e for e in (first, second, third) if e}
+        by_name = {e.name: e for e in (first, second, *arms.values())}
         summaries = {name: e.summary() for name, e in by_name.items()}
         results: dict[str, Any] = {"arms": summaries, "machine": dw.describe()}
         results["verdict"] = {"outcome": decided.outcome, "text": str(decided), "numbers": decided.numbers}
@@ -275,15 +270,18 @@ def arms(
     split: shared.SplitName = "dev",
     out: shared.OptionalOut = None,
     template: shared.Template = None,
-    seed: shared.Seed = 0,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeat it for several runs, each from its own start.")] = None,
 ) -> None:
-    """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules."""
+    """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules.
+
+    DPO and the control each choose one of three learning rates on dev prompts.
+    """
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     start: dict[str, Any] = {"model": model, "adapter": adapter, "quantize": quantize}
     start["template"] = shared.template_arguments(template)
-    done = dw.compare(task, tuple(arm or dw.ARMS), **start, split=split, folder=folder, seed=seed)
+    done = dw.compare(task, tuple(arm or dw.ARMS), **start, split=split, folder=folder, seeds=seed or (0,))
     say(done)
-    if "sft+dpo" in done.arms:
+    if "start" in done.arms and {"DPO", "DPO+NLL"} & done.arms.keys():
         shared.say_verdict(done.verdict())
     say(f"\nreport: {folder / 'report.html'}")
 

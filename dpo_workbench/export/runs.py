@@ -185,7 +185,7 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
 
 def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """The run folder (`dpo` in the folder of a demo), and what `record_run` wrote into it."""
-    inside = Path(path) / "dpo"
+    inside = next(filter(Path.is_dir, (Path(path) / name for name in ("dpo", "dpo+nll"))), Path(path) / "dpo")
     folder = inside if (inside / RECORD).is_file() else Path(path)
     try:
         return folder, json.loads((folder / RECORD).read_text(encoding="utf-8"))

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dpo_workbench.common.environment import data_folder
-from dpo_workbench.evaluation.run import evaluate
+from dpo_workbench.evaluation.run import evaluate, shared_rows
 from dpo_workbench.evaluation.statistics import Interval, mean_change, paired_difference
-from dpo_workbench.evaluation.verdict import paired_rows, scores
 from dpo_workbench.evaluation.wording import text_table
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
@@ -125,6 +124,8 @@ def _kl(before: Model, after: Model, prompts: Sequence[Prompt], limit: int) -> E
 
 
 def _other_task(before: Model, after: Model, dev: Split, show: bool) -> Effect:
-    old, new, groups = scores(paired_rows(*(evaluate(model, dev, show=show) for model in (before, after))))
+    rows = shared_rows(*(evaluate(model, dev, show=show) for model in (before, after)))
+    old, new = ([row.value or 0.0 for row in side] for side in zip(*rows, strict=True))
+    groups = [row.group for row, _ in rows]
     means = statistics.fmean(old), statistics.fmean(new)
     return Effect(f"task {dev.task.name}", "score", *means, paired_difference(old, new, groups), least=0.02)

@@ -40,6 +40,7 @@ class Study:
     adapter: str | Path | None  # the fine-tuned start; None: it is trained here
     given_pairs: Pairs | None  # None: pairs are mined
     show: bool
+    tune: bool = False  # each trained arm chooses its learning rate on dev
     begun: float = field(default_factory=time.monotonic)
 
     @cached_property
@@ -122,9 +123,14 @@ def open_study(
     pairs: Pairs | None = None,
     template: dict[str, Any] | None = None,
     seed: int = 0,
+    tune: bool = False,
+    base: Model | None = None,
     show: bool = True,
 ) -> Study:
-    """Load task and model, and open the folder, which holds one run. See `demo` and `compare` for the arguments."""
+    """Load task and model, and open the folder, which holds one run. See `demo` and `compare` for the arguments.
+
+    `base` is the model if it is loaded already.
+    """
     name = task.name if isinstance(task, Task) else str(task)
     task = with_all_splits(task if isinstance(task, Task) else load_task(task))
     recipe = recipe or recipe_for(model, task)
@@ -132,6 +138,7 @@ def open_study(
     test = task.split(split)[: recipe.test_prompts]
     prompts = _digest([(e.id, e.prompt, e.reference) for e in test])
     settings = {"model": model, "task": name, "split": split, "prompts": prompts, "from_scratch": from_scratch}
+    settings |= {"tune": tune}
     settings |= {"adapter": str(adapter)} if adapter else {}
     settings |= {"quantize": quantize} if quantize else {}
     settings |= {"pairs": _digest([asdict(pair) for pair in pairs])} if pairs is not None else {}
@@ -144,12 +151,12 @@ def open_study(
             f"A run folder holds one run. {folder} holds a run with other settings (see its settings.json). Choose "
             "another folder with --out, or delete this one."
         )
-    base = load_model(model, quantize=quantize, template=template)
+    base = base or load_model(model, quantize=quantize, template=template)
     base = replace(base, chat=base.chat.dated(recorded.get("date")))  # a study keeps its first day's date, if any
     settings |= {"date": base.chat.date} if base.chat.date else {}
     write_json(mark, settings)
     adapter = adapter or (None if from_scratch else shipped_adapter(model, task))
-    return Study(Path(folder), settings, task, test, recipe, base, adapter, pairs, show)
+    return Study(Path(folder), settings, task, test, recipe, base, adapter, pairs, show, tune)
 
 
 def _digest(rows: Any) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs.messages import Turns, messages_of
@@ -21,6 +23,13 @@ def check_classes(classes: Sequence[str] | None, found: Iterable[str] = ()) -> N
         raise WorkbenchError(
             f"Failure classes must be among those that were found: {', '.join(known)}. Got {', '.join(classes)}."
         )
+
+
+def check_harm(harm: Mapping[str, float]) -> None:
+    """Raise if a severity is not a number from 0 upwards; all such classes are named."""
+    bad = {k: v for k, v in harm.items() if not (isinstance(v, Real) and 0 <= v < math.inf)}  # NaN is bad, too
+    if bad:
+        raise WorkbenchError(f"The harm of a failure class must be a number, 0 or more. Got {bad}. Correct `harm`.")
 
 
 def detect(answer: str, *, prompt: str | Turns = "", finished: bool = True) -> tuple[str, str] | None:

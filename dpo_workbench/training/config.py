@@ -19,7 +19,7 @@ class TrainConfig:
 
     loss: str | dict[str, float] = "sigmoid"  # a name from docs/losses.md (sigmoid is DPO), or weights by name
     beta: float = 0.1  # how strongly the policy is tied to the reference; lower = it may move further
-    nll_weight: float = 0.2  # weight of the chosen answers' negative log-likelihood; higher = more stable, slower
+    nll_weight: float = 0.0  # weight of the chosen answers' negative log-likelihood; above 0 = more stable, slower
     label_smoothing: float = 0.0  # assumed share of wrong labels, for cdpo and robust
     dpop_lambda: float = 50.0  # dpop's penalty for a chosen answer below its reference; higher = held more firmly
     simpo_gamma: float = 0.5  # simpo's target margin between the mean log-probabilities, times beta

@@ -174,7 +174,7 @@ def test_the_card_tells_the_verdict(run_folder, tmp_path, arm) -> None:
     after = arm("after", [None] * 30 + ["loop"] * 10 + [None] * 20)
     decided = verdict(before, after, control=arm("control", [HOSTILE] * 29 + [None] * 31))
     text = card(run_folder, tmp_path / "out", verdict=decided)
-    assert decided.outcome.capitalize() in text and "95 %" in text and "what got worse" in text
+    assert decided.outcome.capitalize() in text and "95 %" in text and "What got worse" in text
     for line in str(decided).splitlines():  # its table is a block of code
         assert (code_block(line) if "  " in line else plain(line)) in text
     assert "No comparison with a control" not in text and "/home/me" not in text
