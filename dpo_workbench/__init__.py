@@ -28,6 +28,7 @@ _HOMES = {
     "tasks.builtin": ("load_task", "task_names"),
     "models.loading": ("load_model", "load_adapter", "Model"),
     "models.generation": ("generate",),
+    "models.plan": ("plan",),
     "pairs.pair": ("Pair", "Pairs", "read_pairs"),
     "pairs.splits": ("split_pairs", "find_leaks"),
     "mining.sample": ("mine", "Found"),

@@ -49,6 +49,10 @@ def train_options(command: Callable[..., None]) -> Callable[..., None]:
         if field.name not in signature.parameters:
             option, how = typer.Option(help=comments.get(field.name)), inspect.Parameter.KEYWORD_ONLY
             kind = {"default": field.default, "annotation": Annotated[types[field.name], option]}
+            if field.name == "checkpointing":  # a flag: neither --checkpointing nor --no-checkpointing is auto
+                kind = {"default": None, "annotation": Annotated[bool | None, option]}
+            elif field.name == "micro_tokens":
+                option.parser, option.metavar = (lambda text: int(text) if text.isdigit() else text), "INTEGER|auto"
             parameters.append(inspect.Parameter(field.name, how, **kind))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command

@@ -81,7 +81,7 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Ite
     """Cut rows into batches of at most `micro_tokens` tokens each, or of a single row. The longest rows come first."""
     groups: list[list[Row]] = []
     for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
-        if not groups or n_tokens([*groups[-1], row], config.packing) > config.micro_tokens:
+        if not groups or n_tokens([*groups[-1], row], config.packing) > config.tokens_at_once:
             groups.append([])
         groups[-1].append(row)
     for group in groups:
