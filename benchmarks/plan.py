@@ -3,12 +3,12 @@
     python benchmarks/plan.py                    # 8 settings, each in its own process
     python benchmarks/plan.py --only 60M-short
 
-Two random models (Llama with 71 M parameters, Qwen2 with 253 M), short rows (8 pairs of 200 tokens) and long ones (one
+Two random models (Llama with 71 M parameters, Qwen2 with 253 M), short rows (4 pairs of 200 tokens) and long ones (one
 pair of 1,500 tokens), with and without activation checkpointing, in fp32 on a CPU or in 16 bits on a GPU if there is
 one. A setting takes one small step, which creates the optimizer's state, and then one step with all rows. Measured is
 the peak during that second step: on a GPU what PyTorch allocated, on a CPU the resident memory above what the process
 had before it loaded the model. The C library keeps freed memory by default, so on a CPU it is told to give back every
-tensor at once (MALLOC_MMAP_THRESHOLD_); `default_allocator_gib` is measured without that.
+tensor at once (MALLOC_MMAP_THRESHOLD_). For the small model `default_allocator_gib` is measured without that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MODELS = {
     "tiny": ("llama", {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
                        "num_attention_heads": 2, "num_key_value_heads": 1}),
 }  # fmt: skip
-ROWS = {"short": (8, 100, 50), "long": (1, 1300, 100)}  # pairs, tokens of the prompt and of each answer
+ROWS = {"short": (4, 100, 50), "long": (1, 1300, 100)}  # pairs, tokens of the prompt and of each answer
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
@@ -113,6 +113,7 @@ def measure(*arguments: str, allocator: dict[str, str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="name of one setting, such as 253M-long-checkpointing")
+    parser.add_argument("--again", action="store_true", help="measure recorded settings again")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -139,7 +140,7 @@ def main() -> None:
             for rows_name, (n_pairs, prompt, answer) in ROWS.items():
                 for checkpointing in ("off", "on"):
                     setting = f"{name}-{rows_name}{'-checkpointing' if checkpointing == 'on' else ''}"
-                    if args.only and args.only != setting:
+                    if args.only not in (None, setting) or (setting in recorded["settings"] and not args.again):
                         continue
                     row = prompt + 2 * answer
                     parts = needs.parts(n_pairs * row, row, checkpointing == "on", False, flex)
@@ -149,7 +150,7 @@ def main() -> None:
                     entry = {"planned_gib": round(foreseen, 3), "measured_gib": round(measured, 3)}
                     entry["planned_by_measured"] = round(foreseen / measured, 3)
                     entry["parts_gib"] = {part: round(size / 2**30, 3) for part, size in parts.items()}
-                    if not cuda:
+                    if not cuda and name == "71M":
                         entry["default_allocator_gib"] = round(measure(*what, allocator={}), 3)
                     recorded["settings"][setting] = entry
                     print(setting, entry, flush=True)
