@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ import dpo_workbench as dw
 from dpo_workbench import cli_shared as shared
 from dpo_workbench.cli_shared import say, warn
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_text
+from dpo_workbench.common.html import page
 from dpo_workbench.sandbox.process import ALLOW_WEAK
 
 app = typer.Typer(
@@ -47,11 +50,13 @@ def demo(
     task: shared.DemoTask = None,
     from_scratch: Annotated[bool, typer.Option(help="Also train the fine-tuned starting point.")] = False,
     adapter: shared.AdapterFolder = None,
+    quantize: shared.Quantize = None,
     seed: shared.Seed = 0,
 ) -> None:
     """The whole method: find failures, train with DPO and with a control, test both on held-out prompts, report."""
     folder = out or Path("runs") / f"demo-{Path(model).name}"
-    result = dw.demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
+    start: dict[str, Any] = {"from_scratch": from_scratch, "adapter": adapter, "quantize": quantize}
+    result = dw.demo(model, folder, task_name=task, **start, seed=seed)
     shared.say_verdict(result.verdict())
     say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
 
@@ -70,14 +75,35 @@ def check(
     columns: Annotated[list[str] | None, typer.Option("--map", help="Such as prompt=question; repeat it.")] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Also check for this model; no weights.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="For --model: limit of a prompt with one answer.")] = 1024,
+    template: Annotated[list[str] | None, typer.Option(help="For --model: such as enable_thinking=false.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="For --model: also write a page.")] = None,
 ) -> None:
-    """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
-    read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
-    found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
-    say(f"{read}\n{found}" if found else read)
+    """Read preference data and report its problems; with --model, also what tokenizer and template do to the pairs.
+
+    Exit code 1: rows were refused, prompts are in both files, or training would refuse pairs (`error:`).
+    """
+    if model is None and (template or html):
+        raise WorkbenchError("--template and --html need --model. Name the model, such as --model smol.")
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):  # notes, such as "no chat template"
+        read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
+        found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
+        arguments = shared.named_values("--template", template, shared.json_value)
+        flight = None
+        if model and read.found:
+            flight = dw.preflight(read.found, model, max_tokens=max_tokens, template=arguments)
+    if as_json:
+        told = {"file": read.to_dict(), "leaks": found and str(found), "preflight": flight and flight.to_dict()}
+        say(json.dumps(told))
+    else:
+        say("\n".join(str(part) for part in (read, found, flight) if part))
+    if html and flight:
+        write_text(html, page(flight.title, flight._repr_html_()))
     if save:
         warn(f"{len(read.pairs)} pairs: {read.pairs.save(save)}")
-    if read.refused or (found and found.leaks):
+    if read.refused or (found and found.leaks) or (flight and flight.failed):
         raise typer.Exit(1)
 
 
@@ -86,6 +112,7 @@ def mine(
     out: shared.Out,
     model: shared.ServedName = None,
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
     task: shared.TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
@@ -103,7 +130,7 @@ def mine(
     loaded = dw.load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
-    handle = shared.load(model, adapter, engine)
+    handle = shared.load(model, adapter, quantize, engine)
     prompts = loaded.train[skip:][:limit]
     found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
     if target:
@@ -122,6 +149,7 @@ def train(
     out: shared.Out,
     model: shared.ModelName = "nano",
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
     task: shared.DevTask = None,
     loss: Annotated[list[str] | None, typer.Option(help="A name in docs/losses.md; or NAME=WEIGHT, repeated.")] = None,
     **settings: Any,
@@ -141,7 +169,7 @@ def train(
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
         if loaded.task is None:
             say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
-    start = shared.load(model, adapter or shipped_adapter(model, loaded.task))
+    start = shared.load(model, adapter or shipped_adapter(model, loaded.task), quantize)
     dw.record_run(out, start, loaded, config)
     run = dw.train(start, loaded, config, folder=out)
     run.model.save(out / "adapter")
@@ -198,6 +226,7 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for the answers and scores.")],
     model: shared.ServedName = None,
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
     task: shared.TaskName = "receipts",
     split: shared.SplitName = "dev",
     limit: shared.Limit = None,
@@ -207,7 +236,7 @@ def evaluate(
     """Answer held-out prompts greedily and count failures by class, with confidence intervals."""
     prompts = dw.load_task(task).split(split)[:limit]
     name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
-    handle = shared.load(model, adapter, engine)
+    handle = shared.load(model, adapter, quantize, engine)
     done = dw.evaluate(handle, prompts, name=name, seed=seed, engine=engine)
     done.save(out)
     say(f"{done}\nanswers: {out}")
@@ -245,6 +274,7 @@ def arms(
     task: shared.TaskName = "receipts",
     model: shared.ModelName = "nano",
     adapter: shared.AdapterFolder = None,
+    quantize: shared.Quantize = None,
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
     out: shared.OptionalOut = None,
@@ -252,7 +282,8 @@ def arms(
 ) -> None:
     """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules."""
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
-    done = dw.compare(task, tuple(arm or dw.ARMS), model=model, adapter=adapter, split=split, folder=folder, seed=seed)
+    start: dict[str, Any] = {"model": model, "adapter": adapter, "quantize": quantize}
+    done = dw.compare(task, tuple(arm or dw.ARMS), **start, split=split, folder=folder, seed=seed)
     say(done)
     if "sft+dpo" in done.arms:
         shared.say_verdict(done.verdict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -11,7 +12,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import typer
 
@@ -26,6 +27,7 @@ ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub
 ServedName = Annotated[str | None, typer.Option("--model", "-m", help="nano (default), smol, a Hub id or a folder.")]
 AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A folder, a built-in one by name, or none.")]
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
+Quantize = Annotated[Literal["4bit"] | None, typer.Option(help="4bit: NF4 weights, in a quarter of the memory.")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
 DemoTask = Annotated[str | None, typer.Option("--task", "-t", help="By default science for nano, else receipts.")]
 DevTask = Annotated[str | None, typer.Option("--task", "-t", help="Its dev prompts decide which adapter is kept.")]
@@ -89,12 +91,14 @@ def say_verdict(verdict: Any) -> None:
     say(f"\n{typer.style(verdict.outcome, bold=True)}\n\n{verdict.text}")
 
 
-def load(name: str | None, adapter: str | None, engine: str | None = None) -> Any:
+def load(name: str | None, adapter: str | None, quantize: str | None, engine: str | None = None) -> Any:
     """The loaded model, with its description printed; or with an engine the name of the served model."""
     if engine is None:
-        model = dw.load_model(name or "nano", adapter=adapter if adapter != "none" else None)
+        model = dw.load_model(name or "nano", adapter=adapter if adapter != "none" else None, quantize=quantize)
         say(repr(model))
         return model
+    if quantize:
+        raise WorkbenchError("A server has loaded its model already. Got --quantize with --engine. Leave one out.")
     if adapter:
         raise WorkbenchError(
             f"A server answers with the model that it serves. Got --adapter {adapter} with --engine. Serve the adapter "
@@ -109,7 +113,15 @@ def builtin_task_of(prompts: set[str]) -> Any:
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
 
 
-def named_values(option: str, given: list[str] | None, kind: type = str) -> dict[str, Any]:
+def json_value(text: str) -> Any:
+    """A value such as false, 3 or "x"; other words are text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def named_values(option: str, given: list[str] | None, kind: Callable[[str], Any] = str) -> dict[str, Any]:
     """What a repeated option says as NAME=VALUE, by name."""
     try:
         return {name: kind(value) for name, value in (term.split("=", 1) for term in given or ())}

@@ -159,6 +159,7 @@ def contents(source: Path) -> str:
         "recipe",
         "models",
         "data",
+        "preflight",
         "tasks",
         "losses",
         "evaluation",

@@ -30,6 +30,7 @@ def main() -> None:
     between(DOCS / "sandbox.md", "<!-- results: sandbox -->", sandbox(read("sandbox")))
     between(DOCS / "labelling.md", "<!-- results: label_kill -->", label_kills(read("label_kill")))
     between(DOCS / "evaluation.md", "<!-- results: coverage -->", coverage(read("coverage")))
+    between(DOCS / "models.md", "<!-- results: chat_contract -->", chat_contract(read("chat_contract")))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -174,6 +175,18 @@ def label_kills(record: dict[str, Any]) -> str:
         f"a different pair than before {record['other_item']} times (`{record['command']}`, seed {record['seed']}, "
         f"{record['date']})."
     )
+
+
+def chat_contract(record: dict[str, Any]) -> str:
+    """For how many texts the contract of the chat holds, by style of template and tokenizer."""
+    lines = ["| tokenizer and template | holds | holds, edit reported | reported | broken in silence |"]
+    lines.append("|---|---|---|---|---|")
+    for name, found in record["outcomes"].items():
+        counts = [str(found.get(key, 0)) for key in ("holds", "edited", "reported", "broken")]
+        kind = "" if name.partition(",")[0] in record["real"] else "style: "
+        lines.append(f"| {' | '.join([kind + name, *counts])} |")
+    n, how = record["texts"], f"seed {record['seed']}, {record['date']}"
+    return "\n".join([*lines, "", f"{n} prompts with an answer each, {how}: `{record['command']}`."])
 
 
 def coverage(record: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from dpo_workbench.common.errors import WorkbenchError
 
@@ -45,9 +46,11 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         excluded = ["out_proj", "conv1d"]  # the kernels of Mamba blocks read their weights past any adapter
     elif kind == "phimoe":
         excluded = ["router"]  # a linear layer that returns three tensors
+    transposed = any(isinstance(module, Conv1D) for module in network.modules())  # GPT-2
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules="all-linear", exclude_modules=excluded, task_type="CAUSAL_LM"
-    )
+        r=rank, lora_alpha=alpha, target_modules="all-linear", exclude_modules=excluded, task_type="CAUSAL_LM",
+        fan_in_fan_out=transposed,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
@@ -186,16 +189,17 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
     """Inside, the base layers hold W + alpha / r * B A, so that generation does not pay for the adapter's products.
 
     The original weights are put back afterwards. Subtracting the product again would not restore them exactly. If the
-    device has no room for both, or if layers have no plain weights of their own (quantized layers, fused experts,
-    layers that share one weight), the adapter stays separate: that is slower and gives the same answers.
+    copies would take more than half of a GPU's free memory, which the key-value cache needs as well, or if layers have
+    no plain weights of their own (quantized layers, fused experts, layers that share one weight), the adapter stays
+    separate: that is slower and gives the same answers.
 
     Returns:
         The network to generate with.
     """
     layers = [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
     weights: list[Any] = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
-    plain = all(weight is not None and weight.is_floating_point() for weight in weights)
-    if not plain or len({id(weight) for weight in weights}) < len(weights):
+    plain = all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in weights)
+    if not plain or len({id(weight) for weight in weights}) < len(weights) or not room_for_copies(weights):
         yield network
         return
     originals: list[tuple[nn.Parameter, Tensor]] = []
@@ -217,7 +221,50 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
         _restore(originals)
 
 
+def room_for_copies(weights: list[Any]) -> bool:
+    """Whether copies take at most half of a GPU's free memory. On other devices nobody can tell."""
+    device = weights[0].device
+    if device.type != "cuda":
+        return True
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return 2 * sum(weight.nbytes for weight in weights) <= torch.cuda.mem_get_info(device)[0] + unused
+
+
 def _restore(originals: list[tuple[nn.Parameter, Tensor]]) -> None:
     for weight, data in originals:
         weight.data = data
     originals.clear()
+
+
+def dequantized_and_merged(network: PeftModel, name: str, folder: Path) -> Any:
+    """The causal LM of a network with 4-bit weights, with W + alpha / r * B A as its weights and W dequantized.
+
+    It computes what the network with its adapter computes, up to rounding. The network is changed in place. The new
+    weights are files in `folder`, mapped into memory, because in 16 bits they may be larger than host memory.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    causal = causal_lm(network)
+    for number, (path, layer) in enumerate(list(causal.named_modules())):
+        base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        state = getattr(getattr(base, "weight", None), "quant_state", None)
+        if path.endswith(".base_layer") or not (state or isinstance(layer, LoraLayer)):
+            continue
+        weight = (dequantize_4bit(base.weight.data, state) if state else base.weight).float()
+        if isinstance(layer, LoraLayer):
+            weight = weight + layer.get_delta_weight(name).float()
+        if not weight.isfinite().all():
+            raise ValueError(f"{path} has NaN or infinite weights")
+        if state and issubclass(base.source_cls, Conv1D):  # transformers transposes these before they are quantized
+            weight = weight.T
+        file = torch.from_file(str(folder / str(number)), True, weight.numel(), dtype=causal.dtype)
+        plain = nn.Linear(1, 1, bias=False, device="meta")
+        plain.weight = nn.Parameter(file.view(weight.shape).copy_(weight), requires_grad=False)
+        plain.bias = base.bias
+        causal.set_submodule(path, plain)
+    causal.hf_quantizer, causal.is_quantized = None, False
+    del causal.config.quantization_config
+    return causal

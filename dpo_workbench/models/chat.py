@@ -183,13 +183,14 @@ class Chat:
         """The messages as the model can take them: system text in the first user turn if there is no such role."""
         messages = read_messages(prompt)
         system = [m["content"] for m in messages if m["role"] == "system"]
-        if not system or self._has_system_role:
+        if not system or self.has_system_role:
             return messages
         first, *rest = (m for m in messages if m["role"] != "system")
         return [{**first, "content": "\n\n".join([*filter(str.strip, system), first["content"]])}, *rest]
 
     @cached_property
-    def _has_system_role(self) -> bool:
+    def has_system_role(self) -> bool:
+        """True if the template writes a system message; said once if it does not."""
         try:
             asked = [{"role": "system", "content": MARK}, {"role": "user", "content": "x"}]
             found = MARK in self._render(asked, generate=True)

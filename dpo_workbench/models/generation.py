@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
-from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError, listed
 from dpo_workbench.common.memory import within_memory
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.decoding import Answer, Sampler, check_decoding
@@ -95,16 +95,17 @@ def generate(
 
 
 def _check_lengths(model: Model, prompts: list[list[int]], given: list[list[int]], max_new_tokens: int) -> None:
+    limit = model.max_positions
     if (longest := max(map(len, given))) > max_new_tokens:
         raise WorkbenchError(
             f"`begun` must not exceed max_new_tokens={max_new_tokens}. Got {longest} tokens. Raise max_new_tokens."
         )
-    if too_long := [ids for ids in prompts if len(ids) + max_new_tokens - 1 > model.max_positions]:
-        first = model.tokenizer.decode(too_long[0])[:40]
+    if too_long := {f"prompts[{k}]": n for k, n in enumerate(map(len, prompts)) if n + max_new_tokens > limit}:
+        named = listed([f"{name} ({n} tokens)" for name, n in too_long.items()])
         raise WorkbenchError(
-            f"A prompt with max_new_tokens={max_new_tokens} must fit into the {model.max_positions} positions of "
-            f"{model.name}. Got {len(too_long)} of {len(prompts)} prompts that do not, of up to "
-            f"{max(map(len, too_long))} tokens; the first is {first!r}. Lower max_new_tokens, or drop these prompts."
+            f"A prompt with max_new_tokens={max_new_tokens} must fit into the {limit} positions of {model.name}. Got "
+            f"{len(too_long)} of {len(prompts)} that do not: {named}. Lower max_new_tokens, or drop these prompts.",
+            list(too_long),
         )
 
 

@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_workbench.models.adapter import add_adapter, causal_lm
 
-MAX_LOGITS = 2**23  # logits that exist at one time: training computes them in pieces
+# As in training: logits that exist at one time, and tokens of the longest row that is packed for SDPA, with a mask
+MAX_LOGITS, MAX_DENSE = 2**23, 4096
 # NF4 with double quantization: half a byte, an 8-bit scale for 64 numbers, a 32-bit one for 256 scales (2305.14314)
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 CONTEXT, FRAGMENTED = 0.6 * 2**30, 0.05  # bytes of CUDA and its libraries; share lost between blocks: assumptions
@@ -58,7 +59,7 @@ class Needs:
 
     def parts(self, tokens: int, row: int, checkpointing: bool, quantized: bool, flex: bool) -> dict[str, float]:
         """Bytes of the tensors at the peak of a training step, for a micro-batch with rows of `row` tokens."""
-        masks = 0.0 if flex else self.mask * tokens * row
+        masks = 0.0 if flex or row > MAX_DENSE else self.mask * tokens * row
         one_layer = (self.kept * tokens + masks) / self.layers
         logits = 12.0 * min(MAX_LOGITS, tokens * self.vocabulary)  # in fp32: log-softmax and two gradients
         kept = self.kept * tokens

@@ -5,25 +5,23 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
-from dpo_workbench.common.environment import cache_folder, choose_device, choose_dtype
+from dpo_workbench.common.environment import choose_device, choose_dtype
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import pre
 from dpo_workbench.common.memory import free_bytes
 from dpo_workbench.models.chat import Chat
-from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder
+from dpo_workbench.models.files import CHATML, max_positions, read_config
 from dpo_workbench.models.generation import ROWS
-from dpo_workbench.models.loading import CHATML, REFUSED
 from dpo_workbench.models.needs import Device, Needs, needs_of
+from dpo_workbench.models.rows import Row, encode, pair_texts
 from dpo_workbench.pairs.pair import Pairs
 
 GIB = 2**30
@@ -103,15 +101,14 @@ def plan(
     """
     name, file = str(model), "pairs.jsonl" if isinstance(pairs, Pairs) else str(pairs)
     device = _device(name, gpu, memory_gib)
-    config, chat = _read(name)
+    config = read_config(name)
     needs, notes = needs_of(config, device.dtype, rank), []
-    loaded = pairs if isinstance(pairs, Pairs) else Pairs.load(pairs)
-    sizes = [_count(chat, pair.prompt, (pair.chosen, pair.rejected)) for pair in loaded]
-    lengths, longest = [row for row, _, _ in sizes], max(row for row, _, _ in sizes)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or longest
-    if too_long := sum(sequence > positions for _, _, sequence in sizes):
+    rows, known = _rows(name, config, pairs if isinstance(pairs, Pairs) else Pairs.load(pairs))
+    lengths = [row.n_tokens for row in rows]
+    longest, positions = max(lengths), max_positions(config)
+    if too_long := sum(row.length > positions for row in rows):
         notes.append(f"{too_long} pairs do not fit into the model's {positions} positions; `train` refuses them.")
-    if chat is None:
+    if not known:
         notes.append(f"there is no tokenizer here, so tokens are estimated: {CHARACTERS} characters each.")
     if not needs.exact:
         notes.append("activations are a rule of thumb (10 bytes for each input and output of a linear layer).")
@@ -123,15 +120,15 @@ def plan(
         notes.append(f"it would fit on {larger}.")
     passes = 2 + epochs * (6 if checkpointing else 4)  # operations for a parameter and token; the reference needs 2
     operations = passes * needs.parameters * sum(lengths)
-    given = setting | {"max_tokens": max(longest, 1024), "rank": rank, "epochs": epochs}
+    given = setting | {"max_tokens": max([1024, *(row.length for row in rows)]), "rank": rank, "epochs": epochs}
     facts = {
         "model": name, "parameters": needs.parameters, "adapter": needs.adapter // 4, "device": device.name,
-        "memory_gib": device.memory / GIB, "dtype": str(device.dtype).removeprefix("torch."), "pairs": len(loaded),
+        "memory_gib": device.memory / GIB, "dtype": str(device.dtype).removeprefix("torch."), "pairs": len(rows),
         "longest": longest, "mean_tokens": fmean(lengths), "options": _options(needs, device, longest),
         "recommended": {"quantize": "4bit" if quantized else None, **setting} if found else None,
         "budget_gib": _budget(needs, device, max(micro_tokens, longest), longest, checkpointing, quantized),
         "sampling_gib": {
-            "rows": ROWS, "cache": ROWS * needs.cache * (max(prompt for _, prompt, _ in sizes) + NEW_TOKENS) / GIB,
+            "rows": ROWS, "cache": ROWS * needs.cache * (max(len(row.prompt_ids) for row in rows) + NEW_TOKENS) / GIB,
             "merged": 0.0 if quantized else needs.merged / GIB,
         },
         "minutes": operations / (device.tflops * 1e12 * UTILIZATION * 60) if found and device.tflops else None,
@@ -215,36 +212,20 @@ def _device(model: str, gpu: str | None, memory_gib: float | None) -> Device:
     return found._replace(memory=memory_gib * GIB) if memory_gib else found
 
 
-def _read(name: str) -> tuple[Any, Chat | None]:
-    """The config, and the tokenizer with its template if that is on this machine."""
-    smol = cache_folder() / "smol"
-    known = {"nano": nano_folder, "smol": lambda: smol if (smol / "config.json").is_file() else SMOL_HUB_ID}
-    source = known.get(name, lambda: name)()
+def _rows(name: str, config: Any, pairs: Pairs) -> tuple[list[Row], bool]:
+    """The pairs as token ids, and whether the tokenizer is on this machine. If not, their numbers are estimated."""
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise WorkbenchError(
-            f"A model's config.json must be readable. Got {name!r} ({why}). Name `nano`, `smol`, a Hub id (owner/name) "
-            "or a folder with config.json. A plan needs no weights."
-        ) from error
-    if config.model_type in REFUSED:
-        raise WorkbenchError(f"A model must be one that can be trained here. {name!r}: {REFUSED[config.model_type]}.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(config.name_or_path, local_files_only=True)
+        known = "plan" in tokenizer.decode(tokenizer("plan")["input_ids"])  # not an empty one, made from config.json
     except (OSError, ValueError):
-        return config, None
-    if "plan" not in tokenizer.decode(tokenizer("plan")["input_ids"]):  # an empty one, made from config.json
-        return config, None
-    if name == "smol":
-        tokenizer.chat_template = CHATML
-    return config, Chat(tokenizer)
-
-
-def _count(chat: Chat | None, prompt: Any, answers: Sequence[str]) -> tuple[int, int, int]:
-    """Tokens of the packed pair, of its prompt, and of the prompt with the longer answer."""
-    if chat is None:
-        first, *rest = (round(len(str(text)) / CHARACTERS) + 8 for text in (prompt, *answers))  # 8 for the template
-        return first + sum(rest), first, first + max(rest)
-    ids, first = [chat.answer_ids(prompt, answer) for answer in answers], len(chat.prompt_ids(prompt))
-    return first + sum(map(len, ids)) - len(commonprefix(ids)), first, first + max(map(len, ids))
+        known = False
+    if known:
+        if name == "smol":
+            tokenizer.chat_template = CHATML
+        chat = Chat(tokenizer)
+        return [encode(chat, *pair_texts(pair)) for pair in pairs], True
+    rows = []
+    for pair in pairs:
+        prompt, *answers = (round(len(str(t)) / CHARACTERS) + 8 for t in (pair.prompt, pair.chosen, pair.rejected))
+        rows.append(Row(pair.id, (0,) * prompt, tuple((k,) * n for k, n in enumerate(answers))))
+    return rows, False

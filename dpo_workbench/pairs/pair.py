@@ -148,6 +148,10 @@ class ReadResult:
             raise self._error("A file must have a row that can be used.")
         return Pairs(self.found)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The counts and findings as plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "found"}
+
     def _error(self, must: str) -> WorkbenchError:
         problems = [str(f) for f in self.findings if f.severity in ("error", "skipped")]
         skipped = f" and {self.skipped} skipped" if self.skipped else ""

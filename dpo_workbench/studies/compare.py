@@ -96,6 +96,7 @@ def compare(
     *,
     model: str = "nano",
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     pairs: Pairs | None = None,
     recipe: Recipe | None = None,
     split: str = "test",
@@ -113,6 +114,7 @@ def compare(
         arms: names from `ARMS`; the others are compared with `sft`.
         task, model: what `load_task` and `load_model` take, or a task itself.
         adapter: the fine-tuned start. By default the one that is shipped for model and task, or else it is trained.
+        quantize: "4bit", or None, as for `load_model`.
         pairs: to train on; by default the failures of the fine-tuned model are mined with the recipe.
         recipe: sizes and settings; by default those of `recipe_for(model, task)`.
         split: whose prompts are answered. Use `dev` while you choose settings.
@@ -124,7 +126,7 @@ def compare(
         raise WorkbenchError(f"`arms` must be some of {', '.join(ARMS)}. Got {unknown or 'none'}.")
     name = task.name if isinstance(task, Task) else Path(task).stem
     folder = folder or Path("runs") / f"compare-{Path(model).name}-{name}"
-    given: dict[str, Any] = {"split": split, "recipe": recipe, "adapter": adapter, "pairs": pairs}
+    given: dict[str, Any] = {"split": split, "recipe": recipe, "adapter": adapter, "pairs": pairs, "quantize": quantize}
     return run_arms(open_study(model, task, folder, **given, seed=seed, show=show), arms, "arms")
 
 
@@ -151,7 +153,8 @@ def shell_command(study: Study, command: str) -> str:
     settings = study.settings
     words = ["dpo-workbench", command, "--model", settings["model"], "--task", settings["task"]]
     words += ["--split", settings["split"]] if command == "arms" else []
-    words += ["--adapter", settings["adapter"]] if "adapter" in settings else []
+    for name in ("adapter", "quantize"):
+        words += [f"--{name}", settings[name]] if name in settings else []
     words += ["--from-scratch"] if settings["from_scratch"] else []
     return shlex.join([*words, "--seed", str(study.recipe.dpo.seed)])
 

@@ -16,7 +16,7 @@ from dpo_workbench.common.progress import progress
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.studies.logps import answer_rows, answer_values
+from dpo_workbench.studies.logps import answer_rows, answer_values, check_positions
 from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
 from dpo_workbench.studies.logps import sum_logps as sum_logps
 from dpo_workbench.training.config import TrainConfig
@@ -59,6 +59,7 @@ def train_reward_model(model: Model, pairs: Pairs, config: TrainConfig, *, show:
             own learning rate.
     """
     rows = [with_second_end(model, row) for row in tokenize(model, map(pair_texts, pairs), config.max_tokens)]
+    check_positions(model, rows)
     policy = model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
     config = choose_packing(model, rows, config)
     head = nn.Parameter(torch.zeros(policy.network.config.get_text_config().hidden_size, device=policy.device))

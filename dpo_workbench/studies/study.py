@@ -119,6 +119,7 @@ def open_study(
     split: str = "test",
     recipe: Recipe | None = None,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     from_scratch: bool = False,
     pairs: Pairs | None = None,
     seed: int = 0,
@@ -133,6 +134,7 @@ def open_study(
     prompts = _digest([(e.id, e.prompt, e.reference) for e in test])
     settings = {"model": model, "task": name, "split": split, "prompts": prompts, "from_scratch": from_scratch}
     settings |= {"adapter": str(adapter)} if adapter else {}
+    settings |= {"quantize": quantize} if quantize else {}
     settings |= {"pairs": _digest([asdict(pair) for pair in pairs])} if pairs is not None else {}
     settings |= asdict(recipe)
     mark = Path(folder) / "settings.json"
@@ -144,7 +146,8 @@ def open_study(
             "another folder with --out, or delete this one."
         )
     adapter = adapter or (None if from_scratch else shipped_adapter(model, task))
-    return Study(Path(folder), settings, task, test, recipe, load_model(model), adapter, pairs, show)
+    base = load_model(model, quantize=quantize)
+    return Study(Path(folder), settings, task, test, recipe, base, adapter, pairs, show)
 
 
 def _digest(rows: Any) -> str:

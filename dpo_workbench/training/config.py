@@ -38,7 +38,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0  # longer gradients are scaled down to this length
     rank: int = 16  # LoRA rank; higher = more capacity and memory
     alpha: int = 32  # LoRA scale times rank; higher = larger updates
-    max_tokens: int = 1024  # longest allowed row; longer ones are an error, never cut
+    max_tokens: int = 1024  # limit for a prompt with one of its answers; longer rows are an error, never cut
     probes: int = 4  # how often dev prompts are scored and held-out pairs measured during the run; 0 = never
     held_out: float = 0.1  # share of the pairs (whole groups or prompts) that are only measured, never trained on
     checkpoint_seconds: float = 120.0  # save at least this often if the run has a folder

@@ -93,7 +93,7 @@ def fit_memory(model: Model, rows: Sequence[Row], config: TrainConfig) -> TrainC
     found = needs_of(model.network.config, model.dtype, config.rank).choose(
         device,
         row=max(n_tokens([row], config.packing) for row in rows),
-        quantized=not all(p.is_floating_point() for p in weights),
+        quantized=model.quantize is not None,
         start=None if size == "auto" else size,
         modes=(False, True) if mode == "auto" else (mode,),
     )

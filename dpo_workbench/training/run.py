@@ -249,8 +249,8 @@ def train(
     probe = _first_dev_examples(pairs.task) if probe is None else probe
     model = _with_recorded_date(model, folder)
     watched, trained = hold_out(list(pairs), config)
-    rows = tokenize(model, map(pair_texts, trained), config.max_tokens, show)
-    watched_rows = tokenize(model, map(pair_texts, watched), config.max_tokens)
+    rows = tokenize(model, map(pair_texts, trained + watched), config.max_tokens, show)
+    rows, watched_rows = rows[: len(trained)], rows[len(trained) :]
     config = _with_sizes(model, rows + watched_rows, choose_packing(model, rows, config), folder)
     cache = Path(folder) / "reference" if folder else None
     reference: Reference = {}
@@ -336,6 +336,8 @@ def record_run(folder: str | Path, model: Model, pairs: Pairs, config: TrainConf
     record = {
         "model": str(Path(model.name).resolve()) if is_own_folder else model.name,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "quantize": model.quantize,
         "start": model.adapter is not None,
         "fingerprint": model.fingerprint(),
         **model.chat.settings,

@@ -1,6 +1,7 @@
 """Adapters: where they are, what they start as, and weights that do not fit are refused."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -31,6 +32,16 @@ def test_routers_get_no_adapter() -> None:
         want = bare(ids).logits
         network = add_adapter(bare, "mine", rank=4, alpha=8, seed=0)
         assert torch.equal(network(ids).logits, want) and len(adapter_tensors(network, "mine")) == 2 * 4
+
+
+def test_transposed_layers_get_their_adapters_without_a_warning() -> None:
+    """GPT-2's layers are transformers' own Conv1D, with transposed weights."""
+    bare = hf.AutoModelForCausalLM.from_config(hf.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        network = add_adapter(bare, "mine", rank=4, alpha=8, seed=0)
+        add_adapter(network, "second", rank=4, alpha=8, seed=0)
+    assert network.peft_config["mine"].fan_in_fan_out and len(adapter_tensors(network, "mine")) == 2 * 4
 
 
 def test_start_follows_the_seed_and_leaves_the_global_generator(tiny_folder) -> None:

@@ -6,18 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, MixtralConfig
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 import dpo_workbench as dw
 from dpo_workbench.common import memory
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models.needs import MAX_LOGITS, NF4_BYTES, Device, needs_of
+from dpo_workbench.models.needs import MAX_DENSE, MAX_LOGITS, NF4_BYTES, Device, needs_of
 from dpo_workbench.models.plan import GIB, GPUS
-from dpo_workbench.training import guards, logps
+from dpo_workbench.models.rows import Row, encode, pair_texts
+from dpo_workbench.training import guards, logps, packing
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import fit_memory
 from dpo_workbench.training.loop import TrainState
-from dpo_workbench.training.packing import Row, pack
+from dpo_workbench.training.packing import pack
 
 BIG = {"hidden_size": 6400, "intermediate_size": 38400, "num_hidden_layers": 7, "num_attention_heads": 50}
 BIG |= {"num_key_value_heads": 10, "vocab_size": 128000, "tie_word_embeddings": False}  # 7.5 B parameters, few layers
@@ -81,8 +82,21 @@ def test_activations_are_what_autograd_keeps(tiny, needs, n_rows: int, length: i
     assert parts["activations"] + parts["attention masks"] == pytest.approx(real, rel=0.03)
 
 
-def test_the_pieces_of_logits_are_those_of_training() -> None:
-    assert MAX_LOGITS == logps.MAX_LOGITS
+def test_limits_are_those_of_training() -> None:
+    assert (MAX_LOGITS, MAX_DENSE) == (logps.MAX_LOGITS, packing.MAX_DENSE)
+
+
+def test_weights_in_4_bits_are_those_of_bitsandbytes(make_tiny_folder, tmp_path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = LlamaConfig(hidden_size=512, intermediate_size=1024, num_hidden_layers=2, vocab_size=320)
+    folder = make_tiny_folder(tmp_path / "model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    model = dw.load_model(folder, device="cpu", dtype=torch.float32, quantize="4bit")
+    state = model.network.state_dict()
+    real = sum(
+        value.nbytes for key, value in state.items() if "quant_map" not in key
+    )  # two tables of 16 and 256 numbers
+    assert needs_of(config, torch.float32, 4).weights_4bit == pytest.approx(real, rel=0.01)
 
 
 def test_memory_grows_with_tokens_and_shrinks_with_checkpointing_and_4_bits(big) -> None:
@@ -130,9 +144,7 @@ def test_nothing_fits(big, toy_pairs) -> None:
 
 def test_tokens_come_from_the_tokenizer_or_are_estimated(tiny, tiny_folder, toy_pairs, big) -> None:
     facts = dw.plan(tiny_folder, toy_pairs, gpu="T4").to_dict()
-    from dpo_workbench.training.tokens import encode, pair_texts
-
-    rows = [encode(tiny, *pair_texts(pair)) for pair in toy_pairs]
+    rows = [encode(tiny.chat, *pair_texts(pair)) for pair in toy_pairs]
     assert facts["longest"] == max(row.n_tokens for row in rows) and facts["notes"] == []
     assert "there is no tokenizer here" in dw.plan(big, toy_pairs, gpu="T4").to_dict()["notes"][0]
 
@@ -181,7 +193,9 @@ def test_names_of_gpus_are_read_with_patience(toy_pairs, name: str) -> None:
 def test_a_config_that_cannot_be_used(tmp_path, toy_pairs, text: str | None) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(WorkbenchError, match="A model's config.json must be readable|A model must be one"):
+    with pytest.raises(
+        WorkbenchError, match="A model folder must hold config.json|could not be loaded|architecture must be one"
+    ):
         dw.plan(tmp_path, toy_pairs, gpu="T4")
 
 

@@ -174,3 +174,14 @@ def test_a_demo_without_its_control_has_no_verdict(finished, monkeypatch, tmp_pa
     monkeypatch.setitem(arms.ARMS, "sft+sft on chosen", fails)
     with pytest.raises(WorkbenchError, match=r"Got none for sft\+sft on chosen: the disk is full. Remove the cause"):
         demo("nano", tmp_path / "copy", task_name="receipts", recipe=SMALL, show=False)
+
+
+def test_a_study_on_4_bit_weights_says_so(tmp_path) -> None:
+    pytest.importorskip("bitsandbytes")
+    given = {"recipe": SMALL, "show": False}
+    opened = study.open_study("nano", "receipts", tmp_path / "q", quantize="4bit", **given)
+    assert opened.base.quantize == "4bit" and "--quantize 4bit" in shell_command(opened, "demo")
+    with pytest.raises(WorkbenchError, match="holds a run with other settings"):
+        study.open_study("nano", "receipts", tmp_path / "q", **given)
+    plain = study.open_study("nano", "receipts", tmp_path / "plain", **given)
+    assert plain.base.quantize is None and "quantize" not in shell_command(plain, "demo")
