@@ -1,7 +1,8 @@
 """The memory that `dw.plan` foresees next to measured peaks. Results: results/plan.json.
 
     python benchmarks/plan.py                    # 8 settings, each in its own process
-    python benchmarks/plan.py --only 60M-short
+    python benchmarks/plan.py --only 71M-short
+    python benchmarks/plan.py --published        # the plan next to peaks that others have published; measures nothing
 
 Two random models (Llama with 71 M parameters, Qwen2 with 253 M), short rows (4 pairs of 200 tokens) and long ones (one
 pair of 1,500 tokens), with and without activation checkpointing, in fp32 on a CPU or in 16 bits on a GPU if there is
@@ -34,6 +35,19 @@ MODELS = {
     "tiny": ("llama", {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
                        "num_attention_heads": 2, "num_key_value_heads": 1}),
 }  # fmt: skip
+LLAMA_8B = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False}  # fmt: skip
+QWEN_7B = LLAMA_8B | {"vocab_size": 151936, "intermediate_size": 11008, "num_key_value_heads": 32}
+TORCHTUNE = "torchtune README at 0031bfb: 2 rows of 2,048 tokens, compiled, checkpointing"
+QWEN = "Qwen README at 03cd81f: one row, FlashAttention 2, DeepSpeed for Q-LoRA, checkpointing"
+PUBLIC = [  # source, method, sizes, LoRA rank, 4-bit, tokens in a pass, tokens of a row, published GiB
+    (TORCHTUNE, "LoRA, Llama 3.1 8B", LLAMA_8B, 16, False, 4096, 2048, 16.2),
+    (TORCHTUNE, "QLoRA, Llama 3.1 8B", LLAMA_8B, 8, True, 4096, 2048, 7.4),
+    (QWEN, "LoRA, Qwen 7B", QWEN_7B, 64, False, 256, 256, 20.1),
+    (QWEN, "LoRA, Qwen 7B", QWEN_7B, 64, False, 1024, 1024, 21.5),
+    (QWEN, "LoRA, Qwen 7B", QWEN_7B, 64, False, 4096, 4096, 29.7),
+    (QWEN, "Q-LoRA (GPTQ), Qwen 7B", QWEN_7B, 64, True, 1024, 1024, 12.3),
+]
 ROWS = {"short": (4, 100, 50), "long": (1, 1300, 100)}  # pairs, tokens of the prompt and of each answer
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -110,10 +124,33 @@ def measure(*arguments: str, allocator: dict[str, str]) -> float:
     return json.loads(done.stdout.splitlines()[-1])["peak"] / 2**30
 
 
+def published() -> list[dict]:
+    """What the plan says for settings with a published peak. These programs are not this package."""
+    import torch
+    from transformers import LlamaConfig
+
+    from dpo_workbench.models.needs import CONTEXT, needs_of
+
+    found = []
+    for source, method, sizes, rank, quantized, tokens, row, gib in PUBLIC:
+        parts = needs_of(LlamaConfig(**sizes), torch.bfloat16, rank).parts(tokens, row, True, quantized, True)
+        total = (sum(parts.values()) + CONTEXT * (source == QWEN)) / 2**30  # Qwen's figures are of the whole GPU
+        # transformers computes the logits of all tokens: in 16 bits, in fp32, and the loss's log-softmax and gradient
+        logits = (2 + 3 * 4) * tokens * sizes["vocab_size"] / 2**30 if source == QWEN else 0.0
+        total += logits
+        entry = {"source": source, "method": method, "rank": rank, "tokens": tokens, "published_gib": gib}
+        entry["all_logits_gib"] = round(logits, 2)
+        entry["parts_gib"] = {part: round(size / 2**30, 2) for part, size in parts.items()}
+        found.append(entry | {"planned_gib": round(total, 1), "planned_by_published": round(total / gib, 2)})
+        print(found[-1], flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="name of one setting, such as 253M-long-checkpointing")
     parser.add_argument("--again", action="store_true", help="measure recorded settings again")
+    parser.add_argument("--published", action="store_true", help="only compare with published figures")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -132,6 +169,9 @@ def main() -> None:
     flex = cuda and torch.cuda.get_device_capability() >= (8, 0)
     results = RESULTS.with_stem("plan_gpu") if cuda else RESULTS
     recorded = json.loads(results.read_text()) if results.is_file() else {"settings": {}}
+    if args.published:
+        write_json(results, recorded | {"published": published()})
+        return
     with tempfile.TemporaryDirectory() as scratch:
         for name, (kind, sizes) in MODELS.items():
             make(Path(scratch) / name, kind, sizes)

@@ -6,6 +6,7 @@ import difflib
 import re
 import shlex
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -68,7 +69,7 @@ class MemoryPlan:
         )
         if facts["minutes"]:
             lines.append(
-                "Time: about {minutes:.0f} min for {epochs} epochs, without loading and sampling. This is a rough "
+                "Time: about {minutes} min for {epochs} epochs, without loading and sampling. This is a rough "
                 "estimate:\n{utilization:.0%} of the GPU's {tflops} TFLOPS.".format(**facts)
             )
         lines += [f"Note: {note}" for note in facts["notes"]]
@@ -131,7 +132,7 @@ def plan(
             "rows": ROWS, "cache": ROWS * needs.cache * (max(len(row.prompt_ids) for row in rows) + NEW_TOKENS) / GIB,
             "merged": 0.0 if quantized else needs.merged / GIB,
         },
-        "minutes": operations / (device.tflops * 1e12 * UTILIZATION * 60) if found and device.tflops else None,
+        "minutes": ceil(operations / (device.tflops * 6e13 * UTILIZATION)) if found and device.tflops else None,
         "epochs": epochs, "utilization": UTILIZATION, "tflops": device.tflops, "notes": notes,
         "commands": _commands(name, file, quantized, given) if found else [],
     }  # fmt: skip

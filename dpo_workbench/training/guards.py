@@ -98,7 +98,7 @@ def fit_memory(model: Model, rows: Sequence[Row], config: TrainConfig) -> TrainC
         modes=(False, True) if mode == "auto" else (mode,),
     )
     chosen = found or (config.tokens_at_once, mode is not False)
-    if not found or chosen[1] is not mode and chosen[1] or chosen[0] < config.tokens_at_once:
+    if chosen[0] < config.tokens_at_once or (mode == "auto" and chosen[1]):
         print(f"memory is short: micro_tokens={chosen[0]}, checkpointing={chosen[1]}", flush=True)
     return replace(config, micro_tokens=chosen[0], checkpointing=chosen[1])
 
