@@ -160,6 +160,7 @@ def contents(source: Path) -> str:
         "models",
         "data",
         "preflight",
+        "plan",
         "tasks",
         "losses",
         "evaluation",
