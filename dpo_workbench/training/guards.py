@@ -16,8 +16,8 @@ from dpo_workbench.common.memory import free_bytes, free_memory, memory_problem
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
-from dpo_workbench.pairs.messages import Turns
 from dpo_workbench.models.needs import Device, needs_of
+from dpo_workbench.pairs.messages import Turns
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.splits import split_keys
 from dpo_workbench.tasks.failures import detect
