@@ -169,7 +169,7 @@ def train(
     if loss:
         weighted = len(loss) > 1 or "=" in loss[0]
         settings["loss"] = shared.named_values("--loss", loss, float) if weighted else loss[0]
-    config = dw.TrainConfig(**settings)
+    config = dw.TrainConfig(**{name: value for name, value in settings.items() if value is not None})
     loaded = dw.Pairs.load(pairs, dw.load_task(task) if task else None)
     if task is None:
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
@@ -183,6 +183,22 @@ def train(
     say(f"{run!r}\nadapter: {out / 'adapter'}")
     if not run.finished:
         raise typer.Exit(130)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="nano, smol, a Hub id (owner/name) or a folder with config.json.")],
+    file: Annotated[Path, typer.Argument(help="Pairs, in any layout that `check` can read.")],
+    gpu: Annotated[str | None, typer.Option(help="Such as T4, L4, A100-40, RTX-4090. Default: this machine.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="Memory of the GPU, if it differs.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Will it fit? Memory by part, what to set, and commands to copy. Of the model it reads config.json only."""
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):  # notes on the pairs
+        found = dw.plan(model, file, gpu=gpu, memory_gib=memory_gib, rank=rank, epochs=epochs)
+    say(json.dumps(found.to_dict(), indent=1) if as_json else found)
 
 
 @app.command()

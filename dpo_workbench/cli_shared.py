@@ -53,10 +53,18 @@ def train_options(command: Callable[..., None]) -> Callable[..., None]:
     for field in fields(TrainConfig):
         if field.name not in signature.parameters:
             option, how = typer.Option(help=comments.get(field.name)), inspect.Parameter.KEYWORD_ONLY
-            kind = {"default": field.default, "annotation": Annotated[types[field.name], option]}
-            parameters.append(inspect.Parameter(field.name, how, **kind))
+            default, kind = field.default, types[field.name]
+            if field.name == "checkpointing":  # a flag; without it or --no-checkpointing it is auto
+                default, kind = None, bool | None
+            elif field.name == "micro_tokens":
+                kind, option.metavar, option.parser = str, "INTEGER|auto", _whole_number_if_it_is_one
+            parameters.append(inspect.Parameter(field.name, how, default=default, annotation=Annotated[kind, option]))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _whole_number_if_it_is_one(text: str) -> int | str:
+    return int(text) if text.isdigit() else text  # "auto", or what `TrainConfig` refuses
 
 
 def fail(error: Exception) -> NoReturn:

@@ -37,10 +37,9 @@ def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weigh
         WorkbenchError: the model cannot be found, read or trained; the message names other ways to get a model.
     """
     name = str(name)
-    source = nano_folder() if name == "nano" else smol_folder(weights) if name == "smol" else _check(name, weights)
+    config = read_config(name, weights)
+    source = config.name_or_path
     with readable(name):
-        config = AutoConfig.from_pretrained(source)
-        check_family(config, name)
         tokenizer = AutoTokenizer.from_pretrained(source)
         try:
             generation = GenerationConfig.from_pretrained(source)
@@ -51,6 +50,15 @@ def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weigh
     if not tokenizer.chat_template:
         print(f"{name}: no chat template; a prompt is plain text, and the answer follows it directly")
     return Chat(tokenizer, template, generation), config
+
+
+def read_config(name: str, weights: bool = False) -> Any:
+    """The config of a model that can be trained; arguments and errors as in `load_chat`."""
+    source = nano_folder() if name == "nano" else smol_folder(weights) if name == "smol" else _check(name, weights)
+    with readable(name):
+        config = AutoConfig.from_pretrained(source)
+    check_family(config, name)
+    return config
 
 
 def max_positions(config: Any) -> int:

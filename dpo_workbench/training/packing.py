@@ -69,7 +69,7 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Ite
     groups: list[tuple[bool, list[Row]]] = []
     for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
         packed = config.packing and (model.uses_flex_attention or row.n_tokens <= MAX_DENSE)
-        if not groups or groups[-1][0] != packed or n_tokens([*groups[-1][1], row], packed) > config.micro_tokens:
+        if not groups or groups[-1][0] != packed or n_tokens([*groups[-1][1], row], packed) > config.tokens_at_once:
             groups.append((packed, []))
         groups[-1][1].append(row)
     for packed, group in groups:
