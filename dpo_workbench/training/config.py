@@ -10,12 +10,10 @@ from typing import Any, Literal
 import numpy
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.trackers import TRACKERS
 
-KINDS: dict[str, tuple[Any, str]] = {
-    "int": (Integral, "a whole number"),
-    "float": (Real, "a number"),
-    "bool": (bool, "True or False"),
-}
+KINDS: dict[str, tuple[Any, str]]
+KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"), "bool": (bool, "True or False")}
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class TrainConfig:
 
     loss: str | dict[str, float] = "sigmoid"  # a name from docs/losses.md (sigmoid is DPO), or weights by name
     beta: float = 0.1  # how strongly the policy is tied to the reference; lower = it may move further
-    nll_weight: float = 0.2  # weight of the chosen answers' negative log-likelihood; higher = more stable, slower
+    nll_weight: float = 0.0  # weight of the chosen answers' negative log-likelihood; above 0 = more stable, slower
     label_smoothing: float = 0.0  # assumed share of wrong labels, for cdpo and robust
     dpop_lambda: float = 50.0  # dpop's penalty for a chosen answer below its reference; higher = held more firmly
     simpo_gamma: float = 0.5  # simpo's target margin between the mean log-probabilities, times beta
@@ -42,6 +40,7 @@ class TrainConfig:
     probes: int = 4  # how often dev prompts are scored and held-out pairs measured during the run; 0 = never
     held_out: float = 0.1  # share of the pairs (whole groups or prompts) that are only measured, never trained on
     checkpoint_seconds: float = 120.0  # save at least this often if the run has a folder
+    report_to: str = "none"  # where metrics are sent as well: none, trackio, wandb or tensorboard (docs/publish.md)
     seed: int = 0  # for the order of rows and the adapter's initial weights
 
     def __post_init__(self) -> None:
@@ -50,10 +49,12 @@ class TrainConfig:
             if isinstance(value, numpy.generic):  # JSON can't write it
                 object.__setattr__(self, field.name, value := value.item())
             wanted, what = KINDS.get(kind, (object, ""))
-            if not isinstance(value, wanted) or (isinstance(value, bool) and what.endswith("number")):
-                if not auto or value != "auto":
-                    other = ' or "auto"' if auto else ""
-                    raise WorkbenchError(f"`{field.name}` must be {what}{other}. Got {value!r}.")
+            right = isinstance(value, wanted) and (kind not in ("int", "float") or not isinstance(value, bool))
+            if not right and not (auto and value == "auto"):
+                what += " or 'auto'" if auto else ""
+                raise WorkbenchError(f"`{field.name}` must be {what}. Got {value!r}.")
+        if self.report_to not in TRACKERS:
+            raise WorkbenchError(f"`report_to` must be one of {', '.join(TRACKERS)}. Got {self.report_to!r}.")
         above_0 = "beta lr epochs batch_size micro_tokens max_grad_norm rank alpha max_tokens".split()
         from_0 = "nll_weight dpop_lambda probes checkpoint_seconds".split()
         for names, fits, what in (

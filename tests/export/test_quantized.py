@@ -97,6 +97,7 @@ def test_a_model_of_the_hub_is_quantized_again_by_the_project(tiny_folder, toy_p
     dw.record_run(tmp_path / "run", hub, toy_pairs, CONFIG)
     out = export_trl(tmp_path / "run", tmp_path / "out").folder
     how = json.loads((out / "config.json").read_text())["model"]
+    assert "bitsandbytes" in (out / "requirements.txt").read_text()
     assert not (out / "model").exists() and how.pop("pretrained_model_name_or_path") == "owner/name"
     how.pop("revision")
     again = AutoModelForCausalLM.from_pretrained(tiny_folder, **how)  # as train.py does
