@@ -165,6 +165,7 @@ def contents(source: Path) -> str:
         "losses",
         "evaluation",
         "labelling",
+        "publish",
         "scale_up",
         "server",
         "sandbox",

@@ -57,7 +57,7 @@ def read_config(name: str, weights: bool = False) -> Any:
     source = nano_folder() if name == "nano" else smol_folder(weights) if name == "smol" else _check(name, weights)
     with readable(name):
         config = AutoConfig.from_pretrained(source)
-        check_family(config, name)
+    check_family(config, name)
     return config
 
 

@@ -76,11 +76,9 @@ def _message(given: Any, at: str) -> Message:
     check_text_only(message, at, _NOT_TEXT_IN_MESSAGE)
     message = {key: v for key, v in message.items() if v is not None}  # without the columns of other sources
     said = message.get("role", message.get("from"))
-    if said in _OF_TOOLS:
-        raise Refusal("P205", f"{at}.role", said)
     role = _ROLES.get(str(said))
     if role is None:
-        raise Refusal("P202", f"{at}.role", said)
+        raise Refusal("P205" if said in _OF_TOOLS else "P202", f"{at}.role", said)
     content = message.get("content", message.get("value"))
     if isinstance(content, list):  # parts
         parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]

@@ -325,8 +325,8 @@ def sft(
     if not texts:
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
     rows = tokenize(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens, show)
-    config = _with_sizes(model, rows, choose_packing(model, rows, config), folder)
     check_tracker(config.report_to)
+    config = _with_sizes(model, rows, choose_packing(model, rows, config), folder)
     run = Trainer(model, rows, Likelihood(), config, probe, None, folder, show).run()
     run.data |= {"examples": len(rows), "task": getattr(getattr(examples, "task", None), "name", None)}
     return run
