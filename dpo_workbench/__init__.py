@@ -44,6 +44,7 @@ _HOMES = {
     "labelling.report": ("agreement",),
     "labelling.rubric": ("Rubric",),
     "evaluation.run": ("evaluate", "Evaluation"),
+    "evaluation.preference": ("preference_accuracy",),
     "evaluation.verdict": ("verdict",),
     "evaluation.report": ("write_report",),
     "studies.microscope": ("microscope",),

@@ -164,6 +164,7 @@ def contents(source: Path) -> str:
         "losses",
         "evaluation",
         "labelling",
+        "judge",
         "scale_up",
         "server",
         "sandbox",
