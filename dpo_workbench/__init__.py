@@ -29,6 +29,7 @@ _HOMES = {
     "models.loading": ("load_model", "load_adapter", "Model"),
     "models.generation": ("generate",),
     "models.publish": ("publish",),
+    "models.plan": ("plan",),
     "pairs.pair": ("Pair", "Pairs", "read_pairs"),
     "pairs.splits": ("split_pairs", "find_leaks"),
     "mining.sample": ("mine", "Found"),

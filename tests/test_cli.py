@@ -13,7 +13,7 @@ from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.builtin import load_task
 from dpo_workbench.training.config import TrainConfig
 
-COMMANDS = "demo tasks check mine train label agreement evaluate report arms export".split()
+COMMANDS = "demo tasks check mine train label agreement evaluate compare arms export".split()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

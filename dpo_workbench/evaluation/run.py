@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,13 +16,14 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.progress import progress
 from dpo_workbench.evaluation.statistics import Interval, points_up, smallest_detectable, wilson
+from dpo_workbench.tasks.failures import check_harm
 from dpo_workbench.tasks.task import Example, Split, Task
 
 if TYPE_CHECKING:
     from dpo_workbench.models.generation import Answer
     from dpo_workbench.models.loading import Model
 
-_FACTS = ("name", "task", "split", "model", "decoding", "seconds")  # the first line of a saved file
+_FACTS = ("name", "task", "split", "model", "decoding", "seconds", "harm")  # the first line of a saved file
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,19 @@ class Evaluation:
     decoding: dict[str, Any]
     rows: tuple[Judged, ...]
     seconds: float = 0.0
+    harm: dict[str, float] = field(default_factory=dict)  # the task's severities, see `Task`
 
     def __post_init__(self) -> None:
+        check_harm(self.harm)
         bad = next((row for row in self.rows if row.value is not None and not 0 <= row.value <= 1), None)
         if bad is not None:  # this includes NaN
             raise WorkbenchError(
                 f"A score must be between 0 and 1, or null if there is none. Got {bad.value!r} for {bad.id!r} of "
                 f"{self.task}/{self.split}. Evaluate again, or correct the file."
             )
+        seen = Counter(row.id for row in self.rows).most_common(1)
+        if seen and seen[0][1] > 1:
+            raise WorkbenchError(f"Example ids must differ. Got {seen[0][0]!r} twice in {self.task}/{self.split}.")
         if not self.scored:
             reason = f" (the first: {self.rows[0].explanation})" if self.rows else ""
             raise WorkbenchError(
@@ -88,6 +94,15 @@ class Evaluation:
     def mean_score(self) -> float:
         return statistics.fmean(row.value for row in self.scored if row.value is not None)
 
+    def harm_of(self, row: Judged) -> float:
+        """The severity of the row's failure class; 0 for an answer that passed."""
+        return 0.0 if row.failure is None else self.harm.get(row.failure, 1.0)
+
+    @property
+    def mean_harm(self) -> float:
+        """Per answer. Without severities, this is the share of failed answers."""
+        return statistics.fmean(map(self.harm_of, self.scored))
+
     @property
     def mean_tokens(self) -> float:
         return statistics.fmean(row.n_tokens for row in self.scored)
@@ -112,8 +127,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Counts and means as plain values. Times are left out, so equal answers give equal summaries."""
-        counts = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_tokens")
-        facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *counts, "decoding")}
+        counts = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_harm", "mean_tokens")
+        facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *counts, "decoding", "harm")}
         interval = self.interval()
         return facts | {"failed_low": interval.low, "failed_high": interval.high, "failures": dict(self.failures)}
 
@@ -131,6 +146,7 @@ class Evaluation:
             facts, *rows = [json.loads(line) for line in Path(path).read_bytes().split(b"\n") if line.strip()]
             if facts["n_rows"] != len(rows):
                 raise ValueError(f"{len(rows)} rows of {facts['n_rows']}")
+            facts = {"harm": {}} | facts  # older files have no severities
             return cls(**{key: facts[key] for key in _FACTS}, rows=tuple(Judged(**row) for row in rows))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise WorkbenchError(
@@ -161,6 +177,28 @@ def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
     return f"These {n} prompts can detect differences of about {points} points or more (80 % power{condition})."
 
 
+def shared_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
+    """The rows that all evaluations could score, matched by id. Raises if they are not of the same prompts."""
+    first, by_id = runs[0], [{row.id: row for row in run.rows} for run in runs]
+    for run, rows in zip(runs, by_id, strict=True):
+        different = sorted(set(by_id[0]) ^ set(rows)) or [i for i in rows if rows[i].prompt != by_id[0][i].prompt]
+        if (run.task, run.split) != (first.task, first.split) or different:
+            where = f" (example {different[0]!r} is not the same in both)" if different else ""
+            one, two = (f"{len(e.rows)} of {e.task}/{e.split} in {e.name!r}" for e in (first, run))
+            raise WorkbenchError(
+                f"Two arms must have answered the same prompts of one split. Got {one} and {two}{where}. Evaluate both "
+                "on one split."
+            )
+    found = [tuple(rows[i] for rows in by_id) for i in by_id[0] if all(rows[i].value is not None for rows in by_id)]
+    if not found:
+        names = " and ".join(repr(run.name) for run in runs)
+        raise WorkbenchError(
+            f"Two arms must share scored prompts. Got none that was scored in {names}. "
+            "Fix the score function and evaluate again."
+        )
+    return found
+
+
 def evaluate(
     model: Model | str | None,
     split: Split,
@@ -171,6 +209,7 @@ def evaluate(
     seed: int = 0,
     repetition_penalty: float = 1.0,
     engine: str | None = None,
+    template: dict[str, Any] | None = None,
     show: bool = True,
 ) -> Evaluation:
     """Let `model` answer each prompt of `split` once, and score the answers with the split's task.
@@ -180,7 +219,7 @@ def evaluate(
         split: held-out examples, such as `task.test`.
         name: label of the arm; by default the model's name.
         temperature: 0 decodes greedily. `repetition_penalty` is explained at `generate`.
-        max_new_tokens, engine: as in `mine`.
+        max_new_tokens, engine, template: as in `mine`.
         show: show a progress bar, and a line about answers that could not be scored.
     """
     from dpo_workbench.models.server import draw
@@ -197,9 +236,11 @@ def evaluate(
     }
     start = time.monotonic()
     with progress(len(split), "answers", show) as advance:
-        drawn, served = draw(model, [e.prompt for e in split], engine=engine, **decoding, on_answers=advance)
+        prompts = [e.prompt for e in split]
+        drawn, served = draw(model, prompts, engine=engine, template=template, **decoding, on_answers=advance)
     if served:
-        label, decoding["engine"] = served["model"], served["engine"]
+        label = served.pop("model")
+        decoding |= served
     else:
         handle = cast("Model", model)
         label = f"{handle.name}+{handle.adapter}" if handle.adapter else handle.name
@@ -216,12 +257,12 @@ def evaluate_answers(
 ) -> Evaluation:
     """Score answers that exist already, one for each example of `split`, as an arm called `name`."""
     rows = tuple(judge(split.task, example, answer) for example, answer in zip(split, answers, strict=True))
-    return Evaluation(name, split.task.name, split.name, model, decoding, rows)
+    return Evaluation(name, split.task.name, split.name, model, decoding, rows, harm=dict(split.task.harm))
 
 
 def judge(task: Task, example: Example, answer: Answer) -> Judged:
     """Score one answer. If the score function raises, the row has no score and counts as neither right nor wrong."""
     score, explanation = task.try_score(example, answer.text, finished=answer.finished)
     value, failure = (float(score.value), score.failure) if score else (None, None)
-    asked, answered = (example.id, example.group, example.prompt), (answer.text, answer.n_tokens, answer.finished)
-    return Judged(*asked, *answered, value, failure, explanation)
+    asked = (example.id, example.group, example.prompt_as_text)
+    return Judged(*asked, answer.text, answer.n_tokens, answer.finished, value, failure, explanation)
