@@ -252,15 +252,17 @@ def evaluate(
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(help="File that `evaluate` wrote, or a run folder.")],
+    before: Annotated[Path, typer.Argument(help="File of `evaluate`, run folder, JSONL, lm-eval or inspect_ai log.")],
     after: Annotated[Path, typer.Argument(help="The same for the model or run that should be better.")],
     out: shared.OptionalOut = None,
     control: Annotated[Path | None, typer.Option(help="The same for a control, such as fine-tuning alone.")] = None,
     base: Annotated[Path | None, typer.Option(help="The same for the model before any training.")] = None,
+    metric: Annotated[str | None, typer.Option(help="The score, for logs that have several.")] = None,
 ) -> None:
     """Compare evaluations of the same prompts: what changed, what got worse; with --out also a report."""
-    arms = {role: shared.load_evaluation(path) for role, path in (("base", base), ("control", control)) if path}
-    first, second = shared.load_evaluation(before), shared.load_evaluation(after)
+    others = {role: path for role, path in (("base", base), ("control", control)) if path}
+    arms = {role: dw.read_evaluation(path, metric=metric) for role, path in others.items()}
+    first, second = dw.read_evaluation(before, metric=metric), dw.read_evaluation(after, metric=metric)
     if first.name == second.name:
         first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
     decided = dw.verdict(first, second, **arms)

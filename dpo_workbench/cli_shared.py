@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -93,15 +93,6 @@ def say_verdict(verdict: Any) -> None:
     """Print the verdict in one line, in three, and as a table."""
     line, rest = str(verdict).split("\n", 1)
     say(f"\n{typer.style(line, bold=True)}\n{rest}\n{verdict.details[-1]}")
-
-
-def load_evaluation(path: Path) -> Any:
-    """What `evaluate` wrote, or the DPO arm of a run folder."""
-    if not path.is_dir():
-        return dw.Evaluation.load(path)
-    files = [path / "evaluations" / f"{name}.json" for name in ("DPO", "DPO+NLL")]
-    found = dw.Evaluation.load(next(filter(Path.is_file, files), files[0]))
-    return replace(found, name=f"{path.name}: {found.name}")
 
 
 def load(

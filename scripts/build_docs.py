@@ -166,6 +166,7 @@ def contents(source: Path) -> str:
         "evaluation",
         "labelling",
         "publish",
+        "judge",
         "scale_up",
         "server",
         "sandbox",
