@@ -47,16 +47,19 @@ class World:
 
     def failures(self, rng: np.random.Generator, rates: list[float], seed_sd: float = 0.0) -> np.ndarray:
         """0 or 1 of shape (arms, n), with the arms' true failure rates; `seed_sd` shifts whole arms at random."""
+        return (self.hardness(rng, len(rates), seed_sd) < norm.ppf(rates)[:, None]).astype(float)
+
+    def hardness(self, rng: np.random.Generator, arms: int, seed_sd: float = 0.0) -> np.ndarray:
+        """Standard normal values of shape (arms, n): an arm fails where they are below the quantile of its rate."""
         place = np.arange(self.n) // GROUP
         shares = (0.2, 0.15, 0.25, 0.4) if self.clustered else (0.0, 0.0, 0.5, 0.5)
         group, group_arm, prompt, rest = np.sqrt(shares)
-        arms = len(rates)
         latent = group * rng.standard_normal(self.n)[place] + prompt * rng.standard_normal(self.n)
         latent = latent + group_arm * rng.standard_normal((arms, self.n))[:, place]
         latent = latent + rest * rng.standard_normal((arms, self.n))
         shift = seed_sd * rng.standard_normal((arms, 1))
         wide = np.sqrt(1 + seed_sd**2)  # keeps the marginal rate
-        return (latent + shift < wide * norm.ppf(rates)[:, None]).astype(float)
+        return (latent + shift) / wide
 
 
 def share_cell(n: int, passing: float, studies: int, seed: int) -> dict[str, float]:
@@ -147,6 +150,45 @@ def seeds_cell(world: World, seeds: int, gain: float, studies: int, seed: int) -
     return {"coverage": held / studies, "coverage_if_pooled": pooled / studies}
 
 
+def harm_cell(world: World, before: list[float], after: list[float], studies: int, seed: int) -> dict[str, float]:
+    """Coverage of the interval of the mean harm; the true shares of answers with a harm of at least 1, 2 and 3."""
+    rng, groups, held, clear = np.random.default_rng(seed), world.groups, 0, 0
+    for _ in range(studies):
+        hard = world.hardness(rng, 2)
+        harms = [sum(h < norm.ppf(share) for share in shares) for h, shares in zip(hard, (before, after), strict=True)]
+        found, p = s.paired_change(harms[0][None], harms[1][None], groups, 3.0)
+        held += found.low <= sum(after) - sum(before) <= found.high
+        clear += p < 0.05 and not found.low <= 0 <= found.high
+    changed = "found" if before != after else "false_wins"
+    return {"coverage": held / studies, changed: clear / studies, "studies": studies}
+
+
+def classes_cell(world: World, classes: int, studies: int, seed: int) -> dict[str, float]:
+    """How often at least one of several classes seems to rise clearly where nothing changes.
+
+    Half of the answers fail. A prompt fails in a class of its own in seven of ten answers, else in a random one.
+    """
+    rng, groups, wrong = np.random.default_rng(seed), world.groups, 0
+    for _ in range(studies):
+        failed, own = world.failures(rng, [0.5, 0.5]), rng.integers(classes, size=world.n)
+        other = rng.integers(classes, size=(2, world.n))
+        name = np.where(rng.random((2, world.n)) < 0.7, own, other)  # (arms, n)
+        found = [s.paired_change(*((failed * (name == c))[:, None]), groups) for c in range(classes)]
+        adjusted = s.holm([p for _, p in found])
+        wrong += any(p < 0.05 and change.low > 0 for p, (change, _) in zip(adjusted, found, strict=True))
+    return {"false_rises": wrong / studies, "studies": studies}
+
+
+def both_seeds_cell(world: World, seeds: int, gain: float, studies: int, seed: int) -> dict[str, float]:
+    """Coverage where each seed has a start of its own, so that both sides differ from seed to seed."""
+    rng, groups, held = np.random.default_rng(seed), world.groups, 0
+    for _ in range(studies):
+        answers = world.failures(rng, [0.4] * seeds + [0.4 - gain] * seeds, seed_sd=0.15)
+        found, _ = s.paired_change(answers[:seeds], answers[seeds:], groups)
+        held += found.low <= -gain <= found.high
+    return {"coverage": held / studies, "studies": studies}
+
+
 def cells() -> dict[str, Callable[[int, int], dict[str, float]]]:
     """Name of each cell -> function of (studies, seed) that computes it."""
     made: dict[str, Callable[[int, int], dict[str, float]]] = {}
@@ -168,6 +210,17 @@ def cells() -> dict[str, Callable[[int, int], dict[str, float]]]:
         made[f"{seeds} seeds, n 100, clustered"] = lambda k, seed, c=c: seeds_cell(*c, k, seed)
     for n, passing in product((20, 50, 100), PASSING):
         made[f"floor, n {n}, {passing}"] = lambda k, seed, a=(n, passing): floor_cell(*a, k / 20)
+    shares, inventions = [0.5, 0.3, 0.15], [0.5, 0.4, 0.3]  # harm of at least 1, 2, 3; failures stay, harm rises
+    for clustered, n, after in product((False, True), (50, 200), (shares, inventions)):
+        d = (World(n, clustered), shares, after)
+        name = f"harm, n {n}{', clustered' * clustered}{', inventions' * (after is inventions)}"
+        made[name] = lambda k, seed, d=d: harm_cell(*d, k // 4, seed)
+    for clustered in (False, True):
+        e = (World(200, clustered), 8)
+        made[f"eight classes, n 200{', clustered' * clustered}"] = lambda k, seed, e=e: classes_cell(*e, k // 10, seed)
+    for seeds in (3, 5):
+        f = (World(100, True), seeds, 0.15)
+        made[f"{seeds} seeds with own starts, n 100"] = lambda k, seed, f=f: both_seeds_cell(*f, k // 4, seed)
     return made
 
 

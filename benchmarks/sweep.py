@@ -1,6 +1,7 @@
 """Try DPO settings on dev prompts, from the shipped fine-tuned adapter: results/sweep-MODEL.json.
 
     python benchmarks/sweep.py nano
+    python benchmarks/sweep.py nano --rates     # the control's learning rate on the demo's task
 
 Each setting trains on the same mined samples and answers the same dev prompts. A finished setting is read, not run
 again. The test split is not touched.
@@ -19,7 +20,7 @@ from typing import Any
 import dpo_workbench as dw
 from dpo_workbench.common.files import write_json
 from dpo_workbench.mining.sample import Found
-from dpo_workbench.studies.recipe import RECIPES, Recipe
+from dpo_workbench.studies.recipe import DEMO_SIZES, DEMO_TASKS, RECIPES, Recipe, recipe_for
 
 RESULTS = Path(__file__).parent / "results"
 FACTORS = {"nano": (2 / 3, 5 / 3), "smol": (2, 4)}  # of the recipe's learning rate
@@ -35,15 +36,32 @@ def settings(model: str, recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]
     yield "control: SFT on the chosen", {"control": True}
 
 
+def learning_rates(model: str, work: Path) -> dict[str, Any]:
+    """The learning rate of the control that `compare` chooses for the demo's task, on all dev prompts."""
+    task = dw.load_task(DEMO_TASKS.get(model, "receipts"))
+    sizes = DEMO_SIZES if model in DEMO_TASKS else {}
+    recipe = replace(recipe_for(model, task), **sizes | {"control_lr": None, "probe_prompts": len(task.dev)})
+    given = {"model": model, "recipe": recipe, "split": "dev", "folder": work / f"rates-{model}"}
+    dw.compare(task.name, ["start", "control"], **given)
+    results = json.loads((work / f"rates-{model}" / "results.json").read_text(encoding="utf-8"))
+    facts = {"task": task.name, "split": "dev", "n": len(task.dev), "seed": 0, "date": date.today().isoformat()}
+    command = f"python benchmarks/sweep.py {model} --rates"
+    return facts | {"command": command, "machine": dw.describe(), "tuning": results["tuning"], "arms": results["arms"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=sorted(RECIPES))
     parser.add_argument("--prompts", type=int, default=200, help="of dev")
     parser.add_argument("--work", type=Path, default=Path("work/sweep"))
+    parser.add_argument("--rates", action="store_true", help="only the control's learning rate")
     args = parser.parse_args()
-    recipe, task = RECIPES[args.model], dw.load_task("receipts")
     target = RESULTS / f"sweep-{args.model}.json"
     done = json.loads(target.read_text(encoding="utf-8")) if target.is_file() else {}
+    if args.rates:
+        write_json(target, done | {"learning rates": learning_rates(args.model, args.work)})
+        return
+    recipe, task = RECIPES[args.model], dw.load_task("receipts")
     model = dw.load_model(args.model, adapter="receipts")
     mined = args.work / f"mined-{args.model}.json"
     if not mined.is_file():

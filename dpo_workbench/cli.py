@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +19,8 @@ import dpo_workbench as dw
 from dpo_workbench import cli_shared as shared
 from dpo_workbench.cli_shared import say, warn
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.files import write_text
+from dpo_workbench.common.html import page
 from dpo_workbench.sandbox.process import ALLOW_WEAK
 
 app = typer.Typer(
@@ -46,11 +50,15 @@ def demo(
     task: shared.DemoTask = None,
     from_scratch: Annotated[bool, typer.Option(help="Also train the fine-tuned starting point.")] = False,
     adapter: shared.AdapterFolder = None,
+    quantize: shared.Quantize = None,
+    template: shared.Template = None,
     seed: shared.Seed = 0,
 ) -> None:
     """The whole method: find failures, train with DPO and with a control, test both on held-out prompts, report."""
     folder = out or Path("runs") / f"demo-{Path(model).name}"
-    result = dw.demo(model, folder, task_name=task, from_scratch=from_scratch, adapter=adapter, seed=seed)
+    start: dict[str, Any] = {"from_scratch": from_scratch, "adapter": adapter, "quantize": quantize}
+    start["template"] = shared.template_arguments(template)
+    result = dw.demo(model, folder, task_name=task, **start, seed=seed)
     shared.say_verdict(result.verdict())
     say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
 
@@ -69,14 +77,35 @@ def check(
     columns: Annotated[list[str] | None, typer.Option("--map", help="Such as prompt=question; repeat it.")] = None,
     save: Annotated[Path | None, typer.Option(help="New file for the pairs that were kept, ready for `train`.")] = None,
     against: Annotated[str | None, typer.Option(help="A second file (a test split): find prompts in both.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Also check for this model; no weights.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="For --model: limit of a prompt with one answer.")] = 1024,
+    template: Annotated[list[str] | None, typer.Option(help="For --model: such as enable_thinking=false.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="For --model: also write a page.")] = None,
 ) -> None:
-    """Read preference data and report its problems. Exit code 1: rows were refused, or prompts are in both files."""
-    read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
-    found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
-    say(f"{read}\n{found}" if found else read)
+    """Read preference data and report its problems; with --model, also what tokenizer and template do to the pairs.
+
+    Exit code 1: rows were refused, prompts are in both files, or training would refuse pairs (`error:`).
+    """
+    if model is None and (template or html):
+        raise WorkbenchError("--template and --html need --model. Name the model, such as --model smol.")
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):  # notes, such as "no chat template"
+        read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
+        found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
+        arguments = shared.template_arguments(template)
+        flight = None
+        if model and read.found:
+            flight = dw.preflight(read.found, model, max_tokens=max_tokens, template=arguments)
+    if as_json:
+        told = {"file": read.to_dict(), "leaks": found and str(found), "preflight": flight and flight.to_dict()}
+        say(json.dumps(told))
+    else:
+        say("\n".join(str(part) for part in (read, found, flight) if part))
+    if html and flight:
+        write_text(html, page(flight.title, flight._repr_html_()))
     if save:
         warn(f"{len(read.pairs)} pairs: {read.pairs.save(save)}")
-    if read.refused or (found and found.leaks):
+    if read.refused or (found and found.leaks) or (flight and flight.failed):
         raise typer.Exit(1)
 
 
@@ -85,12 +114,14 @@ def mine(
     out: shared.Out,
     model: shared.ServedName = None,
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
     task: shared.TaskName = "receipts",
     samples: Annotated[int, typer.Option(min=1, help="Answers sampled for each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 1.0,
     target: Annotated[list[str] | None, typer.Option(help="Failure class to pair with better endings.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Skip the first N prompts, for example those of fine-tuning.")] = 0,
     limit: shared.Limit = None,
+    template: shared.Template = None,
     seed: shared.Seed = 0,
     engine: shared.Engine = None,
 ) -> None:
@@ -102,9 +133,11 @@ def mine(
     loaded = dw.load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
-    handle = shared.load(model, adapter, engine)
+    arguments = shared.template_arguments(template)
+    handle = shared.load(model, adapter, quantize, arguments, engine)
     prompts = loaded.train[skip:][:limit]
-    found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
+    given = {"engine": engine, "template": arguments if engine else None}
+    found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, **given)
     if target:
         found = dw.branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")
@@ -121,6 +154,8 @@ def train(
     out: shared.Out,
     model: shared.ModelName = "nano",
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
+    template: shared.Template = None,
     task: shared.DevTask = None,
     loss: Annotated[list[str] | None, typer.Option(help="A name in docs/losses.md; or NAME=WEIGHT, repeated.")] = None,
     **settings: Any,
@@ -134,19 +169,33 @@ def train(
     if loss:
         weighted = len(loss) > 1 or "=" in loss[0]
         settings["loss"] = shared.named_values("--loss", loss, float) if weighted else loss[0]
-    config = dw.TrainConfig(**settings)
+    config = dw.TrainConfig(**{name: value for name, value in settings.items() if value is not None})
     loaded = dw.Pairs.load(pairs, dw.load_task(task) if task else None)
     if task is None:
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
         if loaded.task is None:
             say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
-    start = shared.load(model, adapter or shipped_adapter(model, loaded.task))
+    adapter = adapter or shipped_adapter(model, loaded.task)
+    start = shared.load(model, adapter, quantize, shared.template_arguments(template))
     dw.record_run(out, start, loaded, config)
     run = dw.train(start, loaded, config, folder=out)
-    run.model.save(out / "adapter")
+    run.save(out)
     say(f"{run!r}\nadapter: {out / 'adapter'}")
     if not run.finished:
         raise typer.Exit(130)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="nano, smol, a Hub id (owner/name) or a folder with config.json.")],
+    file: Annotated[Path, typer.Argument(help="Pairs, in any layout that `check` can read.")],
+    gpu: Annotated[str | None, typer.Option(help="Such as T4, L4, A100-40, RTX-4090. Default: this machine.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="Memory of the GPU, if it differs.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 2,
+) -> None:
+    """Will it fit? Memory by part, what to set, and a command to copy. Of the model it reads config.json only."""
+    say(dw.plan(model, file, gpu=gpu, memory_gib=memory_gib, rank=rank, epochs=epochs))
 
 
 @app.command()
@@ -182,45 +231,47 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON file for the answers and scores.")],
     model: shared.ServedName = None,
     adapter: shared.AdapterName = None,
+    quantize: shared.Quantize = None,
     task: shared.TaskName = "receipts",
     split: shared.SplitName = "dev",
     limit: shared.Limit = None,
+    template: shared.Template = None,
     seed: shared.Seed = 0,
     engine: shared.Engine = None,
 ) -> None:
     """Answer held-out prompts greedily and count failures by class, with confidence intervals."""
     prompts = dw.load_task(task).split(split)[:limit]
     name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
-    handle = shared.load(model, adapter, engine)
-    done = dw.evaluate(handle, prompts, name=name, seed=seed, engine=engine)
+    arguments = shared.template_arguments(template)
+    handle = shared.load(model, adapter, quantize, arguments, engine)
+    given = {"engine": engine, "template": arguments if engine else None}
+    done = dw.evaluate(handle, prompts, name=name, seed=seed, **given)
     done.save(out)
     say(f"{done}\nanswers: {out}")
 
 
 @app.command()
-def report(
-    before: Annotated[Path, typer.Argument(help="File that `evaluate` wrote, or a run folder.")],
+def compare(
+    before: Annotated[Path, typer.Argument(help="File of `evaluate`, run folder, JSONL, lm-eval or inspect_ai log.")],
     after: Annotated[Path, typer.Argument(help="The same for the model or run that should be better.")],
     out: shared.OptionalOut = None,
     control: Annotated[Path | None, typer.Option(help="The same for a control, such as fine-tuning alone.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The same for the model before any training.")] = None,
+    metric: Annotated[str | None, typer.Option(help="The score, for logs that have several.")] = None,
 ) -> None:
-    """Compare evaluations of the same prompts: a verdict in words; with --out also report.html and results.json."""
-
-    def load(path: Path) -> Any:
-        if not path.is_dir():
-            return dw.Evaluation.load(path)
-        return replace(dw.Evaluation.load(path / "evaluations" / "sft+dpo.json"), name=f"{path.name}: sft+dpo")
-
-    first, second = load(before), load(after)
+    """Compare evaluations of the same prompts: what changed, what got worse; with --out also a report."""
+    others = {role: path for role, path in (("base", base), ("control", control)) if path}
+    arms = {role: dw.read_evaluation(path, metric=metric) for role, path in others.items()}
+    first, second = dw.read_evaluation(before, metric=metric), dw.read_evaluation(after, metric=metric)
     if first.name == second.name:
         first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
-    third = load(control) if control else None
-    decided = dw.verdict(first, second, control=third)
+    decided = dw.verdict(first, second, **arms)
     shared.say_verdict(decided)
     if out is not None:
-        by_name = {e.name: e for e in (first, second, third) if e}
+        by_name = {e.name: e for e in (first, second, *arms.values())}
         summaries = {name: e.summary() for name, e in by_name.items()}
-        results = {"arms": summaries, "machine": dw.describe(), "verdict": decided.numbers}
+        results: dict[str, Any] = {"arms": summaries, "machine": dw.describe()}
+        results["verdict"] = {"outcome": decided.outcome, "text": str(decided), "numbers": decided.numbers}
         say(f"\nreport: {dw.write_report(out, results, by_name, decided)}")
 
 
@@ -229,16 +280,23 @@ def arms(
     task: shared.TaskName = "receipts",
     model: shared.ModelName = "nano",
     adapter: shared.AdapterFolder = None,
+    quantize: shared.Quantize = None,
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
     out: shared.OptionalOut = None,
-    seed: shared.Seed = 0,
+    template: shared.Template = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Repeat it for several runs, each from its own start.")] = None,
 ) -> None:
-    """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules."""
+    """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules.
+
+    DPO and the control each choose one of three learning rates on dev prompts.
+    """
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
-    done = dw.compare(task, tuple(arm or dw.ARMS), model=model, adapter=adapter, split=split, folder=folder, seed=seed)
+    start: dict[str, Any] = {"model": model, "adapter": adapter, "quantize": quantize}
+    start["template"] = shared.template_arguments(template)
+    done = dw.compare(task, tuple(arm or dw.ARMS), **start, split=split, folder=folder, seeds=seed or (0,))
     say(done)
-    if "sft+dpo" in done.arms:
+    if "start" in done.arms and {"DPO", "DPO+NLL"} & done.arms.keys():
         shared.say_verdict(done.verdict())
     say(f"\nreport: {folder / 'report.html'}")
 
@@ -253,6 +311,20 @@ def export(
     """Take a run to other tools: a TRL project for several GPUs, or merged weights."""
     write = dw.export_trl if kind == "trl" else dw.export_merged
     say(write(run, out or run / "export" / kind, force=force))
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A new or empty repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private/--public", help="Who can see the repository.")] = True,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Only write this folder, and upload nothing.")] = None,
+    license: Annotated[str, typer.Option(help="As the Hub names it, such as apache-2.0.")] = "unknown",
+    dataset: Annotated[str | None, typer.Option(help="The pairs, if they are on the Hub (owner/name).")] = None,
+) -> None:
+    """Upload a run's adapter to the Hugging Face Hub, with its tokenizer and a model card that tells its verdict."""
+    made = dw.publish(run, name, private=private, license=license, dataset=dataset, out=out)
+    say(f"{'folder' if out else 'published'}: {made}")
 
 
 def main() -> None:

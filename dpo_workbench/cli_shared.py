@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import traceback
@@ -11,7 +12,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import typer
 
@@ -26,6 +27,7 @@ ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub
 ServedName = Annotated[str | None, typer.Option("--model", "-m", help="nano (default), smol, a Hub id or a folder.")]
 AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A folder, a built-in one by name, or none.")]
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
+Quantize = Annotated[Literal["4bit"] | None, typer.Option(help="4bit: NF4 weights, in a quarter of the memory.")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
 DemoTask = Annotated[str | None, typer.Option("--task", "-t", help="By default science for nano, else receipts.")]
 DevTask = Annotated[str | None, typer.Option("--task", "-t", help="Its dev prompts decide which adapter is kept.")]
@@ -34,6 +36,9 @@ OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder fo
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 SplitName = Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
+Template = Annotated[
+    list[str] | None, typer.Option(help="An argument of the chat template: enable_thinking=false. Repeat it.")
+]
 Engine = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server that serves --model.")]
 
 
@@ -48,10 +53,18 @@ def train_options(command: Callable[..., None]) -> Callable[..., None]:
     for field in fields(TrainConfig):
         if field.name not in signature.parameters:
             option, how = typer.Option(help=comments.get(field.name)), inspect.Parameter.KEYWORD_ONLY
-            kind = {"default": field.default, "annotation": Annotated[types[field.name], option]}
-            parameters.append(inspect.Parameter(field.name, how, **kind))
+            default, kind = field.default, types[field.name]
+            if field.name == "checkpointing":  # a flag; without it or --no-checkpointing it is auto
+                default, kind = None, bool | None
+            elif field.name == "micro_tokens":
+                kind, option.metavar, option.parser = str, "INTEGER|auto", _whole_number_if_it_is_one
+            parameters.append(inspect.Parameter(field.name, how, default=default, annotation=Annotated[kind, option]))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _whole_number_if_it_is_one(text: str) -> int | str:
+    return int(text) if text.isdigit() else text  # "auto", or what `TrainConfig` refuses
 
 
 def fail(error: Exception) -> NoReturn:
@@ -77,16 +90,22 @@ def fail(error: Exception) -> NoReturn:
 
 
 def say_verdict(verdict: Any) -> None:
-    """Print the outcome in bold, then the explanation."""
-    say(f"\n{typer.style(verdict.outcome, bold=True)}\n\n{verdict.text}")
+    """Print the verdict in one line, in three, and as a table."""
+    line, rest = str(verdict).split("\n", 1)
+    say(f"\n{typer.style(line, bold=True)}\n{rest}\n{verdict.details[-1]}")
 
 
-def load(name: str | None, adapter: str | None, engine: str | None = None) -> Any:
+def load(
+    name: str | None, adapter: str | None, quantize: str | None, template: dict[str, Any], engine: str | None = None
+) -> Any:
     """The loaded model, with its description printed; or with an engine the name of the served model."""
     if engine is None:
-        model = dw.load_model(name or "nano", adapter=adapter if adapter != "none" else None)
+        start: dict[str, Any] = {"adapter": adapter if adapter != "none" else None, "quantize": quantize}
+        model = dw.load_model(name or "nano", **start, template=template)
         say(repr(model))
         return model
+    if quantize:
+        raise WorkbenchError("A server has loaded its model already. Got --quantize with --engine. Leave one out.")
     if adapter:
         raise WorkbenchError(
             f"A server answers with the model that it serves. Got --adapter {adapter} with --engine. Serve the adapter "
@@ -101,7 +120,20 @@ def builtin_task_of(prompts: set[str]) -> Any:
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
 
 
-def named_values(option: str, given: list[str] | None, kind: type = str) -> dict[str, Any]:
+def template_arguments(given: list[str] | None) -> dict[str, Any]:
+    """What --template says."""
+    return named_values("--template", given, json_value)
+
+
+def json_value(text: str) -> Any:
+    """A value such as false, 3 or "x"; other words are text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def named_values(option: str, given: list[str] | None, kind: Callable[[str], Any] = str) -> dict[str, Any]:
     """What a repeated option says as NAME=VALUE, by name."""
     try:
         return {name: kind(value) for name, value in (term.split("=", 1) for term in given or ())}

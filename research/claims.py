@@ -34,10 +34,10 @@ from dpo_workbench.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE, WORK = ROOT / "benchmarks" / "results" / "claims.json", ROOT / "docs" / "claims.md", ROOT / "work/claims"
-GRADIENT = "sft+policy gradient"  # an arm of this script only
+GRADIENT = "policy gradient"  # an arm of this script only
 ROUTES = {
-    "DPO": "sft+dpo",
-    "reward model, best of 4": "sft, reward best of 4",
+    "DPO": "DPO+NLL",
+    "reward model, best of 4": "reward best of 4",
     "reward model, policy gradient": GRADIENT,
 }
 SIZES, PROMPTS = (4, 16, 64), {"nano": 100, "smol": 60}
@@ -58,8 +58,8 @@ def route(model: str, task: str, seed: int, pairs: int, arm: str, folder: Path) 
     recipe = replace(recipe_for(model, task), max_pairs=pairs, test_prompts=PROMPTS[model])
     recipe = replace(recipe, dpo=replace(recipe.dpo, probes=0))  # no dev probes: what is counted is training alone
     given: dict[str, Any] = {"model": model, "adapter": fine_tuned(model, task), "recipe": recipe, "folder": folder}
-    dw.compare(task, ["sft"], seed=seed, show=False, **given)  # mining and start: shared
-    done = dw.compare(task, ["sft", arm], seed=seed, show=False, **given)
+    dw.compare(task, ["start"], seeds=(seed,), show=False, **given)  # mining and start: shared
+    done = dw.compare(task, ["start", arm], seeds=(seed,), show=False, **given)
     if done.holes:
         raise SystemExit(f"{task}, {arm}: {done.holes}")
     row = next(r for r in done.rows() if r["arm"] == arm)
@@ -83,7 +83,7 @@ def training_flops(model: str, task_name: str, arm: str, pairs: Pairs, config: T
     task, recipe = load_task(task_name), recipe_for(model, task_name)
     prompts = [e.prompt for e in task.train[recipe.mine_from :][: recipe.mine_prompts]]
     with FlopCounterMode(display=False) as counter:
-        if arm == "sft+dpo":
+        if arm == "DPO+NLL":
             train(start, pairs, config, show=False)
         elif arm == GRADIENT:
             train_route(start, pairs, prompts, config, task.max_new_tokens)

@@ -199,6 +199,10 @@ SETS = {
 }
 
 
+# the names of the arms in real_sets.json
+RECORDED = {"base": "base", "start": "sft", "control": "sft+sft on chosen", "DPO+NLL": "sft+dpo"}
+
+
 def mined(name: str, folder: Path, seed: int) -> tuple[dict[str, Evaluation], dict[str, Any]]:
     """A set with training prompts: its own failures are mined, by the recipe of any user's task."""
     out, task = WORK / f"{name}-{seed}", SETS[name].task(folder)
@@ -218,15 +222,15 @@ def from_graders(name: str, folder: Path, seed: int) -> tuple[dict[str, Evaluati
     tuned = dw.sft(base, task.train, recipe.sft, folder=out / "sft")
     dpo = dw.train(tuned.model, pairs, config, folder=out / "dpo")
     control = dw.sft(tuned.model, pairs, replace(config, nll_weight=0.0), folder=out / "control")
-    models = {"base": base, "sft": tuned.model, "sft+dpo": dpo.model, "sft+sft on chosen": control.model}
+    models = {"base": base, "start": tuned.model, "control": control.model, "DPO+NLL": dpo.model}
     arms = {arm: dw.evaluate(model, task.test[:TEST], name=arm) for arm, model in models.items()}
-    decided = dw.verdict(arms["sft"], arms["sft+dpo"], control=arms["sft+sft on chosen"])
+    decided = dw.verdict(arms["start"], arms["DPO+NLL"], control=arms["control"], base=arms["base"])
     facts = {"pairs": pairs.summary(), "settings": asdict(recipe), "verdict": _short(decided)}
     return arms, facts
 
 
 def _short(decided: Verdict) -> dict[str, Any]:
-    return {"outcome": decided.outcome, "text": decided.text, "numbers": decided.numbers}
+    return {"outcome": decided.outcome, "text": "\n".join([decided.line, *decided.lines]), "numbers": decided.numbers}
 
 
 def measured(task: Task, arm: Evaluation) -> dict[str, list[float]]:
@@ -263,6 +267,7 @@ def _slots(text: str) -> set[tuple[str, str]]:
 def run_set(name: str, folder: Path, seed: int) -> dict[str, Any]:
     """One set, small enough to commit: numbers only, no text of the set."""
     arms, facts = (from_graders if name == "odex" else mined)(name, folder, seed)
+    arms = {RECORDED[arm]: evaluation for arm, evaluation in arms.items()}
     task = SETS[name].task(folder)
     values = {arm: measured(task, evaluation) for arm, evaluation in arms.items()}
     groups = [row.group for row in arms["sft"].scored]

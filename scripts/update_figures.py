@@ -7,29 +7,26 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.pairs.checks import CODES
-from dpo_workbench.plots.evaluation import ArmsDisplay, Row
+from dpo_workbench.pairs.codes import CODES
+from dpo_workbench.plots.evaluation import ChangesDisplay
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
-ARMS = {
-    "base": "base model",
-    "sft": "fine-tuned (SFT)",
-    "sft+dpo": "SFT + DPO",
-    "sft+sft on chosen": "SFT + more SFT on the chosen answers (control)",
-}
+# names of the arms in results of the first edition
+OLD_NAMES = {"sft": "start", "sft+dpo": "DPO+NLL", "sft+sft on chosen": "control"}
 
 
 def main() -> None:
     demo = read("demo")
-    for model, run in demo.items():
-        picture(model, run)
+    picture("nano", demo["nano"])
     between(ROOT / "README.md", "<!-- results: written by scripts/update_figures.py -->", demo_table(demo))
     between(DOCS / "data.md", "<!-- results: codes -->", codes())
     between(DOCS / "performance.md", "<!-- results: vs_trl -->", vs_trl_table(read("vs_trl")))
     between(DOCS / "sandbox.md", "<!-- results: sandbox -->", sandbox(read("sandbox")))
     between(DOCS / "labelling.md", "<!-- results: label_kill -->", label_kills(read("label_kill")))
     between(DOCS / "evaluation.md", "<!-- results: coverage -->", coverage(read("coverage")))
+    between(DOCS / "plan.md", "<!-- results: plan -->", planned(read("plan")))
+    between(DOCS / "models.md", "<!-- results: chat_contract -->", chat_contract(read("chat_contract")))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -47,10 +44,9 @@ def between(path: Path, start: str, text: str, end: str = "<!-- end of results -
 
 
 def picture(model: str, run: dict[str, Any]) -> None:
-    """Draw the share of failed answers of each arm."""
-    arms = [run["arms"][name] for name in run["settings"]["arms"]]
-    rows = [Row(a["name"], a["failed_share"], a["failed_low"], a["failed_high"]) for a in arms]
-    display = ArmsDisplay.from_shares(rows, min(a["n"] for a in arms)).plot()
+    """Draw what DPO changed in each failure class, compared with the start and with the control."""
+    line = run["verdict"]["text"].split("\n")[0]
+    display = ChangesDisplay.from_numbers(run["verdict"]["numbers"], line).plot()
     target = DOCS / "figures" / f"demo-{model}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     display.figure_.savefig(target, dpi=110, facecolor="white", metadata={"Software": None})
@@ -69,7 +65,7 @@ def demo_table(results: dict[str, Any]) -> str:
             arm = run["arms"][name]
             mined = sum(arm["failures"].get(c, 0) for c in classes)
             lines.append(
-                f"| {model} | {ARMS.get(name, name)} | {arm['n']} | {arm['n_failed']} = "
+                f"| {model} | {OLD_NAMES.get(name, name)} | {arm['n']} | {arm['n_failed']} = "
                 f"{100 * arm['failed_share']:.1f} % ({100 * arm['failed_low']:.1f} to {100 * arm['failed_high']:.1f}) "
                 f"| {mined} | {arm['mean_score']:.3f} |"
             )
@@ -78,23 +74,19 @@ def demo_table(results: dict[str, Any]) -> str:
 
 
 def demo_note(model: str, run: dict[str, Any]) -> str:
-    """What changed from SFT to SFT + DPO, and how the numbers were made."""
-    numbers, times, machine = run["verdict"]["numbers"], run["times"], run["machine"]
-    mined, score = numbers["mined"], numbers["score"]["difference"]
-    change, cut = mined["difference"], mined["relative_cut"]
-    text = (
-        f"- **{model}, verdict: {run['verdict']['outcome']}.** DPO aimed at `{', '.join(mined['classes'])}`. Such "
-        f"answers fell from {mined['before']} to {mined['after']}"
-    )
-    if cut:
-        low, high = 100 * cut["low"], 100 * cut["high"]
-        text += f", a cut of {100 * cut['estimate']:.1f} % (95 % interval {low:.0f} to {high:.0f} %)"
-    return (
-        f"{text}: {100 * change['estimate']:+.1f} points ({100 * change['low']:+.1f} to {100 * change['high']:+.1f}). "
-        f"The mean score changed by {score['estimate']:+.3f} ({score['low']:+.3f} to {score['high']:+.3f}). "
+    """The verdict, and how the numbers were made."""
+    times, machine, decided = run["times"], run["machine"], run["verdict"]
+    how = (
         f"`{times['command']}`, seed {run['settings']['dpo']['seed']}, {times['date']}: {duration(times)}, at most "
         f"{times['process_peak_memory_gib']} GiB of memory, {machine['cores']} cores of {machine['processor']}."
     )
+    if "classes" in decided["numbers"]:
+        line, *lines = decided["text"].split("\n")[:4]
+        return "\n".join([f"- **{model}. {line}** {how}", *(f"  - {told}" for told in lines)])
+    cells = read("outcomes")["runs"]
+    cell = next(c for c in cells if (c["model"], c["task"], c["seed"]) == (model, run["settings"]["task"], 0))
+    possible = " or ".join(dict.fromkeys((cell["fewest_moves"], cell["most_moves"])))
+    return f"- **{model}.** Recorded as counts before today's rules, which leave this outcome: {possible}. {how}"
 
 
 def duration(times: dict[str, Any]) -> str:
@@ -176,6 +168,47 @@ def label_kills(record: dict[str, Any]) -> str:
     )
 
 
+def named(rows: dict[str, Any], part: str, key: str) -> list[str]:
+    """A measure of the cells whose names have this part, with the rest of their names."""
+    found = {name.removeprefix(part).strip(", "): row[key] for name, row in rows.items() if part in name}
+    return [f"{100 * value:.1f} % ({name})" for name, value in found.items()]
+
+
+def chat_contract(record: dict[str, Any]) -> str:
+    """For how many texts the contract of the chat holds, by style of template and tokenizer."""
+    lines = ["| tokenizer and template | holds | holds, edit reported | reported | broken in silence |"]
+    lines.append("|---|---|---|---|---|")
+    for name, found in record["outcomes"].items():
+        counts = [str(found.get(key, 0)) for key in ("holds", "edited", "reported", "broken")]
+        kind = "" if name.partition(",")[0] in record["real"] else "style: "
+        lines.append(f"| {' | '.join([kind + name, *counts])} |")
+    n, how = record["texts"], f"seed {record['seed']}, {record['date']}"
+    return "\n".join([*lines, "", f"{n} prompts with an answer each, {how}: `{record['command']}`."])
+
+
+def planned(record: dict[str, Any]) -> str:
+    """Foreseen and measured peaks, and figures that others have published."""
+    lines = ["| parameters, rows, checkpointing | plan, GiB | measured, GiB | ratio |", "|---|---|---|---|"]
+    for name, cell in record["settings"].items():
+        size, rows, *checkpointing = name.split("-")
+        rows = {"short": "4 pairs of 200 tokens", "long": "one pair of 1,500 tokens"}[rows]
+        sizes = f"{cell['planned_gib']:.2f} | {cell['measured_gib']:.2f} | {cell['planned_by_measured']:.2f}"
+        lines.append(f"| {size}, {rows}, {'on' if checkpointing else 'off'} | {sizes} |")
+    told = f"`{record['command']}`, {record['date']}, {record['dtype']} on {record['machine']['processor']}, seed 0."
+    lines += [
+        "",
+        told,
+        "",
+        "| published | tokens in a pass | plan, GiB | published, GiB | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for found in record["published"]:
+        sizes = f"{found['planned_gib']} | {found['published_gib']} | {found['planned_by_published']:.2f}"
+        lines.append(f"| {found['method']}, rank {found['rank']} | {found['tokens']:,} | {sizes} |")
+    sources = "; ".join(dict.fromkeys(found["source"] for found in record["published"]))
+    return "\n".join([*lines, "", f"Sources: {sources}."])
+
+
 def coverage(record: dict[str, Any]) -> str:
     """How often the intervals hold the truth in simulated studies, how often nothing wins, and what is found."""
     rows, seen = record["results"], record["seen"]
@@ -213,7 +246,11 @@ def coverage(record: dict[str, Any]) -> str:
         f"in at most {100 * ten:.1f} % with ten equal arms.",
         f"- A true difference of 15 points at n = 200 was found in {power[0]} of the studies with single prompts and "
         f"in {power[1]} with groups of four.",
-        f"- Intervals over seeds: {', '.join(seeds)}.",
+        f"- Intervals over seeds: {', '.join(seeds)}. Where each seed has a start of its own: "
+        f"{', '.join(named(rows, 'own starts', 'coverage'))}.",
+        f"- Intervals of the mean harm (severities 1 to 3): {', '.join(named(rows, 'harm,', 'coverage'))}.",
+        "- Where nothing changed, at least one of eight failure classes seemed to rise clearly in "
+        f"{', '.join(named(rows, 'eight classes', 'false_rises'))} of the studies.",
         "",
         f"`{record['command']}`, {record['studies']:,} studies per cell, {record['date']}.",
     ]

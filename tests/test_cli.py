@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -12,7 +13,7 @@ from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.builtin import load_task
 from dpo_workbench.training.config import TrainConfig
 
-COMMANDS = "demo tasks check mine train label agreement evaluate report arms export".split()
+COMMANDS = "demo tasks check mine train label agreement evaluate compare arms export".split()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -177,3 +178,47 @@ def test_label_and_agreement_from_the_shell(run, tmp_path, monkeypatch) -> None:
         assert code == 0 and "2 of 3 labelled" in out, err
     code, out, err = run("agreement", "labels.jsonl", "-p", "pairs.jsonl", "--how", "weighted", "-o", "out.jsonl")
     assert code == 0 and "Labels: 4 by 2 raters on 2 pairs" in out and "What to do" in out, err
+
+
+def check_file(folder, *texts: tuple[str, str, str]) -> str:
+    rows = [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in texts]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "pairs.jsonl"
+
+
+def test_check_with_a_model(run, tmp_path, tiny_folder) -> None:
+    """The pre-flight check needs no weights. Pairs that training refuses make the exit code 1, notes do not."""
+    bare = shutil.copytree(tiny_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    file = check_file(tmp_path, ("q", "yes", "no"), ("p", "yes " * 20, "no"))
+    code, out, err = run("check", file, "--model", str(bare), "--html", "page.html")
+    assert code == 0 and "2 rows read" in out and "nothing to fix" in out and "answer 1 (" in out, err
+    page = (tmp_path / "page.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "default-src 'none'" in page and 'title="end token"' in page
+    code, out, _ = run("check", file, "--model", str(bare), "--max-tokens", "15")
+    assert code == 1 and "error: 1 of 2 pairs: A prompt with one answer must have at most max_tokens=15 tokens" in out
+    code, out, _ = run("check", file, "--model", str(bare), "--max-tokens", "15", "--json")
+    told = json.loads(out)
+    assert code == 1 and told["file"]["kept"] == 2 and list(told["preflight"]["issues"][0]["rows"]) == ["row-2"]
+    code, out, _ = run("check", file, "--json")
+    assert code == 0 and json.loads(out)["preflight"] is None
+
+
+def test_check_passes_arguments_of_the_template(run, tmp_path, make_tiny_folder) -> None:
+    template = (
+        "{{ note if note is defined and note }}"
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    folder, file = str(make_tiny_folder(tmp_path / "m", template)), check_file(tmp_path, ("q", "yes", "no"))
+    for value, seen in (("hm", "'hm<|user|>q"), ("false", "'<|user|>q"), ("7", "'7<|user|>q")):
+        assert f"no loss): {seen}" in run("check", file, "-m", folder, "--template", f"note={value}")[1]
+    code, _, err = run("check", file, "--template", "note=x")
+    assert code == 1 and "--template and --html need --model" in err
+    code, _, err = run("check", file, "-m", folder, "--template", "nothing=1")
+    assert code == 1 and "arguments that the chat template uses. Got 'nothing'" in err
+
+
+def test_json_of_check_is_json_even_where_notes_are_printed(run, tmp_path, make_tiny_folder) -> None:
+    folder = make_tiny_folder(tmp_path / "m", template=None)
+    _, out, err = run("check", check_file(tmp_path, ("q", "yes", "no")), "-m", str(folder), "--json")
+    assert json.loads(out)["preflight"]["pairs"] == 1 and "no chat template" in err

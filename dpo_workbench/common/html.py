@@ -44,6 +44,13 @@ def _visible(match: re.Match[str]) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def page(title: str, body: str) -> str:
+    """A whole page, without scripts, that loads nothing. `body` is HTML."""
+    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    head = f'<meta charset="utf-8">{policy}<title>{escape(title)}</title><style>td {{ padding: 0 1em 0 0 }}</style>'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
 def pre(text: Any, limit: int = 20_000) -> str:
     """A `<pre>` that wraps long lines."""
     return f'<pre class="{NO_MATH}" style="white-space: pre-wrap; overflow-wrap: anywhere">{escape(text, limit)}</pre>'

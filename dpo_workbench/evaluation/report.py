@@ -13,10 +13,10 @@ from typing import Any
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.html import escape
-from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line
-from dpo_workbench.evaluation.verdict import Verdict, paired_rows
-from dpo_workbench.evaluation.wording import HEADER, table_rows
-from dpo_workbench.plots.evaluation import ArmsDisplay, FailureClassesDisplay
+from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line, shared_rows
+from dpo_workbench.evaluation.verdict import Verdict
+from dpo_workbench.evaluation.wording import STAR
+from dpo_workbench.plots.evaluation import ChangesDisplay
 from dpo_workbench.plots.training import TrainingDisplay
 
 EXAMPLES = 4  # prompts shown of each kind
@@ -28,7 +28,6 @@ def write_report(
     evaluations: Mapping[str, Evaluation],
     verdict: Verdict | None = None,
     tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
-    displays: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `results.json` and `report.html` into `folder`, and return the path of the report.
 
@@ -40,7 +39,7 @@ def write_report(
             `pairs`, `training` (`history`, `probes`, `best_step`) and `times`.
         evaluations: name of the arm -> evaluation, in the order of the table.
         verdict: its two arms are compared. Without a verdict, the first and the last arm are.
-        tables, displays: more tables (title, header, rows), and more figures (title -> Display).
+        tables: more tables (title, header, rows).
 
     Raises:
         WorkbenchError: no evaluations, an arm of the verdict is missing, or the disk is full.
@@ -49,19 +48,18 @@ def write_report(
         raise WorkbenchError("A report needs at least one evaluation. Got none. Evaluate a model first.")
     before, after = _compared(evaluations, verdict)
     training = results.get("training") or {}
-    shown: dict[str, Any] = {
-        "Failure classes before and after": FailureClassesDisplay.from_evaluations(before, after),
-        "The arms": ArmsDisplay.from_evaluations(evaluations.values()),
-    }
+    figures = []
     if training.get("history"):
-        shown["Training"] = TrainingDisplay(training["history"], training["probes"], training["best_step"])
+        curves = TrainingDisplay(training["history"], training["probes"], training["best_step"])
+        figures.append(_figure("Training", curves))
     page = _page(
         verdict=verdict,
-        verdict_table=(HEADER, table_rows(verdict.numbers)) if verdict else None,
+        star=STAR,
+        picture=verdict and _figure("What changed", ChangesDisplay.from_numbers(verdict.numbers, verdict.line)),
         title=f"{before.model}, {before.task}/{before.split}",
         arms=arm_table(evaluations),
         sees=sees_line(before.n, verdict.numbers["changed_share"] if verdict else 0.2),
-        figures=[_figure(title, display) for title, display in (shown | dict(displays or {})).items()],
+        figures=figures,
         tables=tables,
         headroom=(results.get("mined") or {}).get("headroom"),
         examples=examples(before, after),
@@ -112,9 +110,9 @@ def arm_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list[tuple[Judged, Judged]]]]:
+def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list[tuple[Judged, ...]]]]:
     """(kind, number of prompts, the first few by id) for prompts that were fixed, broken, or failed in both arms."""
-    pairs = sorted(paired_rows(before, after), key=lambda pair: pair[0].id)
+    pairs = sorted(shared_rows(before, after), key=lambda pair: pair[0].id)
     kinds = {"fixed": (True, False), "broken": (False, True), "failed in both": (True, True)}
     found = {name: [p for p in pairs if (p[0].failed, p[1].failed) == kind] for name, kind in kinds.items()}
     return [(name, len(rows), rows[:EXAMPLES]) for name, rows in found.items()]
@@ -125,13 +123,14 @@ def _compared(evaluations: Mapping[str, Evaluation], verdict: Verdict | None) ->
     if verdict is None:
         arms = list(evaluations.values())
         return arms[0], arms[-1]
-    missing = {verdict.before, verdict.after} - set(evaluations)
+    before, after = verdict.numbers["before"], verdict.numbers["after"]
+    missing = {before, after} - set(evaluations)
     if missing:
         raise WorkbenchError(
             f"The evaluations must include the two arms of the verdict. Got {', '.join(evaluations)}; "
             f"{missing.pop()!r} is missing. Pass the evaluations that the verdict compared."
         )
-    return evaluations[verdict.before], evaluations[verdict.after]
+    return evaluations[before], evaluations[after]
 
 
 def results_json(results: Mapping[str, Any]) -> str:

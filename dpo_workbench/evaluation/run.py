@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,13 +17,15 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.progress import progress
 from dpo_workbench.evaluation.statistics import Interval, points_up, smallest_detectable, wilson
+from dpo_workbench.tasks.failures import check_harm
 from dpo_workbench.tasks.task import Example, Split, Task
 
 if TYPE_CHECKING:
     from dpo_workbench.models.generation import Answer
     from dpo_workbench.models.loading import Model
 
-_FACTS = ("name", "task", "split", "model", "decoding", "seconds")  # the first line of a saved file
+NO_SCORE = "no score was given"  # of a row that was read from elsewhere: a person or a model may still judge it
+_FACTS = ("name", "task", "split", "model", "decoding", "seconds", "harm")  # the first line of a saved file
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,74 @@ class Evaluation:
     decoding: dict[str, Any]
     rows: tuple[Judged, ...]
     seconds: float = 0.0
+    harm: dict[str, float] = field(default_factory=dict)  # the task's severities, see `Task`
 
     def __post_init__(self) -> None:
+        check_harm(self.harm)
         bad = next((row for row in self.rows if row.value is not None and not 0 <= row.value <= 1), None)
         if bad is not None:  # this includes NaN
             raise WorkbenchError(
                 f"A score must be between 0 and 1, or null if there is none. Got {bad.value!r} for {bad.id!r} of "
                 f"{self.task}/{self.split}. Evaluate again, or correct the file."
             )
-        if not self.scored:
+        seen = Counter(row.id for row in self.rows).most_common(1)
+        if seen and seen[0][1] > 1:
+            raise WorkbenchError(f"Example ids must differ. Got {seen[0][0]!r} twice in {self.task}/{self.split}.")
+        if not self.scored and not (self.rows and all(row.explanation == NO_SCORE for row in self.rows)):
             reason = f" (the first: {self.rows[0].explanation})" if self.rows else ""
             raise WorkbenchError(
                 f"An evaluation must have at least one scored answer. Got {len(self.rows)} rows of {self.task}/"
                 f"{self.split}, none scored{reason}. Choose a split with examples, and fix the score function."
             )
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> Evaluation:
+        """Answers of any trainer's model, from a file with one JSON object per line.
+
+        A line has `prompt` and `answer`, and may have `score` (0 to 1, or null), `failure` (a class, or null), `group`
+        and `id`. Without ids, two files are matched by prompt. Where no line has `failure` and all scores are 0 or 1,
+        a 0 is the failure "wrong". A `failure` without a score counts as 0, and null as 1. Answers with neither can
+        still be judged (docs/judge.md).
+
+        Raises:
+            WorkbenchError: lines that can't be read or used, with their number.
+        """
+        try:
+            lines = Path(path).read_bytes().split(b"\n")
+            rows = [json.loads(line) for line in lines if line.strip()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise WorkbenchError(f"Answers must be lines of JSON. Got {path} ({error}). Correct the file.") from error
+        return cls.from_rows(rows, name=name or Path(path).stem, task="answers", source=str(path))
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Any], *, name: str, task: str, source: str) -> Evaluation:
+        """`from_jsonl` for rows in memory. `source` says in messages where they come from."""
+        wrong: dict[str, list[int]] = defaultdict(list)
+        for number, row in enumerate(rows, 1):
+            if problem := _problem(row):
+                wrong[problem].append(number)
+        if wrong or not rows:
+            told = [f"{problem} ({len(found)} rows, the first: {found[0]})" for problem, found in wrong.items()]
+            raise WorkbenchError(
+                "Each row must have texts as `prompt` and `answer`, and may have a score from 0 to 1. Got "
+                f"{'; '.join(told) or 'no rows'} in {source}. Correct these rows."
+            )
+        binary = {row.get("score") for row in rows} <= {0, 1, None} and not any("failure" in row for row in rows)
+        seen: Counter[str] = Counter()
+        made = []
+        for row in rows:
+            key = hashlib.sha256(row["prompt"].encode("utf-8", "surrogatepass")).hexdigest()[:12]
+            seen[key] += 1
+            value, failure = row.get("score"), row.get("failure")
+            if "failure" in row and "score" not in row:
+                value = failure is None
+            if binary and value == 0:
+                failure = "wrong"
+            asked = (str(row.get("id", f"{key}-{seen[key]}")), str(row.get("group") or key), row["prompt"])
+            why = row.get("explanation") or (NO_SCORE if value is None else "")
+            value = None if value is None else float(value)
+            made.append(Judged(*asked, row["answer"], int(row.get("n_tokens") or 0), True, value, failure, why))
+        return cls(name, task, "", "", {}, tuple(made))
 
     @cached_property
     def scored(self) -> tuple[Judged, ...]:
@@ -87,6 +144,15 @@ class Evaluation:
     @property
     def mean_score(self) -> float:
         return statistics.fmean(row.value for row in self.scored if row.value is not None)
+
+    def harm_of(self, row: Judged) -> float:
+        """The severity of the row's failure class; 0 for an answer that passed."""
+        return 0.0 if row.failure is None else self.harm.get(row.failure, 1.0)
+
+    @property
+    def mean_harm(self) -> float:
+        """Per answer. Without severities, this is the share of failed answers."""
+        return statistics.fmean(map(self.harm_of, self.scored))
 
     @property
     def mean_tokens(self) -> float:
@@ -112,8 +178,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Counts and means as plain values. Times are left out, so equal answers give equal summaries."""
-        counts = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_tokens")
-        facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *counts, "decoding")}
+        counts = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_harm", "mean_tokens")
+        facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *counts, "decoding", "harm")}
         interval = self.interval()
         return facts | {"failed_low": interval.low, "failed_high": interval.high, "failures": dict(self.failures)}
 
@@ -131,6 +197,7 @@ class Evaluation:
             facts, *rows = [json.loads(line) for line in Path(path).read_bytes().split(b"\n") if line.strip()]
             if facts["n_rows"] != len(rows):
                 raise ValueError(f"{len(rows)} rows of {facts['n_rows']}")
+            facts = {"harm": {}} | facts  # older files have no severities
             return cls(**{key: facts[key] for key in _FACTS}, rows=tuple(Judged(**row) for row in rows))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise WorkbenchError(
@@ -139,6 +206,8 @@ class Evaluation:
             ) from error
 
     def __str__(self) -> str:
+        if not self.scored:
+            return f"{self.name}: {self.task}/{self.split}, {len(self.rows)} answers without scores"
         unscored = f", {self.n_unscored} could not be scored" if self.n_unscored else ""
         lines = [
             f"{self.name}: {self.task}/{self.split}, {self.n} answers scored{unscored}, "
@@ -155,10 +224,43 @@ class Evaluation:
     __repr__ = __str__
 
 
+def _problem(row: Any) -> str:
+    """Why `Evaluation.from_rows` can't use a row, or ""."""
+    texts = [row.get(name) for name in ("prompt", "answer")] if isinstance(row, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        return "no text as `prompt` or `answer`"
+    score, failure = row.get("score"), row.get("failure")
+    if score is not None and not (isinstance(score, (int, float)) and 0 <= score <= 1):  # NaN too
+        return f"a `score` of {score!r}"[:60]
+    return "" if failure is None or (isinstance(failure, str) and failure) else "a `failure` that is no text"
+
+
 def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
     """One line on the smallest difference that n paired prompts can detect."""
     points = points_up(smallest_detectable(n, discordant_share))
     return f"These {n} prompts can detect differences of about {points} points or more (80 % power{condition})."
+
+
+def shared_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
+    """The rows that all evaluations could score, matched by id. Raises if they are not of the same prompts."""
+    first, by_id = runs[0], [{row.id: row for row in run.rows} for run in runs]
+    for run, rows in zip(runs, by_id, strict=True):
+        different = sorted(set(by_id[0]) ^ set(rows)) or [i for i in rows if rows[i].prompt != by_id[0][i].prompt]
+        if (run.task, run.split) != (first.task, first.split) or different:
+            where = f" (example {different[0]!r} is not the same in both)" if different else ""
+            one, two = (f"{len(e.rows)} of {e.task}/{e.split} in {e.name!r}" for e in (first, run))
+            raise WorkbenchError(
+                f"Two arms must have answered the same prompts of one split. Got {one} and {two}{where}. Evaluate both "
+                "on one split."
+            )
+    found = [tuple(rows[i] for rows in by_id) for i in by_id[0] if all(rows[i].value is not None for rows in by_id)]
+    if not found:
+        names = " and ".join(repr(run.name) for run in runs)
+        raise WorkbenchError(
+            f"Two arms must share scored prompts. Got none that was scored in {names}. "
+            "Fix the score function and evaluate again."
+        )
+    return found
 
 
 def evaluate(
@@ -171,6 +273,7 @@ def evaluate(
     seed: int = 0,
     repetition_penalty: float = 1.0,
     engine: str | None = None,
+    template: dict[str, Any] | None = None,
     show: bool = True,
 ) -> Evaluation:
     """Let `model` answer each prompt of `split` once, and score the answers with the split's task.
@@ -180,7 +283,7 @@ def evaluate(
         split: held-out examples, such as `task.test`.
         name: label of the arm; by default the model's name.
         temperature: 0 decodes greedily. `repetition_penalty` is explained at `generate`.
-        max_new_tokens, engine: as in `mine`.
+        max_new_tokens, engine, template: as in `mine`.
         show: show a progress bar, and a line about answers that could not be scored.
     """
     from dpo_workbench.models.server import draw
@@ -197,9 +300,11 @@ def evaluate(
     }
     start = time.monotonic()
     with progress(len(split), "answers", show) as advance:
-        drawn, served = draw(model, [e.prompt for e in split], engine=engine, **decoding, on_answers=advance)
+        prompts = [e.prompt for e in split]
+        drawn, served = draw(model, prompts, engine=engine, template=template, **decoding, on_answers=advance)
     if served:
-        label, decoding["engine"] = served["model"], served["engine"]
+        label = served.pop("model")
+        decoding |= served
     else:
         handle = cast("Model", model)
         label = f"{handle.name}+{handle.adapter}" if handle.adapter else handle.name
@@ -216,12 +321,12 @@ def evaluate_answers(
 ) -> Evaluation:
     """Score answers that exist already, one for each example of `split`, as an arm called `name`."""
     rows = tuple(judge(split.task, example, answer) for example, answer in zip(split, answers, strict=True))
-    return Evaluation(name, split.task.name, split.name, model, decoding, rows)
+    return Evaluation(name, split.task.name, split.name, model, decoding, rows, harm=dict(split.task.harm))
 
 
 def judge(task: Task, example: Example, answer: Answer) -> Judged:
     """Score one answer. If the score function raises, the row has no score and counts as neither right nor wrong."""
     score, explanation = task.try_score(example, answer.text, finished=answer.finished)
     value, failure = (float(score.value), score.failure) if score else (None, None)
-    asked, answered = (example.id, example.group, example.prompt), (answer.text, answer.n_tokens, answer.finished)
-    return Judged(*asked, *answered, value, failure, explanation)
+    asked = (example.id, example.group, example.prompt_as_text)
+    return Judged(*asked, answer.text, answer.n_tokens, answer.finished, value, failure, explanation)

@@ -1,6 +1,6 @@
 """Statistics for small test sets: paired by prompt, clustered by group, exact where few prompts change.
 
-scipy and statsmodels do the mathematics; this module chooses the method. All intervals are two-sided 95 % intervals.
+scipy does the mathematics; this module chooses the method. All intervals are two-sided 95 % intervals.
 """
 
 from __future__ import annotations
@@ -182,6 +182,27 @@ def over_seeds(before: Sequence[Sequence[float]], after: Sequence[Sequence[float
     return Interval(estimate, low, high, f"crossed random effects, {n_seeds} seeds", n_seeds * len(groups), n_groups)
 
 
+def paired_change(before: Any, after: Any, groups: Sequence[str], top: float = 1.0) -> tuple[Interval, float]:
+    """Interval and p-value of the mean of after - before, for one training run or for one run per seed.
+
+    For one seed: `paired_difference` and `paired_p`. With several, each prompt has its mean over the seeds, and the
+    interval is the wider of `paired_difference` (other prompts) and `over_seeds` (other prompts and other seeds).
+
+    Args:
+        before, after: values in [0, top] of shape (seeds, prompts).
+        groups: the group of each prompt.
+    """
+    runs = [np.asarray(side, dtype=float) / top for side in (before, after)]
+    old, new = (side.mean(axis=0).tolist() for side in runs)
+    found = paired_difference(old, new, groups)
+    if len(runs[1]) > 1 and found.n_groups > 1:
+        wide = over_seeds(runs[0].tolist(), runs[1].tolist(), groups)
+        method = f"the wider of {found.method} and {wide.method}"
+        found = replace(found, low=min(found.low, wide.low), high=max(found.high, wide.high), method=method)
+    scaled = replace(found, estimate=found.estimate * top, low=found.low * top, high=found.high * top)
+    return scaled, paired_p(old, new, groups)
+
+
 def win_rate(before: Sequence[float], after: Sequence[float], groups: Sequence[str]) -> Interval:
     """Share of prompts where `after` scores higher; a tie counts as half a win, so 0.5 means no difference.
 
@@ -230,10 +251,10 @@ def points_up(share: float) -> int:
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """p-values adjusted for several comparisons by Holm's method, in the order given."""
-    from statsmodels.stats.multitest import multipletests  # takes a second to import
-
-    return [float(p) for p in multipletests(pvalues, method="holm")[1]] if len(pvalues) else []
+    """p-values adjusted for several comparisons by Holm's method (Holm 1979), in the order given."""
+    order = np.argsort(pvalues, kind="stable")  # the smallest is multiplied by n, the next one by n - 1, and so on
+    adjusted = np.maximum.accumulate(np.asarray(pvalues, dtype=float)[order] * np.arange(len(order), 0, -1))
+    return np.minimum(adjusted, 1.0)[np.argsort(order)].tolist()
 
 
 def _power(n: int, difference: float, share: float) -> float:

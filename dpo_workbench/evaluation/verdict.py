@@ -1,56 +1,89 @@
-"""`verdict`: did training help, by how much, is the evidence strong enough, and was it worth it?"""
+"""`verdict`: what did training change, what got worse, and was DPO worth it compared with the control?"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.html import paragraph, table
+from dpo_workbench.common.html import NO_MATH, paragraph, table
 from dpo_workbench.evaluation import statistics as stats
 from dpo_workbench.evaluation import wording
-from dpo_workbench.evaluation.run import Evaluation, Judged
+from dpo_workbench.evaluation.run import Evaluation, Judged, shared_rows
+from dpo_workbench.plots.evaluation import ChangesDisplay
 from dpo_workbench.tasks.failures import check_classes
 
 if TYPE_CHECKING:
     from dpo_workbench.mining.headroom import Headroom
     from dpo_workbench.pairs.pair import Pairs
 
-OUTCOMES = ("worth it", "not worth it", "harmful", "cannot tell")
-FEW_PAIRS = 100  # with fewer pairs than this, more of them are the first thing to try
-SHORTCUT = 0.9  # a rule that finds the chosen answer this often is easier to learn than the task
-STOP_POINTS = 5  # if a test set that detects so few points shows no change, there is little to gain
+OUTCOMES = ("worth it", "helps, but so does fine-tuning", "helps, no control", "a trade", "harmful", "cannot tell")
+BETTER = {"failures": "fewer failures", "harm": "less harm", "score": "a higher score"}
+WORSE = {"failures": "more failures", "harm": "more harm", "score": "a lower score"}
+
+Arm = Evaluation | Sequence[Evaluation]  # several evaluations are runs with different seeds on the same prompts
+Rows = Sequence[Sequence[Judged]]  # of one arm: for each seed the rows of the same prompts in the same order
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the comparison shows. `text` quotes only numbers that are in `numbers`."""
+    """What the comparison shows: one `line`, three `lines` and a `table`; the rest is in `details` and `numbers`."""
 
     outcome: str  # one of OUTCOMES
     reason: str  # the rule that decided, in words
-    text: str
-    before: str  # names of the arms
-    after: str
     numbers: dict[str, Any]
-    next_step: str  # a key of `wording.NEXT`
+
+    @property
+    def line(self) -> str:
+        """Outcome and reason."""
+        return f"{self.outcome.capitalize()}: {self.reason}."
+
+    @property
+    def lines(self) -> tuple[str, str, str]:
+        """What changed, what got worse, and the comparison with the control."""
+        return wording.lines(self.numbers)
+
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """Header and rows: each arm's failures by class, harm and score, and the paired differences."""
+        return wording.table_rows(self.numbers)
+
+    @property
+    def next_step(self) -> str:
+        """What to do next: a key of `wording.NEXT`."""
+        return wording.next_step(self.outcome, self.numbers)
+
+    @property
+    def details(self) -> list[str]:
+        """Further sentences: detectable difference, forecast, side effects, next step."""
+        return wording.details(self.numbers, self.next_step)
+
+    def plot(self) -> ChangesDisplay:
+        """The differences from the start and from the control, for each failure class, with intervals."""
+        return ChangesDisplay.from_numbers(self.numbers, self.line).plot()
 
     def __str__(self) -> str:
-        return f"{self.outcome.capitalize()}: {self.reason}. {self.text}"
+        return "\n".join([self.line, *self.lines, wording.text_table(self.table), wording.STAR])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        title = paragraph(f"{self.outcome.capitalize()}: {self.reason}.", bold=True)
-        return title + table(wording.HEADER, wording.table_rows(self.numbers)) + paragraph(self.text)
+        header, *rows = self.table
+        shown = [paragraph(self.line, bold=True), *map(paragraph, self.lines), table(header, rows)]
+        folded = "".join(map(paragraph, [wording.STAR, *self.details]))
+        return "\n".join([*shown, f'<details class="{NO_MATH}"><summary>Details</summary>{folded}</details>'])
 
 
 def verdict(
-    before: Evaluation,
-    after: Evaluation,
+    before: Arm,
+    after: Arm,
     *,
-    control: Evaluation | None = None,
+    control: Arm | None = None,
+    base: Arm | None = None,
     mined: Sequence[str] | None = None,
     headroom: Headroom | None = None,
     effects: Any = None,
@@ -58,190 +91,174 @@ def verdict(
 ) -> Verdict:
     """Compare two arms prompt by prompt, and decide.
 
-    A change in failures is *clear* if its paired 95 % interval excludes zero and both the exact McNemar test and the
-    permutation test over groups give p < 0.05. A fall of the mean score is clear if its interval excludes zero; a rise
-    must also have p < 0.05 in the permutation test. A failure is an answer of any failure class: a loop that became a
-    wrong value is still a failure, so the mined classes are reported and decide nothing. The first rule that applies
-    decides:
+    A difference is *clear* if its paired 95 % interval excludes zero and p < 0.05. The test is the exact McNemar test;
+    where prompts come in groups or values are not yes or no, it is the permutation test over groups. The p-values of
+    failure classes are corrected by Holm's method over all classes. The first rule that applies decides:
 
-    1. harmful: the mean score falls clearly, or failures rise clearly.
-    2. cannot tell: neither do failures fall clearly, nor does the mean score rise clearly.
-    3. not worth it: the control arm is clearly better in failures or in score.
-    4. not worth it: the control has no more failures, and its score is not clearly lower.
-    5. worth it. The reason says if the lead over the control is not clear, if there is no control, or if a side effect
-       got clearly worse.
+    1. harmful: clearly more failures, more mean harm or a lower score; or a class clearly rises and nothing is better.
+    2. a trade: a failure class clearly rises, or a side effect is clearly worse; something else is clearly better.
+    3. cannot tell: neither failures nor mean harm clearly fall, nor does the score clearly rise.
+    4. helps, no control: without a control, nobody can tell whether DPO was needed.
+    5. worth it: compared with the control, failures, harm or score are clearly better, and none clearly worse.
+    6. helps, but so does fine-tuning: anything else.
 
     Args:
-        control: the same prompts after more fine-tuning on the chosen answers, for the same budget.
-        mined: the failure classes that training aimed at.
+        before, after, control, base: an evaluation, or one for each seed. All must be of the same prompts. `control` is
+            `before` after more fine-tuning on the chosen answers. `base`, the model before any training, is shown and
+            decides nothing.
+        mined: the failure classes that training aimed at. They are reported and decide nothing.
         headroom: from `found.headroom(target)`; its forecast is compared with the outcome.
-        pairs: used for training; their number and shortcuts inform the next step.
+        effects: from `dw.side_effects`.
+        pairs: used for training; their shortcuts inform the next step.
+
+    Raises:
+        WorkbenchError: the arms differ in their prompts, severities or seeds.
     """
     check_classes(mined)
-    numbers = {"before": before.name, "after": after.name, **_compare(before, after, mined)}
-    if control is not None:
-        numbers["control"] = {"name": control.name, **_compare(control, after, mined)}
-    if headroom is not None:
-        of = "mined" if mined and headroom.target else "failures"
-        cut = numbers[of]["relative_cut"]
-        numbers["forecast"] = {
-            "of": of,
-            "expected_cut": float(headroom.forecast),
-            "advice": headroom.advice,
-            "seen_cut": cut and cut["estimate"],
-        }
-    if effects is not None:
-        numbers["side_effects"] = effects.to_dict()
-        numbers["regressions"] = [str(effect) for effect in effects.regressions]
-    if pairs is not None:
-        rule, share = max(pairs.shortcut_report().items(), key=lambda item: item[1])
-        numbers["pairs"] = {"n": len(pairs), "rule": rule, "share": share}
-    outcome, reason = _decide(numbers)
-    if outcome == "worth it" and numbers.get("regressions"):
-        reason += f"; at a price: worse in {', '.join(effect.name for effect in effects.regressions)}"
-    following = _next(numbers, outcome)
-    text = wording.paragraph(numbers, following)
-    return Verdict(outcome, reason, text, before.name, after.name, numbers, following)
-
-
-def _decide(numbers: dict[str, Any]) -> tuple[str, str]:
-    """The rules of `verdict`, in their order: (outcome, reason)."""
-    failures, score = _clear_failures(numbers), _clear(numbers["score"])
-    if score < 0:
-        return "harmful", "the mean score falls clearly"
-    if failures > 0:
-        return "harmful", "failures rise clearly"
-    score_rises = score > 0 and numbers["score"]["sign_flip_p"] < 0.05
-    if failures == 0 and not score_rises:
-        if numbers["failures"]["before"] == 0:
-            return "cannot tell", "no prompt of this test set failed before, so there is nothing to reduce"
-        if numbers.get("unchanged"):
-            return "cannot tell", "every answer is the same as before"
-        return "cannot tell", f"this test set can't detect changes smaller than {numbers['sees_points']} points"
-    gain = "failures fall clearly" if failures < 0 else "the mean score rises clearly"
-    control = numbers.get("control")
-    if control is None:
-        return "worth it", f"{gain}; no control arm was given"
-    score, failures = _clear(control["score"]), _clear_failures(control)  # of this arm, compared with the control
-    if failures > 0 or score < 0:
-        return "not worth it", f"the control arm is better in {'failures' if failures > 0 else 'score'}"
-    if control["failures"]["before"] <= control["failures"]["after"] and score == 0:
-        return "not worth it", "the control arm is as good"
-    lead = "the lead over the control arm is not clear"
-    if failures < 0 or score > 0:
-        lead = f"clearly {'fewer failures' if failures < 0 else 'a better score'} than the control arm"
-    return "worth it", f"{gain}; {lead}"
-
-
-def _next(numbers: dict[str, Any], outcome: str) -> str:
-    """What to do next: a key of `wording.NEXT`."""
-    pairs = numbers.get("pairs")
-    shortcut = pairs is not None and pairs["share"] >= SHORTCUT and pairs["n"] >= 20
-    if outcome == "worth it":
-        return "keep"
-    if outcome == "harmful":
-        return "clean pairs" if shortcut else "change loss"
-    if outcome == "not worth it":
-        return "take the control"
-    if numbers["failures"]["before"] == 0:
-        return "stop"
-    advice = numbers["forecast"]["advice"] if "forecast" in numbers else "go"
-    if advice != "go":
-        return "fine-tune first" if advice == "train more first" else "stop"
-    if shortcut:
-        return "clean pairs"
-    needed, better = numbers["prompts_needed"], numbers["failures"]["difference"]["estimate"] < 0
-    if better and needed is not None and needed > numbers["n"]:
-        return "more prompts"
-    unchanged = numbers.get("unchanged", False)
-    if pairs is not None and pairs["n"] < FEW_PAIRS:
-        return "see the probes" if unchanged else "label more"
-    if numbers["sees_points"] <= STOP_POINTS:
-        return "stop"
-    return "see the probes" if unchanged else "look again"
-
-
-def _clear(change: dict[str, Any]) -> int:
-    """-1 if the whole interval is below zero, 1 if it is above, 0 if it includes zero."""
-    return int(change["difference"]["low"] > 0) - int(change["difference"]["high"] < 0)
-
-
-def _clear_failures(numbers: dict[str, Any]) -> int:
-    seen = numbers["failures"]
-    return _clear(seen) if max(seen["mcnemar_p"], seen["paired_p"]) < 0.05 else 0
-
-
-def _compare(before: Evaluation, after: Evaluation, mined: Sequence[str] | None) -> dict[str, Any]:
-    """All numbers of one paired comparison, as plain values for JSON."""
-    pairs = paired_rows(before, after)
-    old, new, groups = scores(pairs)
-    failures = _failures(pairs, None)
-    share = (failures["mended"] + failures["broken"]) / len(pairs)
-    detectable = stats.smallest_detectable(len(pairs), share)
-    numbers = {
-        "n": len(pairs),
-        "n_groups": len(set(groups)),
-        "n_unpaired": len(before.rows) - len(pairs),
-        "failures": failures,
-        "score": {
-            "before": statistics.fmean(old),
-            "after": statistics.fmean(new),
-            "difference": stats.paired_difference(old, new, groups).to_dict(),
-            "sign_flip_p": stats.paired_p(old, new, groups),
-        },
+    given = {"before": before, "after": after, "control": control, "base": base}
+    arms = {role: [arm] if isinstance(arm, Evaluation) else list(arm) for role, arm in given.items() if arm is not None}
+    rows, n_asked = _rows_by_arm(arms)
+    names, harm = {role: runs[0].name for role, runs in arms.items()}, arms["after"][0].harm
+    numbers = {role: names[role] for role in ("before", "after")} | _changes(rows["before"], rows["after"], harm, mined)
+    for role in ("control", "base"):
+        if role in arms:
+            numbers[role] = {"name": names[role], **_changes(rows[role], rows["after"], harm, mined)}
+    n, failures = numbers["n"], numbers["failures"]
+    share = (failures["mended"] + failures["broken"]) / n  # of the prompts that changed
+    numbers |= {
+        "n_groups": len({row.group for row in rows["after"][0]}),
+        "n_unpaired": n_asked - n,
+        "n_seeds": len(arms["after"]),
+        "severities": harm,
         "changed_share": share,
-        "smallest_detectable": detectable,
+        "smallest_detectable": (detectable := stats.smallest_detectable(n, share)),
         "sees_points": stats.points_up(detectable),
         "prompts_needed": stats.prompts_needed(failures["difference"]["estimate"], share),
+        "unchanged": all(map(_same, rows["before"] * len(rows["after"]), rows["after"])),
+    }
+    numbers |= _context(numbers, headroom, effects, pairs)
+    return Verdict(*decide(numbers), numbers)
+
+
+def _context(numbers: dict[str, Any], headroom: Headroom | None, effects: Any, pairs: Pairs | None) -> dict[str, Any]:
+    """What else is known about the run, as plain values for JSON."""
+    found: dict[str, Any] = {}
+    if headroom is not None:
+        of = "mined" if "mined" in numbers and headroom.target else "failures"
+        cut = numbers[of]["relative_cut"]
+        forecast = {"of": of, "expected_cut": float(headroom.forecast), "advice": headroom.advice}
+        found["forecast"] = forecast | {"seen_cut": cut and cut["estimate"]}
+    if effects is not None:
+        found["side_effects"] = effects.to_dict()
+        found["regressions"] = {effect.name: str(effect) for effect in effects.regressions}
+    if pairs is not None:
+        rule, share = max(pairs.shortcut_report().items(), key=lambda item: item[1])
+        found["pairs"] = {"n": len(pairs), "rule": rule, "share": share}
+    return found
+
+
+def decide(numbers: dict[str, Any]) -> tuple[str, str]:
+    """The rules of `verdict`, in their order: (outcome, reason)."""
+    better, worse = _sides(numbers, numbers["severities"])
+    clear = {name: change["clear"] for name, change in numbers["classes"].items()}
+    risen, fallen = ([name for name in clear if clear[name] == side] for side in (1, -1))
+    price = [f"more {_and(risen)}"] if risen else []
+    price += [f"worse in {name}" for name in numbers.get("regressions", ())]
+    gain = better or ([f"fewer {_and(fallen)}"] if fallen else [])
+    if worse or (price and not gain):
+        return "harmful", f"clearly {_and(worse + price)}{f', although {_and(better)}' if better else ''}"
+    if price:
+        return "a trade", f"clearly {_and(gain)}, but {_and(price)}"
+    if not better:
+        if numbers["failures"]["before"] == 0:
+            return "cannot tell", "no prompt of this test set failed before, so there is nothing to reduce"
+        if numbers["unchanged"]:
+            return "cannot tell", "every answer is the same as before"
+        return "cannot tell", f"this test set can't detect changes smaller than {numbers['sees_points']} points"
+    if "control" not in numbers:
+        return "helps, no control", f"clearly {_and(better)}; no control: can't tell whether DPO was needed"
+    lead, lag = _sides(numbers["control"], numbers["severities"])
+    if lead and not lag:
+        return "worth it", f"clearly {_and(better)} than before, and {_and(lead)} than the control"
+    told = f"clearly {_and(lag)} than the control" if lag else "no clear lead over the control"
+    return "helps, but so does fine-tuning", f"clearly {_and(better)} than before, but {told}"
+
+
+def _sides(changes: Mapping[str, Any], severities: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """What is clearly better, and what is clearly worse, in words. Without severities, harm is the same as failures."""
+    measures = [name for name in BETTER if name != "harm" or severities]
+    better, worse = ([name for name in measures if wording.rise(changes, name) == side] for side in (-1, 1))
+    return [BETTER[name] for name in better], [WORSE[name] for name in worse]
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _changes(old: Rows, new: Rows, harm: Mapping[str, float], mined: Sequence[str] | None) -> dict[str, Any]:
+    """Each measure before and after, with its paired difference, as plain values for JSON."""
+    old = list(old) * (len(new) // len(old))  # one run before belongs to all seeds
+    groups = [row.group for row in new[0]]
+
+    def both(value: Callable[[Judged], Any]) -> list[np.ndarray]:
+        return [np.array([[value(row) for row in rows] for rows in arm]) for arm in (old, new)]  # (seeds, n)
+
+    def change(sides: list[np.ndarray], top: float = 1.0) -> dict[str, Any]:
+        before, after = sides
+        difference, p = stats.paired_change(before, after, groups, top)
+        clear = (int(difference.low > 0) - int(difference.high < 0)) * (p < 0.05)
+        means = {"before": float(before.mean()), "after": float(after.mean())}
+        return means | {"difference": difference.to_dict(), "p": p, "clear": int(clear)}
+
+    def counted(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+        """Numbers of failed answers, means over the seeds; `before` and `after` are True where an answer failed."""
+        counts = {"before": before, "after": after, "mended": before & ~after, "broken": after & ~before}
+        return change([before, after]) | {what: _whole(fails.sum() / len(new)) for what, fails in counts.items()}
+
+    def with_cut(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+        cut = stats.relative_cut(before.mean(axis=0), after.mean(axis=0), groups)
+        return counted(before, after) | {"relative_cut": cut and cut.to_dict()}
+
+    was, now = both(lambda row: row.failure or "")
+    names = [str(name) for name in np.union1d(was, now) if name]
+    classes = {name: counted(was == name, now == name) for name in names}
+    for name, p in zip(names, stats.holm([change["p"] for change in classes.values()]), strict=True):
+        came_from = Counter(map(str, was[(now == name) & (was != name)])).most_common()
+        classes[name] |= {"holm_p": p, "harm": harm.get(name, 1.0), "came_from": dict(came_from)}
+        classes[name]["clear"] *= int(p < 0.05)
+    harms = both(lambda row: harm.get(row.failure, 1.0) if row.failure else 0.0)
+    found = {
+        "n": len(groups),
+        "failures": with_cut(was != "", now != ""),
+        "harm": change(harms, max([1.0, *harm.values()])),
+        "score": change(both(lambda row: row.value)),
+        "classes": classes,
     }
     if mined:
-        numbers["mined"] = {"classes": sorted(set(mined)), **_failures(pairs, set(mined))}
-    if all((b.answer, b.value, b.failure) == (a.answer, a.value, a.failure) for b, a in pairs):
-        numbers["unchanged"] = True
-    return numbers
+        aimed_at = (np.isin(side, list(mined)) for side in (was, now))
+        found["mined"] = {"classes": sorted(set(mined)), **with_cut(*aimed_at)}
+    return found
 
 
-def _failures(pairs: Sequence[tuple[Judged, Judged]], classes: set[str] | None) -> dict[str, Any]:
-    """Counts, tests and intervals for all failures (`classes` is None) or for the named classes together."""
-    old, new = (
-        [row.failed if classes is None else row.failure in classes for row in side] for side in zip(*pairs, strict=True)
-    )
-    groups = [row.group for row, _ in pairs]
-    fixed = sum(b and not a for b, a in zip(old, new, strict=True))
-    broken = sum(a and not b for b, a in zip(old, new, strict=True))
-    cut = stats.relative_cut(old, new, groups)
-    return {
-        "before": sum(old),
-        "after": sum(new),
-        "mended": fixed,  # the key of results files
-        "broken": broken,
-        "mcnemar_p": stats.mcnemar_exact(fixed, broken),
-        "paired_p": stats.paired_p(old, new, groups),
-        "difference": stats.paired_difference(old, new, groups).to_dict(),
-        "relative_cut": cut and cut.to_dict(),
-    }
+def _same(old: Sequence[Judged], new: Sequence[Judged]) -> bool:
+    return all((b.answer, b.value, b.failure) == (a.answer, a.value, a.failure) for b, a in zip(old, new, strict=True))
 
 
-def scores(pairs: Sequence[tuple[Judged, Judged]]) -> tuple[list[float], list[float], list[str]]:
-    """Scores before, scores after and groups of paired rows, as the paired statistics take them."""
-    return [b.value or 0.0 for b, _ in pairs], [a.value or 0.0 for _, a in pairs], [b.group for b, _ in pairs]
+def _whole(value: float) -> float:
+    return round(value) if abs(value - round(value)) < 1e-6 else float(value)
 
 
-def paired_rows(before: Evaluation, after: Evaluation) -> list[tuple[Judged, Judged]]:
-    """The rows that were scored in both arms, paired by id."""
-    old, new = {row.id: row for row in before.rows}, {row.id: row for row in after.rows}
-    different = sorted(set(old) ^ set(new)) or [i for i in old if old[i].prompt != new[i].prompt]
-    if (before.task, before.split) != (after.task, after.split) or different:
-        where = f" (example {different[0]!r} is not the same in both)" if different else ""
-        one, two = (f"{len(e.rows)} of {e.task}/{e.split} in {e.name!r}" for e in (before, after))
+def _rows_by_arm(arms: Mapping[str, Sequence[Evaluation]]) -> tuple[dict[str, list[list[Judged]]], int]:
+    """The rows that all runs of all arms could score, for each arm and seed; and the number of prompts asked."""
+    n_seeds = len(arms["after"])
+    runs = [run for arm in arms.values() for run in arm]
+    if not n_seeds or any(len(arm) not in (1, n_seeds) for arm in arms.values()):
+        seen = ", ".join(f"{len(arm)} of {role}" for role, arm in arms.items())
+        raise WorkbenchError(f"Each arm must have one run, or one for each seed of `after`. Got {seen}. Pass the same.")
+    if any(run.harm != runs[0].harm for run in runs):
+        seen = " and ".join(sorted({str(run.harm) for run in runs}))
         raise WorkbenchError(
-            f"Two arms must have answered the same prompts of one split. Got {one} and {two}{where}. Evaluate both on "
-            "one split."
+            f"All arms must be judged with the same severities (`harm`). Got {seen}. Evaluate them again with one task."
         )
-    pairs = [(old[i], new[i]) for i in old if old[i].value is not None and new[i].value is not None]
-    if not pairs:
-        raise WorkbenchError(
-            f"Two arms must share scored prompts. Got none that was scored in both {before.name!r} and {after.name!r}. "
-            "Fix the score function and evaluate again."
-        )
-    return pairs
+    shared = iter(zip(*shared_rows(*runs), strict=True))
+    return {role: [list(next(shared)) for _ in arm] for role, arm in arms.items()}, len(runs[0].rows)

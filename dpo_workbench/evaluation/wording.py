@@ -1,95 +1,165 @@
-"""The sentences and table rows of a verdict, made from its numbers alone."""
+"""The sentences and the table of a verdict, made from its numbers alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEADER = ("same prompts", "before", "after", "change", "95 % interval", "exact McNemar p")
+MEASURES = {"failures": "failed answers", "harm": "mean harm", "score": "mean score"}
+DIGITS = {"harm": 2, "score": 3}  # of a mean; everything else is a number of answers, and its difference is in points
+STAR = "Differences with 95 % intervals, in points for numbers of answers. * clear (classes: after Holm's correction)"
+ABSENT = "–"  # for an arm that was not given
+ZERO: dict[str, Any] = {"before": 0, "after": 0}  # a class that does not occur in an arm
+SHORTCUT = 0.9  # a rule that finds the chosen answer this often is easier to learn than the task
 
 NEXT = {
-    "keep": "Next: keep the trained adapter, and read the prompts that it broke before you rely on it.",
-    "change loss": "Next: keep the model as it was before. Use a lower lr, a higher nll_weight, or the loss dpop.",
-    "clean pairs": "Next: clean the pairs: the rule '{rule}' alone picks the chosen answer in {share:.0f} %.",
-    "take the control": "Next: use the control arm, which is simpler: fine-tune on the chosen answers.",
-    "fine-tune first": "Next: fine-tune more, or use a bigger model: it lacks the skill, not the preference.",
-    "see the probes": (
-        "Next: look at the run's probes. If none was better than the first, the run kept its starting point: fine-tune "
-        "until the dev score levels off, or aim at another failure class. If one was better, raise lr or the number "
-        "of steps."
-    ),
-    "label more": "Next: label more pairs: {n_pairs} are few, and more test prompts alone would not show a change.",
-    "more prompts": "Next: test on more prompts: about {needed} would show a difference of {points:.1f} points.",
-    "stop": "Next: stop here, or test on harder prompts: there is little to gain on these.",
-    "look again": "Next: look for more headroom (more pairs, another failure class), or test on more prompts.",
+    "worth it": "keep the trained adapter, and read the prompts that it broke before you rely on it.",
+    "helps, but so does fine-tuning": "use the control, which is simpler: fine-tune on the chosen answers.",
+    "helps, no control": "fine-tune the start on the chosen answers too, and pass its evaluation as `control`.",
+    "a trade": "read answers of the classes that rose. If some failures are worse than others, set the task's `harm`.",
+    "harmful": "keep the model as it was before. Use a lower lr, a higher nll_weight, or the loss dpop.",
+    "clean pairs": "clean the pairs: the rule '{rule}' alone picks the chosen answer in {share:.0f} %.",
+    "stop": "stop here, or test on harder prompts: there is little to gain on these.",
+    "fine-tune first": "fine-tune more, or use a bigger model: it lacks the skill, not the preference.",
+    "more prompts": "test on more prompts: about {needed} would show a difference of {points:.1f} points.",
+    "see the probes": "look at the run's probes. If none was better than the first, fine-tune until the dev score "
+    "levels off, or aim at another failure class. If one was better, raise lr or the number of steps.",
+    "look again": "look for more headroom (more pairs, another failure class), or test on more prompts.",
 }
 
 
-def paragraph(numbers: Mapping[str, Any], following: str) -> str:
-    """The verdict's text; `following` is a key of `NEXT`."""
-    n, failures = numbers["n"], numbers["failures"]
-    parts = []
-    for name, before, after, change, interval, p in table_rows(numbers):
-        test = f", exact McNemar p {p}" if p else ""
-        parts.append(f"{name}: {before} before, {after} after ({change}, 95 % interval {interval}{test}).")
-    if failures["relative_cut"] is not None:
-        relative, low, high = (0 - 100 * failures["relative_cut"][key] for key in ("estimate", "high", "low"))
-        parts.append(f"Relative change of failures: {relative:+.1f} % (95 % interval {low:+.0f} to {high:+.0f} %).")
-    parts.append(
-        f"Of {n} prompts {failures['mended']} were fixed and {failures['broken']} broken, so this test set can detect "
-        f"differences of about {numbers['sees_points']} points or more (80 % power)."
+def next_step(outcome: str, numbers: Mapping[str, Any]) -> str:
+    """What to do next: a key of `NEXT`."""
+    pairs, advice = numbers.get("pairs"), numbers.get("forecast", {}).get("advice", "go")
+    shortcut = pairs is not None and pairs["share"] >= SHORTCUT and pairs["n"] >= 20
+    if outcome not in ("harmful", "cannot tell"):
+        return outcome
+    if outcome == "cannot tell" and (numbers["failures"]["before"] == 0 or advice == "nothing to fix"):
+        return "stop"
+    if outcome == "cannot tell" and advice == "train more first":
+        return "fine-tune first"
+    if shortcut or outcome == "harmful":
+        return "clean pairs" if shortcut else outcome
+    if numbers["failures"]["difference"]["estimate"] < 0 and (numbers["prompts_needed"] or 0) > numbers["n"]:
+        return "more prompts"
+    return "see the probes" if numbers["unchanged"] else "look again"
+
+
+def rise(changes: Mapping[str, Any], name: str) -> int:
+    """1 if a measure is clearly worse, -1 if it is clearly better, 0 otherwise."""
+    return int(changes[name]["clear"]) * (-1 if name == "score" else 1)
+
+
+def lines(numbers: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What changed, what got worse, and the comparison with the control; a sentence about the base if it is better."""
+    shown = [name for name in MEASURES if name != "harm" or numbers["severities"]]
+
+    def told(changes: Mapping[str, Any], form: str, measures: Sequence[str]) -> str:
+        return ", ".join(_measure(name, changes[name], numbers["n"], form) for name in measures)
+
+    worse = [_risen(name, change) for name, change in numbers["classes"].items() if change["clear"] > 0]
+    worse += [MEASURES[name] for name in shown if rise(numbers, name) > 0]
+    worse += numbers.get("regressions", {}).values()
+    control, base = numbers.get("control"), numbers.get("base")
+    against = "none was given, so nobody can tell whether DPO was needed."
+    if control:
+        rises = [rise(control, name) for name in shown]
+        lead = "clearly worse" if max(rises) > 0 else "a clear lead" if min(rises) < 0 else "no clear lead"
+        against = f"{lead}; {told(control, '{after}{of} instead of {before}', shown)}."
+    ahead = [name for name in shown if base and name != "score" and base[name]["difference"]["estimate"] > 0]
+    if ahead:
+        better = told(base or {}, "{before}{of} at base and {after} after training", ahead)
+        against += f" The base model is better than what training gave: {better}."
+    changed = told(numbers, "{before} to {after}{of}", shown)
+    return (
+        f"What changed: {changed}.",
+        f"What got worse: {'; '.join(worse) or 'nothing clearly'}.",
+        f"Against the control: {against}",
     )
-    if numbers["n_unpaired"]:
-        parts.append(f"{numbers['n_unpaired']} prompts could not be scored in both arms and are left out.")
-    if "forecast" in numbers:
-        parts.append(_forecast(numbers))
-    if numbers.get("regressions"):
-        parts.append(f"Side effects that are clearly worse: {'; '.join(numbers['regressions'])}.")
-    elif "regressions" in numbers:
-        parts.append(f"Side effects: none of {len(numbers['side_effects'])} measures is clearly worse.")
-    return " ".join([*parts, _next(numbers, following)])
 
 
 def table_rows(numbers: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows for `HEADER`: failures, mined classes and mean score, and the same with the control arm as before."""
-    rows = []
-    for compared in filter(None, (numbers, numbers.get("control"))):
-        note = "" if compared is numbers else f" (before: {compared['name']})"
-        for name, key in (("Any failure", "failures"), ("Mined classes", "mined")):
-            if key in compared:
-                change = compared[key]["difference"]
-                counts = [f"{compared[key][side]} of {compared['n']}" for side in ("before", "after")]
-                interval = f"{100 * change['low']:+.1f} to {100 * change['high']:+.1f}"
-                p = p_text(compared[key]["mcnemar_p"])
-                rows.append((name + note, *counts, f"{100 * change['estimate']:+.1f} points", interval, p))
-        score, change = compared["score"], compared["score"]["difference"]
-        cells = (f"{score['before']:.3f}", f"{score['after']:.3f}", f"{change['estimate']:+.3f}")
-        rows.append(("Mean score" + note, *cells, f"{change['low']:+.3f} to {change['high']:+.3f}", ""))
+    """Header and rows: failures, classes by severity, mean harm and score of each arm, and differences of the last."""
+    arms = [numbers.get("base"), numbers, numbers.get("control")]
+    base, control = (arm["name"] if arm else role for arm, role in ((arms[0], "base"), (arms[2], "control")))
+    before, after, severities = numbers["before"], numbers["after"], numbers["severities"]
+    rows: list[tuple[str, ...]] = [("", base, before, control, after, f"{after} - {before}", f"{after} - {control}")]
+    rows.append(_row(f"failed of {numbers['n']}", "failures", [arm and arm["failures"] for arm in arms]))
+    classes = {name: change["harm"] for arm in arms if arm for name, change in arm["classes"].items()}
+    for name in sorted(classes, key=lambda name: (-classes[name], name)):
+        label = f"{name} (harm {classes[name]:g})" if severities else name
+        rows.append(_row(label, name, [arm and arm["classes"].get(name, ZERO) for arm in arms]))
+    for name in ("harm", "score") if severities else ("score",):
+        rows.append(_row(MEASURES[name], name, [arm and arm[name] for arm in arms]))
     return rows
+
+
+def details(numbers: Mapping[str, Any], following: str) -> list[str]:
+    """What the three lines and the table leave out; `following` is a key of `NEXT`."""
+    failures, seeds = numbers["failures"], numbers["n_seeds"]
+    told = [
+        f"{numbers['n']} prompts in {numbers['n_groups']} groups: {_value(failures['mended'])} were fixed and "
+        f"{_value(failures['broken'])} broken, so this test set can detect differences of about "
+        f"{numbers['sees_points']} points or more (80 % power)."
+    ]
+    if seeds > 1:
+        told.append(f"Numbers are means over {seeds} seeds, and the intervals allow for other seeds.")
+    if numbers["n_unpaired"]:
+        told.append(f"{numbers['n_unpaired']} prompts could not be scored in every arm and are left out.")
+    if (forecast := numbers.get("forecast")) and forecast["seen_cut"] is not None:
+        what = "failures of the mined classes" if forecast["of"] == "mined" else "failures"
+        expected, seen = (100 * forecast[key] for key in ("expected_cut", "seen_cut"))
+        told.append(f"The headroom forecast up to {expected:.0f} % fewer {what}. The result is {seen:.1f} %.")
+    if "regressions" in numbers:
+        count, of = len(numbers["regressions"]), len(numbers["side_effects"])
+        told.append(f"Side effects: {count or 'none'} of {of} measures clearly worse.")
+    pairs = numbers.get("pairs") or {"rule": "", "share": 0.0}
+    values = {"rule": pairs["rule"], "share": 100 * pairs["share"], "needed": numbers["prompts_needed"]}
+    values["points"] = abs(100 * failures["difference"]["estimate"])
+    return [*told, f"Next: {NEXT[following].format(**values)}"]
+
+
+def _measure(name: str, change: Mapping[str, Any], n: int, form: str) -> str:
+    counts = {side: _value(change[side], name) for side in ("before", "after")}
+    of, unit = ("", ",") if name in DIGITS else (f" of {n}", " points, 95 % interval")
+    middle, low, high = _interval(name, change)
+    return f"{MEASURES[name]} {form.format(of=of, **counts)} ({middle}{unit} {low} to {high})"
+
+
+def _risen(name: str, change: Mapping[str, Any]) -> str:
+    """A class that rose, and what most of its new answers were before."""
+    was, most = max(change["came_from"].items(), key=lambda item: item[1])
+    share = 100 * most / sum(change["came_from"].values())
+    counts = f"{_value(change['before'])} to {_value(change['after'])}"
+    told = f"were {was} before" if was else "passed before"
+    return f"{name} {counts} (harm {change['harm']:g}; {share:.0f} % of the new ones {told})"
+
+
+def _row(label: str, name: str, changes: Sequence[Mapping[str, Any] | None]) -> tuple[str, ...]:
+    """The numbers of base, start and control, that of the last arm, and its differences from start and control."""
+    cells = [ABSENT if change is None else _value(change["before"], name) for change in changes]
+    cells.append(_value((changes[1] or ZERO)["after"], name))
+    for change in changes[1:]:
+        cells.append(ABSENT if change is None else "")
+        if change and "difference" in change:
+            cells[-1] = "{} ({} to {})".format(*_interval(name, change)) + " *" * abs(change["clear"])
+    return (label, *cells)
+
+
+def _value(value: float, name: str = "") -> str:
+    return f"{value:.{DIGITS[name]}f}" if name in DIGITS else f"{value:.1f}".removesuffix(".0")
+
+
+def _interval(name: str, change: Mapping[str, Any]) -> list[str]:
+    """Estimate, lower and upper end, in points where they are about numbers of answers."""
+    unit, digits = (1, DIGITS[name]) if name in DIGITS else (100, 1)
+    return [f"{unit * change['difference'][key]:+.{digits}f}" for key in ("estimate", "low", "high")]
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _forecast(numbers: Mapping[str, Any]) -> str:
-    of, expected, seen = (numbers["forecast"][key] for key in ("of", "expected_cut", "seen_cut"))
-    what = "failures of the mined classes" if of == "mined" else "failures"
-    text = f"The headroom forecast up to {100 * expected:.0f} % fewer {what}"
-    if seen is None:
-        return f"{text}; nothing failed before, so there was nothing to reduce."
-    cut = numbers[of]["relative_cut"]
-    place = "inside" if cut["low"] <= expected <= cut["high"] else "outside"
-    return f"{text}; the result is {100 * seen:.1f} %, and the forecast is {place} the interval."
-
-
-def _next(numbers: Mapping[str, Any], following: str) -> str:
-    pairs = numbers.get("pairs") or {"rule": "", "share": 0.0, "n": 0}
-    values = {"rule": pairs["rule"], "share": 100 * pairs["share"], "n_pairs": pairs["n"]}
-    points = abs(100 * numbers["failures"]["difference"]["estimate"])
-    return NEXT[following].format(**values, points=points, needed=numbers["prompts_needed"])
 
 
 def p_text(p: float) -> str:

@@ -12,8 +12,9 @@ import torch
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder, write_json, write_text
+from dpo_workbench.models.adapter import dequantized_and_merged
 from dpo_workbench.models.loading import Model, load_adapter, load_model
-from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.pairs.pair import Pair, Pairs, pair_rows
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import hold_out
 from dpo_workbench.training.loop import learning_rate
@@ -74,7 +75,7 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
         write_json(fresh / "config.json", {"model": base, "batch_size": config.batch_size, "trl": trl})
         _write_lines(fresh / "pairs.jsonl", _pair_lines(pairs, rows))
         _write_lines(fresh / "steps.jsonl", steps)
-        write_text(fresh / "requirements.txt", REQUIREMENTS)
+        write_text(fresh / "requirements.txt", REQUIREMENTS + ("bitsandbytes>=0.46.1\n" if start.quantize else ""))
         write_text(fresh / "train.py", (HERE / "trl_train.txt").read_text(encoding="utf-8"))
         readme = (HERE / "trl_readme.md").read_text(encoding="utf-8").replace("BATCH_SIZE", str(config.batch_size))
         write_text(fresh / "README.md", readme.replace("N_STEPS", str(len(steps))).replace("N_PAIRS", str(len(pairs))))
@@ -86,7 +87,7 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
     return Exported(Path(out), notes)
 
 
-def _save_model(policy: Model, folder: Path, dtype: str) -> dict[str, str]:
+def _save_model(policy: Model, folder: Path, dtype: str) -> dict[str, Any]:
     """Write adapter, tokenizer and, for a local model, the base weights; return how `train.py` loads the base model."""
     tokenizer = policy.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.convert_ids_to_tokens(policy.chat.end_id)
@@ -101,7 +102,10 @@ def _save_model(policy: Model, folder: Path, dtype: str) -> dict[str, str]:
     content = json.loads(adapter_config.read_text(encoding="utf-8"))
     write_json(adapter_config, content | {"base_model_name_or_path": name})
     revision = getattr(base.config, "_commit_hash", None) or "main"
-    return {"pretrained_model_name_or_path": name, "revision": revision, "dtype": dtype}
+    settings = {"pretrained_model_name_or_path": name, "revision": revision, "dtype": dtype}
+    if policy.quantize and name != "model" and not base.hf_quantizer.pre_quantized:
+        settings["quantization_config"] = base.config.quantization_config.to_dict()
+    return settings
 
 
 def _steps(rows: Sequence[Row], config: TrainConfig) -> list[dict[str, Any]]:
@@ -113,11 +117,11 @@ def _steps(rows: Sequence[Row], config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def _pair_lines(pairs: Sequence[Pair], rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
-    """Each pair as text and as token ids. Weights are scaled to a mean of 1, as in training."""
+    """Each pair as text, or messages, and as token ids. Weights are scaled to a mean of 1, as in training."""
     mean = sum(pair.weight for pair in pairs) / len(pairs)
-    for pair, row in zip(pairs, rows, strict=True):
+    for pair, row, plain in zip(pairs, rows, pair_rows(pairs), strict=True):
         chosen_ids, rejected_ids = row.answer_ids
-        texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        texts = {name: plain[name] for name in ("prompt", "chosen", "rejected")}
         ids = {"prompt_ids": row.prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
         yield {"id": pair.id, "weight": pair.weight / mean, **texts, **ids}
 
@@ -150,7 +154,8 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
     """Write the run's model with the adapter merged into the weights, for plain transformers or vLLM.
 
     The folder contains safetensors in the run's dtype, tokenizer, chat template with the run's arguments, and a
-    generation config that stops at the tokens that ended answers here. Arguments and errors as in `export_trl`.
+    generation config that stops at the tokens that ended answers here. 4-bit weights are dequantized, since the adapter
+    was trained on their rounded values. Arguments and errors as in `export_trl`.
     """
     folder, record = _record(run_folder)
     adapter = folder / "adapter"
@@ -159,19 +164,28 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
     _check_free(out, folder, force)
     trained = load_adapter(_start(folder, record), adapter)
     network: Any = trained.network
-    try:
-        merged = network.merge_and_unload(safe_merge=True, adapter_names=[trained.adapter])
-    except ValueError as error:
-        raise WorkbenchError(f"Merged weights must be finite. {adapter}: {error}. Train it again.") from error
+    notes = [f"{record['model']} with {adapter}, {record['dtype']}"]
+    if trained.quantize:
+        notes.append(
+            "the base weights are the dequantized 4-bit ones that the adapter was trained on, not the originals"
+        )
     with replace_folder(Path(out)) as fresh:
+        try:
+            if trained.quantize:
+                (weights := fresh.parent / "weights").mkdir()  # removed together with the folder that `fresh` is in
+                merged = dequantized_and_merged(network, str(trained.adapter), weights)
+            else:
+                merged = network.merge_and_unload(safe_merge=True, adapter_names=[trained.adapter])
+        except ValueError as error:
+            raise WorkbenchError(f"Merged weights must be finite. {adapter}: {error}. Train it again.") from error
         merged.save_pretrained(fresh)
         trained.tokenizer.save_pretrained(fresh)
-    return Exported(Path(out), [f"{record['model']} with {adapter}, {record['dtype']}"])
+    return Exported(Path(out), notes)
 
 
 def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """The run folder (`dpo` in the folder of a demo), and what `record_run` wrote into it."""
-    inside = Path(path) / "dpo"
+    inside = next(filter(Path.is_dir, (Path(path) / name for name in ("dpo", "dpo+nll"))), Path(path) / "dpo")
     folder = inside if (inside / RECORD).is_file() else Path(path)
     try:
         return folder, json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -183,14 +197,17 @@ def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def _start(folder: Path, record: dict[str, Any]) -> Model:
     """The model that training started with, with end tokens and template as an export saves them."""
-    dtype = getattr(torch, record["dtype"])
-    model = load_model(record["model"], device="cpu", dtype=dtype, template=record.get("template"))
+    dtype, quantize = getattr(torch, record["dtype"]), record.get("quantize")
+    device = None if quantize else "cpu"  # a GPU and a CPU round differently when they quantize
+    model = load_model(record["model"], device=device, dtype=dtype, quantize=quantize, template=record.get("template"))
     model, network = replace(model, chat=model.chat.dated(record.get("date"))), model.network
     network.generation_config.eos_token_id = model.chat.stop_ids  # type: ignore[union-attr]
     if model.chat.arguments:
         model.tokenizer.chat_template = model.chat.template
     model = load_adapter(model, folder / "start") if record["start"] else model
-    if model.fingerprint() != record["fingerprint"]:
+    if quantize and model.device.type != record["device"]:
+        print(f"quantized on {model.device.type}, in the run on {record['device']}: 4-bit weights may differ a little")
+    elif model.fingerprint() != record["fingerprint"]:
         raise WorkbenchError(
             f"The model must be the one that the run started with. The weights of {record['model']!r} or of "
             f"{folder / 'start'} have changed since. Restore them, or train again."

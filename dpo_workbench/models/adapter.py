@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,12 +14,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.models.families import decoder
 
 # Settings of a saved adapter that do not change what its matrices mean, or that are checked elsewhere.
 HARMLESS = (
@@ -26,6 +28,8 @@ HARMLESS = (
     "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "layers_to_transform",
     "layers_pattern", "target_parameters", "rank_pattern", "alpha_pattern", "megatron_config", "eva_config",
 )  # fmt: skip
+BASE = "dpo_workbench_base"  # the base record's key in the metadata of adapter_model.safetensors
+SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva")  # `init_lora_weights` that left the base weights as they were
 
 
@@ -40,24 +44,39 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         rank, alpha: LoRA's r, and its scale times r.
         seed: for the random A matrices.
     """
-    kind, excluded = str(causal_lm(network).config.model_type), None
-    if any(mark in kind for mark in ("mamba", "falcon_h1", "nemotron_h")):
-        excluded = ["out_proj", "conv1d"]  # the kernels of Mamba blocks read their weights past any adapter
-    elif kind == "phimoe":
-        excluded = ["router"]  # a linear layer that returns three tensors
+    adapted = isinstance(network, PeftModel)
+    excluded = next(iter(network.peft_config.values())).exclude_modules if adapted else _without_adapter(network)
+    transposed = any(isinstance(module, Conv1D) for module in network.modules())  # GPT-2
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules="all-linear", exclude_modules=excluded, task_type="CAUSAL_LM"
-    )
+        r=rank, lora_alpha=alpha, target_modules="all-linear", exclude_modules=excluded, task_type="CAUSAL_LM",
+        fan_in_fan_out=transposed,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 renamed.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         # On mixtures of experts PEFT sets patterns for expert layers that this adapter does not cover.
         warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         torch.manual_seed(seed)
-        if isinstance(network, PeftModel):
+        if adapted:
             network.add_adapter(name, config)
             return network
         return get_peft_model(network, config, adapter_name=name)
+
+
+def _without_adapter(causal: Any) -> list[str] | None:
+    """The linear layers, next to the output head, that get no adapter; None if there are none."""
+    text, head = set(decoder(causal).modules()), causal.get_output_embeddings()
+    # The kernels of Mamba blocks read these weights past any adapter.
+    mamba = any(mark in causal.config.model_type for mark in ("mamba", "falcon_h1", "nemotron_h"))
+    return [
+        name for name, module in causal.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+        and (
+            module not in text or "embed_tokens_extend" in name  # image and audio towers; Phi-4's are in its decoder
+            or type(module).__name__.endswith(("Router", "GroupedLinear"))  # not a plain product with the weight
+            or (mamba and name.endswith(("out_proj", "conv1d")))
+        )
+    ] or None  # fmt: skip
 
 
 def causal_lm(network: nn.Module) -> Any:
@@ -99,8 +118,8 @@ def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor
         )
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and settings of an adapter folder that PEFT or `Model.save` wrote.
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any] | None]:
+    """Weights, settings and base record of an adapter folder that PEFT (without a record) or `Model.save` wrote.
 
     Raises:
         WorkbenchError: a file is missing or damaged, or the adapter is a variant of LoRA that is not supported.
@@ -113,13 +132,20 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 "Name the folder that `run.model.save(...)` or PEFT wrote."
             )
     try:
-        tensors, settings = load_file(weights), json.loads(config.read_text(encoding="utf-8"))
-    except (SafetensorError, ValueError) as error:
+        settings = dict(json.loads(config.read_text(encoding="utf-8")))
+        with safe_open(weights, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            base = json.loads((file.metadata() or {}).get(BASE, "null"))
+    except (SafetensorError, ValueError, TypeError) as error:
         raise WorkbenchError(
             f"An adapter's files must be complete. {folder}: {error}. Copy the adapter again, or train it again."
         ) from error
-    if not tensors:
-        raise WorkbenchError(f"An adapter must have weights. {weights} holds none. Save the adapter again.")
+    empty = [key for key, values in tensors.items() if not values.numel()]
+    if empty or not tensors:
+        raise WorkbenchError(
+            f"An adapter must have weights. {weights} holds {len(tensors)} tensors, {len(empty)} of them empty. Save "
+            "it again; with DeepSpeed ZeRO-3, gather the weights first."
+        )
     # With other settings or tensors the weights mean something else than W + alpha / r * B A, or replace base weights.
     defaults = LoraConfig().to_dict()
     variants = [
@@ -133,7 +159,34 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"An adapter must be plain LoRA with one rank. Got {variants[0]} in {folder}. Merge it into its model with "
             "PEFT and load the merged folder."
         )
-    return tensors, settings
+    return tensors, settings, base
+
+
+def base_record(network: nn.Module) -> dict[str, list[Any]]:
+    """What tells a base model from others: its sizes, and by name a sample of numbers from its weights.
+
+    These are one number from each of 256 embeddings, mostly of frequent tokens, which full fine-tuning changes, and
+    two from every other weight. Quantized weights are left out; the others are those of the unquantized model.
+    """
+    causal = causal_lm(network)
+    embeddings, config = causal.get_input_embeddings().weight, causal.config.get_text_config()
+    k = torch.arange(256)
+    samples = {"embeddings": embeddings[4 * k % embeddings.shape[0], 37 * k % embeddings.shape[1]]}
+    for name, values in causal.named_parameters():
+        if "lora_" not in name and values.is_floating_point() and values.dtype.itemsize > 1:
+            third = max(1, values.numel() // 3)
+            samples[name.replace(".base_layer", "")] = values.flatten()[third::third][:2]
+    sizes = {key: [getattr(config, key, None)] for key in SIZES}
+    return sizes | {name: [float(f"{x:.6g}") for x in values.tolist()] for name, values in samples.items()}
+
+
+def base_differences(record: dict[str, list[Any]], other: dict[str, list[Any]]) -> list[str]:
+    """Names of the values that two records share and that differ by more than rounding to 16 bits."""
+
+    def same(a: Any, b: Any) -> bool:
+        return a == b or (isinstance(a, float) and math.isclose(a, b, rel_tol=2**-8, abs_tol=1e-7))
+
+    return [name for name in record if name in other and not all(map(same, record[name], other[name]))]
 
 
 def check_patterns(network: PeftModel, name: str, settings: dict[str, Any]) -> None:
@@ -186,16 +239,17 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
     """Inside, the base layers hold W + alpha / r * B A, so that generation does not pay for the adapter's products.
 
     The original weights are put back afterwards. Subtracting the product again would not restore them exactly. If the
-    device has no room for both, or if layers have no plain weights of their own (quantized layers, fused experts,
-    layers that share one weight), the adapter stays separate: that is slower and gives the same answers.
+    copies would take more than half of a GPU's free memory, which the key-value cache needs as well, or if layers have
+    no plain weights of their own (quantized layers, fused experts, layers that share one weight), the adapter stays
+    separate: that is slower and gives the same answers.
 
     Returns:
         The network to generate with.
     """
     layers = [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
     weights: list[Any] = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
-    plain = all(weight is not None and weight.is_floating_point() for weight in weights)
-    if not plain or len({id(weight) for weight in weights}) < len(weights):
+    plain = all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in weights)
+    if not plain or len({id(weight) for weight in weights}) < len(weights) or not room_for_copies(weights):
         yield network
         return
     originals: list[tuple[nn.Parameter, Tensor]] = []
@@ -217,7 +271,50 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
         _restore(originals)
 
 
+def room_for_copies(weights: list[Any]) -> bool:
+    """Whether copies take at most half of a GPU's free memory. On other devices nobody can tell."""
+    device = weights[0].device
+    if device.type != "cuda":
+        return True
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return 2 * sum(weight.nbytes for weight in weights) <= torch.cuda.mem_get_info(device)[0] + unused
+
+
 def _restore(originals: list[tuple[nn.Parameter, Tensor]]) -> None:
     for weight, data in originals:
         weight.data = data
     originals.clear()
+
+
+def dequantized_and_merged(network: PeftModel, name: str, folder: Path) -> Any:
+    """The causal LM of a network with 4-bit weights, with W + alpha / r * B A as its weights and W dequantized.
+
+    It computes what the network with its adapter computes, up to rounding. The network is changed in place. The new
+    weights are files in `folder`, mapped into memory, because in 16 bits they may be larger than host memory.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    causal = causal_lm(network)
+    for number, (path, layer) in enumerate(list(causal.named_modules())):
+        base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        state = getattr(getattr(base, "weight", None), "quant_state", None)
+        if path.endswith(".base_layer") or not (state or isinstance(layer, LoraLayer)):
+            continue
+        weight = (dequantize_4bit(base.weight.data, state) if state else base.weight).float()
+        if isinstance(layer, LoraLayer):
+            weight = weight + layer.get_delta_weight(name).float()
+        if not weight.isfinite().all():
+            raise ValueError(f"{path} has NaN or infinite weights")
+        if state and issubclass(base.source_cls, Conv1D):  # transformers transposes these before they are quantized
+            weight = weight.T
+        file = torch.from_file(str(folder / str(number)), True, weight.numel(), dtype=causal.dtype)
+        plain = nn.Linear(1, 1, bias=False, device="meta")
+        plain.weight = nn.Parameter(file.view(weight.shape).copy_(weight), requires_grad=False)
+        plain.bias = base.bias
+        causal.set_submodule(path, plain)
+    causal.hf_quantizer, causal.is_quantized = None, False
+    del causal.config.quantization_config
+    return causal

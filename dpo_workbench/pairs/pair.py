@@ -8,14 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
-from dpo_workbench.pairs.checks import CODES, Finding, fixed_rules, learned_rules, pair_problems, text_problems
+from dpo_workbench.common.hub import card, code_block, upload
+from dpo_workbench.pairs.checks import fixed_rules, learned_rules, pair_problems, text_problems
+from dpo_workbench.pairs.codes import CODES, Finding, stop
+from dpo_workbench.pairs.messages import messages_of
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.reader import read_rows
-from dpo_workbench.pairs.sources import stop
 
 __all__ = ["Pair", "Pairs", "ReadResult", "read_pairs"]
 _TOLD_ON_LOADING = ("P110", "P210", "P212", "P401", "P411", "P412")
@@ -56,13 +59,34 @@ class Pairs(Sequence[Pair]):
         return Pairs(self.rows[index], self.task) if isinstance(index, slice) else self.rows[index]
 
     def save(self, path: str | Path) -> Path:
-        """Write JSONL, one pair per line, in one step; `weight` only where it is not 1."""
-        rows = ({k: v for k, v in asdict(p).items() if (k, v) != ("weight", 1.0)} for p in self.rows)
+        """Write JSONL, one pair per line (see `pair_rows`), in one step; `weight` only where it is not 1."""
+        rows = ({k: v for k, v in row.items() if (k, v) != ("weight", 1.0)} for row in pair_rows(self.rows))
         write_text(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return Path(path)
 
+    def to_dataset(self) -> Any:
+        """A `datasets.Dataset`, one row per pair. If a prompt has turns, all prompts and answers are messages."""
+        from datasets import Dataset
+
+        return Dataset.from_list(pair_rows(self.rows))
+
     @classmethod
-    def load(cls, path: str | Path, task: Any = None) -> Pairs:
+    def from_dataset(cls, dataset: Any, task: Any = None) -> Pairs:
+        """The pairs of a `datasets.Dataset` in any layout that `read_pairs` reads. Prints and raises as `load` does."""
+        return cls.load(dataset, task)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload all pairs, texts included, as a data set, and return its address. Arguments as in `dw.publish`."""
+        with TemporaryDirectory() as scratch:
+            file = Path(scratch) / "data" / "train-00000-of-00001.parquet"  # so named, it is the split `train`
+            file.parent.mkdir()
+            self.to_dataset().to_parquet(file)
+            page = f"# Preference pairs\n\n{code_block(self)}"
+            write_text(Path(scratch) / "README.md", card({"tags": ["dpo", "dpo-workbench"]}, page))
+            return upload(Path(scratch), repo_id, private=private, token=token, kind="dataset")
+
+    @classmethod
+    def load(cls, path: Any, task: Any = None) -> Pairs:
         """Read any source that `read_pairs` reads, such as what `save` wrote. Prints what was left out or interpreted.
 
         Raises:
@@ -74,7 +98,8 @@ class Pairs(Sequence[Pair]):
         pairs = cls(result.pairs, task)
         for code in _TOLD_ON_LOADING:
             if n := result.counts[code]:
-                print(f"{path}: {code}, {n} time{'s' if n > 1 else ''}: {CODES[code].rule} {CODES[code].advice}")
+                what = f"{code}, {n} time{'s' if n > 1 else ''}: {CODES[code].rule} {CODES[code].advice}"
+                print(f"{result.source}: {what}")
         return pairs
 
     def shortcuts(self) -> dict[str, float]:
@@ -104,9 +129,19 @@ class Pairs(Sequence[Pair]):
         return "\n".join(lines)
 
 
+def pair_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """The pairs as plain values. If a prompt has turns, all texts are messages (TRL's conversational format)."""
+    rows = [asdict(pair) for pair in pairs]
+    if all(isinstance(pair.prompt, str) for pair in pairs):
+        return rows
+    said = [{name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")} for row in rows]
+    return [row | {"prompt": messages_of(p.prompt)} | both for row, p, both in zip(rows, pairs, said, strict=True)]
+
+
 def _check(pair: Pair) -> None:
     """The checks that `read_pairs` makes, for pairs that were made in other ways."""
-    texts = {name: getattr(pair, name) for name in ("id", "group", "prompt", "chosen", "rejected")}
+    texts = {name: getattr(pair, name) for name in ("id", "group", "chosen", "rejected")}
+    texts["prompt"] = pair.prompt_as_text
     for name, value in texts.items():
         if not isinstance(value, str):
             raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")
@@ -147,6 +182,10 @@ class ReadResult:
         if not self.found:
             raise self._error("A file must have a row that can be used.")
         return Pairs(self.found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts and findings as plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "found"}
 
     def _error(self, must: str) -> WorkbenchError:
         problems = [str(f) for f in self.findings if f.severity in ("error", "skipped")]

@@ -99,3 +99,36 @@ class PairDisplay:
             look += "; border-left: 2px solid" if k == self.divergence else ""
             shown = escape(token).replace("\n", "↵")
             yield f'<span title="{value:+.3f} nats" style="{look}; white-space: pre-wrap">{shown}</span>'
+
+
+@dataclass
+class MaskDisplay:
+    """One row as the loss sees it: a prompt, and answers whose tokens are scored. As text or HTML."""
+
+    id: str
+    texts: Sequence[str]  # the prompt and each answer, decoded
+    tokens: Sequence[Sequence[str]]  # the same, decoded one by one
+    ended: Sequence[bool]  # whether the last token is the end token
+
+    def __repr__(self) -> str:
+        lines = [f"prompt ({len(self.tokens[0])} tokens, no loss): {self.texts[0]!r}"]
+        for number, (text, tokens) in enumerate(zip(self.texts[1:], self.tokens[1:], strict=True), 1):
+            lines.append(f"answer {number} ({len(tokens)} tokens, scored): {text!r}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        looks = {"no loss": "color: #767676", "scored": "background: #56b4e9; color: #000"}
+        looks["end token"] = "background: #e69f00; color: #000; border: 2px solid #000"
+
+        def span(token: str, kind: str) -> str:
+            shown = escape(token).replace("\n", "↵")
+            return f'<span title="{kind}" style="{looks[kind]}; white-space: pre-wrap">{shown}</span>'
+
+        parts = []
+        for number, (tokens, ended) in enumerate(zip(self.tokens, self.ended, strict=True)):
+            kinds = ["scored" if number else "no loss"] * len(tokens)
+            kinds[-1:] = ["end token"] if number and ended else kinds[-1:]
+            name = f"answer {number}" if number else "prompt"
+            parts.append(f"<p><strong>{name}</strong> {''.join(map(span, tokens, kinds))}</p>")
+        legend = " ".join(span(kind, kind) for kind in looks)
+        return f'<div class="{NO_MATH}">{"".join(parts)}<p><small>{legend} (also scored)</small></p></div>'

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import Run, record_run, sft, train
 
 T = TypeVar("T")
+NLL_WEIGHT = 0.2  # of the arm DPO+NLL, if the recipe names none
 
 
 @dataclass
@@ -50,24 +52,51 @@ def _answers(study: Study, model: Model, **decoding: Any) -> Evaluation:
     return evaluate(model, study.test, show=study.show, **decoding)
 
 
-def _dpo(study: Study, cost: Cost) -> Evaluation:
-    record_run(study.folder / "dpo", study.start, study.pairs, study.recipe.dpo)
-    return _trained(study, cost, "dpo", train, study.recipe.dpo)
+def _dpo(study: Study, cost: Cost, stage: str, nll_weight: float) -> Evaluation:
+    config = replace(study.recipe.dpo, nll_weight=nll_weight)
+    rates = [factor * config.lr for factor in (1 / 3, 1, 3)]
+    return _trained(study, cost, stage, train, config, rates)
 
 
-def _more_sft(study: Study, cost: Cost) -> Evaluation:
-    """The control: fine-tuning on the chosen answers of the same pairs, for as many steps."""
-    return _trained(study, cost, "control", sft, replace(study.recipe.dpo, nll_weight=0.0))
+def _control(study: Study, cost: Cost) -> Evaluation:
+    """Fine-tuning on the chosen answers of the same pairs, for as many steps.
+
+    Its learning rates reach from that of DPO to that of fine-tuning, which is usually higher.
+    """
+    recipe = study.recipe
+    low, high = recipe.dpo.lr, recipe.sft.lr
+    config = replace(recipe.dpo, nll_weight=0.0, lr=recipe.control_lr or low)
+    return _trained(study, cost, "control", sft, config, (low, math.sqrt(low * high), high))
 
 
-def _trained(study: Study, cost: Cost, stage: str, fit: Callable[..., Run], config: TrainConfig) -> Evaluation:
-    """Train, then answer the test prompts."""
+def _trained(
+    study: Study, cost: Cost, stage: str, fit: Callable[..., Run], config: TrainConfig, rates: Sequence[float]
+) -> Evaluation:
+    """Train, then answer the test prompts. A study that tunes first chooses one of the learning rates on dev."""
+    if study.tune and config.probes:
+        config = replace(config, lr=timed(cost, lambda: tuned_lr(study, stage, fit, config, rates)))
+    if fit is train:
+        record_run(study.folder / stage, study.start, study.pairs, config)
     run = timed(cost, lambda: study.fit(stage, fit, study.start, study.pairs, config))
     cost.steps = len(run.history)
     if run.unchanged:
-        study.say("No adapter was better on the dev prompts than the fine-tuned model, so its answers are used")
-        return run_arm(study, "sft")[0]
+        study.say("No adapter was better on the dev prompts than the start, so the answers of the start are used")
+        return run_arm(study, "start")[0]
     return _answers(study, run.model)
+
+
+def tuned_lr(study: Study, stage: str, fit: Callable[..., Run], config: TrainConfig, rates: Sequence[float]) -> float:
+    """The learning rate whose best adapter scores highest on dev; of equal ones the lowest. Reads or writes a note."""
+    note = study.folder / "tuning" / f"{stage}.json"
+    if not note.is_file():
+        dev_scores = {}
+        for lr in (float(f"{rate:.2g}") for rate in rates):
+            run = study.fit(f"tuning/{stage}-{lr:g}", fit, study.start, study.pairs, replace(config, lr=lr))
+            dev_scores[lr] = max(probe["score"] for probe in run.scores)
+        chosen = max(dev_scores, key=dev_scores.__getitem__)
+        write_json(note, {"dev_scores": dev_scores, "chosen": chosen})
+        (study.folder / "tuning" / f"{stage}-{chosen:g}").rename(study.folder / stage)  # not trained again
+    return float(json.loads(note.read_text(encoding="utf-8"))["chosen"])
 
 
 def _reward_best(study: Study, cost: Cost) -> Evaluation:
@@ -95,9 +124,10 @@ def timed(cost: Cost, training: Callable[[], T]) -> T:
 # An arm is a function from a study and an empty `Cost`, which it may fill in, to an `Evaluation`.
 ARMS: dict[str, Callable[[Study, Cost], Evaluation]] = {
     "base": lambda study, cost: _answers(study, study.base),
-    "sft": lambda study, cost: _answers(study, study.start),
-    "sft+dpo": _dpo,
-    "sft+sft on chosen": _more_sft,
-    "sft, repetition penalty": lambda study, cost: _answers(study, study.start, repetition_penalty=1.1),
-    f"sft, reward best of {BEST_OF}": _reward_best,
+    "start": lambda study, cost: _answers(study, study.start),
+    "control": _control,
+    "DPO": lambda study, cost: _dpo(study, cost, "dpo", nll_weight=0.0),
+    "DPO+NLL": lambda study, cost: _dpo(study, cost, "dpo+nll", study.recipe.dpo.nll_weight or NLL_WEIGHT),
+    "repetition penalty": lambda study, cost: _answers(study, study.start, repetition_penalty=1.1),
+    f"reward best of {BEST_OF}": _reward_best,
 }

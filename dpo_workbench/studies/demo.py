@@ -14,13 +14,14 @@ from dpo_workbench.studies.recipe import recipe_for as recipe_for
 from dpo_workbench.studies.study import Study, open_study
 from dpo_workbench.tasks.task import Task
 
-DEMO_ARMS = ("base", "sft", "sft+dpo", "sft+sft on chosen")
+DEMO_ARMS = ("base", "start", "control", "DPO+NLL")
 STEPS = """The demo mines the fine-tuned model's failures on training prompts and pairs them with its better answers. \
 Then {n} held-out prompts are answered by
-  base               the model before fine-tuning
-  sft                the fine-tuned model, from which DPO starts
-  sft+dpo            the fine-tuned model after DPO on the pairs
-  sft+sft on chosen  the control: fine-tuned on the chosen answers alone. If this helps as much, you don't need DPO."""
+  base     the model before fine-tuning
+  start    the fine-tuned model, from which control and DPO start
+  control  the start, fine-tuned on the chosen answers alone. If this helps as much, you don't need DPO.
+  DPO+NLL  the start after DPO on the pairs, with the likelihood of the chosen answers as a second term
+The control's learning rate is {rate}."""
 
 
 def demo(
@@ -30,7 +31,9 @@ def demo(
     task_name: str | Task | None = None,
     from_scratch: bool = False,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     recipe: Recipe | None = None,
+    template: dict[str, Any] | None = None,
     seed: int = 0,
     show: bool = True,
 ) -> Comparison:
@@ -44,7 +47,7 @@ def demo(
         task_name: a built-in task, a .py file of your own (see `load_task`), or a task itself. None is `science` for
             `nano`, whose short answers take about a minute, and `receipts` for other models.
         from_scratch: fine-tune here instead of using the shipped adapter. Where none is shipped, this happens anyway.
-        adapter, recipe, seed: as in `compare`.
+        adapter, quantize, recipe, template, seed: as in `compare`.
     """
     if from_scratch and adapter:
         raise WorkbenchError("`from_scratch` trains the adapter and `adapter` gives one. Leave one of them out.")
@@ -52,10 +55,11 @@ def demo(
     task_name = task_name or DEMO_TASKS.get(model_name, "receipts")
     if recipe is None and task_name == DEMO_TASKS.get(model_name):
         recipe = replace(recipe_for(model_name, task_name), **DEMO_SIZES)
-    given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "from_scratch": from_scratch}
+    given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "quantize": quantize, "template": template}
+    given["from_scratch"] = from_scratch
     study = open_study(model_name, task_name, folder, **given, seed=seed, show=show)
     study.say(introduction(study))
-    result = run_arms(study, DEMO_ARMS, "demo")
+    result = run_arms([study], DEMO_ARMS, "demo")
     if result.holes:  # without the control a verdict would say too much
         missing = "; ".join(f"{name}: {why}" for name, why in result.holes.items())
         raise WorkbenchError(
@@ -75,4 +79,8 @@ def introduction(study: Study) -> str:
             f"{PLANTED[task.name][1]}. The fine-tuned model has learned to do the same, and DPO should undo it. This "
             "shows how the method works, not how much it helps with failures that nobody planted."
         )
-    return "\n".join([*lines, STEPS.format(n=len(study.test))])
+    tuned = study.recipe.control_lr
+    rate = (
+        f"{tuned:g}, chosen on dev (benchmarks/results/sweep-nano.json)" if tuned else "that of DPO, not tuned for it"
+    )
+    return "\n".join([*lines, STEPS.format(n=len(study.test), rate=rate)])

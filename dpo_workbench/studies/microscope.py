@@ -23,7 +23,7 @@ def microscope(model: Model, pairs: Pairs, after: Model | Run | None = None) -> 
         after: the trained model, or the run that `train` returned; None before training.
     """
     trained = after.model if isinstance(after, Run) else after
-    rows = tokenize(model, map(pair_texts, pairs), 2 * model.max_positions)
+    rows = tokenize(model, map(pair_texts, pairs), model.max_positions)
     reference = answer_values(model, rows, _token_values)
     policy = answer_values(trained, rows, _token_values) if trained is not None else [None] * len(rows)
     displays = []

@@ -39,6 +39,7 @@ class Recipe:
     dpo: TrainConfig
     sft: TrainConfig
     greedy: bool = False  # also mine the greedy answers
+    control_lr: float | None = None  # of the control, where it was chosen on dev before; None: that of DPO
 
 
 _NANO = Recipe(
@@ -71,6 +72,7 @@ DEMO_SIZES: dict[str, Any] = {
     "test_prompts": 200,
     "mine_prompts": 80,
     "probe_prompts": 32,
+    "control_lr": 7.7e-4,  # the best of three on dev: benchmarks/results/sweep-nano.json
 }  # of the demos in DEMO_TASKS
 
 

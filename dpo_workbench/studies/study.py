@@ -40,6 +40,7 @@ class Study:
     adapter: str | Path | None  # the fine-tuned start; None: it is trained here
     given_pairs: Pairs | None  # None: pairs are mined
     show: bool
+    tune: bool = False  # each trained arm chooses its learning rate on dev
     begun: float = field(default_factory=time.monotonic)
 
     @cached_property
@@ -99,9 +100,7 @@ class Study:
         run = train(model, rows, config, probe=probe, folder=folder, show=self.show)
         if not run.finished:  # a half-trained model must not be evaluated as if it were done
             raise KeyboardInterrupt
-        run.model.save(folder / "adapter")
-        names = ("history", "probes", "best_step", "finished")
-        write_json(folder / "training.json", {name: getattr(run, name) for name in names})
+        run.save(folder)
         self.say(repr(run))
         return run
 
@@ -119,12 +118,19 @@ def open_study(
     split: str = "test",
     recipe: Recipe | None = None,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
     from_scratch: bool = False,
     pairs: Pairs | None = None,
+    template: dict[str, Any] | None = None,
     seed: int = 0,
+    tune: bool = False,
+    base: Model | None = None,
     show: bool = True,
 ) -> Study:
-    """Load task and model, and open the folder, which holds one run. See `demo` and `compare` for the arguments."""
+    """Load task and model, and open the folder, which holds one run. See `demo` and `compare` for the arguments.
+
+    `base` is the model if it is loaded already.
+    """
     name = task.name if isinstance(task, Task) else str(task)
     task = with_all_splits(task if isinstance(task, Task) else load_task(task))
     recipe = recipe or recipe_for(model, task)
@@ -132,19 +138,25 @@ def open_study(
     test = task.split(split)[: recipe.test_prompts]
     prompts = _digest([(e.id, e.prompt, e.reference) for e in test])
     settings = {"model": model, "task": name, "split": split, "prompts": prompts, "from_scratch": from_scratch}
+    settings |= {"tune": tune}
     settings |= {"adapter": str(adapter)} if adapter else {}
+    settings |= {"quantize": quantize} if quantize else {}
     settings |= {"pairs": _digest([asdict(pair) for pair in pairs])} if pairs is not None else {}
-    settings |= asdict(recipe)
+    settings |= {"template": template} if template else {}
+    settings = json.loads(json.dumps(settings | asdict(recipe)))
     mark = Path(folder) / "settings.json"
-    if not mark.is_file():
-        write_json(mark, settings)
-    elif json.loads(mark.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+    recorded = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else settings
+    if {key: value for key, value in recorded.items() if key != "date"} != settings:
         raise WorkbenchError(
             f"A run folder holds one run. {folder} holds a run with other settings (see its settings.json). Choose "
             "another folder with --out, or delete this one."
         )
+    base = base or load_model(model, quantize=quantize, template=template)
+    base = replace(base, chat=base.chat.dated(recorded.get("date")))  # a study keeps its first day's date, if any
+    settings |= {"date": base.chat.date} if base.chat.date else {}
+    write_json(mark, settings)
     adapter = adapter or (None if from_scratch else shipped_adapter(model, task))
-    return Study(Path(folder), settings, task, test, recipe, load_model(model), adapter, pairs, show)
+    return Study(Path(folder), settings, task, test, recipe, base, adapter, pairs, show, tune)
 
 
 def _digest(rows: Any) -> str:

@@ -14,13 +14,14 @@ from dpo_workbench.tasks.task import Task
 
 INSTRUCTION = "Write the body of this Python function."
 LIMITS = Limits(seconds=2.0)
+HARM = {"wrong_result": 3, "unsafe": 3}  # the reasons are in the datasheet
 
 
 def load(allow_weak_sandbox: bool = False) -> Task:
     """The built-in task with its three splits (see `data/python/DATASHEET.md`)."""
     judge = functools.partial(score, allow_weak_sandbox=allow_weak_sandbox)
     about = "code generation: signature and docstring of a function -> its body (planted flaw: prints)"
-    return Task("python", load_splits("python"), judge, about, max_new_tokens=128)
+    return Task("python", load_splits("python"), judge, about, max_new_tokens=128, harm=HARM)
 
 
 def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Score:
@@ -32,7 +33,8 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
     """
     function, tests = example.extra["function"], example.extra["tests"]
     calls = [Call(function, arguments) for arguments, _ in tests]
-    ran = run_python(program(example.prompt, function, answer), calls, LIMITS, allow_weak_sandbox=allow_weak_sandbox)
+    module = program(example.prompt_as_text, function, answer)
+    ran = run_python(module, calls, LIMITS, allow_weak_sandbox=allow_weak_sandbox)
     right = [r.problem is None and same(wanted, r.value) for r, (_, wanted) in zip(ran.results, tests, strict=True)]
     value = sum(right) / len(right)
     if ran.unsafe:

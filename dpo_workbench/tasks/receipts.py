@@ -11,6 +11,12 @@ from dpo_workbench.tasks.examples import Example, Score, load_splits
 from dpo_workbench.tasks.json_scores import json_fields, scalar
 from dpo_workbench.tasks.task import Task
 
+HARM = {
+    "missing_item": 2,
+    "repeated_item": 2,
+    "invented_value": 3,
+    "wrong_value": 3,
+}  # the reasons are in the datasheet
 _FIELDS = ("vendor", "date", "items", "total")
 _score_fields = json_fields(invented=("vendor", "items", "total"))  # dates are rewritten, so they need not appear
 
@@ -18,7 +24,7 @@ _score_fields = json_fields(invented=("vendor", "items", "total"))  # dates are 
 def load() -> Task:
     """The built-in task with its three splits (see `data/receipts/DATASHEET.md`)."""
     about = "structured extraction: noisy text of a receipt -> JSON (planted flaw: blank total)"
-    return Task("receipts", load_splits("receipts"), score, about, max_new_tokens=288)
+    return Task("receipts", load_splits("receipts"), score, about, max_new_tokens=288, harm=HARM)
 
 
 def score(example: Example, answer: str) -> Score:
@@ -28,7 +34,7 @@ def score(example: Example, answer: str) -> Score:
     `invalid_json`, `wrong_schema`, `missing_field` (a blank one), `repeated_item` (an item more often than in the
     document), `missing_item` (fewer items), `invented_value` (a value that the document does not print), `wrong_value`.
     """
-    page = example.prompt.split("\n\n", 1)[-1]  # without the instruction
+    page = example.prompt_as_text.split("\n\n", 1)[-1]  # without the instruction
     found = _score_fields(replace(example, prompt=page), answer)
     if found.failure == "invalid_json":
         return found

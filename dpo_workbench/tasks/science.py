@@ -9,12 +9,13 @@ from dpo_workbench.tasks.task import Task
 
 INSTRUCTION = "Solve the problem. Show each step, then end with a line 'Answer: ' with the number and its unit."
 TOLERANCE = 0.01  # relative
+HARM = {"wrong_unit": 2, "arithmetic_slip": 2, "wrong_value": 3}  # the reasons are in the datasheet
 
 
 def load() -> Task:
     """The built-in task with its three splits (see `data/science/DATASHEET.md`)."""
     about = "scientific reasoning: a problem with units -> steps and an answer (planted flaw: no unit)"
-    return Task("science", load_splits("science"), score, about, max_new_tokens=96)
+    return Task("science", load_splits("science"), score, about, max_new_tokens=96, harm=HARM)
 
 
 def score(example: Example, answer: str) -> Score:

@@ -51,6 +51,8 @@ class Task:
             False) means `Score(number)`. The generic failures (empty, truncated, loop, echo) are checked before it is
             called.
         max_new_tokens: the length at which an answer is cut off and counts as unfinished.
+        harm: failure class -> how much harm such an answer does, compared with a class of 1. Classes that are not
+            listed have 1. The verdict reports the mean harm per answer.
     """
 
     built_in = False  # True for the package's own tasks, which have recipes and shipped adapters
@@ -62,10 +64,13 @@ class Task:
         score: Callable[[Example, str], Score | float],
         description: str = "",
         max_new_tokens: int = 256,
+        harm: Mapping[str, float] | None = None,
     ):
         self.name = name
         self.description = description
         self.max_new_tokens = max_new_tokens
+        self.harm = dict(harm or {})
+        failures.check_harm(self.harm)
         self._score = score
         self.splits = {key: Split(self, key, rows) for key, rows in splits.items()}
         self._check()
@@ -88,6 +93,7 @@ class Task:
         on_leak: str = "raise",
         seed: int = 0,
         max_new_tokens: int = 256,
+        harm: Mapping[str, float] | None = None,
     ) -> Task:
         """A task from a file, a table or rows. All columns stay in `Example.extra`, where verifiers find them.
 
@@ -96,8 +102,8 @@ class Task:
         Args:
             source: a path (JSONL, JSON, CSV, TSV, Parquet, also gzipped), `hub:owner/name@config/split`, a DataFrame, a
                 `datasets` object, a list of mappings; or a mapping from split to any of these.
-            prompt: a column, a template with columns in braces (`"{schema}\\n\\nQuestion: {question}"`; double braces
-                that are meant as text), or a function of the row.
+            prompt: a column of texts or messages, a function of the row, or a template with columns in braces
+                (`"{schema}\\n\\nQuestion: {question}"`; double braces that are meant as text).
             reference: the same. Numbers, lists and objects become JSON text; the first of a list of texts is taken.
             score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
             id: default: the file's name and the row's number. `name`: default: the file's.
@@ -121,7 +127,7 @@ class Task:
             splits = split_by_group(found[""], shares, seed)
         else:
             splits = shuffled(without_leaks(found) if on_leak == "drop" else found, seed)
-        return cls(name or own_name, splits, verifier, description, max_new_tokens)
+        return cls(name or own_name, splits, verifier, description, max_new_tokens, harm)
 
     def _check(self) -> None:
         """Ids are unique, and no group is in two splits."""
@@ -141,7 +147,7 @@ class Task:
 
     def with_splits(self, splits: Mapping[str, Iterable[Example]]) -> Task:
         """A task with other rows and the same verifier."""
-        return Task(self.name, splits, self._score, self.description, self.max_new_tokens)
+        return Task(self.name, splits, self._score, self.description, self.max_new_tokens, self.harm)
 
     def split(self, name: str) -> Split:
         """The split of that name; raises `WorkbenchError` if it is missing or empty."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -21,26 +19,10 @@ from torch.nn.functional import pad
 
 from dpo_workbench.models.attention import PADDING, SHARED, block_mask, dense_mask
 from dpo_workbench.models.loading import Model
+from dpo_workbench.models.rows import Row
 from dpo_workbench.training.config import TrainConfig
 
-
-@dataclass(frozen=True)
-class Row:
-    """Token ids of a prompt and its answers: two for a pair, one for supervised fine-tuning."""
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    answer_ids: tuple[tuple[int, ...], ...]  # each with its end token
-
-    @cached_property
-    def n_shared(self) -> int:
-        """How many tokens the answers have in common at their beginning; 0 for a single answer."""
-        return len(commonprefix(self.answer_ids)) if len(self.answer_ids) > 1 else 0
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of the packed row, in which the shared beginning occurs once."""
-        return len(self.prompt_ids) + sum(map(len, self.answer_ids)) - self.n_shared * (len(self.answer_ids) - 1)
+MAX_DENSE = 4096  # tokens of a packed row for SDPA, whose mask then has 16 MiB, and 64 MiB as fp32 inside of SDPA
 
 
 @dataclass(frozen=True)
@@ -78,14 +60,19 @@ def rows_of_step(rows: Sequence[Row], config: TrainConfig, step: int) -> list[Ro
 
 
 def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Iterator[Batch]:
-    """Cut rows into batches of at most `micro_tokens` tokens each, or of a single row. The longest rows come first."""
-    groups: list[list[Row]] = []
+    """Cut rows into batches of at most `micro_tokens` tokens each, or of a single row. The longest rows come first.
+
+    A pack that is longer than `micro_tokens` is a batch of its own. With SDPA, a row whose pack would have more than
+    `MAX_DENSE` tokens is not packed, because the size of its mask grows with the square of its length.
+    """
+    groups: list[tuple[bool, list[Row]]] = []
     for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
-        if not groups or n_tokens([*groups[-1], row], config.packing) > config.micro_tokens:
-            groups.append([])
-        groups[-1].append(row)
-    for group in groups:
-        if config.packing:
+        packed = config.packing and (model.uses_flex_attention or row.n_tokens <= MAX_DENSE)
+        if not groups or groups[-1][0] != packed or n_tokens([*groups[-1][1], row], packed) > config.tokens_at_once:
+            groups.append((packed, []))
+        groups[-1][1].append(row)
+    for packed, group in groups:
+        if packed:
             yield pack(group, model.device, model.uses_flex_attention)
         else:
             yield lay_out(group, model.chat.end_id, model.device)

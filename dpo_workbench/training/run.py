@@ -14,20 +14,23 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_json
 from dpo_workbench.common.interrupts import Interrupts, Stopped, how_to_go_on
 from dpo_workbench.common.progress import progress
+from dpo_workbench.common.trackers import check_tracker, track
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
+from dpo_workbench.models.publish import NAMES, publish, save_run
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.tasks.task import Split
 from dpo_workbench.training import guards
 from dpo_workbench.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
-from dpo_workbench.training.guards import HeldOut, hold_out, rows_within_memory
+from dpo_workbench.training.guards import HeldOut, fit_memory, hold_out, rows_within_memory
 from dpo_workbench.training.loop import TrainState, step_line, training_steps
 from dpo_workbench.training.losses import Likelihood, Objective, Preference, Reference, loss_terms
 from dpo_workbench.training.packing import Row, steps_per_epoch
@@ -49,6 +52,27 @@ class Run:
     best_step: int = 0  # number of steps after which the kept adapter was saved
     finished: bool = True  # False: interrupted, and the model is the best one until then
     seconds: float = 0.0
+    data: dict[str, Any] = field(default_factory=dict)  # counts of what it was trained on, for `push_to_hub`
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the adapter, the tokenizer and the run's records into a run folder, for `dw.publish` and exports."""
+        records = {name: getattr(self, name) for name in NAMES} | {"config": self.config.to_dict()}
+        return save_run(Path(folder), self.model, records)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        verdict: Any = None,
+        license: str = "unknown",
+        dataset: str | None = None,
+    ) -> str:
+        """Upload adapter, tokenizer and a model card to the Hugging Face Hub; arguments and errors as in `publish`."""
+        given: dict[str, Any] = {"verdict": verdict, "license": license, "dataset": dataset}
+        with TemporaryDirectory() as scratch:
+            return publish(self.save(scratch), repo_id, private=private, token=token, **given)
 
     @property
     def scores(self) -> list[dict[str, float]]:
@@ -93,7 +117,7 @@ class Trainer:
         config = self.config
         self.policy = self.model.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
         self.state = TrainState(self.policy, config)
-        self.result = result = Run(self.policy, config)
+        self.result = result = Run(self.policy, config, data={"from_adapter": self.model.adapter is not None})
         self.best = self.policy.adapter_tensors()
         self.identity = self._identity() if self.folder else {}
         n_steps = steps_per_epoch(len(self.rows), config) * config.epochs
@@ -103,7 +127,8 @@ class Trainer:
             try:
                 self._resume()
                 self._save_checkpoint(due=self._probe())
-                with progress(n_steps, "training", self.show, done=self.state.step) as advance:
+                reports = track(config.report_to, config.to_dict(), result.history, result.probes, self.folder)
+                with reports as report, progress(n_steps, "training", self.show, done=self.state.step) as advance:
                     for metrics in training_steps(self.state, self.rows, self.objective, self.interrupts):
                         result.history.append(metrics)
                         step = self.state.step
@@ -112,6 +137,7 @@ class Trainer:
                         advance(1)
                         probed = self._probe()
                         self._save_checkpoint(due=probed or step == n_steps)
+                        report()
             except KeyboardInterrupt as stop:
                 result.finished = False
                 if isinstance(stop, Stopped):  # between two steps
@@ -174,7 +200,7 @@ class Trainer:
         weights = self.objective.weights if isinstance(self.objective, Preference) else {}
         data = repr(([e.id for e in self.probe or ()], sorted(weights.items()), self.rows))
         settings = self.config.to_dict()
-        for name in ("micro_tokens", "checkpointing", "checkpoint_seconds"):  # these do not change the result
+        for name in ("micro_tokens", "checkpointing", "checkpoint_seconds", "report_to"):  # the result is the same
             settings.pop(name)
         settings |= {"objective": type(self.objective).__name__, "model": self.policy.fingerprint()[:12]}
         settings["chat"] = self.model.chat.settings
@@ -210,7 +236,7 @@ class Trainer:
         state.step, self.best = facts["step"], tensors["best_adapter"]
         result.history, result.probes, result.best_step = facts["history"], facts["probes"], facts["best_step"]
         # start with what fitted into memory then
-        micro_tokens = min(self.config.micro_tokens, facts["micro_tokens"])
+        micro_tokens = min(self.config.tokens_at_once, facts["micro_tokens"])
         checkpointing = self.config.checkpointing or facts["checkpointing"]
         state.config = replace(self.config, micro_tokens=micro_tokens, checkpointing=checkpointing)
         print(f"continuing after step {state.step}", flush=True)
@@ -246,12 +272,13 @@ def train(
     """
     config = config or TrainConfig()
     loss_terms(config)  # settings that do not fit are refused now, not after the reference has been computed
+    check_tracker(config.report_to)
     probe = _first_dev_examples(pairs.task) if probe is None else probe
     model = _with_recorded_date(model, folder)
     watched, trained = hold_out(list(pairs), config)
-    rows = tokenize(model, map(pair_texts, trained), config.max_tokens, show)
-    watched_rows = tokenize(model, map(pair_texts, watched), config.max_tokens)
-    config = choose_packing(model, rows, config)
+    rows = tokenize(model, map(pair_texts, trained + watched), config.max_tokens, show)
+    rows, watched_rows = rows[: len(trained)], rows[len(trained) :]
+    config = _with_sizes(model, rows + watched_rows, choose_packing(model, rows, config), folder)
     cache = Path(folder) / "reference" if folder else None
     reference: Reference = {}
     with progress(len(pairs), "reference", show) as advance:
@@ -263,6 +290,7 @@ def train(
     objective = Preference(reference, config, {pair.id: pair.weight / mean for pair in trained})
     held_out = HeldOut(watched_rows, reference) if watched else None
     run = Trainer(model, rows, objective, config, probe, held_out, folder, show).run()
+    run.data |= {**pairs.summary(), "task": getattr(pairs.task, "name", None), "held_out": len(watched)}
     if probe is None and config.probes and run.history:  # nothing scores the answers, so look at margin and answers
         texts = [guards.large_margin(run.history[-1]["rewards/margins"])]
         if run.finished:
@@ -297,12 +325,28 @@ def sft(
     if not texts:
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
     rows = tokenize(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens, show)
-    return Trainer(model, rows, Likelihood(), choose_packing(model, rows, config), probe, None, folder, show).run()
+    check_tracker(config.report_to)
+    config = _with_sizes(model, rows, choose_packing(model, rows, config), folder)
+    run = Trainer(model, rows, Likelihood(), config, probe, None, folder, show).run()
+    run.data |= {"examples": len(rows), "task": getattr(getattr(examples, "task", None), "name", None)}
+    return run
 
 
 def _first_dev_examples(task: Any) -> Split | None:
     """The probe by default."""
     return task.dev[:PROBE_PROMPTS] if task is not None and len(task.splits.get("dev", ())) else None
+
+
+def _with_sizes(model: Model, rows: Sequence[Row], config: TrainConfig, folder: str | Path | None) -> TrainConfig:
+    """`fit_memory`; a run that is resumed gets what it began with, so that it ends in the same bits."""
+    file = Path(folder) / "checkpoints" / "auto.json" if folder else None
+    if file and file.is_file():
+        begun = {key: value for key, value in json.loads(file.read_text()).items() if getattr(config, key) == "auto"}
+        return fit_memory(model, rows, replace(config, **begun))
+    found = fit_memory(model, rows, config)
+    if file and found != config:
+        write_json(file, {"micro_tokens": found.micro_tokens, "checkpointing": found.checkpointing})
+    return found
 
 
 def _with_recorded_date(model: Model, folder: str | Path | None) -> Model:
@@ -323,6 +367,8 @@ def record_run(folder: str | Path, model: Model, pairs: Pairs, config: TrainConf
     record = {
         "model": str(Path(model.name).resolve()) if is_own_folder else model.name,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "quantize": model.quantize,
         "start": model.adapter is not None,
         "fingerprint": model.fingerprint(),
         **model.chat.settings,

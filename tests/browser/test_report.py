@@ -38,8 +38,8 @@ def arm(name: str, shift: int) -> Evaluation:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    arms = {name: arm(name, 8 * k) for k, name in enumerate(("sft", "sft+sft on chosen", "sft+dpo"))}
-    decided = verdict(arms["sft"], arms["sft+dpo"], control=arms["sft+sft on chosen"])
+    arms = {name: arm(name, 8 * k) for k, name in enumerate(("start", "control", "DPO"))}
+    decided = verdict(arms["start"], arms["DPO"], control=arms["control"])
     facts = {"settings": {"command": "x" * 300}, "command": "dpo-workbench demo"}
     return write_report(tmp_path_factory.mktemp("report"), facts, arms, decided)
 

@@ -23,12 +23,12 @@ def evaluations(arm):
     def failures(k: int) -> list[str | None]:
         return ["loop" if i < k else "<b>odd</b>" if i == 59 else None for i in range(60)]
 
-    made = {"base": arm("base", failures(50)), "sft": arm("sft", failures(30))}
-    made |= {"sft+dpo": arm("sft+dpo", [None, *failures(4)[:-2], "loop"])}
-    made |= {"sft+sft on chosen": arm("sft+sft on chosen", failures(20))}
-    rows = tuple(replace(row, answer=HOSTILE, prompt=HOSTILE, explanation=HOSTILE) for row in made["sft"].rows)
-    other = tuple(replace(row, prompt=HOSTILE) for row in made["sft+dpo"].rows)
-    control = tuple(replace(row, prompt=HOSTILE) for row in made["sft+sft on chosen"].rows)
+    made = {"base": arm("base", failures(50)), "start": arm("start", failures(30))}
+    made |= {"DPO": arm("DPO", [None, *failures(4)[:-2], "loop"])}
+    made |= {"control": arm("control", failures(20))}
+    rows = tuple(replace(row, answer=HOSTILE, prompt=HOSTILE, explanation=HOSTILE) for row in made["start"].rows)
+    other = tuple(replace(row, prompt=HOSTILE) for row in made["DPO"].rows)
+    control = tuple(replace(row, prompt=HOSTILE) for row in made["control"].rows)
     base = tuple(replace(row, prompt=HOSTILE) for row in made["base"].rows)
     sides = dict(zip(made, (base, rows, other, control), strict=True))
     return {name: replace(e, rows=sides[name]) for name, e in made.items()}
@@ -63,14 +63,14 @@ class Page(HTMLParser):
 
 
 def write(folder, results, evaluations):
-    decided = verdict(evaluations["sft"], evaluations["sft+dpo"], control=evaluations["sft+sft on chosen"])
+    decided = verdict(evaluations["start"], evaluations["DPO"], control=evaluations["control"])
     return write_report(folder, results, evaluations, decided), decided
 
 
 def test_the_page_is_whole(tmp_path, results, evaluations):
     path, decided = write(tmp_path, results, evaluations)
     page = path.read_text(encoding="utf-8")
-    for part in ("Worth it", "Arms on the same", "mean tokens", "Training", "Headroom", "kept"):
+    for part in ("Worth it", "What got worse", "Arms on the same", "mean tokens", "Training", "Headroom", "kept"):
         assert part in page
     for part in (
         "fixed",
@@ -82,8 +82,11 @@ def test_the_page_is_whole(tmp_path, results, evaluations):
     ):
         assert part in page
     assert page.index(decided.reason) < page.index("<table")
-    assert page.count("data:image/svg+xml;base64,") == 3
-    assert "sft+sft on chosen" in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert page.count("<details") > page.count("<table") - 1  # everything but the verdict's table is folded
+    folded = page.index("<details><summary>More about the arms")
+    assert page.index("Against the control") < page.index("<table") < page.index("What changed</h3>") < folded
+    assert folded < page.index("Arms on the same")
 
 
 def test_the_page_loads_and_runs_nothing(tmp_path, results, evaluations):
@@ -134,21 +137,21 @@ def test_results_json_is_plain_sorted_and_rounded():
 def test_arm_table_counts_failures_of_each_class(evaluations):
     table = {name: cells for name, *cells in arm_table(evaluations)}
     assert list(table)[:4] == ["arm", "n", "failed", "95 % interval"]
-    sft = table["arm"].index("sft")
+    sft = table["arm"].index("start")
     assert table["failed"][sft] == "31 (51.7 %)" and table["loop"][sft] == "30"
 
 
 def test_examples_show_the_fixed_and_the_broken(evaluations):
-    shown = {kind: (count, pairs) for kind, count, pairs in examples(evaluations["sft"], evaluations["sft+dpo"])}
+    shown = {kind: (count, pairs) for kind, count, pairs in examples(evaluations["start"], evaluations["DPO"])}
     assert shown["broken"][0] == 0 and shown["fixed"][0] == 26 and len(shown["fixed"][1]) == 4
     assert all(was.failed and not now.failed for was, now in shown["fixed"][1])
-    swapped = {kind: count for kind, count, _ in examples(evaluations["sft+dpo"], evaluations["sft"])}
+    swapped = {kind: count for kind, count, _ in examples(evaluations["DPO"], evaluations["start"])}
     assert swapped["broken"] == 26
 
 
 def test_without_verdict_training_and_headroom(tmp_path, evaluations):
     page = write_report(tmp_path, {}, evaluations).read_text(encoding="utf-8")
-    assert "Arms on the same" in page and "Headroom" not in page and page.count("data:image/svg") == 2
+    assert "Arms on the same" in page and "Headroom" not in page and page.count("data:image/svg") == 0
 
 
 def test_one_arm_alone_is_enough(tmp_path, arm):
@@ -158,6 +161,6 @@ def test_one_arm_alone_is_enough(tmp_path, arm):
 def test_what_cannot_be_reported_is_refused(tmp_path, results, evaluations):
     with pytest.raises(WorkbenchError, match="at least one evaluation"):
         write_report(tmp_path, results, {})
-    decided = verdict(evaluations["sft"], evaluations["sft+dpo"])
+    decided = verdict(evaluations["start"], evaluations["DPO"])
     with pytest.raises(WorkbenchError, match="is missing. Pass the evaluations"):
         write_report(tmp_path, results, {"base": evaluations["base"]}, decided)

@@ -3,10 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.run import Evaluation, Judged, evaluate, judge
-from dpo_workbench.models import server
+from dpo_workbench.models import generation, server
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.tasks.task import Example, Score, Task
 
@@ -141,3 +142,17 @@ def test_shown_as_text():
 def test_summary_has_no_times():
     summary = evaluation().summary()
     assert "seconds" not in summary and summary["n_failed"] == 1 and math.isclose(summary["failed_share"], 0.5)
+
+
+def test_out_of_memory_in_an_evaluation_changes_no_answer(moved, toy_task, monkeypatch, capsys) -> None:
+    want, honest, failed = evaluate(moved, toy_task.test, show=False), generation._decode, []
+
+    def decode(network, ids, *rest):
+        if len(ids) > 1:
+            failed.append(len(ids))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return honest(network, ids, *rest)
+
+    monkeypatch.setattr(generation, "_decode", decode)
+    assert evaluate(moved, toy_task.test, show=False).rows == want.rows
+    assert failed == [4, 2] and "memory ran out" in capsys.readouterr().out

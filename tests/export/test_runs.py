@@ -18,8 +18,9 @@ from dpo_workbench import cli
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.export import runs as export_module
 from dpo_workbench.export.runs import export_merged, export_trl
-from dpo_workbench.models import loading
+from dpo_workbench.models import files
 from dpo_workbench.models.loading import load_adapter, load_model
+from dpo_workbench.pairs.messages import messages_of
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import record_run, train
@@ -27,10 +28,11 @@ from dpo_workbench.training.run import record_run, train
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
 CONFIG = TrainConfig(lr=1e-3, batch_size=4, epochs=2, probes=0, held_out=0.0, warmup=0.4, seed=3, max_grad_norm=1e-5)
 ODD = 'He said "it\'s 5 €" <b>&amp;</b>\r\n\ttab \\n 日本 \u2028 é e\u0301 \U0001f600 \ufeff\x07'
+EARLIER = [("system", "Read receipts."), ("user", "TOTAL 7 EUR"), ("assistant", '{"total": 7}')]
 ROWS = [
     Pair(
         f"p{k}",
-        f"TOTAL {k}.50 EUR\nMilk 1.2{k} {ODD if k == 1 else ''}",
+        [*EARLIER[: 3 * (k == 6)], ("user", f"TOTAL {k}.50 EUR\nMilk 1.2{k} {ODD if k == 1 else ''}")],
         json.dumps({"total": k + 0.5}) + (ODD if k == 2 else ""),
         '{"total": null' + "," * k + (ODD if k == 4 else ""),
         rejected_finished=k != 3,
@@ -134,7 +136,7 @@ def test_trls_adapter_comes_back(run_folder, project, trained) -> None:
 
 def test_script_is_short_and_made_of_the_folders_files_only(project) -> None:
     text = (project / "train.py").read_text()
-    assert text.count("\n") <= 60 and max(map(len, text.splitlines())) <= 120
+    assert text.count("\n") <= 64 and max(map(len, text.splitlines())) <= 120
     compile(text, "train.py", "exec")
     assert "dpo_workbench" not in text and str(project.parent) not in text + (project / "config.json").read_text()
     assert {p.name for p in project.iterdir()} >= {"adapter", "model", "tokenizer", "pairs.jsonl", "steps.jsonl"}
@@ -155,12 +157,8 @@ def test_ids_and_texts_are_the_runs(project) -> None:
     model = nano()
     end = model.tokenizer.eos_token_id
     for row, pair in zip(lines(project / "pairs.jsonl"), ROWS, strict=True):
-        assert (row["id"], row["prompt"], row["chosen"], row["rejected"]) == (
-            pair.id,
-            pair.prompt,
-            pair.chosen,
-            pair.rejected,
-        )
+        said = [[{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
+        assert (row["id"], row["prompt"], row["chosen"], row["rejected"]) == (pair.id, messages_of(pair.prompt), *said)
         assert row["prompt_ids"] == model.chat.prompt_ids(pair.prompt)
         assert (
             row["chosen_ids"] == model.chat.answer_ids(pair.prompt, pair.chosen) and row["chosen_ids"].count(end) == 1
@@ -258,7 +256,7 @@ def test_all_settings_of_a_run_are_thought_of() -> None:
         " seed"
     )
     refused = "dpop_lambda simpo_gamma"  # with their losses
-    same_result = "micro_tokens packing checkpointing checkpoint_seconds probes"
+    same_result = "micro_tokens packing checkpointing checkpoint_seconds probes report_to"
     assert {f.name for f in fields(TrainConfig)} == {*carried.split(), *refused.split(), *same_result.split()}
 
 
@@ -343,12 +341,12 @@ def test_smols_template_and_the_end_of_training_go_along(make_tiny_folder, tmp_p
     source = make_tiny_folder(tmp_path / "model")
     settings = source / "generation_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": 7}))
-    monkeypatch.setattr(loading, "smol_folder", lambda: source)
+    monkeypatch.setattr(files, "smol_folder", lambda weights: source)
     model = load_model("smol", device="cpu", dtype=torch.bfloat16)
     run = recorded(tmp_path / "run", model)
     model.with_new_adapter().save(run / "adapter")
     out = export_merged(run, tmp_path / "out").folder
-    assert AutoTokenizer.from_pretrained(out).chat_template == loading.CHATML
+    assert AutoTokenizer.from_pretrained(out).chat_template == files.CHATML
     merged = AutoModelForCausalLM.from_pretrained(out)
     assert merged.generation_config.eos_token_id == model.chat.stop_ids and merged.dtype == torch.bfloat16
 

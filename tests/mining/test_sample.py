@@ -3,9 +3,12 @@
 from collections import Counter
 
 import pytest
+import torch
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.mining.branch import branch
 from dpo_workbench.mining.sample import Found, Sample, mine
+from dpo_workbench.models import generation
 from dpo_workbench.models.generation import generate
 from dpo_workbench.studies.study import common_failures, right_and_wrong
 from dpo_workbench.tasks.task import Score, Task
@@ -163,3 +166,20 @@ def test_a_score_that_always_raises_is_an_error(tiny, toy_task) -> None:
     task.score = lambda *a, **k: broken(*a[:2])  # the generic failures too
     with pytest.raises(WorkbenchError, match="Mining needs scores.*ZeroDivisionError"):
         mine(tiny, task.train, 2, show=False)
+
+
+def test_out_of_memory_in_mining_halves_the_batch(moved, toy_task, monkeypatch, capsys) -> None:
+    task, honest, failed = judged(toy_task, half), generation._decode, []
+
+    def decode(network, ids, *rest):
+        if len(ids) > 3:
+            failed.append(len(ids))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return honest(network, ids, *rest)
+
+    monkeypatch.setattr(generation, "_decode", decode)
+    found = mine(moved, task.train[:4], 4, greedy=True, show=False)
+    assert found.n_samples == 4 * 5 and len(failed) == 2 and "memory ran out" in capsys.readouterr().out
+    classes = [name for name in found.failures if name != "empty"]
+    n_failed = len(failed)
+    assert len(branch(moved, found, classes, per_prompt=4, show=False).rows) == 4 and len(failed) > n_failed

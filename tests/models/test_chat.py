@@ -3,183 +3,31 @@
 from __future__ import annotations
 
 import datetime
-import json
 from functools import cache
 from types import SimpleNamespace
 
 import pytest
+from chat_styles import (
+    CHATML,
+    DATED,
+    HOSTILE,
+    INST_SYSTEM,
+    STYLES,
+    THINKING,
+    TURNS,
+    outcome,
+    rendered,
+    tokenizer,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import chat as chat_module
-from dpo_workbench.models.chat import PROBLEMS, Chat, read_messages
+from dpo_workbench.models.chat import PROBLEMS, Chat
 
-CORPUS = [
-    "the answer to the question is yes: no, 12 34\n\n\nand so on.\n\n\n\n",
-    "be brief\n\nA: yes",
-    "assistant\n\nyes\n",
-    " yes  yes   yes\n\n\n",
-    "user\nmodel\n",
-    "system\n",
-    "Question: is it? Answer: yes",
-] * 20
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-HEADERS = (  # trims, as Llama 3 does
-    "{{ bos_token }}{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|head|>assistant<|/head|>\n\n{% endif %}"
-)
-DATED = (
-    "{{ bos_token }}{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
-    "<|head|>system<|/head|>\n\nToday: {{ date_string }}\n\n"
-    "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% set messages = messages[1:] %}{% endif %}<|eot|>"
-    + HEADERS.removeprefix("{{ bos_token }}")
-)
-INST = (  # spaces around an answer, and no sign for its start
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}"
-    "{% else %}{{ raise_exception('Only user and assistant, please.') }}{% endif %}{% endfor %}"
-)
-INST_SYSTEM = (  # system text goes into the turn that is last, which is the user's only while there is no answer
-    "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set messages = messages[1:] %}"
-    "{% endif %}{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]"
-    "{% if loop.last and system %}{{ system + '\n\n' }}{% endif %}{{ m.content }}[/INST]"
-    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
-)
-TURNS = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Alternate!') }}"
-    "{% endif %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
-    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-THINKING = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
-    "{% set parts = m.content.split('</think>') %}{% set said = parts[-1].lstrip('\n') %}<think>\n"
-    "{{ parts[0].split('<think>')[-1].strip('\n') if parts | length > 1 else '' }}\n</think>\n\n{{ said }}"
-    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-STRIPS_THINKING = (  # and opens it in the prompt, as reasoning models do
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}<|assistant|>"
-    "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
-)
-DROPS_SYSTEM = CHATML.replace(
-    "<|im_start|>{{ m.role", "{% if m.role == 'system' %}{% continue %}{% endif %}<|im_start|>{{ m.role"
-)
-NEXT_TURN = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-PLAIN_END = (
-    "{{ bos_token }}{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}### assistant:\n{% endif %}"
-)
-FIRST_OF_TWO = CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"  # as Phi 3: two end tokens
-CHANNEL = (
-    "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
-    "{{ m.content }}{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
-)
-SPECIAL = sorted(
-    "<|im_start|> <|im_end|> <|head|> <|/head|> <|eot|> [INST] [/INST] <start_of_turn> <end_of_turn> <|user|> "
-    "<|assistant|> <|start|> <|channel|> <|message|> <|return|> <|end|>".split()
-)
-
-
-@cache
-def _byte_level() -> str:
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [  # newlines of one run are one piece, so that they merge, as in Qwen2.5
-            pre_tokenizers.Split(Regex(r"\n+|[^\S\n]?[^\s]+|\s+"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    raw.normalizer = normalizers.NFC()
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
-    raw.train_from_iterator(CORPUS, trainer)
-    return raw.to_str()
-
-
-@cache
-def _sentence_piece(scheme: str) -> str:
-    """As in Llama 2: a space is put in front of the text (`first`), or of every piece between special tokens too."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=150, show_progress=False))
-    model = json.loads(trained.to_str())["model"]
-    vocab = {token: k for k, token in enumerate(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))])}
-    for token in model["vocab"]:
-        if token != "\n" and "\n" not in token:
-            vocab.setdefault(token, len(vocab))
-    merges = [tuple(merge) for merge in model["merges"] if "\n" not in "".join(merge)]
-    raw = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    raw.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return raw.to_str()
-
-
-def tokenizer(template: str | None, kind: str = "bytes", bos: bool = False, adds_eos: bool = False):
-    """A small tokenizer with this template; `adds_eos` appends </s> to every text by itself."""
-    raw = Tokenizer.from_str(_byte_level() if kind == "bytes" else _sentence_piece(kind))
-    raw.add_special_tokens(["<s>", "</s>", *SPECIAL])
-    names = {"bos_token": "<s>"} if bos else {}
-    made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", **names)
-    made.add_tokens(["<think>", "</think>"])
-    if bos or adds_eos:
-        single = f"{'<s> ' * bos}$A{' </s>' * adds_eos}"
-        ids = [(token, made.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
-        made.backend_tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
-    made.chat_template = template
-    return made
-
-
-STYLES = {  # name: (tokenizer, arguments of Chat, end token)
-    "chatml": (tokenizer(CHATML), {}, "<|im_end|>"),
-    "headers": (tokenizer(HEADERS, bos=True), {}, "<|eot|>"),
-    "dated": (tokenizer(DATED, bos=True), {}, "<|eot|>"),
-    "inst": (tokenizer(INST, bos=True), {}, "</s>"),
-    "inst, system": (tokenizer(INST_SYSTEM, bos=True), {}, "</s>"),
-    "turns": (tokenizer(TURNS, bos=True), {}, "<end_of_turn>"),
-    "thinking": (tokenizer(THINKING), {}, "<|im_end|>"),
-    "no thinking": (tokenizer(THINKING), {"template": {"enable_thinking": False}}, "<|im_end|>"),
-    "strips thinking": (tokenizer(STRIPS_THINKING, bos=True), {}, "</s>"),
-    "drops system": (tokenizer(DROPS_SYSTEM), {}, "<|im_end|>"),
-    "two ends": (tokenizer(FIRST_OF_TWO), {}, "<|im_end|>"),
-    "channel": (tokenizer(CHANNEL), {}, "<|return|>"),
-    "plain end": (tokenizer(PLAIN_END, bos=True), {}, "</s>"),
-    "next turn": (
-        tokenizer(NEXT_TURN),
-        {"generation_config": SimpleNamespace(eos_token_id=[])},  # filled in below
-        "<|user|>",
-    ),
-    "appends eos": (tokenizer(CHATML, adds_eos=True), {}, "<|im_end|>"),
-    "appends eos, no template": (tokenizer(None, bos=True, adds_eos=True), {}, "</s>"),
-    "no template": (tokenizer(None), {}, "</s>"),
-    "no template, bos": (tokenizer(None, bos=True), {"template": {"join": "\n"}}, "</s>"),
-    "sentencepiece": (tokenizer(INST, "first", bos=True), {}, "</s>"),
-    "sentencepiece, newline": (tokenizer(PLAIN_END, "first", bos=True), {}, "</s>"),
-    "sentencepiece, always": (tokenizer(TURNS, "always", bos=True), {}, "<end_of_turn>"),
-    "sentencepiece, no template": (tokenizer(None, "first", bos=True), {"template": {"join": "\n"}}, "</s>"),
-}
-_user_id = STYLES["next turn"][0].convert_tokens_to_ids("<|user|>")
-STYLES["next turn"][1]["generation_config"].eos_token_id = [_user_id]
-HOSTILE = [
-    *("yes", " yes", "yes ", "yes\n", "\nyes", "\n\n\nyes\n\n\n", "\t x", "  ", "1", "'s", "\r\n", "\x00"),
-    *("é", "e\u0301", "\u0301x", "🙂", "\u2028", "\u00a0", "\u200b", "ﬁ", "▁", "▁yes", "yes." * 50),
-    *("{{ 1 }}", "{% if %}", "[INST", "<|im_", "</think>", "<think>\nhm\n</think>\n\nyes", "<think>hm"),
-]
 text = st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
 styles = pytest.mark.parametrize("style", STYLES)
 
@@ -188,15 +36,6 @@ styles = pytest.mark.parametrize("style", STYLES)
 def make(style: str) -> Chat:
     made, options, _ = STYLES[style]
     return Chat(made, **options)
-
-
-def rendered(chat: Chat, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of the whole conversation by transformers' own call, with the date of the chat."""
-    if not chat.tokenizer.chat_template:
-        ids = chat._encode(messages[0]["content"] + chat.arguments.get("join", "") + messages[1]["content"] + "</s>")
-        return chat._prefix + ids
-    extra = {"date_string": f"{datetime.date.fromisoformat(chat.date):%d %b %Y}"} if chat.date else {}
-    return chat.tokenizer.apply_chat_template(messages, return_dict=False, **chat.arguments, **extra)
 
 
 @styles
@@ -223,16 +62,25 @@ def test_one_bos_and_no_end_of_text_in_a_prompt(style: str) -> None:
 def test_contract(style: str, prompt: str, answer: str) -> None:
     """Prompt, answer and end begin the template's own rendering, or the row is reported."""
     chat = make(style)
-    ours = chat.prompt_ids(prompt) + chat.answer_ids(prompt, answer)
-    whole = rendered(chat, [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
+    assert outcome(chat, prompt, answer) != "broken"
     found = dict(chat.check(prompt, answer))
     assert found.keys() <= PROBLEMS.keys()
+    whole = rendered(chat, [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}])
+    ours = chat.prompt_ids(prompt) + chat.answer_ids(prompt, answer)
     compared = ours if chat.end_from == "template" else ours[:-1]
     assert (whole[: len(compared)] == compared) != bool({"join", "contract"} & found.keys())
     if "contract" not in found:  # the texts agree even where tokens would merge
         assert chat._decode(whole).startswith(chat._decode(compared))
     if style not in ("no thinking", "strips thinking"):  # these write a prompt that no conversation contains
         assert "contract" not in found or "\u0301" in answer  # NFC joins an accent with the letter before it
+
+
+def test_a_broken_contract_is_seen() -> None:
+    chat = Chat(STYLES["headers"][0])
+    assert [outcome(chat, "q", answer) for answer in ("yes", " yes")] == ["holds", "edited"]
+    chat.end_id = chat.tokenizer.eos_token_id  # the mistake of ending every answer with eos_token
+    chat.check = lambda prompt, answer: []
+    assert outcome(chat, "q", "yes") == "broken"
 
 
 @styles
@@ -292,6 +140,11 @@ def test_without_a_system_role_its_text_goes_into_the_first_user_turn_and_this_i
     folded = [{"role": "user", "content": "be brief\n\nis it?"}, *CONVERSATION[2:]]
     assert chat.prompt_ids(CONVERSATION) == chat.prompt_ids(folded)
     assert chat.prompt_ids([("system", " "), ("user", "q")]) == chat.prompt_ids("q")
+    if style not in ("turns", "sentencepiece"):  # the assistant may begin: system text still belongs to the user's turn
+        begun = [("assistant", "hello"), ("user", "be brief\n\nis it?")]
+        asked = [("system", "be brief"), *begun[:1], ("user", "is it?")]
+        assert chat.prompt_ids(asked) == chat.prompt_ids(begun)
+    assert chat.dated("2024-07-26") is chat  # no template here prints a date, so no copy says it a second time
     assert capsys.readouterr().out.count("no system role") == 1
     assert not {"prompt", "contract"} & dict(chat.check(CONVERSATION, "yes")).keys()
 
@@ -470,38 +323,19 @@ def test_arguments_of_the_template() -> None:
     assert quoted.prompt_text("q").startswith('it\'s "{{ x }}" %} \\n é\n<|im_start|>')
 
 
-@pytest.mark.parametrize(
-    ("prompt", "message"),
-    [
-        ([], "must be from the user. Got no message"),
-        ([("user", "a"), ("assistant", "b")], "must be from the user. Got assistant"),
-        ([("tool", "a")], "Message 0 has 'tool'"),
-        ([{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}], "Message 0 has 'tool_calls'"),
-        ([{"role": "user", "content": "a", "images": ["x.png"]}], "Message 0 has 'images'"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "must be text. Message 0"),
-        ([{"role": "user", "content": None}], "must be text. Message 0 has None"),
-        ([{"content": "a"}], "Message 0 has None"),
-        (["a", "b"], "Message 0 is 'a'"),
-        ([("user",)], "must be text. Message 0 has None"),
-    ],
-)
-def test_what_is_not_text_is_refused(prompt: list, message: str) -> None:
-    with pytest.raises(WorkbenchError, match=message):
-        read_messages(prompt)
-
-
-def test_null_and_empty_fields_are_ignored() -> None:
-    part = {"type": "text", "text": "a", "image": None}
-    message = {"role": "user", "content": [part, part], "tool_calls": None, "images": [], "name": "x"}
-    assert read_messages([{"role": "developer", "content": "b"}, message]) == [
-        {"role": "system", "content": "b"},
-        {"role": "user", "content": "aa"},
-    ]
+def test_a_prompt_must_be_text_that_the_user_says_last() -> None:
+    for prompt, told in (
+        ([], "must have messages. Got .. .`prompt`, P201"),
+        ([("user", "a"), ("assistant", "b")], "must end with a message of the user. Got assistant"),
+        ([{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}], "text only.*prompt.0..tool_calls`, P205"),
+    ):
+        with pytest.raises(WorkbenchError, match=told):
+            make("chatml").prompt_ids(prompt)
 
 
 def test_a_template_that_cannot_write_the_turns_says_why() -> None:
-    with pytest.raises(WorkbenchError, match="can't write the turns user, user: Alternate!"):
-        make("turns").prompt_ids([("user", "a"), ("user", "b")])
+    with pytest.raises(WorkbenchError, match="can't write the turns assistant, user: Alternate!"):
+        make("turns").prompt_ids([("assistant", "a"), ("user", "b")])
     with pytest.raises(WorkbenchError, match="must write assistant messages"):
         Chat(tokenizer("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"))
     with pytest.raises(WorkbenchError, match="can't write the turns user, assistant"):

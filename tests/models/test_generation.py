@@ -330,10 +330,13 @@ def test_more_tokens_than_learned_positions_raise(tiny, tmp_path) -> None:
     tiny.tokenizer.save_pretrained(tmp_path)
     model = load_model(tmp_path, device="cpu", dtype=torch.float32)
     room = 32 - len(model.chat.prompt_ids(PROMPTS[1]))
-    ((answer,),) = generate(model, [PROMPTS[1]], max_new_tokens=room + 1)  # the last token is not fed back
-    assert answer.n_tokens <= room + 1
-    with pytest.raises(WorkbenchError, match="must fit into the 32 positions.*Got 1 of 2.*Lower max_new_tokens"):
-        generate(model, PROMPTS[:2], max_new_tokens=room + 2)
+    ((answer,),) = generate(model, [PROMPTS[1]], max_new_tokens=room)
+    assert answer.n_tokens <= room  # so prompt and answer can also be trained on
+    with pytest.raises(WorkbenchError, match=r"into the 32 positions.*Got 1 of 2 that do not: prompts\[1\] \(\d+ tok"):
+        generate(model, PROMPTS[:2], max_new_tokens=room + 1)
+    with pytest.raises(WorkbenchError, match="Got 30 of 30 that do not.* and 10 more. Lower max_new_tokens") as caught:
+        generate(model, PROMPTS[:1] * 30, max_new_tokens=32)
+    assert caught.value.rows == [f"prompts[{k}]" for k in range(30)]
 
 
 def test_a_token_without_an_embedding_raises(tiny) -> None:

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.container import ErrorbarContainer
 
 from dpo_workbench.plots import evaluation, pairs, training
 
@@ -45,12 +46,10 @@ def test_the_measure_rejects_red_next_to_green():
 
 def drawn() -> dict[str, object]:
     means = [SimpleNamespace(estimate=0.3, low=0.2, high=0.4, n=50)] * 2
-    rows = [evaluation.Row("a", 0.1, 0, 0.2, 0.01), evaluation.Row("b", 0, -0.1, 0.1, 1)]
+    changes = [evaluation.Change("a", side, 1, -1, 3, side == "x") for side in ("x", "y")]
     history = [{"step": k, "loss": 1 / k, "rewards/margins": k / 10} for k in (1, 2, 3)]
     return {
-        "classes": evaluation.FailureClassesDisplay({"a": 4, "b": 1}, {"a": 1}, 9, 9),
-        "arms": evaluation.ArmsDisplay.from_shares(rows, 50),
-        "differences": evaluation.ArmsDisplay(rows, "title", "axis", 0.0),
+        "changes": evaluation.ChangesDisplay(changes, "title", 50),
         "lengths": pairs.LengthsDisplay([3, 4], [5, 6], 0.5),
         "curve": evaluation.CurveDisplay((8, 16), means, "score"),
         "training": training.TrainingDisplay(history, [{"step": 0, "score": 0.5, "failed": 0.4}], 0),
@@ -81,6 +80,7 @@ def test_legend_entries_differ_in_more_than_hue(panels):
         handles, labels = panel.get_legend_handles_labels()
         looks = []
         for handle in handles:
+            handle = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
             if hasattr(handle, "get_marker"):
                 looks.append((handle.get_marker(), handle.get_linestyle(), handle.get_color()))
             else:

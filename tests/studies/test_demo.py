@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -43,10 +44,21 @@ def test_every_arm_and_result_is_there(finished):
     assert all(e.n == 10 for e in finished.arms.values())
     for name in ("results.json", "report.html", "pairs.jsonl", "mined.json", "settings.json"):
         assert (finished.folder / name).stat().st_size > 0
-    assert (finished.folder / "dpo" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (finished.folder / "dpo+nll" / "adapter" / "adapter_model.safetensors").is_file()
     results = without_times(finished.folder)
     assert results["verdict"]["outcome"] == finished.verdict().outcome
-    assert results["arms"]["sft"]["n_failed"] == finished.arms["sft"].n_failed
+    assert results["arms"]["start"]["n_failed"] == finished.arms["start"].n_failed
+
+
+def test_the_model_card_of_a_demo_tells_its_verdict(finished, tmp_path):
+    card = (Path(dw.publish(finished.folder, "me/x", out=tmp_path / "out")) / "README.md").read_text()
+    decided = finished.verdict()
+    told, alone = (
+        dw.publish(finished.folder / "dpo", "me/x", out=tmp_path / n, verdict=v)
+        for n, v in (("a", decided), ("b", None))
+    )
+    assert card == (Path(told) / "README.md").read_text() != (Path(alone) / "README.md").read_text()
+    assert decided.outcome in card.lower()
 
 
 def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
@@ -55,7 +67,7 @@ def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
     assert (
         "we planted the flaw" in out
         and PLANTED["receipts"][1] in out
-        and "the control: fine-tuned on the chosen" in out
+        and "fine-tuned on the chosen answers alone" in out
     )
 
 
@@ -94,7 +106,9 @@ def test_a_demo_can_start_from_an_adapter_of_your_own(tmp_path):
     given = study.open_study("nano", "science", tmp_path / "given", adapter=adapter, show=False)
     shipped = study.open_study("nano", "science", tmp_path / "shipped", show=False)
     assert given.start.fingerprint() == shipped.start.fingerprint() != given.base.fingerprint()
-    assert f"--adapter {adapter}" in shell_command(given, "demo") and "--adapter" not in shell_command(shipped, "demo")
+    assert f"--adapter {adapter}" in shell_command([given], "demo") and "--adapter" not in shell_command(
+        [shipped], "demo"
+    )
 
 
 @pytest.mark.parametrize("model", ("nano", "smol", "another/model"))
@@ -146,7 +160,7 @@ def test_the_job_runs_on_a_small_task_of_ones_own(tmp_path):
     done = demo("nano", tmp_path / "own", task_name=own_task(60), show=False)
     results = without_times(done.folder)
     assert results["mined"]["samples"] == 12 * 5 and (done.folder / "sft" / "adapter").is_dir()
-    assert done.arms["sft+dpo"].failed_share < done.arms["sft"].failed_share
+    assert done.arms["DPO+NLL"].failed_share < done.arms["start"].failed_share
 
 
 def test_the_demo_of_nano_takes_the_short_task(monkeypatch, tmp_path):
@@ -166,11 +180,22 @@ def test_the_demo_of_nano_takes_the_short_task(monkeypatch, tmp_path):
 
 def test_a_demo_without_its_control_has_no_verdict(finished, monkeypatch, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "copy")
-    (tmp_path / "copy" / "evaluations" / "sft+sft on chosen.json").unlink()
+    (tmp_path / "copy" / "evaluations" / "control.json").unlink()
 
     def fails(*args):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setitem(arms.ARMS, "sft+sft on chosen", fails)
-    with pytest.raises(WorkbenchError, match=r"Got none for sft\+sft on chosen: the disk is full. Remove the cause"):
+    monkeypatch.setitem(arms.ARMS, "control", fails)
+    with pytest.raises(WorkbenchError, match=r"Got none for control: the disk is full. Remove the cause"):
         demo("nano", tmp_path / "copy", task_name="receipts", recipe=SMALL, show=False)
+
+
+def test_a_study_on_4_bit_weights_says_so(tmp_path) -> None:
+    pytest.importorskip("bitsandbytes")
+    given = {"recipe": SMALL, "show": False}
+    opened = study.open_study("nano", "receipts", tmp_path / "q", quantize="4bit", **given)
+    assert opened.base.quantize == "4bit" and "--quantize 4bit" in shell_command(opened, "demo")
+    with pytest.raises(WorkbenchError, match="holds a run with other settings"):
+        study.open_study("nano", "receipts", tmp_path / "q", **given)
+    plain = study.open_study("nano", "receipts", tmp_path / "plain", **given)
+    assert plain.base.quantize is None and "quantize" not in shell_command(plain, "demo")

@@ -9,7 +9,7 @@ import torch
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.interrupts import Interrupts, Stopped
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.training import loop, losses
+from dpo_workbench.training import loop, losses, packing
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.losses import LOSSES, Likelihood, PairLogps, Preference
 from dpo_workbench.training.packing import Row, micro_batches, rows_of_step, steps_per_epoch
@@ -51,11 +51,11 @@ def shifted(model, rows, config: TrainConfig) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("name", [*LOSSES, "a sum"])
-@pytest.mark.parametrize("packing", [True, False])
-def test_any_number_of_micro_batches_gives_the_same_step(tiny, toy_pairs, name: str, packing: bool) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_any_number_of_micro_batches_gives_the_same_step(tiny, toy_pairs, name: str, packed: bool) -> None:
     loss = {"cdpo": 0.5, "sigmoid": 2.0, "sft": 0.1} if name == "a sum" else name
     smoothing = 0.1 if name == "a sum" or "label_smoothing" in LOSSES[name].settings else 0.0
-    config = replace(CONFIG, loss=loss, label_smoothing=smoothing, max_grad_norm=1e9, packing=packing)
+    config = replace(CONFIG, loss=loss, label_smoothing=smoothing, max_grad_norm=1e9, packing=packed)
     rows = rows_of(tiny, toy_pairs)[:5]
     reference = shifted(tiny, rows, config)
     _, whole, metrics = one_step(tiny, rows, config, reference)
@@ -200,15 +200,39 @@ def test_rows_of_a_step_depend_on_seed_and_step_alone() -> None:
     assert [[r.id for r in rows_of_step(ROWS, other, s)] for s in range(9)] != want
 
 
-@pytest.mark.parametrize("packing", [True, False])
-def test_micro_batches_have_each_row_once_and_stay_small(tiny, toy_pairs, packing: bool) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_micro_batches_have_each_row_once_and_stay_small(tiny, toy_pairs, packed: bool) -> None:
     rows = rows_of(tiny, toy_pairs)
     for micro_tokens in (1, 60, 130, 10_000):
-        config = replace(CONFIG, micro_tokens=micro_tokens, packing=packing)
+        config = replace(CONFIG, micro_tokens=micro_tokens, packing=packed)
         batches = list(micro_batches(rows, tiny, config))
         assert sorted(i for b in batches for i in b.ids) == sorted(r.id for r in rows)
         assert all(b.input_ids.numel() <= micro_tokens or len(b.ids) == 1 for b in batches)
     assert len(batches) == 1
+
+
+def test_long_rows_are_not_packed_where_their_mask_would_be_large(tiny, toy_pairs, monkeypatch) -> None:
+    """Longer than micro_tokens: a batch of its own. Longer than MAX_DENSE, with SDPA: each answer by itself."""
+    rows = rows_of(tiny, toy_pairs)
+    sizes = sorted(row.n_tokens for row in rows)
+    limit = sizes[len(sizes) // 2]
+    batches = list(micro_batches(rows, tiny, replace(CONFIG, micro_tokens=1)))
+    assert all(len(b.ids) == 1 and b.attention_mask is not None for b in batches)
+    packed = one_step(tiny, rows, CONFIG, reference_logps(tiny, rows, CONFIG, None))[1]
+    monkeypatch.setattr(packing, "MAX_DENSE", limit)
+    by_id = {row.id: row.n_tokens for row in rows}
+    for micro_tokens in (1, 130, 10_000):
+        batches = list(micro_batches(rows, tiny, replace(CONFIG, micro_tokens=micro_tokens)))
+        for batch in batches:
+            assert {by_id[i] > limit for i in batch.ids} == {batch.attention_mask is None}
+            assert batch.input_ids.numel() <= micro_tokens or len(batch.ids) == 1
+        assert sorted(i for b in batches for i in b.ids) == sorted(by_id)
+        assert {b.attention_mask is None for b in batches} == {True, False}
+    mixed = one_step(tiny, rows, CONFIG, reference_logps(tiny, rows, CONFIG, None))[1]
+    assert (mixed - packed).norm() <= 1e-4 * packed.norm()
+    monkeypatch.setattr(type(tiny), "uses_flex_attention", True)  # whose mask does not grow like that
+    monkeypatch.setattr(packing, "pack", lambda rows, device, flex: flex)
+    assert list(micro_batches(rows, tiny, replace(CONFIG, micro_tokens=10_000))) == [True]
 
 
 def test_learning_rate_rises_and_falls() -> None:

@@ -313,7 +313,7 @@ def test_rows_name_the_function_and_its_settings() -> None:
 
 def test_terms_of_a_run() -> None:
     assert loss_terms(TrainConfig(nll_weight=0.0)) == {"sigmoid": 1.0}
-    assert loss_terms(TrainConfig(loss="hinge")) == {"hinge": 1.0, "nll": 0.2}
+    assert loss_terms(TrainConfig(loss="hinge")) == {"hinge": 1.0}
     both = TrainConfig(loss={"sigmoid": 0.8, "nll": 0.1}, nll_weight=0.2)
     assert loss_terms(both) == pytest.approx({"sigmoid": 0.8, "nll": 0.3}) and both.loss == {"sigmoid": 0.8, "nll": 0.1}
     assert loss_terms(TrainConfig(loss={"robust": 1, "sigmoid": 1}, label_smoothing=0.1, nll_weight=0.0))

@@ -1,13 +1,19 @@
 """Tokens: no token spans the join of prompt and answer, nothing is cut in silence, the end token is there once."""
 
 import pytest
+import torch
 from tokenizers.normalizers import NFC
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.pairs.pair import Pair
+from dpo_workbench.models.rows import Unfinished
+from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.studies.logps import sum_logps
+from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.packing import pack
-from dpo_workbench.training.tokens import Unfinished, pair_texts, show, tokenize
+from dpo_workbench.training.run import train
+from dpo_workbench.training.tokens import pair_texts, tokenize
 
 
 def test_answer_is_exactly_its_text_and_the_end_token(tiny) -> None:
@@ -45,26 +51,57 @@ def test_answers_of_the_same_tokens_raise(tiny) -> None:
 
 
 def test_a_row_that_is_too_long_raises_and_is_not_cut(tiny) -> None:
-    (row,) = tokenize(tiny, [("r", "ab", ("yes", "no"))], 100)
-    assert tokenize(tiny, [("r", "ab", ("yes", "no"))], row.n_tokens)[0] == row
-    limit = row.n_tokens - 1
-    with pytest.raises(WorkbenchError) as caught:
-        tokenize(tiny, [("r", "a", ("y", "n")), ("long", "ab", ("yes", "no"))], limit)
-    text = str(caught.value)
-    assert (
-        f"at most max_tokens={limit} tokens. Got 1 of 2 rows where this is not so: 'long' ({row.n_tokens} tokens)."
-        in text
-    )
+    """The limit is for the prompt with one of its answers: the longer one, whichever it is."""
+    for answers in (("yes, it is", "no"), ("no", "yes, it is")):
+        (row,) = tokenize(tiny, [("r", "ab", answers)], 100)
+        assert row.length == len(row.prompt_ids) + max(map(len, row.answer_ids)) < row.n_tokens
+        assert tokenize(tiny, [("r", "ab", answers)], row.length)[0] == row
+        limit = row.length - 1
+        with pytest.raises(WorkbenchError) as caught:
+            tokenize(tiny, [("r", "a", ("y", "n")), ("long", "ab", answers)], limit)
+        found = f"Got 1 of 2 rows where this is not so: 'long' ({row.length} tokens)."
+        assert f"at most max_tokens={limit} tokens. {found}" in str(caught.value)
 
 
-@pytest.mark.parametrize(("n_long", "more"), [(5, ""), (8, " and 3 more")])
-def test_all_rows_that_are_too_long_are_counted_and_five_are_named(tiny, n_long: int, more: str) -> None:
+@pytest.mark.parametrize("kind", ["learned positions", "rotary positions"])
+def test_a_row_that_the_model_has_no_positions_for_raises(tiny, tmp_path, kind: str) -> None:
+    sizes = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 0}
+    learned = GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=32, **sizes)
+    narrow = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = learned if kind == "learned positions" else LlamaConfig(**narrow, max_position_embeddings=32, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu", dtype=torch.float32)
+    pairs = Pairs([Pair(f"p{k}", f"{k}", "yes", "no " * n) for k, n in enumerate((5, 40, 5, 50, 5, 60))])
+    with pytest.raises(WorkbenchError, match="into the model's 32 positions. Got 3 of 6 rows where.*: 'p") as caught:
+        train(model, pairs, TrainConfig(held_out=0.5, probes=0), show=False)  # also those that are held out
+    assert sorted(caught.value.rows) == ["p1", "p3", "p5"]
+    with pytest.raises(WorkbenchError, match="Got 3 of 6 rows"):
+        sum_logps(model, [p.prompt for p in pairs], [[p.rejected] for p in pairs])
+    long = list(range(33))
+    if kind == "learned positions":  # what happens without the check
+        with pytest.raises(IndexError):
+            model.network(torch.tensor([long]))
+    else:
+        assert model.network(torch.tensor([long])).logits.isfinite().all()
+
+
+def test_rows_that_break_different_rules_are_reported_together(tiny) -> None:
+    rows = [("empty", "q", (" ", "no")), ("long", "ab " * 50, ("yes", "no")), ("fine", "q", ("yes", "no"))]
+    with pytest.raises(WorkbenchError, match="must have text.*'empty'.*max_tokens=50 tokens.*'long'") as caught:
+        tokenize(tiny, rows, 50)
+    assert caught.value.rows == ["empty", "long"]
+
+
+@pytest.mark.parametrize(("n_long", "more"), [(20, ""), (23, " and 3 more")])
+def test_all_rows_that_are_too_long_are_counted_and_twenty_are_named(tiny, n_long: int, more: str) -> None:
     texts = [(f"long{k}", "ab " * (5 + k), ("yes", "no")) for k in range(n_long)]
     with pytest.raises(WorkbenchError) as caught:
         tokenize(tiny, [("short", "a", ("y", "n")), *texts], 8)
     text = str(caught.value)
     assert f"Got {n_long} of {n_long + 1} rows where this is not so: 'long0' (" in text
-    assert [f"'long{k}' (" in text for k in range(n_long)] == [k < 5 for k in range(n_long)]
+    assert [f"'long{k}' (" in text for k in range(n_long)] == [k < 20 for k in range(n_long)]
+    assert caught.value.rows == [f"long{k}" for k in range(n_long)]
     assert f"{more}. Raise max_tokens" in text and "short" not in text
 
 
@@ -96,13 +133,6 @@ def test_unfinished_answer_gets_no_end_token(tiny) -> None:
 def test_unfinished_answer_of_one_token_is_an_answer(tiny) -> None:
     (row,) = tokenize(tiny, [("r", "ab", ("yes: 1", Unfinished("x")))], 100)
     assert len(row.answer_ids[1]) == 1
-
-
-def test_show_decodes_what_is_scored(tiny) -> None:
-    (row,) = tokenize(tiny, [("r", "ab", ("yes", Unfinished("no")))], 100)
-    text = show(tiny, row)
-    assert "no loss): '<|user|>ab<|answer|>'" in text
-    assert "scored): 'yes<|end|>'" in text and "scored): 'no'" in text
 
 
 def test_an_unfinished_rejected_answer_of_a_pair_gets_no_end_token(tiny) -> None:
