@@ -106,13 +106,20 @@ def trl(shape: str, dtype: str, epochs: int) -> dict:
 
     model = load(dtype)
     begun = time.monotonic()
-    trainer = trl_trainer(model, shape, dtype, epochs)
+    trainer = trl_trainer(model, texts(model.tokenizer, shape), SHAPES[shape][2], dtype, epochs)
     trainer.train()
     seconds = time.monotonic() - begun
     return {"seconds": seconds, "losses": [h["loss"] for h in trainer.state.log_history if "loss" in h]}
 
 
-def trl_trainer(model, shape: str, dtype: str, epochs: int):
+def trl_trainer(model, pairs: list[dict[str, str]], together: int, dtype: str, epochs: int):
+    """TRL's trainer with the arithmetic of `dw.train`: its fused output head, SDPA, no activation checkpointing.
+
+    Args:
+        model: a handle without an adapter. TRL wraps its network.
+        pairs: texts with the keys prompt, chosen and rejected.
+        together: pairs in one forward pass, a divisor of `BATCH`.
+    """
     import datasets
     import torch
     from peft import LoraConfig, get_peft_model
@@ -120,8 +127,8 @@ def trl_trainer(model, shape: str, dtype: str, epochs: int):
 
     config = DPOConfig(
         output_dir="work/trl",
-        per_device_train_batch_size=SHAPES[shape][2],
-        gradient_accumulation_steps=BATCH // SHAPES[shape][2],
+        per_device_train_batch_size=together,
+        gradient_accumulation_steps=BATCH // together,
         num_train_epochs=epochs,
         learning_rate=LR,
         lr_scheduler_type="linear",
@@ -129,6 +136,7 @@ def trl_trainer(model, shape: str, dtype: str, epochs: int):
         gradient_checkpointing=False,
         precompute_ref_log_probs=epochs > 1,
         bf16=dtype == "bf16",
+        fp16=dtype == "fp16",
         use_cpu=device() == "cpu",
         max_length=None,
         logging_steps=1,
@@ -144,13 +152,22 @@ def trl_trainer(model, shape: str, dtype: str, epochs: int):
     return DPOTrainer(
         model=network,
         args=config,
-        train_dataset=datasets.Dataset.from_list(texts(model.tokenizer, shape)),
+        train_dataset=datasets.Dataset.from_list(pairs),
         processing_class=model.tokenizer,
     )
 
 
 def check(shape: str, dtype: str, _epochs: int) -> dict:
-    """Loss and gradient of the first pass on both sides, from an adapter that already differs from its reference."""
+    model = load(dtype)
+    trainer = trl_trainer(model, texts(model.tokenizer, shape), SHAPES[shape][2], dtype, 1)
+    return first_pass(trainer, load(dtype))
+
+
+def first_pass(trainer, model) -> dict:
+    """Loss and gradient of the first pass on both sides, from an adapter that already differs from its reference.
+
+    `model` has the weights that the trainer's model began with, in a network of its own.
+    """
     import torch
 
     from dpo_workbench.training.config import TrainConfig
@@ -158,7 +175,6 @@ def check(shape: str, dtype: str, _epochs: int) -> dict:
     from dpo_workbench.training.losses import Preference
     from dpo_workbench.training.packing import Row, micro_batches
 
-    trainer = trl_trainer(load(dtype), shape, dtype, 1)
     network = trainer.accelerator.unwrap_model(trainer.model)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -175,7 +191,7 @@ def check(shape: str, dtype: str, _epochs: int) -> dict:
     network.zero_grad()
     moved = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
 
-    model = load(dtype).with_new_adapter(seed=0)
+    model = model.with_new_adapter(seed=0)
     mine = dict(model.network.named_parameters())
     with torch.no_grad():
         for name, value in moved.items():
@@ -183,9 +199,8 @@ def check(shape: str, dtype: str, _epochs: int) -> dict:
     rows = [
         Row(str(i), tuple(r["prompt_ids"]), (tuple(r["chosen_ids"]), tuple(r["rejected_ids"])))
         for i, r in enumerate(trainer.train_dataset)
-    ][: SHAPES[shape][2]]
-    prompt, answer, _ = SHAPES[shape]
-    assert {(len(r.prompt_ids), *map(len, r.answer_ids), r.n_shared) for r in rows} == {(prompt, answer, answer, 0)}
+    ][: trainer.args.per_device_train_batch_size]
+    assert len({(len(r.prompt_ids), *map(len, r.answer_ids), r.n_shared) for r in rows}) == 1 and not rows[0].n_shared
     config = TrainConfig(nll_weight=0.0, micro_tokens=10**6)
     (packed,) = micro_batches(rows, model, config)
     with model.network.disable_adapter(), torch.no_grad():

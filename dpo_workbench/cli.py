@@ -51,11 +51,13 @@ def demo(
     from_scratch: Annotated[bool, typer.Option(help="Also train the fine-tuned starting point.")] = False,
     adapter: shared.AdapterFolder = None,
     quantize: shared.Quantize = None,
+    template: shared.Template = None,
     seed: shared.Seed = 0,
 ) -> None:
     """The whole method: find failures, train with DPO and with a control, test both on held-out prompts, report."""
     folder = out or Path("runs") / f"demo-{Path(model).name}"
     start: dict[str, Any] = {"from_scratch": from_scratch, "adapter": adapter, "quantize": quantize}
+    start["template"] = shared.template_arguments(template)
     result = dw.demo(model, folder, task_name=task, **start, seed=seed)
     shared.say_verdict(result.verdict())
     say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
@@ -90,7 +92,7 @@ def check(
     with redirect_stdout(sys.stderr if as_json else sys.stdout):  # notes, such as "no chat template"
         read = dw.read_pairs(file, mapping=shared.named_values("--map", columns))
         found = dw.find_leaks({file: read.found, against: dw.read_pairs(against).found}) if against else None
-        arguments = shared.named_values("--template", template, shared.json_value)
+        arguments = shared.template_arguments(template)
         flight = None
         if model and read.found:
             flight = dw.preflight(read.found, model, max_tokens=max_tokens, template=arguments)
@@ -119,6 +121,7 @@ def mine(
     target: Annotated[list[str] | None, typer.Option(help="Failure class to pair with better endings.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Skip the first N prompts, for example those of fine-tuning.")] = 0,
     limit: shared.Limit = None,
+    template: shared.Template = None,
     seed: shared.Seed = 0,
     engine: shared.Engine = None,
 ) -> None:
@@ -130,9 +133,11 @@ def mine(
     loaded = dw.load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
-    handle = shared.load(model, adapter, quantize, engine)
+    arguments = shared.template_arguments(template)
+    handle = shared.load(model, adapter, quantize, arguments, engine)
     prompts = loaded.train[skip:][:limit]
-    found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, engine=engine)
+    given = {"engine": engine, "template": arguments if engine else None}
+    found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, **given)
     if target:
         found = dw.branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")
@@ -150,6 +155,7 @@ def train(
     model: shared.ModelName = "nano",
     adapter: shared.AdapterName = None,
     quantize: shared.Quantize = None,
+    template: shared.Template = None,
     task: shared.DevTask = None,
     loss: Annotated[list[str] | None, typer.Option(help="A name in docs/losses.md; or NAME=WEIGHT, repeated.")] = None,
     **settings: Any,
@@ -163,19 +169,33 @@ def train(
     if loss:
         weighted = len(loss) > 1 or "=" in loss[0]
         settings["loss"] = shared.named_values("--loss", loss, float) if weighted else loss[0]
-    config = dw.TrainConfig(**settings)
+    config = dw.TrainConfig(**{name: value for name, value in settings.items() if value is not None})
     loaded = dw.Pairs.load(pairs, dw.load_task(task) if task else None)
     if task is None:
         loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
         if loaded.task is None:
             say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
-    start = shared.load(model, adapter or shipped_adapter(model, loaded.task), quantize)
+    adapter = adapter or shipped_adapter(model, loaded.task)
+    start = shared.load(model, adapter, quantize, shared.template_arguments(template))
     dw.record_run(out, start, loaded, config)
     run = dw.train(start, loaded, config, folder=out)
     run.save(out)
     say(f"{run!r}\nadapter: {out / 'adapter'}")
     if not run.finished:
         raise typer.Exit(130)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="nano, smol, a Hub id (owner/name) or a folder with config.json.")],
+    file: Annotated[Path, typer.Argument(help="Pairs, in any layout that `check` can read.")],
+    gpu: Annotated[str | None, typer.Option(help="Such as T4, L4, A100-40, RTX-4090. Default: this machine.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="Memory of the GPU, if it differs.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 2,
+) -> None:
+    """Will it fit? Memory by part, what to set, and a command to copy. Of the model it reads config.json only."""
+    say(dw.plan(model, file, gpu=gpu, memory_gib=memory_gib, rank=rank, epochs=epochs))
 
 
 @app.command()
@@ -215,29 +235,34 @@ def evaluate(
     task: shared.TaskName = "receipts",
     split: shared.SplitName = "dev",
     limit: shared.Limit = None,
+    template: shared.Template = None,
     seed: shared.Seed = 0,
     engine: shared.Engine = None,
 ) -> None:
     """Answer held-out prompts greedily and count failures by class, with confidence intervals."""
     prompts = dw.load_task(task).split(split)[:limit]
     name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
-    handle = shared.load(model, adapter, quantize, engine)
-    done = dw.evaluate(handle, prompts, name=name, seed=seed, engine=engine)
+    arguments = shared.template_arguments(template)
+    handle = shared.load(model, adapter, quantize, arguments, engine)
+    given = {"engine": engine, "template": arguments if engine else None}
+    done = dw.evaluate(handle, prompts, name=name, seed=seed, **given)
     done.save(out)
     say(f"{done}\nanswers: {out}")
 
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(help="File that `evaluate` wrote, or a run folder.")],
+    before: Annotated[Path, typer.Argument(help="File of `evaluate`, run folder, JSONL, lm-eval or inspect_ai log.")],
     after: Annotated[Path, typer.Argument(help="The same for the model or run that should be better.")],
     out: shared.OptionalOut = None,
     control: Annotated[Path | None, typer.Option(help="The same for a control, such as fine-tuning alone.")] = None,
     base: Annotated[Path | None, typer.Option(help="The same for the model before any training.")] = None,
+    metric: Annotated[str | None, typer.Option(help="The score, for logs that have several.")] = None,
 ) -> None:
     """Compare evaluations of the same prompts: what changed, what got worse; with --out also a report."""
-    arms = {role: shared.load_evaluation(path) for role, path in (("base", base), ("control", control)) if path}
-    first, second = shared.load_evaluation(before), shared.load_evaluation(after)
+    others = {role: path for role, path in (("base", base), ("control", control)) if path}
+    arms = {role: dw.read_evaluation(path, metric=metric) for role, path in others.items()}
+    first, second = dw.read_evaluation(before, metric=metric), dw.read_evaluation(after, metric=metric)
     if first.name == second.name:
         first, second = replace(first, name=f"{first.name} (A)"), replace(second, name=f"{second.name} (B)")
     decided = dw.verdict(first, second, **arms)
@@ -259,6 +284,7 @@ def arms(
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
     out: shared.OptionalOut = None,
+    template: shared.Template = None,
     seed: Annotated[list[int] | None, typer.Option(help="Repeat it for several runs, each from its own start.")] = None,
 ) -> None:
     """Compare DPO with other ways to use the same budget: more SFT, a reward model, best of n, decoding rules.
@@ -267,6 +293,7 @@ def arms(
     """
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
     start: dict[str, Any] = {"model": model, "adapter": adapter, "quantize": quantize}
+    start["template"] = shared.template_arguments(template)
     done = dw.compare(task, tuple(arm or dw.ARMS), **start, split=split, folder=folder, seeds=seed or (0,))
     say(done)
     if "start" in done.arms and {"DPO", "DPO+NLL"} & done.arms.keys():

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,9 @@ OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder fo
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 SplitName = Annotated[str, typer.Option(help="dev while you choose settings; test once, at the end.")]
 Limit = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Use only the first N prompts.")]
+Template = Annotated[
+    list[str] | None, typer.Option(help="An argument of the chat template: enable_thinking=false. Repeat it.")
+]
 Engine = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server that serves --model.")]
 
 
@@ -50,10 +53,18 @@ def train_options(command: Callable[..., None]) -> Callable[..., None]:
     for field in fields(TrainConfig):
         if field.name not in signature.parameters:
             option, how = typer.Option(help=comments.get(field.name)), inspect.Parameter.KEYWORD_ONLY
-            kind = {"default": field.default, "annotation": Annotated[types[field.name], option]}
-            parameters.append(inspect.Parameter(field.name, how, **kind))
+            default, kind = field.default, types[field.name]
+            if field.name == "checkpointing":  # a flag; without it or --no-checkpointing it is auto
+                default, kind = None, bool | None
+            elif field.name == "micro_tokens":
+                kind, option.metavar, option.parser = str, "INTEGER|auto", _whole_number_if_it_is_one
+            parameters.append(inspect.Parameter(field.name, how, default=default, annotation=Annotated[kind, option]))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _whole_number_if_it_is_one(text: str) -> int | str:
+    return int(text) if text.isdigit() else text  # "auto", or what `TrainConfig` refuses
 
 
 def fail(error: Exception) -> NoReturn:
@@ -84,19 +95,13 @@ def say_verdict(verdict: Any) -> None:
     say(f"\n{typer.style(line, bold=True)}\n{rest}\n{verdict.details[-1]}")
 
 
-def load_evaluation(path: Path) -> Any:
-    """What `evaluate` wrote, or the DPO arm of a run folder."""
-    if not path.is_dir():
-        return dw.Evaluation.load(path)
-    files = [path / "evaluations" / f"{name}.json" for name in ("DPO", "DPO+NLL")]
-    found = dw.Evaluation.load(next(filter(Path.is_file, files), files[0]))
-    return replace(found, name=f"{path.name}: {found.name}")
-
-
-def load(name: str | None, adapter: str | None, quantize: str | None, engine: str | None = None) -> Any:
+def load(
+    name: str | None, adapter: str | None, quantize: str | None, template: dict[str, Any], engine: str | None = None
+) -> Any:
     """The loaded model, with its description printed; or with an engine the name of the served model."""
     if engine is None:
-        model = dw.load_model(name or "nano", adapter=adapter if adapter != "none" else None, quantize=quantize)
+        start: dict[str, Any] = {"adapter": adapter if adapter != "none" else None, "quantize": quantize}
+        model = dw.load_model(name or "nano", **start, template=template)
         say(repr(model))
         return model
     if quantize:
@@ -113,6 +118,11 @@ def builtin_task_of(prompts: set[str]) -> Any:
     """The built-in task that has all of these prompts in its training split, or None."""
     tasks = map(dw.load_task, dw.task_names())
     return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
+
+
+def template_arguments(given: list[str] | None) -> dict[str, Any]:
+    """What --template says."""
+    return named_values("--template", given, json_value)
 
 
 def json_value(text: str) -> Any:

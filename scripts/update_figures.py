@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.pairs.checks import CODES
+from dpo_workbench.pairs.codes import CODES
 from dpo_workbench.plots.evaluation import ChangesDisplay
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +25,7 @@ def main() -> None:
     between(DOCS / "sandbox.md", "<!-- results: sandbox -->", sandbox(read("sandbox")))
     between(DOCS / "labelling.md", "<!-- results: label_kill -->", label_kills(read("label_kill")))
     between(DOCS / "evaluation.md", "<!-- results: coverage -->", coverage(read("coverage")))
+    between(DOCS / "plan.md", "<!-- results: plan -->", planned(read("plan")))
     between(DOCS / "models.md", "<!-- results: chat_contract -->", chat_contract(read("chat_contract")))
 
 
@@ -184,6 +185,29 @@ def chat_contract(record: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join([kind + name, *counts])} |")
     n, how = record["texts"], f"seed {record['seed']}, {record['date']}"
     return "\n".join([*lines, "", f"{n} prompts with an answer each, {how}: `{record['command']}`."])
+
+
+def planned(record: dict[str, Any]) -> str:
+    """Foreseen and measured peaks, and figures that others have published."""
+    lines = ["| parameters, rows, checkpointing | plan, GiB | measured, GiB | ratio |", "|---|---|---|---|"]
+    for name, cell in record["settings"].items():
+        size, rows, *checkpointing = name.split("-")
+        rows = {"short": "4 pairs of 200 tokens", "long": "one pair of 1,500 tokens"}[rows]
+        sizes = f"{cell['planned_gib']:.2f} | {cell['measured_gib']:.2f} | {cell['planned_by_measured']:.2f}"
+        lines.append(f"| {size}, {rows}, {'on' if checkpointing else 'off'} | {sizes} |")
+    told = f"`{record['command']}`, {record['date']}, {record['dtype']} on {record['machine']['processor']}, seed 0."
+    lines += [
+        "",
+        told,
+        "",
+        "| published | tokens in a pass | plan, GiB | published, GiB | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for found in record["published"]:
+        sizes = f"{found['planned_gib']} | {found['published_gib']} | {found['planned_by_published']:.2f}"
+        lines.append(f"| {found['method']}, rank {found['rank']} | {found['tokens']:,} | {sizes} |")
+    sources = "; ".join(dict.fromkeys(found["source"] for found in record["published"]))
+    return "\n".join([*lines, "", f"Sources: {sources}."])
 
 
 def coverage(record: dict[str, Any]) -> str:

@@ -2,13 +2,17 @@
 
 import datetime
 import json
+from copy import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 import dpo_workbench as dw
+from dpo_workbench import cli
+from dpo_workbench.cli_shared import template_arguments
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.export.runs import export_merged, export_trl
 from dpo_workbench.mining.branch import _failed_answers
@@ -20,13 +24,17 @@ from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.models.server import Server, ask, connect
 from dpo_workbench.pairs.pair import Pairs
+from dpo_workbench.studies.compare import compare
 from dpo_workbench.studies.logps import answer_rows
+from dpo_workbench.studies.recipe import recipe_for
 from dpo_workbench.studies.reward_model import with_second_end
+from dpo_workbench.studies.study import open_study
 from dpo_workbench.tasks.task import Score, Task
 from dpo_workbench.training.run import record_run, sft, train
 from dpo_workbench.training.tokens import Unfinished, tokenize
 
 CONFIG = dw.TrainConfig(lr=1e-2, batch_size=4, epochs=2, rank=4, alpha=8, probes=2, held_out=0.2)
+RECIPE = replace(recipe_for("smol", "receipts"), sft=CONFIG, sft_prompts=8, probe_prompts=4, test_prompts=4)
 TURNS = (  # as Gemma: the end of a turn is not the tokenizer's eos_token, and texts are trimmed
     "{% for m in messages %}{{ '<|answer|>' if m.role == 'assistant' else '<|user|>' }}{{ m.content | trim }}<|end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|answer|>{% endif %}"
@@ -78,7 +86,7 @@ def test_generation_stops_at_the_end_of_the_turn_and_mining_does_not_call_it_tru
     answers = [a for (a,) in generate(model, prompts, max_new_tokens=60)]
     finished = [a for a in answers if a.finished]
     assert finished and all(a.n_tokens < 60 and "<|end|>" not in a.text for a in finished)
-    blind = replace(model, chat=model.chat.dated(None))
+    blind = replace(model, chat=copy(model.chat))
     blind.chat.stop_ids = [model.tokenizer.eos_token_id]  # negative control: what the tokenizer alone would give
     assert sum(a.finished for (a,) in generate(blind, prompts, max_new_tokens=60)) < len(finished)
     task = Task("t", {k: v.examples for k, v in toy_task.splits.items()}, lambda e, a: Score(1.0), max_new_tokens=60)
@@ -219,6 +227,65 @@ def test_arguments_go_into_exports_and_to_servers(make, toy_pairs, tmp_path, mon
         ask(connect("http://h/v1", handle), ["q"])
     assert [body.get("chat_template_kwargs") for body in sent] == [{"thinking": False}, None, None]
     assert connect("http://h/v1", "m") == Server("http://h/v1", "m")
+
+
+def test_a_study_goes_on_after_midnight_with_the_date_it_began_with(
+    make, make_tiny_folder, toy_task, toy_pairs, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(chat_module, "Date", Clock)
+    name = str(make_tiny_folder(tmp_path / "model", DATED + "{{ '!' if loud }}", eos="<eos>"))
+    given = {"folder": tmp_path / "study", "pairs": toy_pairs, "recipe": RECIPE, "show": False}
+    monkeypatch.setattr(Clock, "now", (2024, 7, 26))
+    first = compare(toy_task, ("start",), model=name, template={"loud": True}, **given)
+    settings = json.loads((first.folder / "settings.json").read_text())
+    assert (settings["template"], settings["date"]) == ({"loud": True}, "2024-07-26")
+    assert "--template loud=true" in json.loads((first.folder / "results.json").read_text())["command"]
+    monkeypatch.setattr(Clock, "now", (2024, 7, 27))
+    same = {"template": {"loud": True}, "pairs": toy_pairs, "recipe": RECIPE, "tune": settings["tune"]}
+    study = open_study(name, toy_task, tmp_path / "study", **same)
+    assert study.base.chat.prompt_text("q").startswith("26 Jul 2024\n") and study.base.chat.prompt_text("q")[-1] == "!"
+    assert study.start.chat.date == "2024-07-26" and study.settings == settings
+    for other in (None, {"loud": False}):
+        with pytest.raises(WorkbenchError, match="holds a run with other settings"):
+            compare(toy_task, ("start",), model=name, template=other, **given)
+    fresh = open_study(name, toy_task, tmp_path / "other", pairs=toy_pairs, recipe=RECIPE)
+    assert fresh.base.chat.date == "2024-07-27"  # another folder begins today
+
+
+def test_side_effects_use_one_template_for_both_models(make, toy_task, monkeypatch) -> None:
+    monkeypatch.setattr(chat_module, "Date", Clock)
+    before = make(DATED)
+    after = replace(before, chat=before.chat.dated("2020-01-02"))
+    kl = next(e for e in dw.side_effects(before, after, toy_task, others=[], prompts=2).effects if "KL" in e.name)
+    assert kl.after == 0  # the same weights, so only the date could make a difference
+
+
+def test_a_served_model_that_is_named_gets_arguments_too(make, toy_task, tmp_path, monkeypatch) -> None:
+    sent = []
+    reply = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
+    monkeypatch.setattr(server, "_send", lambda url, body, timeout: (sent.append(body), (200, json.dumps(reply)))[1])
+    monkeypatch.setattr(server, "_served_names", lambda url: ["m"])
+    given = {"engine": "http://h/v1", "template": {"thinking": False}, "show": False}
+    done, found = dw.evaluate("m", toy_task.test, **given), dw.mine("m", toy_task.train, 1, **given)
+    assert all(body["chat_template_kwargs"] == {"thinking": False} for body in sent) and len(sent) == 16
+    assert done.decoding["template"] == found.settings["template"] == {"thinking": False}
+    for model, engine in ((make(THINKING), "http://h/v1"), (make(THINKING), None)):
+        with pytest.raises(WorkbenchError, match="`template` is for a served model that is named.*dw.load_model"):
+            dw.evaluate(model, toy_task.test, engine=engine, template={"thinking": False})
+
+
+def test_template_arguments_on_the_command_line(make_tiny_folder, tmp_path, toy_pairs) -> None:
+    folder = make_tiny_folder(tmp_path / "model", THINKING + "{{ note }}", eos="<eos>")
+    toy_pairs.save(tmp_path / "pairs.jsonl")
+    options = ["--model", folder, "--template", "thinking=false", "--template", "note=two words", "--epochs", "1"]
+    options += ["--probes", "0", "--held-out", "0", "--adapter", "none", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(cli.app, list(map(str, ["train", tmp_path / "pairs.jsonl", *options])))
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["template"] == {"thinking": False, "note": "two words"}
+    assert template_arguments(['a="3"', "b=3", "c=null", "d=x=y"]) == {"a": "3", "b": 3, "c": None, "d": "x=y"}
+    with pytest.raises(WorkbenchError, match="`--template` takes NAME=VALUE. Got 'thinking'"):
+        template_arguments(["thinking"])
 
 
 def test_join_of_a_model_without_template(make_tiny_folder, tmp_path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,6 +33,21 @@ def free_memory() -> None:
     """Give back what a failed attempt held. Call it outside `except`: inside, the traceback still holds its tensors."""
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def free_bytes(device: Any) -> float:
+    """Memory that is left on a device; infinite if it can't be found out. In a container its limit counts (cgroup)."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
+    info, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if device.type != "cpu" or not info.is_file():
+        return float("inf")
+    free = 1024.0 * int(info.read_text().partition("MemAvailable:")[2].split()[0])
+    limit, used = group / "memory.max", group / "memory.stat"
+    if limit.is_file() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - int(used.read_text().split()[1]))  # its first line counts what is no file cache
+    return free
 
 
 def within_memory(work: Callable[[int], T], size: int, smallest: int, name: str, hopeless: str) -> tuple[T, int]:

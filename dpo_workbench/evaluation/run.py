@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dpo_workbench.models.generation import Answer
     from dpo_workbench.models.loading import Model
 
+NO_SCORE = "no score was given"  # of a row that was read from elsewhere: a person or a model may still judge it
 _FACTS = ("name", "task", "split", "model", "decoding", "seconds", "harm")  # the first line of a saved file
 
 
@@ -69,12 +71,61 @@ class Evaluation:
         seen = Counter(row.id for row in self.rows).most_common(1)
         if seen and seen[0][1] > 1:
             raise WorkbenchError(f"Example ids must differ. Got {seen[0][0]!r} twice in {self.task}/{self.split}.")
-        if not self.scored:
+        if not self.scored and not (self.rows and all(row.explanation == NO_SCORE for row in self.rows)):
             reason = f" (the first: {self.rows[0].explanation})" if self.rows else ""
             raise WorkbenchError(
                 f"An evaluation must have at least one scored answer. Got {len(self.rows)} rows of {self.task}/"
                 f"{self.split}, none scored{reason}. Choose a split with examples, and fix the score function."
             )
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> Evaluation:
+        """Answers of any trainer's model, from a file with one JSON object per line.
+
+        A line has `prompt` and `answer`, and may have `score` (0 to 1, or null), `failure` (a class, or null), `group`
+        and `id`. Without ids, two files are matched by prompt. Where no line has `failure` and all scores are 0 or 1,
+        a 0 is the failure "wrong". A `failure` without a score counts as 0, and null as 1. Answers with neither can
+        still be judged (docs/judge.md).
+
+        Raises:
+            WorkbenchError: lines that can't be read or used, with their number.
+        """
+        try:
+            lines = Path(path).read_bytes().split(b"\n")
+            rows = [json.loads(line) for line in lines if line.strip()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise WorkbenchError(f"Answers must be lines of JSON. Got {path} ({error}). Correct the file.") from error
+        return cls.from_rows(rows, name=name or Path(path).stem, task="answers", source=str(path))
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Any], *, name: str, task: str, source: str) -> Evaluation:
+        """`from_jsonl` for rows in memory. `source` says in messages where they come from."""
+        wrong: dict[str, list[int]] = defaultdict(list)
+        for number, row in enumerate(rows, 1):
+            if problem := _problem(row):
+                wrong[problem].append(number)
+        if wrong or not rows:
+            told = [f"{problem} ({len(found)} rows, the first: {found[0]})" for problem, found in wrong.items()]
+            raise WorkbenchError(
+                "Each row must have texts as `prompt` and `answer`, and may have a score from 0 to 1. Got "
+                f"{'; '.join(told) or 'no rows'} in {source}. Correct these rows."
+            )
+        binary = {row.get("score") for row in rows} <= {0, 1, None} and not any("failure" in row for row in rows)
+        seen: Counter[str] = Counter()
+        made = []
+        for row in rows:
+            key = hashlib.sha256(row["prompt"].encode("utf-8", "surrogatepass")).hexdigest()[:12]
+            seen[key] += 1
+            value, failure = row.get("score"), row.get("failure")
+            if "failure" in row and "score" not in row:
+                value = failure is None
+            if binary and value == 0:
+                failure = "wrong"
+            asked = (str(row.get("id", f"{key}-{seen[key]}")), str(row.get("group") or key), row["prompt"])
+            why = row.get("explanation") or (NO_SCORE if value is None else "")
+            value = None if value is None else float(value)
+            made.append(Judged(*asked, row["answer"], int(row.get("n_tokens") or 0), True, value, failure, why))
+        return cls(name, task, "", "", {}, tuple(made))
 
     @cached_property
     def scored(self) -> tuple[Judged, ...]:
@@ -155,6 +206,8 @@ class Evaluation:
             ) from error
 
     def __str__(self) -> str:
+        if not self.scored:
+            return f"{self.name}: {self.task}/{self.split}, {len(self.rows)} answers without scores"
         unscored = f", {self.n_unscored} could not be scored" if self.n_unscored else ""
         lines = [
             f"{self.name}: {self.task}/{self.split}, {self.n} answers scored{unscored}, "
@@ -169,6 +222,17 @@ class Evaluation:
         return "\n".join([*lines, sees_line(self.n, 0.2, ", if 20 % of them change")])
 
     __repr__ = __str__
+
+
+def _problem(row: Any) -> str:
+    """Why `Evaluation.from_rows` can't use a row, or ""."""
+    texts = [row.get(name) for name in ("prompt", "answer")] if isinstance(row, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        return "no text as `prompt` or `answer`"
+    score, failure = row.get("score"), row.get("failure")
+    if score is not None and not (isinstance(score, (int, float)) and 0 <= score <= 1):  # NaN too
+        return f"a `score` of {score!r}"[:60]
+    return "" if failure is None or (isinstance(failure, str) and failure) else "a `failure` that is no text"
 
 
 def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
@@ -209,6 +273,7 @@ def evaluate(
     seed: int = 0,
     repetition_penalty: float = 1.0,
     engine: str | None = None,
+    template: dict[str, Any] | None = None,
     show: bool = True,
 ) -> Evaluation:
     """Let `model` answer each prompt of `split` once, and score the answers with the split's task.
@@ -218,7 +283,7 @@ def evaluate(
         split: held-out examples, such as `task.test`.
         name: label of the arm; by default the model's name.
         temperature: 0 decodes greedily. `repetition_penalty` is explained at `generate`.
-        max_new_tokens, engine: as in `mine`.
+        max_new_tokens, engine, template: as in `mine`.
         show: show a progress bar, and a line about answers that could not be scored.
     """
     from dpo_workbench.models.server import draw
@@ -235,9 +300,11 @@ def evaluate(
     }
     start = time.monotonic()
     with progress(len(split), "answers", show) as advance:
-        drawn, served = draw(model, [e.prompt for e in split], engine=engine, **decoding, on_answers=advance)
+        prompts = [e.prompt for e in split]
+        drawn, served = draw(model, prompts, engine=engine, template=template, **decoding, on_answers=advance)
     if served:
-        label, decoding["engine"] = served["model"], served["engine"]
+        label = served.pop("model")
+        decoding |= served
     else:
         handle = cast("Model", model)
         label = f"{handle.name}+{handle.adapter}" if handle.adapter else handle.name
@@ -261,5 +328,5 @@ def judge(task: Task, example: Example, answer: Answer) -> Judged:
     """Score one answer. If the score function raises, the row has no score and counts as neither right nor wrong."""
     score, explanation = task.try_score(example, answer.text, finished=answer.finished)
     value, failure = (float(score.value), score.failure) if score else (None, None)
-    asked, answered = (example.id, example.group, example.prompt), (answer.text, answer.n_tokens, answer.finished)
-    return Judged(*asked, *answered, value, failure, explanation)
+    asked = (example.id, example.group, example.prompt_as_text)
+    return Judged(*asked, answer.text, answer.n_tokens, answer.finished, value, failure, explanation)

@@ -14,7 +14,7 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder, write_json, write_text
 from dpo_workbench.models.adapter import dequantized_and_merged
 from dpo_workbench.models.loading import Model, load_adapter, load_model
-from dpo_workbench.pairs.pair import Pair, Pairs
+from dpo_workbench.pairs.pair import Pair, Pairs, pair_rows
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import hold_out
 from dpo_workbench.training.loop import learning_rate
@@ -117,11 +117,11 @@ def _steps(rows: Sequence[Row], config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def _pair_lines(pairs: Sequence[Pair], rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
-    """Each pair as text and as token ids. Weights are scaled to a mean of 1, as in training."""
+    """Each pair as text, or messages, and as token ids. Weights are scaled to a mean of 1, as in training."""
     mean = sum(pair.weight for pair in pairs) / len(pairs)
-    for pair, row in zip(pairs, rows, strict=True):
+    for pair, row, plain in zip(pairs, rows, pair_rows(pairs), strict=True):
         chosen_ids, rejected_ids = row.answer_ids
-        texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        texts = {name: plain[name] for name in ("prompt", "chosen", "rejected")}
         ids = {"prompt_ids": row.prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
         yield {"id": pair.id, "weight": pair.weight / mean, **texts, **ids}
 

@@ -59,7 +59,8 @@ def answer_key(text: str) -> str:
 
 def item_key(pair: Pair) -> str:
     """Content hash of a pair. It is the same whichever of the two answers is called chosen."""
-    return answer_key("\0".join([pair.prompt.strip(), *sorted((answer_key(pair.chosen), answer_key(pair.rejected)))]))
+    answers = sorted((answer_key(pair.chosen), answer_key(pair.rejected)))
+    return answer_key("\0".join([pair.prompt_as_text.strip(), *answers]))
 
 
 def replay(events: Iterable[Event]) -> list[Event]:

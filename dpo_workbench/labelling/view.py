@@ -19,7 +19,7 @@ def card(session: Session) -> dict[str, str]:
     criteria = f"<details><summary>Rubric {escape(rubric.version)}</summary>{pre(rubric.criteria)}</details>"
     return {
         "status": f'<p role="status" aria-live="polite">{escape(session.status())}</p>',
-        "prompt": f"<h3>{escape(rubric.question)}</h3>{box(escape(session.pair.prompt))}",
+        "prompt": f"<h3>{escape(rubric.question)}</h3>{box(escape(session.pair.prompt_as_text))}",
         "a": "<h4>Answer A</h4>" + answer_html(a, b, rubric.show_as),
         "b": "<h4>Answer B</h4>" + answer_html(b, a, rubric.show_as),
         "rubric": criteria if rubric.criteria else "",
@@ -55,7 +55,7 @@ def text_card(session: Session) -> str:
     """The current item for a terminal. Control characters are written out, so they cannot steer it."""
     a, b = session.answers
     lines = [f"--- {session.status()}", session.rubric.question]
-    for title, text in (("Prompt", session.pair.prompt), ("A", a), ("B", b)):
+    for title, text in (("Prompt", session.pair.prompt_as_text), ("A", a), ("B", b)):
         lines += ["", f"[{title}]", text]
     if session.strength or session.note:
         lines.append(f"Saved with your vote: strength {session.strength or 'not set'}, note {session.note!r}")

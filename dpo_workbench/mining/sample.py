@@ -172,6 +172,7 @@ def mine(
     max_new_tokens: int | None = None,
     seed: int = 0,
     engine: str | None = None,
+    template: dict[str, Any] | None = None,
     show: bool = True,
 ) -> Found:
     """Sample `samples` answers to each prompt and score them with the task.
@@ -187,6 +188,7 @@ def mine(
         max_new_tokens: the token limit; by default the task's.
         engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
             generates here.
+        template: with an engine and the name of a model, arguments of its chat template; a handle has its own.
     """
     if not len(split):
         raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")
@@ -197,7 +199,8 @@ def mine(
     task, prompts = split.task, [example.prompt for example in split]
     limit = max_new_tokens or task.max_new_tokens
     with progress(len(split) * (samples + greedy), "mining", show) as advance:
-        decoding: dict[str, Any] = {"engine": engine, "max_new_tokens": limit, "seed": seed, "on_answers": advance}
+        decoding: dict[str, Any] = {"engine": engine, "template": template, "max_new_tokens": limit, "seed": seed}
+        decoding["on_answers"] = advance
         answers, served = draw(model, prompts, samples=samples, temperature=temperature, **decoding)
         if greedy:
             first, _ = draw(model, prompts, **decoding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,13 +14,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.models.families import decoder
 
 # Settings of a saved adapter that do not change what its matrices mean, or that are checked elsewhere.
 HARMLESS = (
@@ -27,6 +28,8 @@ HARMLESS = (
     "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "layers_to_transform",
     "layers_pattern", "target_parameters", "rank_pattern", "alpha_pattern", "megatron_config", "eva_config",
 )  # fmt: skip
+BASE = "dpo_workbench_base"  # the base record's key in the metadata of adapter_model.safetensors
+SIZES = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 PLAIN_STARTS = ("gaussian", "orthogonal", "eva")  # `init_lora_weights` that left the base weights as they were
 
 
@@ -41,11 +44,8 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         rank, alpha: LoRA's r, and its scale times r.
         seed: for the random A matrices.
     """
-    kind, excluded = str(causal_lm(network).config.model_type), None
-    if any(mark in kind for mark in ("mamba", "falcon_h1", "nemotron_h")):
-        excluded = ["out_proj", "conv1d"]  # the kernels of Mamba blocks read their weights past any adapter
-    elif kind == "phimoe":
-        excluded = ["router"]  # a linear layer that returns three tensors
+    adapted = isinstance(network, PeftModel)
+    excluded = next(iter(network.peft_config.values())).exclude_modules if adapted else _without_adapter(network)
     transposed = any(isinstance(module, Conv1D) for module in network.modules())  # GPT-2
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules="all-linear", exclude_modules=excluded, task_type="CAUSAL_LM",
@@ -57,10 +57,26 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
         # On mixtures of experts PEFT sets patterns for expert layers that this adapter does not cover.
         warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         torch.manual_seed(seed)
-        if isinstance(network, PeftModel):
+        if adapted:
             network.add_adapter(name, config)
             return network
         return get_peft_model(network, config, adapter_name=name)
+
+
+def _without_adapter(causal: Any) -> list[str] | None:
+    """The linear layers, next to the output head, that get no adapter; None if there are none."""
+    text, head = set(decoder(causal).modules()), causal.get_output_embeddings()
+    # The kernels of Mamba blocks read these weights past any adapter.
+    mamba = any(mark in causal.config.model_type for mark in ("mamba", "falcon_h1", "nemotron_h"))
+    return [
+        name for name, module in causal.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+        and (
+            module not in text or "embed_tokens_extend" in name  # image and audio towers; Phi-4's are in its decoder
+            or type(module).__name__.endswith(("Router", "GroupedLinear"))  # not a plain product with the weight
+            or (mamba and name.endswith(("out_proj", "conv1d")))
+        )
+    ] or None  # fmt: skip
 
 
 def causal_lm(network: nn.Module) -> Any:
@@ -102,8 +118,8 @@ def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor
         )
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and settings of an adapter folder that PEFT or `Model.save` wrote.
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any] | None]:
+    """Weights, settings and base record of an adapter folder that PEFT (without a record) or `Model.save` wrote.
 
     Raises:
         WorkbenchError: a file is missing or damaged, or the adapter is a variant of LoRA that is not supported.
@@ -116,13 +132,20 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 "Name the folder that `run.model.save(...)` or PEFT wrote."
             )
     try:
-        tensors, settings = load_file(weights), json.loads(config.read_text(encoding="utf-8"))
-    except (SafetensorError, ValueError) as error:
+        settings = dict(json.loads(config.read_text(encoding="utf-8")))
+        with safe_open(weights, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            base = json.loads((file.metadata() or {}).get(BASE, "null"))
+    except (SafetensorError, ValueError, TypeError) as error:
         raise WorkbenchError(
             f"An adapter's files must be complete. {folder}: {error}. Copy the adapter again, or train it again."
         ) from error
-    if not tensors:
-        raise WorkbenchError(f"An adapter must have weights. {weights} holds none. Save the adapter again.")
+    empty = [key for key, values in tensors.items() if not values.numel()]
+    if empty or not tensors:
+        raise WorkbenchError(
+            f"An adapter must have weights. {weights} holds {len(tensors)} tensors, {len(empty)} of them empty. Save "
+            "it again; with DeepSpeed ZeRO-3, gather the weights first."
+        )
     # With other settings or tensors the weights mean something else than W + alpha / r * B A, or replace base weights.
     defaults = LoraConfig().to_dict()
     variants = [
@@ -136,7 +159,34 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"An adapter must be plain LoRA with one rank. Got {variants[0]} in {folder}. Merge it into its model with "
             "PEFT and load the merged folder."
         )
-    return tensors, settings
+    return tensors, settings, base
+
+
+def base_record(network: nn.Module) -> dict[str, list[Any]]:
+    """What tells a base model from others: its sizes, and by name a sample of numbers from its weights.
+
+    These are one number from each of 256 embeddings, mostly of frequent tokens, which full fine-tuning changes, and
+    two from every other weight. Quantized weights are left out; the others are those of the unquantized model.
+    """
+    causal = causal_lm(network)
+    embeddings, config = causal.get_input_embeddings().weight, causal.config.get_text_config()
+    k = torch.arange(256)
+    samples = {"embeddings": embeddings[4 * k % embeddings.shape[0], 37 * k % embeddings.shape[1]]}
+    for name, values in causal.named_parameters():
+        if "lora_" not in name and values.is_floating_point() and values.dtype.itemsize > 1:
+            third = max(1, values.numel() // 3)
+            samples[name.replace(".base_layer", "")] = values.flatten()[third::third][:2]
+    sizes = {key: [getattr(config, key, None)] for key in SIZES}
+    return sizes | {name: [float(f"{x:.6g}") for x in values.tolist()] for name, values in samples.items()}
+
+
+def base_differences(record: dict[str, list[Any]], other: dict[str, list[Any]]) -> list[str]:
+    """Names of the values that two records share and that differ by more than rounding to 16 bits."""
+
+    def same(a: Any, b: Any) -> bool:
+        return a == b or (isinstance(a, float) and math.isclose(a, b, rel_tol=2**-8, abs_tol=1e-7))
+
+    return [name for name in record if name in other and not all(map(same, record[name], other[name]))]
 
 
 def check_patterns(network: PeftModel, name: str, settings: dict[str, Any]) -> None:

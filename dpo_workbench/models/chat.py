@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Sequence
 from copy import copy
 from datetime import date as Date
 from functools import cached_property
@@ -19,13 +18,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.pairs.messages import Prompt, messages_of
 
-Prompt = str | Sequence[Any]  # the text of one user turn, or messages: dicts with role and content, or (role, content)
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-NOT_TEXT = (  # keys of a message that can't be trained on, unless they are null or empty
-    *("tool_calls", "function_call", "tool_call_id", "image", "images", "video", "videos", "audio"),
-    *("reasoning_content", "reasoning", "thinking"),
-)
 PROBLEMS = {  # kinds of problems that `Chat.check` reports
     "prompt": "have a prompt of which the template drops or rewrites a message",
     "answer": "are written with changed white space or thinking; training uses what the template writes",
@@ -42,35 +36,6 @@ PLAIN = (  # of models that have no template: a prompt of one turn, and the answ
 )
 MARK = "9071370917"  # in place of a message, to see what a template writes around it; no filter changes digits
 _OPEN_THINKING = re.compile(r"<(think\w*|reason\w*)>\s*$")
-
-
-def read_messages(prompt: Prompt) -> list[dict[str, str]]:
-    """The messages of a prompt, with role and content only. `developer` is a newer name of `system`.
-
-    Raises:
-        WorkbenchError: not messages of a known role with text only, or the last one is not from the user.
-    """
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    found = []
-    for k, given in enumerate(prompt):
-        message = dict(zip(("role", "content"), given, strict=False)) if isinstance(given, (tuple, list)) else given
-        if not isinstance(message, dict):
-            raise WorkbenchError(f"A prompt must be text or messages. Message {k} is {given!r:.60}.")
-        if extra := [key for key in NOT_TEXT if message.get(key)]:
-            raise WorkbenchError(f"Messages must be text only. Message {k} has {extra[0]!r}. Drop this row.")
-        role, content = ROLES.get(str(message.get("role"))), message.get("content")
-        if role is None:
-            raise WorkbenchError(f"A role must be one of {', '.join(ROLES)}. Message {k} has {message.get('role')!r}.")
-        if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-            content = "".join(str(part.get("text") or "") for part in content)
-        if not isinstance(content, str):
-            raise WorkbenchError(f"The content of a message must be text. Message {k} has {content!r:.60}.")
-        found.append({"role": role, "content": content})
-    if not found or found[-1]["role"] != "user":
-        last = found[-1]["role"] if found else "no message"
-        raise WorkbenchError(f"The last message of a prompt must be from the user. Got {last}.")
-    return found
 
 
 class Chat:
@@ -121,8 +86,10 @@ class Chat:
 
     def dated(self, date: str | None) -> Chat:
         """The same with another date, where the template prints one and a date is given."""
+        if self.date is None or date in (None, self.date):
+            return self
         other = copy(self)
-        other.date = self.date and (date or self.date)
+        other.date = date
         return other
 
     def prompt_text(self, prompt: Prompt) -> str:
@@ -181,12 +148,14 @@ class Chat:
 
     def _messages(self, prompt: Prompt) -> list[dict[str, str]]:
         """The messages as the model can take them: system text in the first user turn if there is no such role."""
-        messages = read_messages(prompt)
+        messages = messages_of(prompt)
         system = [m["content"] for m in messages if m["role"] == "system"]
         if not system or self.has_system_role:
             return messages
-        first, *rest = (m for m in messages if m["role"] != "system")
-        return [{**first, "content": "\n\n".join([*filter(str.strip, system), first["content"]])}, *rest]
+        rest = [m for m in messages if m["role"] != "system"]
+        first = next(m for m in rest if m["role"] == "user")
+        first["content"] = "\n\n".join([*filter(str.strip, system), first["content"]])
+        return rest
 
     @cached_property
     def has_system_role(self) -> bool:
@@ -246,7 +215,7 @@ class Chat:
         """
         messages = self._messages(prompt)
         for said in (messages, messages[-1:]):
-            start, whole = self.prompt_text(said), self._render(said, answer)
+            start, whole = self._render(said, generate=True) + self._header, self._render(said, answer)
             if whole.startswith(start) and whole.endswith(self._tail):
                 return whole[len(start) : len(whole) - len(self._tail)] + self._lead
         return None

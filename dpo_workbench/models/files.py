@@ -14,16 +14,13 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.embedded import nano_folder, smol_folder
+from dpo_workbench.models.families import check_family
 
 # ChatML without the default system message of SmolLM2's own template, which costs 20 tokens and short tasks don't need.
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-REFUSED = {  # model_type in config.json: why
-    **dict.fromkeys(("llama4", "llama4_text", "mllama", "modernbert-decoder"), "its last hidden state can't be read"),
-    **dict.fromkeys(("rwkv", "xlstm", "recurrent_gemma"), "it ignores the attention mask, so prompts can't be padded"),
-}
 
 
 def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weights: bool = False) -> tuple[Chat, Any]:
@@ -40,14 +37,9 @@ def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weigh
         WorkbenchError: the model cannot be found, read or trained; the message names other ways to get a model.
     """
     name = str(name)
-    source = nano_folder() if name == "nano" else smol_folder(weights) if name == "smol" else _check(name, weights)
+    config = read_config(name, weights)
+    source = config.name_or_path
     with readable(name):
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type in REFUSED:
-            raise WorkbenchError(
-                f"A model's architecture must be one that can be trained here. {name!r} is {config.model_type}: "
-                f"{REFUSED[config.model_type]}. Choose another model."
-            )
         tokenizer = AutoTokenizer.from_pretrained(source)
         try:
             generation = GenerationConfig.from_pretrained(source)
@@ -58,6 +50,15 @@ def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weigh
     if not tokenizer.chat_template:
         print(f"{name}: no chat template; a prompt is plain text, and the answer follows it directly")
     return Chat(tokenizer, template, generation), config
+
+
+def read_config(name: str, weights: bool = False) -> Any:
+    """The config alone, as in `load_chat`."""
+    source = nano_folder() if name == "nano" else smol_folder(weights) if name == "smol" else _check(name, weights)
+    with readable(name):
+        config = AutoConfig.from_pretrained(source)
+    check_family(config, name)
+    return config
 
 
 def max_positions(config: Any) -> int:

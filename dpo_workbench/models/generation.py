@@ -16,6 +16,7 @@ from dpo_workbench.common.memory import within_memory
 from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.decoding import Answer, Sampler, check_decoding
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Prompt
 
 ROWS = 64  # answers in one batch
 CHECK_EVERY = 16  # steps between two looks at which answers have finished; on a GPU each look waits for the device
@@ -34,7 +35,7 @@ class Decoding:
 
 def generate(
     model: Model,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     samples: int = 1,
     temperature: float = 0.0,
@@ -49,7 +50,7 @@ def generate(
 
     Args:
         model: the handle to sample from.
-        prompts: at least one.
+        prompts: at least one; each a text, or messages with their roles.
         samples: answers for each prompt; more than one needs a temperature above 0.
         temperature: 0 takes the most likely token (greedy decoding).
         max_new_tokens: an answer that has not finished by then is cut off.
@@ -178,7 +179,7 @@ def _has_kv_cache(network: nn.Module) -> bool:
     causal = causal_lm(network)
     parameters = inspect.signature(causal.forward).parameters
     layer_types = getattr(causal.config.get_text_config(), "layer_types", None) or []
-    attention_only = all(kind.endswith("attention") and kind != "linear_attention" for kind in layer_types)
+    attention_only = all(k.endswith("attention") and "linear" not in k and "compressed" not in k for k in layer_types)
     return attention_only and ("past_key_values" in parameters or "cache" in parameters)
 
 

@@ -209,16 +209,19 @@ class Model:
             dtype: of the weights in the file; None keeps fp32, bf16 halves the size.
         """
         name = self._require_adapter()
-        # nano and smol are loaded from folders of this machine, so their public names are recorded instead
-        base = {"nano": "nano", "smol": SMOL_HUB_ID}.get(self.name, self.source)
         config = self.network.peft_config[name].to_dict()  # type: ignore[index, union-attr, operator]
-        config |= {"base_model_name_or_path": base, "inference_mode": True}
+        config |= {"base_model_name_or_path": self._public_source(), "inference_mode": True}
         with replace_folder(Path(folder)) as fresh:
             tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
-            save_file(tensors, fresh / "adapter_model.safetensors")
+            metadata = {"format": "pt", lora.BASE: json.dumps(lora.base_record(self.network))}
+            save_file(tensors, fresh / "adapter_model.safetensors", metadata)
             text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else v.item(), indent=1)
             (fresh / "adapter_config.json").write_text(text, encoding="utf-8")
         return Path(folder)
+
+    def _public_source(self) -> str:
+        """The source, or for nano and smol, which are loaded from folders of this machine, their public names."""
+        return {"nano": "nano", "smol": SMOL_HUB_ID}.get(self.name, self.source)
 
     def __repr__(self) -> str:
         seen = f"adapter {self.adapter}" if self.adapter else "no adapter"
@@ -284,7 +287,20 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
             f"`adapter` must be a folder or the name of a shipped adapter. Got {str(adapter)!r}. "
             f"Shipped for {model.name!r}: {', '.join(n.removeprefix(prefix) for n in sorted(names)) or 'none'}."
         )
-    tensors, config = lora.read_adapter(folder)
+    tensors, config, base = lora.read_adapter(folder)
+    trained_on = config.get("base_model_name_or_path")
+    own = lora.base_record(model.network)
+    if base and (differ := lora.base_differences(base, own)):
+        raise WorkbenchError(
+            f"An adapter must be loaded on the model that it was trained on. {folder} was trained on {trained_on!r}, "
+            f"from which {model.name!r} differs in {len(differ)} places, such as {differ[0]}. Load {trained_on!r} with "
+            f"this adapter, or train a new adapter on {model.name!r}."
+        )
+    if base and len(base) != len(own):  # quantized weights are not in a record
+        weights = "4-bit" if len(base) < len(own) else "unquantized"
+        print(f"{folder} was trained on {weights} weights of this model: its answers here are slightly different")
+    if not base and trained_on not in (None, model.name, model._public_source()):
+        print(f"{folder} has no record of its base to check: it names {trained_on!r}, and this is {model.name!r}")
     handle = replace(model, _adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
     lora.check_patterns(handle.network, handle._require_adapter(), config)  # type: ignore[arg-type]
     # An adapter may cover only some of the layers. On the others the new adapter changes nothing.

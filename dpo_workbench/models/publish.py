@@ -34,7 +34,9 @@ def save_run(folder: Path, model: Model, records: dict[str, Any]) -> Path:
             write_text(fresh / "chat_template.jinja", model.chat.template)
     chat = {**model.chat.settings, "has_template": bool(model.tokenizer.chat_template)}
     versions = {name: v for name, v in describe().items() if name in ("python", "torch", "transformers", "peft")}
-    write_json(folder / RECORDS, {**records, "chat": chat, "versions": {"dpo_workbench": __version__, **versions}})
+    records |= {"chat": chat, "versions": {"dpo_workbench": __version__, **versions}}
+    records["weights"] = f"{model.quantize} {str(model.dtype)[6:]}".removeprefix("None ")
+    write_json(folder / RECORDS, records)
     return folder
 
 
@@ -73,10 +75,10 @@ def publish(
     root = Path(run_folder)
     inside = (root / name for name in ("dpo", "dpo+nll"))  # of a demo
     folder = next((path for path in inside if (path / RECORDS).is_file()), root)
-    records = _read(folder / RECORDS, *NAMES, "config", "chat", "versions")
+    records = _read(folder / RECORDS, *NAMES, "config", "chat", "versions", "weights")
     if not records["finished"]:
         raise WorkbenchError(f"Only a finished run is published. {folder} was interrupted. Run its command again.")
-    adapter, settings = read_adapter(folder / "adapter")
+    adapter, settings, _ = read_adapter(folder / "adapter")
     if broken := [name for name, tensor in adapter.items() if not tensor.isfinite().all()]:
         raise WorkbenchError(f"A published adapter must be finite. {broken[0]} in {folder} is not. Train it again.")
     base = str(settings.get("base_model_name_or_path"))

@@ -10,7 +10,8 @@ from itertools import chain
 from os.path import commonprefix
 
 from dpo_workbench.common.errors import WorkbenchError, listed
-from dpo_workbench.models.chat import Chat, Prompt
+from dpo_workbench.models.chat import Chat
+from dpo_workbench.pairs.messages import Prompt
 from dpo_workbench.pairs.preference import Pair
 
 

@@ -8,7 +8,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -20,6 +20,7 @@ from dpo_workbench.models.decoding import Answer, check_decoding
 from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Prompt, messages_of
 
 CONCURRENT = 32  # requests that the server has at one time
 TIMEOUT = 600.0  # seconds that a request may take, including its wait in the server's queue
@@ -46,23 +47,30 @@ class Server:
 
 def draw(
     model: Model | str | None,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     engine: str | None,
+    template: dict[str, Any] | None = None,
     repetition_penalty: float = 1.0,
     **settings: Any,
-) -> tuple[list[list[Answer]], dict[str, str]]:
+) -> tuple[list[list[Answer]], dict[str, Any]]:
     """Answers from the model in memory, or from a server: `generate` with one more argument.
 
     Args:
         model: a handle; with an engine it may also be the name of the served model, or None if only one is served.
         engine: None, or the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
+        template: arguments of the chat template of a model that is named; a handle has its own (see `load_model`).
         prompts, repetition_penalty, settings: as in `generate`; the API has no repetition penalty.
 
     Returns:
         The answers in the order of the prompts, and what a result should say about the server: `engine`, its address,
-        and `model`, the served name; empty without an engine.
+        `model`, the served name, and `template`, if it has arguments; empty without an engine.
     """
+    if template and (engine is None or isinstance(model, Model)):
+        raise WorkbenchError(
+            f"`template` is for a served model that is named. Got {template} for {model!r}. Load the model with them: "
+            "`dw.load_model(name, template={...})`."
+        )
     if engine is None:
         if model is None or isinstance(model, str):
             raise WorkbenchError(
@@ -76,7 +84,9 @@ def draw(
             "this arm on a loaded model, without an engine."
         )
     server = connect(engine, model)
-    return ask(server, prompts, **settings), {"engine": server.url, "model": server.model}
+    server = replace(server, template=template or server.template)
+    told = {"engine": server.url, "model": server.model, "template": server.template}
+    return ask(server, prompts, **settings), {key: value for key, value in told.items() if value}
 
 
 def connect(engine: str, model: Model | str | None) -> Server:
@@ -119,7 +129,7 @@ def connect(engine: str, model: Model | str | None) -> Server:
 
 def ask(
     server: Server,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     samples: int = 1,
     temperature: float = 0.0,
@@ -129,7 +139,7 @@ def ask(
 ) -> list[list[Answer]]:
     """Sample answers at a server, one request for each.
 
-    Each prompt is one user message at the chat endpoint, and **the server applies its own chat template** (for `smol`
+    Each prompt goes to the chat endpoint as messages, and **the server applies its own chat template** (for `smol`
     that adds a system message; docs/server.md shows how to serve the same template). Each sample has its own seed.
     Arguments and result are those of `generate`. `Answer.n_tokens` is the server's `usage`.
 
@@ -138,13 +148,14 @@ def ask(
     """
     check_decoding(samples, temperature, max_new_tokens)
 
+    messages = [messages_of(prompt) for prompt in prompts]
+
     def one(k: int) -> tuple[int, Answer]:
-        message = {"role": "user", "content": prompts[k // samples]}
         settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
         settings["seed"] = (seed * 1_000_003 + k) % 2**31
         if server.template:
             settings["chat_template_kwargs"] = server.template
-        return k, _chat(server.url, {"model": server.model, "messages": [message], **settings})
+        return k, _chat(server.url, {"model": server.model, "messages": messages[k // samples], **settings})
 
     drawn: dict[int, Answer] = {}
     # The threads of a ThreadPool are daemons: after an error or Ctrl-C nothing waits for the requests in progress.
@@ -177,7 +188,7 @@ def _chat(url: str, request: dict[str, Any]) -> Answer:
         problem, advice = f"{status} {text}", _ADVICE.get(status, "Look at its log.")
         if status < 500 and status not in (408, 409, 429):
             break
-    prompt = request["messages"][0]["content"]
+    prompt = request["messages"][-1]["content"]
     raise WorkbenchError(f"The server at {url} must answer. To {prompt[:40]!r} it says: {_clean(problem)}. {advice}")
 
 

@@ -13,25 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_workbench.pairs.checks import Note, Refusal
+from dpo_workbench.pairs.codes import Note, Refusal
+from dpo_workbench.pairs.messages import KEYS, Message, Turns, are_messages, as_prompt, check_text_only, read_messages
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
 IMPLICIT = object()  # in place of a prompt: both answers begin with it
 SHORT = 4  # an implicit prompt must have at least 1/SHORT of the characters of the longer answer
-_SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
 _OPENING = re.compile(r"[ \t]*(?:```\w*|[\[({<]+|<[\w:]+>|SELECT|WITH)[ \t]*", re.I)
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # of a dialogue
-_KEYS = ({"role", "content"}, {"from", "value"})  # of a message
 _LOOKS_LIKE_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
-
-Message = tuple[str, str]  # role, content
 
 
 @dataclass
 class Ranked:
     """One prompt with its answers, in the order of the row, and how good each one is."""
 
-    prompt: str
+    prompt: str | Turns
     answers: list[str]
     ranks: list[float]  # a higher one is better
     scored: bool = False  # ranks are scores, not only an order
@@ -56,40 +52,18 @@ def number(value: Any, name: str, above: float = -math.inf) -> float:
 
 
 def _messages(value: Any, speaker: str, name: str) -> list[Message]:
-    """Messages with `role` and `content`, or `from` and `value`; text is one of `speaker`. Raises Refusal."""
-    value = value.get("messages", value) if isinstance(value, dict) else value
-    value = [value] if isinstance(value, dict) and value.keys() & {"role", "from"} else value  # one message
-    if not isinstance(value, list):
-        return [(speaker, text(value, name))]
-    if not value:
-        raise Refusal("P201", name, "[]")
-    found: list[Message] = []
-    for k, message in enumerate(value):
-        at = f"{name}[{k}]"
-        if not isinstance(message, dict):
-            raise Refusal("P108", at, f"{type(message).__name__}: {message}", "Write text or a list of messages here.")
-        message = {key: v for key, v in message.items() if v is not None}  # without the columns of other sources
-        role = message.get("role", message.get("from"))
-        role = _SHAREGPT.get(str(role), role)
-        if role not in ROLES:
-            raise Refusal("P202", f"{at}.role", role)
-        content = message.get("content", message.get("value"))
-        if isinstance(content, list):  # parts
-            parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-            texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
-            content = "".join(texts) if len(texts) == len(content) > 0 else content
-        if not isinstance(content, str):
-            raise Refusal("P205", f"{at}.content", content)
-        if found and role == found[-1][0] and role in ("user", "assistant"):
-            raise Refusal("P204", f"{at}.role", f"{role}, {role}")
-        found.append((role, content))
-    return found
+    """The messages of a cell: a list, one message, or an object with `messages`; text is one of `speaker`."""
+    if isinstance(value, dict) and "messages" in value:
+        check_text_only(value, name)
+        value = value["messages"]
+    value = [value] if isinstance(value, dict) and value.keys() & {"role", "from"} else value
+    return read_messages(value, name) if isinstance(value, list) else [(speaker, text(value, name))]
 
 
 def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> Ranked:
     """A prompt (text, messages, or IMPLICIT) with the answers from the columns `names`, the first one ranked best."""
     notes: list[Note] = []
-    prompt, *answers = (_decoded(v, n, notes) for v, n in zip((prompt, *answers), ("prompt", *names), strict=True))
+    prompt, *answers = (decoded(v, n, notes) for v, n in zip((prompt, *answers), ("prompt", *names), strict=True))
     if isinstance(prompt, str) and _TURN.match(prompt) and prompt.rstrip().endswith("\n\nAssistant:"):
         prompt = _turns(prompt)[:-1]
     if prompt is IMPLICIT and all(isinstance(answer, str) and _TURN.match(answer) for answer in answers):
@@ -107,19 +81,14 @@ def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> R
         asked = _messages(prompt, "user", "prompt")
         if shared[-len(asked) :] == asked:
             asked = shared  # may contain more than the prompt: a system message, earlier messages
-    if asked[-1][0] == "assistant":
-        raise Refusal("P203", "prompt", asked[-1][1])
     texts = [_answer(s, asked, name, notes) for s, name in zip(said, names, strict=True)]
-    if len(asked) > 1:
-        notes.append(("P209", "prompt", ", ".join(role for role, _ in asked)))
-    written = asked[0][1] if len(asked) == 1 else "\n\n".join(f"{role}: {content}" for role, content in asked)
-    return Ranked(written, texts, [1.0] + [0.0] * (len(texts) - 1), notes=notes)
+    return Ranked(as_prompt(asked), texts, [1.0] + [0.0] * (len(texts) - 1), notes=notes)
 
 
-def _decoded(value: Any, name: str, notes: list[Note]) -> Any:
+def decoded(value: Any, name: str, notes: list[Note]) -> Any:
     """The messages that a text spells out, as JSON or as Python writes a list; any other value as it is."""
     is_text = isinstance(value, str) and _LOOKS_LIKE_MESSAGES.match(value)
-    if not is_text or not any(all(key in value for key in keys) for keys in _KEYS):
+    if not is_text or not any(all(key in value for key in keys) for keys in KEYS):
         return value
     found = None
     for parse in (json.loads, ast.literal_eval):
@@ -127,7 +96,7 @@ def _decoded(value: Any, name: str, notes: list[Note]) -> Any:
             found = found or parse(value)
     if found is None:
         raise Refusal("P108", name, value, "Write the messages as a JSON list of objects; this text can't be decoded.")
-    if not all(isinstance(m, dict) and any(keys <= m.keys() for keys in _KEYS) for m in found):
+    if not are_messages(found):
         return value
     notes.append(("P210", name, value))
     return found

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dpo_workbench.pairs.checks import Refusal, excerpt
+from dpo_workbench.pairs.codes import Refusal, excerpt, stop
 from dpo_workbench.pairs.conversations import IMPLICIT, Ranked, conversation, number, text
+from dpo_workbench.pairs.messages import check_text_only
 from dpo_workbench.pairs.preference import Pair
-from dpo_workbench.pairs.sources import stop
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input")  # names of columns; the first one is ours
 ANSWERS = ("response", "answer", "completion", "output", "text", "generated_text", "code")
@@ -74,6 +74,7 @@ def read_row(layout: Layout, row: Any) -> Ranked:
         close = nearest(missing[0], [k for k in row if not layout.reads(k)])
         fix = f"Rename `{excerpt(close)}` to `{missing[0]}`." if close else ""
         raise Refusal("P107", missing[0], f"keys {', '.join(map(str, row))}", fix)
+    check_text_only(row)
     ranked = layout.read(row)
     ranked.fields |= _other_fields(row)
     return ranked
@@ -102,13 +103,14 @@ def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) ->
     return next((value for value in found if value is not None), None if found else default)
 
 
-def _asked(row: Mapping[str, Any], without: Any = None) -> Any:
+def _asked(row: Mapping[str, Any], without: Any = None, names: Sequence[str] = PROMPTS) -> Any:
     """The prompt of a row: an `input` next to an instruction goes after it, system text and earlier turns before it."""
-    asked = _first(row, PROMPTS, without)
+    asked, earlier = _first(row, names, without), _earlier(row)
     if isinstance(asked, str):
         more = row.get("input") if "input" in row and asked is not row["input"] else None
         asked = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
-        asked = [*earlier, {"role": "user", "content": asked}] if (earlier := _earlier(row)) else asked
+    if earlier and isinstance(asked, (str, list)) and asked[:1] != earlier[:1]:  # messages may begin with both
+        asked = [*earlier, *([{"role": "user", "content": asked}] if isinstance(asked, str) else asked)]
     return asked
 
 
@@ -122,13 +124,11 @@ def _earlier(row: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _read_pair(row: dict[str, Any]) -> Ranked:
-    if "chosen_from" in row and "prompt" in row:  # `Pairs.save` wrote these texts: they are read as they are
-        prompt, *answers = (text(row[name], name) for name in ("prompt", "chosen", "rejected"))
-        return Ranked(prompt, answers, [1.0, 0.0])
+    if "chosen_from" in row and isinstance(row.get("prompt"), str):  # as `Pairs.save` writes texts: read as they are
+        return Ranked(row["prompt"], [text(row[name], name) for name in ("chosen", "rejected")], [1.0, 0.0])
     asked, answers = _asked(row, IMPLICIT), [row["chosen"], row["rejected"]]
     if asked is IMPLICIT and all(isinstance(answer, dict) for answer in answers):  # one message each
-        asked = _first(row, ("messages", "conversations"), IMPLICIT)
-        asked = [*_earlier(row), *asked] if isinstance(asked, list) else asked
+        asked = _asked(row, IMPLICIT, ("messages", "conversations"))
     return conversation(asked, answers, ("chosen", "rejected"))
 
 
@@ -182,6 +182,7 @@ def _read_label_studio(row: dict[str, Any]) -> Ranked:
     data = row["data"] if isinstance(row["data"], dict) else {}
     if not _two(data) or not any(name in data for name in PROMPTS):
         raise Refusal("P107", "data", row["data"], "Add a prompt, `text1` and `text2`.")
+    check_text_only(data)
     done = [a for a in _dicts(row["annotations"]) if not a.get("was_cancelled")]
     values = [result.get("value") for a in done for result in _dicts(a.get("result"))]
     votes = Counter(str(value["selected"]) for value in _dicts(values) if "selected" in value)

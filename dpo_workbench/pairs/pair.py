@@ -14,10 +14,11 @@ from typing import Any, overload
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.hub import card, code_block, upload
-from dpo_workbench.pairs.checks import CODES, Finding, fixed_rules, learned_rules, pair_problems, text_problems
+from dpo_workbench.pairs.checks import fixed_rules, learned_rules, pair_problems, text_problems
+from dpo_workbench.pairs.codes import CODES, Finding, stop
+from dpo_workbench.pairs.messages import messages_of
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.reader import read_rows
-from dpo_workbench.pairs.sources import stop
 
 __all__ = ["Pair", "Pairs", "ReadResult", "read_pairs"]
 _TOLD_ON_LOADING = ("P110", "P210", "P212", "P401", "P411", "P412")
@@ -58,8 +59,8 @@ class Pairs(Sequence[Pair]):
         return Pairs(self.rows[index], self.task) if isinstance(index, slice) else self.rows[index]
 
     def save(self, path: str | Path) -> Path:
-        """Write JSONL, one pair per line, in one step; `weight` only where it is not 1."""
-        rows = ({k: v for k, v in asdict(p).items() if (k, v) != ("weight", 1.0)} for p in self.rows)
+        """Write JSONL, one pair per line (see `pair_rows`), in one step; `weight` only where it is not 1."""
+        rows = ({k: v for k, v in row.items() if (k, v) != ("weight", 1.0)} for row in pair_rows(self.rows))
         write_text(Path(path), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return Path(path)
 
@@ -67,13 +68,7 @@ class Pairs(Sequence[Pair]):
         """A `datasets.Dataset`, one row per pair. If a prompt has turns, all prompts and answers are messages."""
         from datasets import Dataset
 
-        rows = [asdict(pair) for pair in self.rows]
-        if not all(isinstance(pair.prompt, str) for pair in self.rows):  # a column has one type
-            for row, pair in zip(rows, self.rows, strict=True):
-                said: Any = [("user", pair.prompt)] if isinstance(pair.prompt, str) else pair.prompt
-                row["prompt"] = [{"role": role, "content": text} for role, text in said]
-                row |= {name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")}
-        return Dataset.from_list(rows)
+        return Dataset.from_list(pair_rows(self.rows))
 
     @classmethod
     def from_dataset(cls, dataset: Any, task: Any = None) -> Pairs:
@@ -134,9 +129,19 @@ class Pairs(Sequence[Pair]):
         return "\n".join(lines)
 
 
+def pair_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """The pairs as plain values. If a prompt has turns, all texts are messages (TRL's conversational format)."""
+    rows = [asdict(pair) for pair in pairs]
+    if all(isinstance(pair.prompt, str) for pair in pairs):
+        return rows
+    said = [{name: [{"role": "assistant", "content": row[name]}] for name in ("chosen", "rejected")} for row in rows]
+    return [row | {"prompt": messages_of(p.prompt)} | both for row, p, both in zip(rows, pairs, said, strict=True)]
+
+
 def _check(pair: Pair) -> None:
     """The checks that `read_pairs` makes, for pairs that were made in other ways."""
-    texts = {name: getattr(pair, name) for name in ("id", "group", "prompt", "chosen", "rejected")}
+    texts = {name: getattr(pair, name) for name in ("id", "group", "chosen", "rejected")}
+    texts["prompt"] = pair.prompt_as_text
     for name, value in texts.items():
         if not isinstance(value, str):
             raise WorkbenchError(f"`{name}` must be text. Got {value!r:.60} in pair {pair.id!r}. Write it as text.")

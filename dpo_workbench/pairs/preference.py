@@ -5,13 +5,15 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
+from dpo_workbench.pairs.messages import Turns, prompt_as_text, read_prompt
+
 
 @dataclass(frozen=True)
 class Pair:
     """One preference: `chosen` is a better answer to `prompt` than `rejected`."""
 
     id: str
-    prompt: str
+    prompt: str | Turns  # a text, or messages with their roles; dicts with role and content become `Turns`
     chosen: str
     rejected: str
     chosen_from: str = "human"  # reference, own (sampled from the model) or human
@@ -23,10 +25,18 @@ class Pair:
     weight: float = 1.0  # how much the pair counts in the loss, relative to the other pairs of a run
     rejected_finished: bool = True  # False: the rejected answer was cut at the token limit and gets no end token
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", read_prompt(self.prompt, f"pair {self.id!r}"))
+
+    @property
+    def prompt_as_text(self) -> str:
+        """The prompt for people and for checks: several messages below one another, each with its role in front."""
+        return prompt_as_text(self.prompt)
+
     @property
     def split_key(self) -> str:
         """Pairs with the same key belong on the same side of a split: the group, or the prompt if there is none."""
-        return self.group or normal(self.prompt)
+        return self.group or normal(self.prompt_as_text)
 
 
 def normal(text: str) -> str:

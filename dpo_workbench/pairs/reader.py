@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import CODES, Finding, Refusal, excerpt, pair_problems, set_problems, text_problems
+from dpo_workbench.pairs.checks import pair_problems, set_problems, text_problems
+from dpo_workbench.pairs.codes import CODES, Finding, Refusal, excerpt, stop
 from dpo_workbench.pairs.conversations import Ranked
 from dpo_workbench.pairs.layouts_in import OTHERS, Layout, nearest, read_row, recognise
+from dpo_workbench.pairs.messages import Turns, prompt_as_text
 from dpo_workbench.pairs.preference import Pair
-from dpo_workbench.pairs.sources import Row, Source, open_source, stop
+from dpo_workbench.pairs.sources import Row, Source, open_source
 
 _LOOK = 100  # rows that decide the layout; columns for which a misspelling is looked for
 _ALL_AGAINST_ALL = 8  # up to so many answers to a prompt are all compared; of more, each with the best one
@@ -66,7 +68,7 @@ class Reader:
         self._ids: set[str] = set()
         self._automatic: dict[int, str] = {}  # ids that are not in the file, by the place of the pair
         self._columns: set[str] = set()
-        self._groups: dict[str, list[tuple[Ranked, Row]]] = defaultdict(list)
+        self._groups: dict[str | Turns, list[tuple[Ranked, Row]]] = defaultdict(list)
 
     def take(self, row: Row) -> None:
         """Read one row."""
@@ -78,7 +80,8 @@ class Reader:
             self._look_at_columns(row)
             names = ("chosen", "rejected") if len(ranked.answers) == 2 else ("answer",) * len(ranked.answers)
             labels = [(name, text) for name in ("id", "group") if (text := ranked.fields.get(name, "").strip())]
-            for name, text in [("prompt", ranked.prompt), *zip(names, ranked.answers, strict=True), *labels]:
+            texts = [prompt_as_text(ranked.prompt), *ranked.answers]
+            for name, text in [*zip(("prompt", *names), texts, strict=True), *labels]:
                 ranked.notes += text_problems(name, text)
             self._raise_errors(ranked, row)
             if self.layout.grouped:
@@ -121,7 +124,7 @@ class Reader:
         names = [base] if len(made) == 1 else [f"{base}.{k}" for k in range(1, len(made) + 1)]
         new = {name: pair for name, pair in zip(names, made, strict=True) if pair not in self._seen}
         if not new:
-            return self._end(row, "merged", [("P401", "", ranked.prompt)])
+            return self._end(row, "merged", [("P401", "", prompt_as_text(ranked.prompt))])
         if given and self._ids & new.keys():
             raise Refusal("P402", "id", given)
         self._end(row, "kept", ranked.notes)
@@ -150,7 +153,7 @@ class Reader:
         self.pairs.append(replace(pair, id=name))
         self._lines.append(line)
 
-    def _add_group(self, prompt: str, members: Sequence[tuple[Ranked, Row]]) -> None:
+    def _add_group(self, prompt: str | Turns, members: Sequence[tuple[Ranked, Row]]) -> None:
         """Pairs among the answers to one prompt; skips an answer without another that was judged differently."""
         once: dict[tuple[str, float], tuple[Ranked, Row]] = {}
         for ranked, row in members:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import CODES, Refusal, excerpt
+from dpo_workbench.pairs.codes import Refusal, stop
 
 
 @dataclass
@@ -33,11 +32,6 @@ class Source:
     name: str
     kind: str  # jsonl, json, csv, parquet, table or hub
     rows: Iterator[Row]
-
-
-def stop(code: str, got: object, where: str, fix: str = "") -> WorkbenchError:
-    """The error for a source that cannot be read."""
-    return WorkbenchError(f"{CODES[code].rule} Got {excerpt(got, 300)} ({where}, {code}). {fix or CODES[code].advice}")
 
 
 def open_source(source: Any) -> Source:

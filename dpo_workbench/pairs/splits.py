@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.pairs.messages import prompt_as_text
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.pairs.preference import Pair, normal
 
@@ -52,7 +53,7 @@ def split_keys(pairs: Sequence[Pair]) -> list[str]:
     """
     from scipy.cluster.hierarchy import DisjointSet
 
-    prompts = [("prompt", normal(pair.prompt)) for pair in pairs]
+    prompts = [("prompt", normal(pair.prompt_as_text)) for pair in pairs]
     sets = DisjointSet(prompts)
     for pair, prompt in zip(pairs, prompts, strict=True):
         if pair.group:
@@ -159,7 +160,7 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
         raise WorkbenchError("Leaks are between splits. Got fewer than two. Pass {'train': ..., 'test': ...}.")
     if not 0.5 < near <= 1:
         raise WorkbenchError(f"`near` must be above 0.5 and at most 1. Got {near}. Below, prompts are merely similar.")
-    texts = {name: [row if isinstance(row, str) else row.prompt for row in rows] for name, rows in splits.items()}
+    texts = {name: [prompt_as_text(getattr(row, "prompt", row)) for row in rows] for name, rows in splits.items()}
     common_lines = _common_lines({normal(text): text for split in texts.values() for text in split}.values())
     forms = {name: [(normal(text), _words(text, common_lines)) for text in split] for name, split in texts.items()}
     groups = {name: {group for row in rows if (group := getattr(row, "group", ""))} for name, rows in splits.items()}

@@ -124,6 +124,7 @@ def compare(
     pairs: Pairs | None = None,
     recipe: Recipe | None = None,
     split: str = "test",
+    template: dict[str, Any] | None = None,
     folder: str | Path | None = None,
     seeds: Sequence[int] = (0,),
     show: bool = True,
@@ -146,6 +147,7 @@ def compare(
         quantize: "4bit", or None, as for `load_model`.
         pairs: to train on; by default the failures of the fine-tuned model are mined with the recipe.
         recipe: sizes and settings; by default those of `recipe_for(model, task)`.
+        template: arguments of the chat template, as in `load_model`.
         split: whose prompts are answered. Use `dev` while you choose settings.
         folder: for all results; `runs/compare-MODEL-TASK` by default.
         seeds: of fine-tuning, mining, training and sampling.
@@ -158,7 +160,7 @@ def compare(
     name = task.name if isinstance(task, Task) else Path(task).stem
     folder = Path(folder or Path("runs") / f"compare-{Path(model).name}-{name}")
     given: dict[str, Any] = {"split": split, "recipe": recipe, "pairs": pairs, "quantize": quantize}
-    given |= {"tune": True, "show": show}
+    given |= {"template": template, "tune": True, "show": show}
     studies = [open_study(model, task, folder, adapter=adapter, seed=seeds[0], **given)]
     given |= {"adapter": adapter, "from_scratch": adapter is None, "base": studies[0].base}
     studies += [open_study(model, task, folder / f"seed-{seed}", seed=seed, **given) for seed in seeds[1:]]
@@ -209,6 +211,8 @@ def shell_command(studies: Sequence[Study], command: str) -> str:
     words += ["--split", settings["split"]] if command == "arms" else []
     for name in ("adapter", "quantize"):
         words += [f"--{name}", settings[name]] if name in settings else []
+    for name, value in settings.get("template", {}).items():
+        words += ["--template", f"{name}={json.dumps(value)}"]
     words += ["--from-scratch"] if settings["from_scratch"] else []
     return shlex.join([*words, *(word for study in studies for word in ("--seed", str(study.recipe.dpo.seed)))])
 

@@ -33,6 +33,7 @@ def demo(
     adapter: str | Path | None = None,
     quantize: str | None = None,
     recipe: Recipe | None = None,
+    template: dict[str, Any] | None = None,
     seed: int = 0,
     show: bool = True,
 ) -> Comparison:
@@ -46,7 +47,7 @@ def demo(
         task_name: a built-in task, a .py file of your own (see `load_task`), or a task itself. None is `science` for
             `nano`, whose short answers take about a minute, and `receipts` for other models.
         from_scratch: fine-tune here instead of using the shipped adapter. Where none is shipped, this happens anyway.
-        adapter, quantize, recipe, seed: as in `compare`.
+        adapter, quantize, recipe, template, seed: as in `compare`.
     """
     if from_scratch and adapter:
         raise WorkbenchError("`from_scratch` trains the adapter and `adapter` gives one. Leave one of them out.")
@@ -54,7 +55,8 @@ def demo(
     task_name = task_name or DEMO_TASKS.get(model_name, "receipts")
     if recipe is None and task_name == DEMO_TASKS.get(model_name):
         recipe = replace(recipe_for(model_name, task_name), **DEMO_SIZES)
-    given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "quantize": quantize, "from_scratch": from_scratch}
+    given: dict[str, Any] = {"recipe": recipe, "adapter": adapter, "quantize": quantize, "template": template}
+    given["from_scratch"] = from_scratch
     study = open_study(model_name, task_name, folder, **given, seed=seed, show=show)
     study.say(introduction(study))
     result = run_arms([study], DEMO_ARMS, "demo")

@@ -152,6 +152,6 @@ def _values(run: Evaluation, scored: set[str], target: Sequence[str]) -> list[fl
 
 def nested(pairs: Pairs, size: int, seed: int) -> Pairs:
     """The first `size` pairs in the seed's order of prompts. Smaller subsets are beginnings of larger ones."""
-    prompts = sorted({p.prompt for p in pairs})
+    prompts = sorted({p.prompt_as_text for p in pairs})
     order = {prompts[k]: place for place, k in enumerate(np.random.default_rng(seed).permutation(len(prompts)))}
-    return Pairs(sorted(pairs, key=lambda p: (order[p.prompt], p.id))[:size], pairs.task)
+    return Pairs(sorted(pairs, key=lambda p: (order[p.prompt_as_text], p.id))[:size], pairs.task)

@@ -12,6 +12,7 @@ from torch import nn
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.models.rows import Broken, Row, Unfinished, encode, refuse, too_long
+from dpo_workbench.pairs.messages import Prompt
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import rows_within_memory
 from dpo_workbench.training.logps import answer_logps
@@ -21,19 +22,19 @@ from dpo_workbench.training.reference import choose_packing
 T = TypeVar("T")
 
 
-def sum_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
+def sum_logps(model: Model, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
     """Log-probability (nats) of each answer under the model, given its prompt."""
     rows = answer_rows(model, prompts, answers)
     return answer_values(model, rows, lambda network, batch: answer_logps(network, batch).tolist())
 
 
-def mean_logps(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
+def mean_logps(model: Model, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
     """`sum_logps` divided by the number of tokens of each answer (nats per token)."""
     rows = answer_rows(model, prompts, answers)
     return answer_values(model, rows, lambda network, batch: (answer_logps(network, batch) / batch.lengths).tolist())
 
 
-def answer_rows(model: Model, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[Row]:
+def answer_rows(model: Model, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer | str]]) -> list[Row]:
     """One row per prompt, with its number as id. Texts count as finished answers."""
     rows = []
     for k, (prompt, given) in enumerate(zip(prompts, answers, strict=True)):

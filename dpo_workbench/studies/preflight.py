@@ -16,10 +16,11 @@ from jinja2 import TemplateError
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import pre, table, visible
-from dpo_workbench.models.chat import PROBLEMS, Chat, Prompt, read_messages
+from dpo_workbench.models.chat import PROBLEMS, Chat
 from dpo_workbench.models.files import load_chat, max_positions
 from dpo_workbench.models.loading import Model
 from dpo_workbench.models.rows import Row, Texts, Unfinished, encode_all, pair_texts
+from dpo_workbench.pairs.messages import Prompt, messages_of
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.plots.pairs import MaskDisplay
 
@@ -202,7 +203,7 @@ def _template_issues(chat: Chat, texts: Sequence[Texts]) -> Iterator[Issue]:
     for kind, rows in found.items():
         severity, advice = ADVICE.get(kind, ("note", "Nothing to do if you train here."))
         yield Issue(severity, f"{counts[kind]} of {2 * len(texts)} answers {PROBLEMS[kind]}", advice, rows)
-    system = {i: "" for i, prompt, _ in texts if any(m["role"] == "system" for m in read_messages(prompt))}
+    system = {i: "" for i, prompt, _ in texts if any(m["role"] == "system" for m in messages_of(prompt))}
     if system and not chat.has_system_role:
         what = f"{len(system)} of {len(texts)} pairs have a system message, and this template has no such role"
         yield Issue("note", what, "Its text is put in front of the first user turn here.", system)
@@ -231,7 +232,7 @@ def trl_row(chat: Chat, prompt: Prompt, answers: Sequence[str]) -> tuple[list[li
 def _trl_issues(chat: Chat, rows: Sequence[Row], texts: Sequence[Texts], max_tokens: int, form: str) -> list[Issue]:
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for row, (_, prompt, answers) in zip(rows, texts, strict=True):
-        asked = read_messages(prompt) if form == "messages" else prompt
+        asked = messages_of(prompt) if form == "messages" else prompt
         try:
             for key, detail in _trl_did(chat, row, answers, *trl_row(chat, asked, answers), max_tokens).items():
                 found[key][row.id] = detail

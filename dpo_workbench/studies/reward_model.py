@@ -15,6 +15,7 @@ from dpo_workbench.common.interrupts import Interrupts
 from dpo_workbench.common.progress import progress
 from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Prompt
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.logps import answer_rows, answer_values, check_positions
 from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
@@ -38,7 +39,7 @@ class RewardModel:
     head: Tensor  # (H,) fp32
     history: list[dict[str, float]] = field(default_factory=list)  # one entry per optimizer step
 
-    def scores(self, prompts: Sequence[str], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
+    def scores(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer | str]]) -> list[list[float]]:
         """The reward of each answer to each prompt, without gradients."""
         rows = [with_second_end(self.model, row) for row in answer_rows(self.model, prompts, answers)]
         return answer_values(self.model, rows, lambda network, batch: batch_rewards(network, batch, self.head).tolist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dpo_workbench.common.environment import data_folder
@@ -13,6 +13,7 @@ from dpo_workbench.evaluation.statistics import Interval, mean_change, paired_di
 from dpo_workbench.evaluation.wording import text_table
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
+from dpo_workbench.pairs.messages import Prompt
 from dpo_workbench.studies.logps import mean_logps, sum_logps
 from dpo_workbench.tasks.builtin import load_task, task_names
 from dpo_workbench.tasks.task import Split, Task
@@ -89,6 +90,7 @@ def side_effects(
         task: what was trained on. `others`: what was not, by default the other built-in tasks.
         prompts: per task.
     """
+    before = replace(before, chat=after.chat)  # the same template arguments and date
     dev = task.dev[:prompts]
     asked, references = [example.prompt for example in dev], [example.reference for example in dev]
     paragraphs = plain_text()
@@ -108,13 +110,13 @@ def plain_text() -> list[str]:
     return [part.replace("\n", " ").strip() for part in text.split("\n\n") if part.strip()]
 
 
-def _likelihood(name: str, before: Model, after: Model, prompts: Sequence[str], texts: Sequence[str]) -> Effect:
+def _likelihood(name: str, before: Model, after: Model, prompts: Sequence[Prompt], texts: Sequence[str]) -> Effect:
     old, new = ([row[0] for row in mean_logps(m, prompts, [[t] for t in texts])] for m in (before, after))
     means = statistics.fmean(old), statistics.fmean(new)
     return Effect(f"log-likelihood of {name}", "nats a token", *means, mean_change(old, new), least=0.05)
 
 
-def _kl(before: Model, after: Model, prompts: Sequence[str], limit: int) -> Effect:
+def _kl(before: Model, after: Model, prompts: Sequence[Prompt], limit: int) -> Effect:
     answers = generate(after, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit)
     start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, answers)] for m in (before, after))
     kl = mean_change(start, moved)

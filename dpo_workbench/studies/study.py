@@ -121,6 +121,7 @@ def open_study(
     quantize: str | None = None,
     from_scratch: bool = False,
     pairs: Pairs | None = None,
+    template: dict[str, Any] | None = None,
     seed: int = 0,
     tune: bool = False,
     base: Model | None = None,
@@ -141,17 +142,20 @@ def open_study(
     settings |= {"adapter": str(adapter)} if adapter else {}
     settings |= {"quantize": quantize} if quantize else {}
     settings |= {"pairs": _digest([asdict(pair) for pair in pairs])} if pairs is not None else {}
-    settings |= asdict(recipe)
+    settings |= {"template": template} if template else {}
+    settings = json.loads(json.dumps(settings | asdict(recipe)))
     mark = Path(folder) / "settings.json"
-    if not mark.is_file():
-        write_json(mark, settings)
-    elif json.loads(mark.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+    recorded = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else settings
+    if {key: value for key, value in recorded.items() if key != "date"} != settings:
         raise WorkbenchError(
             f"A run folder holds one run. {folder} holds a run with other settings (see its settings.json). Choose "
             "another folder with --out, or delete this one."
         )
+    base = base or load_model(model, quantize=quantize, template=template)
+    base = replace(base, chat=base.chat.dated(recorded.get("date")))  # a study keeps its first day's date, if any
+    settings |= {"date": base.chat.date} if base.chat.date else {}
+    write_json(mark, settings)
     adapter = adapter or (None if from_scratch else shipped_adapter(model, task))
-    base = base or load_model(model, quantize=quantize)
     return Study(Path(folder), settings, task, test, recipe, base, adapter, pairs, show, tune)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.pairs.messages import Turns, prompt_as_text, read_prompt
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,19 @@ class Example:
     """
 
     id: str
-    prompt: str
+    prompt: str | Turns  # as in `Pair`
     reference: str
     group: str
     extra: dict[str, Any] = field(default_factory=dict)
     label: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", read_prompt(self.prompt, f"example {self.id!r}"))
+
+    @property
+    def prompt_as_text(self) -> str:
+        """The prompt for people and for verifiers, as in `Pair`."""
+        return prompt_as_text(self.prompt)
 
 
 @dataclass(frozen=True)

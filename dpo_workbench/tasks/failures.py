@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.pairs.messages import Turns, messages_of
 
 _TAIL = 15  # characters, as in the benchmark of arXiv 2604.14314
 _REPEATS = 4
@@ -31,7 +32,7 @@ def check_harm(harm: Mapping[str, float]) -> None:
         raise WorkbenchError(f"The harm of a failure class must be a number, 0 or more. Got {bad}. Correct `harm`.")
 
 
-def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str, str] | None:
+def detect(answer: str, *, prompt: str | Turns = "", finished: bool = True) -> tuple[str, str] | None:
     """The generic failure of an answer to a prompt, and why; or None.
 
     Only an answer that reached the token limit (`finished` is False) can be a loop or truncated.
@@ -43,7 +44,7 @@ def detect(answer: str, *, prompt: str = "", finished: bool = True) -> tuple[str
         if why:
             return "loop", f"hit the token limit and {why}"
         return "truncated", "hit the token limit"
-    if is_echo(answer, prompt):
+    if any(is_echo(answer, m["content"]) for m in messages_of(prompt) if m["role"] == "user"):
         return "echo", "the answer repeats the prompt"
     return None
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.pairs.codes import Refusal, stop
+from dpo_workbench.pairs.conversations import decoded
+from dpo_workbench.pairs.messages import Turns, are_messages, prompt_as_text, read_prompt
 from dpo_workbench.pairs.preference import normal
-from dpo_workbench.pairs.sources import open_source, stop
+from dpo_workbench.pairs.sources import open_source
 from dpo_workbench.pairs.splits import deal, drawn
 from dpo_workbench.tasks.examples import Example
 
@@ -80,13 +83,15 @@ def _example(row: Any, where: str, own_id: str, columns: Mapping[str, Column | N
         raise WorkbenchError(
             f"Each row must have columns. Got {str(row)[:60]!r} ({where}). Write a JSON object per line."
         )
-    given = {what: _text(_take(row, column, what, where)) for what, column in columns.items() if column is not None}
+    taken = {what: _take(row, column, what, where) for what, column in columns.items() if column is not None}
+    prompt = _prompt(taken.pop("prompt"), where)
+    given = {what: _text(value) for what, value in taken.items()}
     for what in ("prompt", "reference", "split"):
-        if not given.get(what, "x").strip():
+        if not (prompt_as_text(prompt) if what == "prompt" else given.get(what, "x")).strip():
             raise WorkbenchError(f"Each row must have a {what} with text. Got none ({where}). Fix or drop the row.")
     split = given.pop("split", "").strip()
-    fields: dict[str, Any] = {"id": own_id, "group": normal(given["prompt"]), **given}
-    example = Example(**fields, extra={str(key): value for key, value in row.items()})
+    fields: dict[str, Any] = {"id": own_id, "group": normal(prompt_as_text(prompt)), **given}
+    example = Example(prompt=prompt, **fields, extra={str(key): value for key, value in row.items()})
     return example, _SPLIT_NAMES.get(split.lower(), split)
 
 
@@ -116,6 +121,15 @@ def _take(row: dict[str, Any], column: Column, what: str, where: str) -> Any:
     if "{" in column or "}" in column:
         hint += ' Double each brace that is meant as text, as in {{"id": 1}} {text}.'
     raise WorkbenchError(f"{problem} ({where}). {hint}")
+
+
+def _prompt(value: Any, where: str) -> str | Turns:
+    """Messages, also those that a text spells out, with their roles; other values as text."""
+    try:
+        value = decoded(value, "prompt", [])
+    except Refusal as refusal:
+        raise stop(refusal.code, refusal.got, where, refusal.fix) from None
+    return read_prompt(value, where) if are_messages(value) else _text(value)
 
 
 def _text(value: Any) -> str:

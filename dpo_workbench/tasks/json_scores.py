@@ -47,7 +47,7 @@ def json_fields(*, invented: bool | Sequence[str] = False) -> ScoreFunction:
         want, got = Counter(_leaves(reference)), Counter(_leaves(found))
         value = 2 * (want & got).total() / max(1, want.total() + got.total())
         looked_at = found if invented is True else invented or ()
-        failure, why = _failure(want, got, looked_at, example.prompt)
+        failure, why = _failure(want, got, looked_at, example.prompt_as_text)
         return Score(min(value, 0.99), failure, found, why)
 
     return score

@@ -33,7 +33,8 @@ def score(example: Example, answer: str, allow_weak_sandbox: bool = False) -> Sc
     """
     function, tests = example.extra["function"], example.extra["tests"]
     calls = [Call(function, arguments) for arguments, _ in tests]
-    ran = run_python(program(example.prompt, function, answer), calls, LIMITS, allow_weak_sandbox=allow_weak_sandbox)
+    module = program(example.prompt_as_text, function, answer)
+    ran = run_python(module, calls, LIMITS, allow_weak_sandbox=allow_weak_sandbox)
     right = [r.problem is None and same(wanted, r.value) for r, (_, wanted) in zip(ran.results, tests, strict=True)]
     value = sum(right) / len(right)
     if ran.unsafe:

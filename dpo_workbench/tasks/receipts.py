@@ -34,7 +34,7 @@ def score(example: Example, answer: str) -> Score:
     `invalid_json`, `wrong_schema`, `missing_field` (a blank one), `repeated_item` (an item more often than in the
     document), `missing_item` (fewer items), `invented_value` (a value that the document does not print), `wrong_value`.
     """
-    page = example.prompt.split("\n\n", 1)[-1]  # without the instruction
+    page = example.prompt_as_text.split("\n\n", 1)[-1]  # without the instruction
     found = _score_fields(replace(example, prompt=page), answer)
     if found.failure == "invalid_json":
         return found

@@ -57,11 +57,11 @@ def summary(*, max_words: int | None = None, facts: str | None = None, reference
         told = f"ROUGE-L {rouge:.2f}, {count} words"
         if max_words is not None and count > max_words:
             return Score(min(value, 0.99) * max_words / count, "too_long", None, f"{told}; at most {max_words}")
-        mine, theirs = words(answer)[:400], words(example.prompt)[:4000]
+        mine, theirs = words(answer)[:400], words(example.prompt_as_text)[:4000]
         copied = SequenceMatcher(None, theirs, mine, autojunk=False).find_longest_match().size  # words in a row
         if copied >= 12 and copied > 0.6 * len(words(answer)):
             return Score(min(value, 0.99) / 2, "copied", None, f"{told}; {copied} words in a row are the prompt's")
-        made_up = invented_in(answer, example.prompt)
+        made_up = invented_in(answer, example.prompt_as_text)
         if made_up:
             return Score(min(value, 0.99) / 2, "invented_fact", None, f"{told}; {made_up!r} is not in the prompt")
         if missing:

@@ -102,8 +102,8 @@ class Task:
         Args:
             source: a path (JSONL, JSON, CSV, TSV, Parquet, also gzipped), `hub:owner/name@config/split`, a DataFrame, a
                 `datasets` object, a list of mappings; or a mapping from split to any of these.
-            prompt: a column, a template with columns in braces (`"{schema}\\n\\nQuestion: {question}"`; double braces
-                that are meant as text), or a function of the row.
+            prompt: a column of texts or messages, a function of the row, or a template with columns in braces
+                (`"{schema}\\n\\nQuestion: {question}"`; double braces that are meant as text).
             reference: the same. Numbers, lists and objects become JSON text; the first of a list of texts is taken.
             score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
             id: default: the file's name and the row's number. `name`: default: the file's.

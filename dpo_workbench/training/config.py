@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.trackers import TRACKERS
+
+KINDS: dict[str, tuple[Any, str]]
+KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"), "bool": (bool, "True or False")}
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,9 @@ class TrainConfig:
     lr: float = 5e-5  # peak learning rate of the adapter; too high ruins the answers while rewards still look good
     epochs: int = 2  # passes over the pairs; more = larger margins, and at some point worse answers
     batch_size: int = 16  # pairs in one optimizer step
-    micro_tokens: int = 1536  # tokens in one forward pass; lower = less memory, same result
+    micro_tokens: int | Literal["auto"] = "auto"  # tokens in one forward pass; auto = what fits; same result
     packing: bool = True  # compute the shared prompt once; switched off for models that cannot, with the same result
-    checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third slower
+    checkpointing: bool | Literal["auto"] = "auto"  # recompute activations: less memory, about a third slower
     warmup: float = 0.1  # share of the steps in which the learning rate rises; afterwards it falls linearly to 0
     max_grad_norm: float = 1.0  # longer gradients are scaled down to this length
     rank: int = 16  # LoRA rank; higher = more capacity and memory
@@ -42,11 +45,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kind = getattr(self, field.name), {"int": Integral, "float": Real}.get(str(field.type))
+            value, (kind, _, auto) = getattr(self, field.name), str(field.type).partition(" | ")
             if isinstance(value, numpy.generic):  # JSON can't write it
                 object.__setattr__(self, field.name, value := value.item())
-            if kind and (not isinstance(value, kind) or isinstance(value, bool)):
-                what = "a whole number" if kind is Integral else "a number"
+            wanted, what = KINDS.get(kind, (object, ""))
+            right = isinstance(value, wanted) and (kind not in ("int", "float") or not isinstance(value, bool))
+            if not right and not (auto and value == "auto"):
+                what += " or 'auto'" if auto else ""
                 raise WorkbenchError(f"`{field.name}` must be {what}. Got {value!r}.")
         if self.report_to not in TRACKERS:
             raise WorkbenchError(f"`report_to` must be one of {', '.join(TRACKERS)}. Got {self.report_to!r}.")
@@ -59,8 +64,13 @@ class TrainConfig:
             (["held_out"], lambda value: 0 <= value < 1, "a share from 0 to below 1"),
             (["label_smoothing"], lambda value: 0 <= value < 0.5, "in [0, 0.5): at 0.5 the labels are random"),
         ):
-            if wrong := [name for name in names if not fits(getattr(self, name))]:
+            if wrong := [name for name in names if getattr(self, name) != "auto" and not fits(getattr(self, name))]:
                 raise WorkbenchError(f"`{wrong[0]}` must be {what}. Got {getattr(self, wrong[0])!r}.")
+
+    @property
+    def tokens_at_once(self) -> int:
+        """`micro_tokens`, or 1536 as long as it is "auto"."""
+        return 1536 if self.micro_tokens == "auto" else self.micro_tokens
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:

@@ -12,9 +12,12 @@ from typing import TypeVar
 import torch
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.memory import free_memory, memory_problem
+from dpo_workbench.common.memory import free_bytes, free_memory, memory_problem
+from dpo_workbench.models.adapter import causal_lm
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
+from dpo_workbench.models.needs import Device, needs_of
+from dpo_workbench.pairs.messages import Turns
 from dpo_workbench.pairs.preference import Pair
 from dpo_workbench.pairs.splits import split_keys
 from dpo_workbench.tasks.failures import detect
@@ -62,10 +65,10 @@ def rows_within_memory(
             problem = memory_problem(error)
         free_memory()
         shortest = sorted(rows, key=lambda row: row.n_tokens)[:2]
-        if len(rows) > 1 and config.micro_tokens >= n_tokens(shortest, config.packing):
-            config = replace(config, micro_tokens=min(config.micro_tokens, n_tokens(rows, config.packing)) // 2)
+        if len(rows) > 1 and config.tokens_at_once >= n_tokens(shortest, config.packing):
+            config = replace(config, micro_tokens=min(config.tokens_at_once, n_tokens(rows, config.packing)) // 2)
             print(f"memory ran out ({problem}): continuing with micro_tokens={config.micro_tokens}", flush=True)
-        elif not config.checkpointing:
+        elif config.checkpointing is not True:
             config = replace(config, checkpointing=True)
             print(f"memory ran out ({problem}): continuing with checkpointing=True (slower)", flush=True)
         else:
@@ -74,6 +77,26 @@ def rows_within_memory(
                 f"A single row must fit into memory. Row {longest.id!r} ({longest.n_tokens} tokens) does not: "
                 f"{problem}. Shorten or drop it, or use a smaller model."
             )
+
+
+def fit_memory(model: Model, rows: Sequence[Row], config: TrainConfig) -> TrainConfig:
+    """The config with values for micro_tokens and checkpointing where they are "auto": what fits into free memory.
+
+    On a CPU they are 1536 and False unless memory is short, so that results do not depend on what else is running.
+    """
+    size, mode = config.micro_tokens, config.checkpointing
+    if size != "auto" and mode != "auto":
+        return config
+    memory = free_bytes(model.device) + sum(p.nbytes for p in causal_lm(model.network).parameters())  # in use already
+    device = Device("", memory, model.dtype, model.device.type == "cpu", model.uses_flex_attention and config.packing)
+    longest = max(n_tokens([row], config.packing) for row in rows)
+    modes, start = ((False, True) if mode == "auto" else (mode,)), (0 if size == "auto" else size)
+    needs = needs_of(model.network.config, model.dtype, config.rank)
+    found = needs.choose(device, longest, model.quantize is not None, start, modes)
+    chosen = found or (config.tokens_at_once, mode is not False)  # too much: training itself will say which row is
+    if chosen[0] < config.tokens_at_once or (mode == "auto" and chosen[1]):
+        print(f"memory is short: micro_tokens={chosen[0]}, checkpointing={chosen[1]}", flush=True)
+    return replace(config, micro_tokens=chosen[0], checkpointing=chosen[1])
 
 
 def hold_out(pairs: Sequence[Pair], config: TrainConfig) -> tuple[list[Pair], list[Pair]]:
@@ -146,7 +169,7 @@ def large_margin(margin: float) -> str:
     )
 
 
-def degenerate_answers(before: Model, after: Model, prompts: Sequence[str], max_new_tokens: int) -> str:
+def degenerate_answers(before: Model, after: Model, prompts: Sequence[str | Turns], max_new_tokens: int) -> str:
     """A warning if more answers to the first few prompts are empty, loop or are cut off after training, or ""."""
     asked = list(dict.fromkeys(prompts))[:MAX_CHECKED_PROMPTS]
     counts = []

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from dpo_workbench.models.adapter import causal_lm
+from dpo_workbench.models.families import decoder
 from dpo_workbench.training.packing import Batch
 
 MAX_LOGITS = 2**23  # logits in one piece: 32 MiB in fp32
@@ -24,7 +25,7 @@ def token_states(network: nn.Module, batch: Batch) -> Tensor:
     """The last hidden state of the token that predicts each answer token. Shape (N, H)."""
     packed = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
     known = packed if batch.attention_mask is not None else {}  # not every model has these two arguments
-    output = causal_lm(network).get_decoder()(input_ids=batch.input_ids, use_cache=False, **known)
+    output = decoder(causal_lm(network))(input_ids=batch.input_ids, use_cache=False, **known)
     return output.last_hidden_state.flatten(0, 1)[batch.source]
 
 
@@ -47,7 +48,8 @@ def _piece_logps(causal: Any, states: Tensor, target: Tensor) -> Tensor:
     config = causal.config.get_text_config()
     logits = causal.get_output_embeddings()(states).float()  # (N, V)
     scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
-    if scale != 1:  # Cohere, Granite
+    scale *= getattr(config, "lm_head_multiplier", None) or 1
+    if scale != 1:  # Cohere, Granite, Falcon-H1
         logits = logits * scale
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     if cap is not None:

@@ -75,7 +75,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     ids: list[str] = []
     done: list[Metrics] = []
-    with state.policy.active(trainable=True, checkpointing=state.config.checkpointing) as network:
+    with state.policy.active(trainable=True, checkpointing=state.config.checkpointing is True) as network:
         for batch in micro_batches(rows, state.policy, state.config):
             interrupts.check()
             loss, values = objective.loss(network, batch, rows, state.step)

@@ -41,7 +41,8 @@ class Batch:
     @property
     def lengths(self) -> Tensor:
         """Tokens in each answer, end token included. Shape (A,)."""
-        return torch.bincount(self.owner, minlength=self.n_answers)
+        ones = torch.ones_like(self.owner)  # summed, because `bincount` on a GPU waits for its largest number
+        return self.owner.new_zeros(self.n_answers).index_add(0, self.owner, ones)
 
 
 def steps_per_epoch(n_rows: int, config: TrainConfig) -> int:
@@ -68,7 +69,7 @@ def micro_batches(rows: Sequence[Row], model: Model, config: TrainConfig) -> Ite
     groups: list[tuple[bool, list[Row]]] = []
     for row in sorted(rows, key=lambda r: (-r.n_tokens, r.id)):
         packed = config.packing and (model.uses_flex_attention or row.n_tokens <= MAX_DENSE)
-        if not groups or groups[-1][0] != packed or n_tokens([*groups[-1][1], row], packed) > config.micro_tokens:
+        if not groups or groups[-1][0] != packed or n_tokens([*groups[-1][1], row], packed) > config.tokens_at_once:
             groups.append((packed, []))
         groups[-1][1].append(row)
     for packed, group in groups:

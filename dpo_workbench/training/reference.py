@@ -47,7 +47,7 @@ def reference_logps(
     Raises:
         WorkbenchError: a value is not finite.
     """
-    batches = (config.seed, config.batch_size, config.micro_tokens, config.packing)
+    batches = (config.seed, config.batch_size, config.tokens_at_once, config.packing)
     facts = (model.fingerprint(), str(model.dtype), rows, batches, torch.__version__, torch.get_num_threads())
     cached = folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json" if folder else None
     if cached and cached.is_file():

@@ -30,7 +30,7 @@ from dpo_workbench.tasks.task import Split
 from dpo_workbench.training import guards
 from dpo_workbench.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
-from dpo_workbench.training.guards import HeldOut, hold_out, rows_within_memory
+from dpo_workbench.training.guards import HeldOut, fit_memory, hold_out, rows_within_memory
 from dpo_workbench.training.loop import TrainState, step_line, training_steps
 from dpo_workbench.training.losses import Likelihood, Objective, Preference, Reference, loss_terms
 from dpo_workbench.training.packing import Row, steps_per_epoch
@@ -236,7 +236,7 @@ class Trainer:
         state.step, self.best = facts["step"], tensors["best_adapter"]
         result.history, result.probes, result.best_step = facts["history"], facts["probes"], facts["best_step"]
         # start with what fitted into memory then
-        micro_tokens = min(self.config.micro_tokens, facts["micro_tokens"])
+        micro_tokens = min(self.config.tokens_at_once, facts["micro_tokens"])
         checkpointing = self.config.checkpointing or facts["checkpointing"]
         state.config = replace(self.config, micro_tokens=micro_tokens, checkpointing=checkpointing)
         print(f"continuing after step {state.step}", flush=True)
@@ -278,7 +278,7 @@ def train(
     watched, trained = hold_out(list(pairs), config)
     rows = tokenize(model, map(pair_texts, trained + watched), config.max_tokens, show)
     rows, watched_rows = rows[: len(trained)], rows[len(trained) :]
-    config = choose_packing(model, rows, config)
+    config = _with_sizes(model, rows + watched_rows, choose_packing(model, rows, config), folder)
     cache = Path(folder) / "reference" if folder else None
     reference: Reference = {}
     with progress(len(pairs), "reference", show) as advance:
@@ -326,7 +326,8 @@ def sft(
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
     rows = tokenize(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens, show)
     check_tracker(config.report_to)
-    run = Trainer(model, rows, Likelihood(), choose_packing(model, rows, config), probe, None, folder, show).run()
+    config = _with_sizes(model, rows, choose_packing(model, rows, config), folder)
+    run = Trainer(model, rows, Likelihood(), config, probe, None, folder, show).run()
     run.data |= {"examples": len(rows), "task": getattr(getattr(examples, "task", None), "name", None)}
     return run
 
@@ -334,6 +335,18 @@ def sft(
 def _first_dev_examples(task: Any) -> Split | None:
     """The probe by default."""
     return task.dev[:PROBE_PROMPTS] if task is not None and len(task.splits.get("dev", ())) else None
+
+
+def _with_sizes(model: Model, rows: Sequence[Row], config: TrainConfig, folder: str | Path | None) -> TrainConfig:
+    """`fit_memory`; a run that is resumed gets what it began with, so that it ends in the same bits."""
+    file = Path(folder) / "checkpoints" / "auto.json" if folder else None
+    if file and file.is_file():
+        begun = {key: value for key, value in json.loads(file.read_text()).items() if getattr(config, key) == "auto"}
+        return fit_memory(model, rows, replace(config, **begun))
+    found = fit_memory(model, rows, config)
+    if file and found != config:
+        write_json(file, {"micro_tokens": found.micro_tokens, "checkpointing": found.checkpointing})
+    return found
 
 
 def _with_recorded_date(model: Model, folder: str | Path | None) -> Model:

@@ -20,6 +20,7 @@ from dpo_workbench.export import runs as export_module
 from dpo_workbench.export.runs import export_merged, export_trl
 from dpo_workbench.models import files
 from dpo_workbench.models.loading import load_adapter, load_model
+from dpo_workbench.pairs.messages import messages_of
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import record_run, train
@@ -27,10 +28,11 @@ from dpo_workbench.training.run import record_run, train
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
 CONFIG = TrainConfig(lr=1e-3, batch_size=4, epochs=2, probes=0, held_out=0.0, warmup=0.4, seed=3, max_grad_norm=1e-5)
 ODD = 'He said "it\'s 5 €" <b>&amp;</b>\r\n\ttab \\n 日本 \u2028 é e\u0301 \U0001f600 \ufeff\x07'
+EARLIER = [("system", "Read receipts."), ("user", "TOTAL 7 EUR"), ("assistant", '{"total": 7}')]
 ROWS = [
     Pair(
         f"p{k}",
-        f"TOTAL {k}.50 EUR\nMilk 1.2{k} {ODD if k == 1 else ''}",
+        [*EARLIER[: 3 * (k == 6)], ("user", f"TOTAL {k}.50 EUR\nMilk 1.2{k} {ODD if k == 1 else ''}")],
         json.dumps({"total": k + 0.5}) + (ODD if k == 2 else ""),
         '{"total": null' + "," * k + (ODD if k == 4 else ""),
         rejected_finished=k != 3,
@@ -155,12 +157,8 @@ def test_ids_and_texts_are_the_runs(project) -> None:
     model = nano()
     end = model.tokenizer.eos_token_id
     for row, pair in zip(lines(project / "pairs.jsonl"), ROWS, strict=True):
-        assert (row["id"], row["prompt"], row["chosen"], row["rejected"]) == (
-            pair.id,
-            pair.prompt,
-            pair.chosen,
-            pair.rejected,
-        )
+        said = [[{"role": "assistant", "content": text}] for text in (pair.chosen, pair.rejected)]
+        assert (row["id"], row["prompt"], row["chosen"], row["rejected"]) == (pair.id, messages_of(pair.prompt), *said)
         assert row["prompt_ids"] == model.chat.prompt_ids(pair.prompt)
         assert (
             row["chosen_ids"] == model.chat.answer_ids(pair.prompt, pair.chosen) and row["chosen_ids"].count(end) == 1

@@ -1,16 +1,26 @@
 """Adapters: where they are, what they start as, and weights that do not fit are refused."""
 
 import json
+import struct
 import warnings
 
 import pytest
 import torch
 import transformers as hf
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models.adapter import adapter_tensors, add_adapter, read_adapter, set_adapter_tensors
-from dpo_workbench.models.loading import load_adapter
+from dpo_workbench.models.adapter import (
+    adapter_tensors,
+    add_adapter,
+    base_differences,
+    base_record,
+    read_adapter,
+    set_adapter_tensors,
+)
+from dpo_workbench.models.loading import load_adapter, load_model
 
 
 def test_adapter_is_on_every_linear_layer_but_the_head(tiny) -> None:
@@ -45,8 +55,6 @@ def test_transposed_layers_get_their_adapters_without_a_warning() -> None:
 
 
 def test_start_follows_the_seed_and_leaves_the_global_generator(tiny_folder) -> None:
-    from dpo_workbench.models.loading import load_model
-
     def start(seed: int) -> dict[str, torch.Tensor]:
         return load_model(tiny_folder, device="cpu").with_new_adapter(rank=4, seed=seed).adapter_tensors()
 
@@ -95,7 +103,7 @@ def test_with_partial_only_missing_weights_are_allowed(moved) -> None:
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_missing_or_damaged_file_is_named(moved, tmp_path, name: str) -> None:
     folder = moved.save(tmp_path / "adapter")
-    tensors, config = read_adapter(folder)
+    tensors, config, _ = read_adapter(folder)
     assert config["r"] == 4 and len(tensors) == 28
     path = folder / name
     path.write_bytes(path.read_bytes()[:50])
@@ -142,3 +150,132 @@ def test_trained_base_weights_in_an_adapter_are_refused_and_change_no_other_hand
         load_adapter(tiny, tmp_path)
     tiny._shared.fingerprint = None  # computed again
     assert tiny.fingerprint() == before
+
+
+def test_servers_of_adapters_can_read_it(moved, tmp_path) -> None:
+    """vLLM reads these settings and names; what else stands in the files it leaves alone."""
+    folder = moved.save(tmp_path / "adapter", dtype=torch.bfloat16)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["bias"]) == (4, 8, "none") and config["peft_type"] == "LORA"
+    assert not any(config[key] for key in ("modules_to_save", "use_dora", "use_rslora", "lora_bias"))
+    assert isinstance(config["target_modules"], list) and set(config) <= set(LoraConfig().to_dict())
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        names = [name.removeprefix("base_model.model.model.layers.") for name in file.keys()]  # noqa: SIM118
+    assert "0.self_attn.q_proj.lora_A.weight" in names and len(names) == 2 * 2 * 7
+
+
+@pytest.fixture
+def saved(moved, tmp_path):
+    """A folder with an adapter of the tiny model, saved from fp32."""
+    return moved.save(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_same_base_in_another_dtype_is_accepted(tiny_folder, tmp_path, capsys, dtype, other) -> None:
+    folder = load_model(tiny_folder, device="cpu", dtype=dtype).with_new_adapter(rank=4).save(tmp_path / "adapter")
+    assert load_model(tiny_folder, adapter=folder, device="cpu", dtype=other).adapter
+    assert "no record" not in capsys.readouterr().out
+
+
+def test_another_base_of_the_same_sizes_is_refused(saved, tiny_folder, tmp_path, make_tiny_folder) -> None:
+    other = make_tiny_folder(tmp_path / "other", seed=1)
+    with pytest.raises(WorkbenchError) as caught:
+        load_model(other, adapter=saved, device="cpu")
+    assert f"trained on {str(tiny_folder)!r}" in str(caught.value) and str(other) in str(caught.value)
+    assert "places, such as embeddings. Load" in str(caught.value)
+    assert load_model(tiny_folder, adapter=saved, device="cpu").adapter  # negative control
+
+
+def test_another_architecture_is_refused(saved, tiny, tmp_path) -> None:
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    for kind, difference in (
+        (hf.LlamaConfig, "num_hidden_layers"),
+        (hf.Qwen2Config, "model_type"),
+    ):
+        hf.AutoModelForCausalLM.from_config(kind(**sizes | {"num_hidden_layers": 3}, **heads)).save_pretrained(tmp_path)
+        tiny.tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(WorkbenchError, match=f"differs in .* places, such as {difference}"):
+            load_model(tmp_path, adapter=saved, device="cpu")
+
+
+@pytest.mark.parametrize("steps", [1, 20])
+def test_the_base_after_full_fine_tuning_is_refused(saved, tiny, tmp_path, steps: int) -> None:
+    """One step of AdamW at a usual learning rate, stored in bf16, is enough."""
+    network = hf.AutoModelForCausalLM.from_pretrained(tiny.source, dtype=torch.float32)
+    optimizer, ids = torch.optim.AdamW(network.parameters(), lr=1e-5), torch.arange(300)[None]
+    for _ in range(steps):
+        network(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    network.to(torch.bfloat16).save_pretrained(tmp_path / "tuned")
+    tiny.tokenizer.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(WorkbenchError, match="differs in .* places"):
+        load_model(tmp_path / "tuned", adapter=saved, device="cpu", dtype=torch.bfloat16)
+
+
+def test_the_base_with_an_adapter_merged_into_it_is_refused(saved, tiny, tmp_path) -> None:
+    """Merging changes neither embeddings nor norms."""
+    merged = load_adapter(tiny, saved).network.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    tiny.tokenizer.save_pretrained(tmp_path / "merged")
+    with pytest.raises(WorkbenchError, match="differs in .* places"):
+        load_model(tmp_path / "merged", adapter=saved, device="cpu")
+
+
+def test_weights_that_only_one_record_has_are_not_compared(tiny) -> None:
+    """Quantized weights are in no record, so a 4-bit base is compared by what it keeps in 16 bits."""
+    record, other = base_record(tiny.network), base_record(tiny.network)
+    del other["model.layers.0.mlp.up_proj.weight"]
+    assert base_differences(record, other) == base_differences(other, record) == []
+    other["model.norm.weight"] = [1.5, 1.0]
+    assert base_differences(record, other) == ["model.norm.weight"]  # negative control
+
+
+@pytest.mark.parametrize("named, says", [("somebody/another-model", True), (None, False), ("the same", False)])
+def test_an_adapter_without_a_record_loads_and_a_line_says_what_it_names(tiny, saved, capsys, named, says) -> None:
+    """As PEFT writes it."""
+    weights, config = saved / "adapter_model.safetensors", saved / "adapter_config.json"
+    save_file(load_file(weights), weights, {"format": "pt"})
+    named = tiny.source if named == "the same" else named
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": named}))
+    assert load_adapter(tiny, saved).adapter
+    assert (f"it names {named!r}, and this is" in capsys.readouterr().out) == says
+
+
+@pytest.mark.parametrize("which", ["no tensors", "one empty tensor", "only empty tensors"])
+def test_an_adapter_file_without_weights_is_refused(tiny, saved, which: str) -> None:
+    path = saved / "adapter_model.safetensors"
+    tensors = load_file(path)
+    empty = {"no tensors": [], "one empty tensor": [next(iter(tensors))], "only empty tensors": list(tensors)}[which]
+    tensors = {} if which == "no tensors" else tensors | {name: torch.zeros(0) for name in empty}
+    save_file(tensors, path)
+    with pytest.raises(
+        WorkbenchError, match=f"must have weights.*holds {len(tensors)} tensors, {len(empty)} of them empty"
+    ):
+        load_adapter(tiny, saved)
+
+
+def _longer(header: bytes, rest: bytes) -> bytes:
+    return struct.pack("<Q", len(header) + 10**6) + header + rest
+
+
+def _no_json(header: bytes, rest: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + b"[" + header[1:] + rest
+
+
+@pytest.mark.parametrize("damage", [_longer, _no_json, lambda header, rest: b"", lambda header, rest: b"\0" * 100])
+def test_a_corrupted_adapter_file_is_refused(tiny, saved, damage) -> None:
+    path = saved / "adapter_model.safetensors"
+    data = path.read_bytes()
+    (size,) = struct.unpack("<Q", data[:8])
+    path.write_bytes(damage(data[8 : 8 + size], data[8 + size :]))
+    with pytest.raises(WorkbenchError, match="must be complete.*Copy the adapter again"):
+        load_adapter(tiny, saved)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "null", "{"])
+def test_a_corrupted_config_is_refused(tiny, saved, text: str) -> None:
+    (saved / "adapter_config.json").write_text(text)
+    with pytest.raises(WorkbenchError, match="must be complete"):
+        load_adapter(tiny, saved)

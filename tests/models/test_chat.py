@@ -26,7 +26,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import chat as chat_module
-from dpo_workbench.models.chat import PROBLEMS, Chat, read_messages
+from dpo_workbench.models.chat import PROBLEMS, Chat
 
 text = st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
 styles = pytest.mark.parametrize("style", STYLES)
@@ -140,6 +140,11 @@ def test_without_a_system_role_its_text_goes_into_the_first_user_turn_and_this_i
     folded = [{"role": "user", "content": "be brief\n\nis it?"}, *CONVERSATION[2:]]
     assert chat.prompt_ids(CONVERSATION) == chat.prompt_ids(folded)
     assert chat.prompt_ids([("system", " "), ("user", "q")]) == chat.prompt_ids("q")
+    if style not in ("turns", "sentencepiece"):  # the assistant may begin: system text still belongs to the user's turn
+        begun = [("assistant", "hello"), ("user", "be brief\n\nis it?")]
+        asked = [("system", "be brief"), *begun[:1], ("user", "is it?")]
+        assert chat.prompt_ids(asked) == chat.prompt_ids(begun)
+    assert chat.dated("2024-07-26") is chat  # no template here prints a date, so no copy says it a second time
     assert capsys.readouterr().out.count("no system role") == 1
     assert not {"prompt", "contract"} & dict(chat.check(CONVERSATION, "yes")).keys()
 
@@ -318,38 +323,19 @@ def test_arguments_of_the_template() -> None:
     assert quoted.prompt_text("q").startswith('it\'s "{{ x }}" %} \\n é\n<|im_start|>')
 
 
-@pytest.mark.parametrize(
-    ("prompt", "message"),
-    [
-        ([], "must be from the user. Got no message"),
-        ([("user", "a"), ("assistant", "b")], "must be from the user. Got assistant"),
-        ([("tool", "a")], "Message 0 has 'tool'"),
-        ([{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}], "Message 0 has 'tool_calls'"),
-        ([{"role": "user", "content": "a", "images": ["x.png"]}], "Message 0 has 'images'"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "must be text. Message 0"),
-        ([{"role": "user", "content": None}], "must be text. Message 0 has None"),
-        ([{"content": "a"}], "Message 0 has None"),
-        (["a", "b"], "Message 0 is 'a'"),
-        ([("user",)], "must be text. Message 0 has None"),
-    ],
-)
-def test_what_is_not_text_is_refused(prompt: list, message: str) -> None:
-    with pytest.raises(WorkbenchError, match=message):
-        read_messages(prompt)
-
-
-def test_null_and_empty_fields_are_ignored() -> None:
-    part = {"type": "text", "text": "a", "image": None}
-    message = {"role": "user", "content": [part, part], "tool_calls": None, "images": [], "name": "x"}
-    assert read_messages([{"role": "developer", "content": "b"}, message]) == [
-        {"role": "system", "content": "b"},
-        {"role": "user", "content": "aa"},
-    ]
+def test_a_prompt_must_be_text_that_the_user_says_last() -> None:
+    for prompt, told in (
+        ([], "must have messages. Got .. .`prompt`, P201"),
+        ([("user", "a"), ("assistant", "b")], "must end with a message of the user. Got assistant"),
+        ([{"role": "user", "content": "a", "tool_calls": [{"name": "f"}]}], "text only.*prompt.0..tool_calls`, P205"),
+    ):
+        with pytest.raises(WorkbenchError, match=told):
+            make("chatml").prompt_ids(prompt)
 
 
 def test_a_template_that_cannot_write_the_turns_says_why() -> None:
-    with pytest.raises(WorkbenchError, match="can't write the turns user, user: Alternate!"):
-        make("turns").prompt_ids([("user", "a"), ("user", "b")])
+    with pytest.raises(WorkbenchError, match="can't write the turns assistant, user: Alternate!"):
+        make("turns").prompt_ids([("assistant", "a"), ("user", "b")])
     with pytest.raises(WorkbenchError, match="must write assistant messages"):
         Chat(tokenizer("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"))
     with pytest.raises(WorkbenchError, match="can't write the turns user, assistant"):

@@ -163,7 +163,8 @@ def test_the_card_tells_data_settings_and_how_to_load(run_folder, tmp_path) -> N
                  'AutoModelForCausalLM.from_pretrained("owner/Base-1.5B"', 'from_pretrained(base, "me/my_model")',
                  "vllm serve owner/Base-1.5B --tokenizer me/my_model --enable-lora --max-lora-rank 16",
                  "No comparison with a control is recorded for this run.", "what got worse, is unknown",
-                 "training continued an earlier LoRA adapter", "- 2 steps; at the last one the loss was"):  # fmt: skip
+                 "training continued an earlier LoRA adapter",
+                 "- 2 steps; at the last one the loss was", "- weights of the base model: float32"):  # fmt: skip
         assert part in text, part
     assert "&#45;-- &#96;x&#96; &#124; &lt;img src=x&gt; &#35; &#123;&#123; 7 &#42; 7" in text  # the failure class
     assert SECRET not in text and str(tmp_path) not in text and str(Path.home()) not in text
@@ -288,7 +289,6 @@ def test_pairs_go_to_the_hub_and_come_back(hub, tmp_path) -> None:
 
 
 def test_prompts_with_turns_come_back() -> None:
-    pytest.importorskip("dpo_workbench.pairs.messages")
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "a "}]
     pairs = Pairs([Pair("p0", turns, " x", "y", weight=2.0), Pair("p1", "plain", "x", "y\n", rejected_finished=False)])
     data = pairs.to_dataset()

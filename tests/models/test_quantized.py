@@ -13,7 +13,7 @@ import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import weights
 from dpo_workbench.models.adapter import room_for_copies
-from dpo_workbench.models.loading import Model, load_model
+from dpo_workbench.models.loading import Model, load_adapter, load_model
 from dpo_workbench.training.logps import answer_logps
 from dpo_workbench.training.packing import lay_out, pack
 from dpo_workbench.training.tokens import pair_texts, tokenize
@@ -154,7 +154,7 @@ def test_the_adapter_stays_separate_while_generating(model) -> None:
 
 
 @pytest.mark.parametrize("quantize", ["4bit", None])
-def test_a_saved_adapter_is_used_on_quantized_and_plain_weights(model, tiny_folder, tmp_path, quantize) -> None:
+def test_a_saved_adapter_is_used_on_either_kind_of_weights(model, tiny_folder, tmp_path, quantize, capsys) -> None:
     handle = model.with_new_adapter(rank=4, alpha=8)
     draw = torch.Generator().manual_seed(0)
     tensors = {k: 0.1 * torch.randn(v.shape, generator=draw) for k, v in handle.adapter_tensors().items()}
@@ -164,6 +164,9 @@ def test_a_saved_adapter_is_used_on_quantized_and_plain_weights(model, tiny_fold
     )
     assert all(torch.equal(v, tensors[k]) for k, v in again.adapter_tensors().items())
     assert torch.equal(logits(again), logits(handle)) == (quantize == "4bit")
+    assert ("was trained on 4-bit weights of this model" in capsys.readouterr().out) == (quantize is None)
+    load_adapter(model, again.save(tmp_path / "b"))
+    assert ("was trained on unquantized weights" in capsys.readouterr().out) == (quantize is None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import CODES
+from dpo_workbench.pairs.codes import CODES
 from dpo_workbench.pairs.pair import Pairs, read_pairs
 
 
@@ -40,7 +40,7 @@ CASES: list[tuple[str, Any, str, Any]] = [
     ("P108", ROW | {"id": [1]}, "Write text", ROW | {"id": "1"}),
     ("P201", CHAT | {"chosen": []}, "Add them", CHAT),
     ("P202", CHAT | {"prompt": [{"role": "king", "content": "a"}]}, "Rename the role", CHAT),
-    ("P203", CHAT | {"prompt": user("a", "b")}, "Remove that message", CHAT),
+    ("P203", CHAT | {"prompt": user("a", "b")}, "Remove later messages", CHAT),
     ("P203", CHAT | {"prompt": user("a", "b")}, "add the user's next one", CHAT | {"prompt": user("a", "b", "d")}),
     ("P204", CHAT | {"prompt": user("a") * 2}, "Join the two messages", CHAT | {"prompt": user("a\na")}),
     ("P205", CHAT | {"chosen": said(None)}, "Write text", CHAT),

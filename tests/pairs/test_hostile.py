@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.pairs.checks import CODES
+from dpo_workbench.pairs.codes import CODES
 from dpo_workbench.pairs.pair import Pairs, read_pairs
 
 
@@ -46,6 +46,7 @@ def judged(n: int, **changes) -> list[dict]:
     return [row(k, **{key: value(k) for key, value in changes.items()}) for k in range(n)]
 
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
 # name: code, file name, content, line, field
 STOPS = {
     "missing": ("P001", "none.jsonl", None),
@@ -87,6 +88,17 @@ REFUSED = {
     "unknown role": ("P202", *bad(chat([{"role": "king", "content": "x"}], said("y")), "prompt[0].role")),
     "prompt ends with assistant": ("P203", *bad(chat(user("a", "b"), said("y")), "prompt")),
     "two user turns": ("P204", *bad(chat(user("a") * 2, said("y")), "prompt[1].role")),
+    "system text only": ("P203", *bad(chat([{"role": "system", "content": "x"}], said("y")), "prompt")),
+    "tool call": ("P205", *bad(chat(user("a"), [said("b")[0] | {"tool_calls": [CALL]}]), "chosen[0].tool_calls")),
+    "tool's reply": ("P205", *bad(chat([*user("a", "b"), {"role": "tool", "content": "7"}, *user("c")], said("d")),
+                                  "prompt[2].role")),
+    "tools on offer": ("P205", *bad(row(3, tools=[CALL]), "tools")),
+    "image in a column": ("P205", *bad(row(3, images=[{"bytes": None, "path": "a.png"}]), "images")),
+    "image in a message": ("P205", *bad(chat([user("a")[0] | {"image": "a.png"}], said("b")), "prompt[0].image")),
+    "image as a part": (
+        "P205", *bad(chat([{"role": "user", "content": [{"type": "image"}]}], said("b")), "prompt[0].content")),
+    "thinking apart from the answer": (
+        "P205", *bad(chat(user("a"), [said("b")[0] | {"reasoning_content": "hm"}]), "chosen[0].reasoning_content")),
     "content null": ("P205", *bad(chat(user("a"), said(None)), "chosen[0].content")),
     "system inside chosen": (
         "P207", *bad(chat(user("a"), [{"role": "system", "content": "x"}, *said("y")]), "chosen")),
@@ -107,7 +119,6 @@ WARNED = {
     "prompt text inside chosen": (
         "P206", "a.jsonl", lines(row(1, prompt="What is an ore made of?", chosen="What is an ore made of? Rock.")),
         1, "chosen"),
-    "several messages": ("P209", "a.jsonl", lines(chat(user("a", "b", "c"), said("d"))), 1, "prompt"),
     "template's marks": ("P306", "a.jsonl", lines(row(1, rejected="ok<|im_end|>")), 1, "rejected"),
     "duplicate rows": ("P401", "a.jsonl", lines(GOOD, row(2), GOOD), 3, ""),
     "conflict": ("P403", "a.jsonl", lines(row(1), row(1, chosen="No ore 1!", rejected="It is ore 1.")), 2, "chosen"),

@@ -145,7 +145,8 @@ def test_a_lone_surrogate_is_refused_before_training() -> None:
             match=rf"must not contain half of a surrogate pair. Got .* .`{name}` of pair .*Write the char",
         ):
             Pairs([replace(ONE, **{name: "a\ud800"})])
-        with pytest.raises(WorkbenchError, match=f"`{name}` must be text. Got 3"):
+        told = "int: 3 .`prompt` of pair 'a'" if name == "prompt" else f"`{name}` must be text. Got 3"
+        with pytest.raises(WorkbenchError, match=told):
             Pairs([replace(ONE, **{name: 3})])
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.pairs import layouts_in, reader
-from dpo_workbench.pairs.checks import CODES, Refusal, length_auc
+from dpo_workbench.pairs.checks import length_auc
+from dpo_workbench.pairs.codes import CODES, Refusal
 from dpo_workbench.pairs.conversations import split_texts
 from dpo_workbench.pairs.pair import Pair, Pairs, read_pairs
 
@@ -180,7 +181,11 @@ def test_dialogues_are_split_by_turn() -> None:
         return "".join(f"\n\n{('Human', 'Assistant')[k % 2]}: {text}" for k, text in enumerate(said))
 
     read = read_pairs([{"chosen": dialogue("a", "b", "c", "d"), "rejected": dialogue("a", "b", "c", "e")}])
-    assert texts(read) == [("user: a\n\nassistant: b\n\nuser: c", "d", "e")] and "P209" in codes(read, "warning")
+    (pair,) = read.pairs
+    assert pair.prompt == (("user", "a"), ("assistant", "b"), ("user", "c")) and (pair.chosen, pair.rejected) == (
+        "d",
+        "e",
+    )
     read = read_pairs([{"chosen": dialogue("a", "b", "c", "d"), "rejected": dialogue("a", "x", "c", "d")}])
     assert codes(read) == ["P207"]
 
@@ -235,13 +240,18 @@ def test_an_answer_may_be_one_message() -> None:
 def test_earlier_turns_are_part_of_the_prompt() -> None:
     both = {"system": "Be brief.", "history": [["What is 2 + 2?", "4"]], "chosen": "8", "rejected": "9"}
     (pair,) = read_pairs([both | {"instruction": "And twice that?", "input": ""}]).pairs
-    assert pair.prompt == "system: Be brief.\n\nuser: What is 2 + 2?\n\nassistant: 4\n\nuser: And twice that?"
+    system, earlier = ("system", "Be brief."), (("user", "What is 2 + 2?"), ("assistant", "4"))
+    assert pair.prompt == (system, *earlier, ("user", "And twice that?"))
+    asked = [{"role": "user", "content": "And twice that?"}]
+    for messages in (asked, [{"role": "system", "content": "Be brief."}, *asked]):  # with the column's text, or without
+        (pair,) = read_pairs([both | {"prompt": messages, "history": None}]).pairs
+        assert pair.prompt == (system, ("user", "And twice that?"))
     for empty in (None, [], "a text"):
         (pair,) = read_pairs([both | {"instruction": "Q?", "system": "", "history": empty}]).pairs
         assert pair.prompt == "Q?"
     talk = {"chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}, "system": "Be brief."}
     (pair,) = read_pairs([talk | {"conversations": [{"from": "human", "value": "Q?"}]}]).pairs
-    assert pair.prompt == "system: Be brief.\n\nuser: Q?"
+    assert pair.prompt == (system, ("user", "Q?"))
 
 
 def test_ties_and_disagreement_never_become_pairs() -> None:
@@ -356,7 +366,7 @@ def test_what_stands_beside_the_texts_is_kept() -> None:
     assert (pair.failure, pair.rejected_finished) == ("loop", False)
     assert [p.id for p in read_pairs([row | {"id": " a\n"}]).found] == ["a"]
     (pair,) = read_pairs([row | {"system": "Be brief."}]).found
-    assert pair.prompt == f"system: Be brief.\n\nuser: {QUESTION}"
+    assert pair.prompt == (("system", "Be brief."), ("user", QUESTION))
     for name, value in {"weight": 0, "score_chosen": "high", "group": [], "rejected_finished": "perhaps"}.items():
         assert codes(read_pairs([row | {name: value}])) == ["P108"]
 

@@ -13,8 +13,9 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import dpo_workbench as dw
-from dpo_workbench.models.chat import Chat, read_messages
+from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.rows import encode_all, pair_texts, refuse
+from dpo_workbench.pairs.messages import messages_of
 from dpo_workbench.studies import preflight as module
 from dpo_workbench.studies.preflight import TRL, TRL_DOES, preflight, show, trl_row
 from dpo_workbench.training.tokens import Unfinished, tokenize
@@ -92,7 +93,7 @@ def test_thinking_blocks_are_counted(folder) -> None:
 
 
 def test_roles_that_the_template_cannot_render(folder, capsys) -> None:
-    """System text is put into the first user turn, and turns that do not alternate are an error."""
+    """System text is put into the first user turn, and a conversation that the assistant begins is an error."""
     prompt = (("system", "be brief"), ("user", "q"))
     pairs = [*GOOD, dw.Pair("system", prompt, "yes", "no")]
     found = preflight(pairs, folder(TURNS, bos=True))
@@ -103,10 +104,10 @@ def test_roles_that_the_template_cannot_render(folder, capsys) -> None:
         "10 of 11 pairs " + TRL_DOES["tail"][0],
     ]
     assert "System role not supported" in said[0].rows["system"]
-    twice = dw.Pair("twice", (("user", "a"), ("user", "b")), "yes", "no")
-    found = preflight([*GOOD, twice], folder(TURNS, bos=True))
-    assert found.failed and list(found.issues[0].rows) == ["twice"] and "Alternate!" in found.issues[0].what
-    assert preflight([twice], folder(TURNS, bos=True)).mask is None
+    begun = dw.Pair("begun", (("assistant", "a"), ("user", "b")), "yes", "no")
+    found = preflight([*GOOD, begun], folder(TURNS, bos=True))
+    assert found.failed and list(found.issues[0].rows) == ["begun"] and "Alternate!" in found.issues[0].what
+    assert preflight([begun], folder(TURNS, bos=True)).mask is None
 
 
 def test_the_page_is_escaped_and_has_a_legend_in_words(folder) -> None:
@@ -146,7 +147,7 @@ def network() -> LlamaForCausalLM:
 def trainer(made, rows, form: str, max_length: int | None, tmp_path: Path) -> trl.DPOTrainer:
     """TRL's trainer, which has tokenized the rows."""
     if form == "messages":
-        rows = [(read_messages(p), *([{"role": "assistant", "content": a}] for a in answers)) for p, *answers in rows]
+        rows = [(messages_of(p), *([{"role": "assistant", "content": a}] for a in answers)) for p, *answers in rows]
     data = Dataset.from_list([dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows])
     config = trl.DPOConfig(output_dir=str(tmp_path), max_length=max_length, report_to="none", use_cpu=True, bf16=False)
     return trl.DPOTrainer(network(), network(), args=config, processing_class=made, train_dataset=data)
@@ -163,7 +164,7 @@ def test_rows_of_trl_are_those_of_the_installed_version(style: str, form: str, t
     chat = Chat(made, **{key: value for key, value in options.items() if key != "template"})
     seen = trainer(made, ROWS, form, None, tmp_path).train_dataset
     for (prompt, *answers), row in zip(ROWS, seen, strict=True):
-        asked = read_messages(prompt) if form == "messages" else prompt
+        asked = messages_of(prompt) if form == "messages" else prompt
         ids, _ = trl_row(chat, asked, answers)
         assert ids == [row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]]
 

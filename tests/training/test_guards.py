@@ -20,8 +20,9 @@ from dpo_workbench.training.packing import Row, rows_of_step
 from dpo_workbench.training.run import train
 
 CONFIG = TrainConfig(
-    lr=1e-2, batch_size=6, epochs=2, rank=4, alpha=8, probes=0, held_out=0.0, micro_tokens=100, nll_weight=0.1
-)
+    lr=1e-2, batch_size=6, epochs=2, rank=4, alpha=8, probes=0, held_out=0.0, micro_tokens=100, nll_weight=0.1,
+    checkpointing=False,
+)  # fmt: skip
 NAN, INF = float("nan"), float("inf")
 
 
