@@ -193,12 +193,9 @@ def plan(
     memory_gib: Annotated[float | None, typer.Option(help="Memory of the GPU, if it differs.")] = None,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 16,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pairs.")] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Will it fit? Memory by part, what to set, and commands to copy. Of the model it reads config.json only."""
-    with redirect_stdout(sys.stderr if as_json else sys.stdout):  # notes on the pairs
-        found = dw.plan(model, file, gpu=gpu, memory_gib=memory_gib, rank=rank, epochs=epochs)
-    say(json.dumps(found.to_dict(), indent=1) if as_json else found)
+    """Will it fit? Memory by part, what to set, and a command to copy. Of the model it reads config.json only."""
+    say(dw.plan(model, file, gpu=gpu, memory_gib=memory_gib, rank=rank, epochs=epochs))
 
 
 @app.command()

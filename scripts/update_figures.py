@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.evaluation import wording
 from dpo_workbench.pairs.codes import CODES
 from dpo_workbench.plots.evaluation import ChangesDisplay
 
@@ -46,7 +45,8 @@ def between(path: Path, start: str, text: str, end: str = "<!-- end of results -
 
 def picture(model: str, run: dict[str, Any]) -> None:
     """Draw what DPO changed in each failure class, compared with the start and with the control."""
-    display = ChangesDisplay.from_numbers(run["verdict"]["numbers"], run["verdict"]["line"]).plot()
+    line = run["verdict"]["text"].split("\n")[0]
+    display = ChangesDisplay.from_numbers(run["verdict"]["numbers"], line).plot()
     target = DOCS / "figures" / f"demo-{model}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     display.figure_.savefig(target, dpi=110, facecolor="white", metadata={"Software": None})
@@ -80,9 +80,9 @@ def demo_note(model: str, run: dict[str, Any]) -> str:
         f"`{times['command']}`, seed {run['settings']['dpo']['seed']}, {times['date']}: {duration(times)}, at most "
         f"{times['process_peak_memory_gib']} GiB of memory, {machine['cores']} cores of {machine['processor']}."
     )
-    if "line" in decided:
-        told = "\n".join(f"  - {line}" for line in wording.lines(decided["numbers"]))
-        return f"- **{model}. {decided['line']}** {how}\n{told}"
+    if "classes" in decided["numbers"]:
+        line, *lines = decided["text"].split("\n")[:4]
+        return "\n".join([f"- **{model}. {line}** {how}", *(f"  - {told}" for told in lines)])
     cells = read("outcomes")["runs"]
     cell = next(c for c in cells if (c["model"], c["task"], c["seed"]) == (model, run["settings"]["task"], 0))
     possible = " or ".join(dict.fromkeys((cell["fewest_moves"], cell["most_moves"])))

@@ -236,17 +236,18 @@ def test_a_study_goes_on_after_midnight_with_the_date_it_began_with(
     name = str(make_tiny_folder(tmp_path / "model", DATED + "{{ '!' if loud }}", eos="<eos>"))
     given = {"folder": tmp_path / "study", "pairs": toy_pairs, "recipe": RECIPE, "show": False}
     monkeypatch.setattr(Clock, "now", (2024, 7, 26))
-    first = compare(toy_task, ("sft",), model=name, template={"loud": True}, **given)
+    first = compare(toy_task, ("start",), model=name, template={"loud": True}, **given)
     settings = json.loads((first.folder / "settings.json").read_text())
     assert (settings["template"], settings["date"]) == ({"loud": True}, "2024-07-26")
     assert "--template loud=true" in json.loads((first.folder / "results.json").read_text())["command"]
     monkeypatch.setattr(Clock, "now", (2024, 7, 27))
-    study = open_study(name, toy_task, tmp_path / "study", template={"loud": True}, pairs=toy_pairs, recipe=RECIPE)
+    same = {"template": {"loud": True}, "pairs": toy_pairs, "recipe": RECIPE, "tune": settings["tune"]}
+    study = open_study(name, toy_task, tmp_path / "study", **same)
     assert study.base.chat.prompt_text("q").startswith("26 Jul 2024\n") and study.base.chat.prompt_text("q")[-1] == "!"
     assert study.start.chat.date == "2024-07-26" and study.settings == settings
     for other in (None, {"loud": False}):
         with pytest.raises(WorkbenchError, match="holds a run with other settings"):
-            compare(toy_task, ("sft",), model=name, template=other, **given)
+            compare(toy_task, ("start",), model=name, template=other, **given)
     fresh = open_study(name, toy_task, tmp_path / "other", pairs=toy_pairs, recipe=RECIPE)
     assert fresh.base.chat.date == "2024-07-27"  # another folder begins today
 

@@ -128,7 +128,7 @@ def _measure(name: str, change: Mapping[str, Any], n: int, form: str) -> str:
 
 def _risen(name: str, change: Mapping[str, Any]) -> str:
     """A class that rose, and what most of its new answers were before."""
-    was, most = next(iter(change["came_from"].items()))
+    was, most = max(change["came_from"].items(), key=lambda item: item[1])
     share = 100 * most / sum(change["came_from"].values())
     counts = f"{_value(change['before'])} to {_value(change['after'])}"
     told = f"were {was} before" if was else "passed before"

@@ -53,7 +53,7 @@ def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weigh
 
 
 def read_config(name: str, weights: bool = False) -> Any:
-    """The config of a model that can be trained; arguments and errors as in `load_chat`."""
+    """The config alone, as in `load_chat`."""
     source = nano_folder() if name == "nano" else smol_folder(weights) if name == "smol" else _check(name, weights)
     with readable(name):
         config = AutoConfig.from_pretrained(source)

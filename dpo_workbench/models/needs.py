@@ -1,7 +1,7 @@
 """How much memory a training run takes, from the model's config alone.
 
 The model is built on PyTorch's `meta` device, where tensors have shapes but no values. So its parameters are counted
-exactly, for every architecture. A forward pass there shows which tensors autograd keeps for the backward pass.
+exactly, for every architecture, and a forward pass shows which tensors autograd keeps for the backward pass.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_workbench.models.adapter import add_adapter, causal_lm
+from dpo_workbench.models.families import decoder
 
 # As in training: logits that exist at one time, and tokens of the longest row that is packed for SDPA, with a mask
 MAX_LOGITS, MAX_DENSE = 2**23, 4096
@@ -79,27 +80,20 @@ class Needs:
         return tensors + self.kept * tokens if device.cpu else tensors * (1 + FRAGMENTED) + CONTEXT
 
     def choose(
-        self,
-        device: Device,
-        row: int,
-        quantized: bool,
-        start: int | None = None,
-        modes: Sequence[bool] = (False, True),
+        self, device: Device, row: int, quantized: bool, start: int = 0, modes: Sequence[bool] = (False, True)
     ) -> tuple[int, bool] | None:
         """(micro_tokens, checkpointing) that fit, or None. `row` is the number of tokens of the longest row.
 
         The order is that in which training shrinks when memory runs out: halve micro_tokens down to a single row, then
         turn checkpointing on. `start` and `modes` fix one of the two.
         """
-        most = start or (1536 if device.cpu else 6144)  # more tokens in one pass are hardly faster
-        sizes = [most]
-        while start is None and sizes[-1] > row:
+        sizes = [start or (1536 if device.cpu else 6144)]  # more tokens in one pass are hardly faster
+        while not start and sizes[-1] > row:
             sizes.append(sizes[-1] // 2)
-        for checkpointing in modes:
-            for tokens in sizes:
-                if self.total(device, max(tokens, row), row, checkpointing, quantized) <= device.memory:
-                    return tokens, checkpointing
-        return None
+        options = [(tokens, checkpointing) for checkpointing in modes for tokens in sizes]
+        return next(
+            (o for o in options if self.total(device, max(o[0], row), row, o[1], quantized) <= device.memory), None
+        )
 
 
 def needs_of(config: Any, dtype: torch.dtype, rank: int) -> Needs:
@@ -110,11 +104,16 @@ def needs_of(config: Any, dtype: torch.dtype, rank: int) -> Needs:
 
 @lru_cache
 def _needs(config: str, dtype: torch.dtype, rank: int) -> Needs:
+    fused, build = True, AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        network, fused = _build(config, dtype)
+        try:
+            network = build(AutoConfig.for_model(**json.loads(config)), dtype=dtype, attn_implementation="sdpa")
+        except ValueError:  # transformers says that this architecture has no such attention, so scores are kept
+            fused, network = False, build(AutoConfig.for_model(**json.loads(config)), dtype=dtype)
+        network.requires_grad_(False).eval()
         base, head = list(network.parameters()), network.get_output_embeddings()
         linear = {m.weight for m in network.modules() if isinstance(m, nn.Linear) and m is not head}
-        sizes, packed = sum(p.nbytes for p in base), sum(w.nbytes for w in linear)
+        size, packed = sum(p.nbytes for p in base), sum(w.nbytes for w in linear)
         adapted = add_adapter(network, "plan", rank, rank, 0)
     wrapped = [m for m in adapted.modules() if isinstance(m, LoraLayer)]
     plain: list[Any] = [getattr(m.get_base_layer(), "weight", None) for m in wrapped]  # fused experts have none
@@ -125,8 +124,8 @@ def _needs(config: str, dtype: torch.dtype, rank: int) -> Needs:
     head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Needs(
         parameters=sum(p.numel() for p in base),
-        weights=sizes,
-        weights_4bit=round(sizes - packed + packed / dtype.itemsize * NF4_BYTES),
+        weights=size,
+        weights_4bit=round(size - packed + packed / dtype.itemsize * NF4_BYTES),
         merged=0 if None in plain else sum(w.nbytes for w in plain),
         unpacked=max((w.nbytes for w in linear), default=0),
         adapter=sum(p.nbytes for p in adapted.parameters() if p.requires_grad),
@@ -141,39 +140,20 @@ def _needs(config: str, dtype: torch.dtype, rank: int) -> Needs:
     )
 
 
-def _build(config: str, dtype: torch.dtype) -> tuple[Any, bool]:
-    """The frozen network, and whether its attention is fused (SDPA), so that no scores are kept."""
-    build = AutoModelForCausalLM.from_config
-    try:
-        network, fused = (
-            build(AutoConfig.for_model(**json.loads(config)), dtype=dtype, attn_implementation="sdpa"),
-            True,
-        )
-    except ValueError:  # transformers says that this architecture has no such attention
-        network, fused = build(AutoConfig.for_model(**json.loads(config)), dtype=dtype), False
-    return network.requires_grad_(False).eval(), fused
-
-
 def _kept(network: nn.Module, length: int) -> int:
-    """Bytes that autograd keeps for the backward pass of a row of `length` tokens, parameters left out.
-
-    0 for models that can't be run without values, such as mixtures of experts.
-    """
+    """Bytes that autograd keeps for a packed row, parameters left out. 0 for models that can't run without values."""
     own = [tensor.untyped_storage() for tensor in [*network.parameters(), *network.buffers()]]
-    with torch.device("meta"):
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[id(storage)] = storage
+        return tensor
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         ids, mask = torch.zeros(1, length, dtype=torch.long), torch.ones(1, 1, length, length, dtype=torch.bool)
-    for known in ({"position_ids": ids, "attention_mask": mask}, {}):  # as a pack, or as a plain sequence
-        kept: dict[int, Any] = {}
-
-        def keep(tensor: torch.Tensor, kept: dict[int, Any] = kept) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            kept[id(storage)] = storage
-            return tensor
-
         try:
-            with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                causal_lm(network).get_decoder()(input_ids=ids, use_cache=False, **known)
-            return sum(storage.nbytes() for key, storage in kept.items() if key not in set(map(id, own)))
-        except (TypeError, ValueError, RuntimeError):  # it takes no such mask, or asks for values
-            continue
-    return 0
+            decoder(causal_lm(network))(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False)
+        except (TypeError, ValueError, RuntimeError):  # a mixture of experts, or a model that cannot take a pack
+            return 0
+    return sum(kept[key].nbytes() for key in kept.keys() - set(map(id, own)))

@@ -12,11 +12,8 @@ import numpy
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.trackers import TRACKERS
 
-KINDS: dict[str, tuple[Any, str]] = {
-    "int": (Integral, "a whole number"),
-    "float": (Real, "a number"),
-    "bool": (bool, "True or False"),
-}
+KINDS: dict[str, tuple[Any, str]]
+KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"), "bool": (bool, "True or False")}
 
 
 @dataclass(frozen=True)
@@ -52,10 +49,10 @@ class TrainConfig:
             if isinstance(value, numpy.generic):  # JSON can't write it
                 object.__setattr__(self, field.name, value := value.item())
             wanted, what = KINDS.get(kind, (object, ""))
-            if not isinstance(value, wanted) or (isinstance(value, bool) and what.endswith("number")):
-                if not auto or value != "auto":
-                    other = ' or "auto"' if auto else ""
-                    raise WorkbenchError(f"`{field.name}` must be {what}{other}. Got {value!r}.")
+            right = isinstance(value, wanted) and (kind not in ("int", "float") or not isinstance(value, bool))
+            if not right and not (auto and value == "auto"):
+                what += " or 'auto'" if auto else ""
+                raise WorkbenchError(f"`{field.name}` must be {what}. Got {value!r}.")
         if self.report_to not in TRACKERS:
             raise WorkbenchError(f"`report_to` must be one of {', '.join(TRACKERS)}. Got {self.report_to!r}.")
         above_0 = "beta lr epochs batch_size micro_tokens max_grad_norm rank alpha max_tokens".split()

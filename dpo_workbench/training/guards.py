@@ -87,18 +87,13 @@ def fit_memory(model: Model, rows: Sequence[Row], config: TrainConfig) -> TrainC
     size, mode = config.micro_tokens, config.checkpointing
     if size != "auto" and mode != "auto":
         return config
-    weights = list(causal_lm(model.network).parameters())
-    memory = free_bytes(model.device) + sum(p.nbytes for p in weights)  # those of the model are in use already
-    flex = model.uses_flex_attention and config.packing
-    device = Device(str(model.device), memory, model.dtype, model.device.type == "cpu", flex)
-    found = needs_of(model.network.config, model.dtype, config.rank).choose(
-        device,
-        row=max(n_tokens([row], config.packing) for row in rows),
-        quantized=model.quantize is not None,
-        start=None if size == "auto" else size,
-        modes=(False, True) if mode == "auto" else (mode,),
-    )
-    chosen = found or (config.tokens_at_once, mode is not False)
+    memory = free_bytes(model.device) + sum(p.nbytes for p in causal_lm(model.network).parameters())  # in use already
+    device = Device("", memory, model.dtype, model.device.type == "cpu", model.uses_flex_attention and config.packing)
+    longest = max(n_tokens([row], config.packing) for row in rows)
+    modes, start = ((False, True) if mode == "auto" else (mode,)), (0 if size == "auto" else size)
+    needs = needs_of(model.network.config, model.dtype, config.rank)
+    found = needs.choose(device, longest, model.quantize is not None, start, modes)
+    chosen = found or (config.tokens_at_once, mode is not False)  # too much: training itself will say which row is
     if chosen[0] < config.tokens_at_once or (mode == "auto" and chosen[1]):
         print(f"memory is short: micro_tokens={chosen[0]}, checkpointing={chosen[1]}", flush=True)
     return replace(config, micro_tokens=chosen[0], checkpointing=chosen[1])

@@ -180,6 +180,13 @@ def test_three_lines_quote_the_numbers_of_the_evaluations(arm):
     assert json.loads(json.dumps(got.numbers, allow_nan=False)) == got.numbers
 
 
+def test_numbers_from_a_results_file_give_the_same_text(arm):
+    got = verdict(arm("start", BEFORE), arm("DPO", TURNED[:-5] + ["wrong_value"] * 5))
+    assert "95 % of the new ones were loop before" in got.lines[1]
+    stored = json.loads(json.dumps(got.numbers, sort_keys=True))  # as in results.json
+    assert str(replace(got, numbers=stored)) == str(got)
+
+
 def test_an_arm_that_is_missing_is_a_marked_hole(arm):
     got = verdict(arm("start", BEFORE), arm("DPO", GOOD))
     header, failed, *_ = got.table
