@@ -42,12 +42,10 @@ def block_mask(rows: Tensor, segments: Tensor) -> BlockMask:
     """
 
     def may_attend(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same_row = rows[query] == rows[key]
         visible = (segments[key] == SHARED) | (segments[query] == segments[key])
-        return same_row & visible & (query >= key)
+        return (rows[query] == rows[key]) & visible & (query >= key)
 
-    n_tokens = len(rows)
-    return create_block_mask(may_attend, None, None, n_tokens, n_tokens, device=rows.device)
+    return create_block_mask(may_attend, None, None, len(rows), len(rows), device=rows.device)
 
 
 def pack_attention(network: Any, device: torch.device) -> str:
@@ -61,6 +59,8 @@ def pack_attention(network: Any, device: torch.device) -> str:
         network.set_attn_implementation("flex_attention")
     except ValueError:  # transformers says that this architecture has no FlexAttention
         return "sdpa"
+    if hasattr(torch.compiler.config, "recompile_limit"):  # each model takes 6 of PyTorch's 8, then kernels are slow
+        torch.compiler.config.recompile_limit = max(64, torch.compiler.config.recompile_limit)
     use_plain_attention(network)
     return "flex_attention"
 

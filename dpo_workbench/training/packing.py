@@ -40,9 +40,8 @@ class Batch:
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens in each answer, end token included. Shape (A,)."""
-        ones = torch.ones_like(self.owner)  # summed, because `bincount` on a GPU waits for its largest number
-        return self.owner.new_zeros(self.n_answers).index_add(0, self.owner, ones)
+        """Tokens in each answer, end token included. Shape (A,). (For `bincount` Python would wait for the GPU.)"""
+        return self.owner.new_zeros(self.n_answers).index_add(0, self.owner, torch.ones_like(self.owner))
 
 
 def steps_per_epoch(n_rows: int, config: TrainConfig) -> int:

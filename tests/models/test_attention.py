@@ -1,6 +1,7 @@
 """The masks of a pack: both forms agree with a description in loops, and FlexAttention with SDPA."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import transformers as hf
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from dpo_workbench.models.attention import PADDING, block_mask, dense_mask, pack_attention
 from dpo_workbench.training.logps import answer_logps
@@ -142,3 +144,32 @@ def test_a_pack_for_flex_attention_has_whole_blocks_and_the_same_values(moved, n
         want = answer_logps(network, plain)
         dense = replace(flex, attention_mask=mask[None, None])  # SDPA, which this model runs, takes no block mask
         torch.testing.assert_close(answer_logps(network, dense), want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_flex_attention_is_compiled_for_many_models(monkeypatch) -> None:
+    """PyTorch stops compiling a function after 8 versions of it, and then computes all scores, without a message."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend="eager"))
+    monkeypatch.setattr(WrappedFlexAttention, "_is_flex_compiled", False)
+    monkeypatch.setattr(WrappedFlexAttention, "_instance", None)
+    monkeypatch.setattr(torch.compiler.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(torch.compiler.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+
+    def compute(choose: Callable[[torch.nn.Module], object]) -> None:
+        torch.compiler.reset()
+        for head_dim in (8, 16, 24, 32, 40):
+            sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 320}
+            config = hf.LlamaConfig(**sizes, head_dim=head_dim, num_attention_heads=2, num_key_value_heads=2)
+            network = hf.AutoModelForCausalLM.from_config(config).eval()
+            choose(network)
+            network.set_attn_implementation("flex_attention")
+            for n_rows in (2, 30):
+                with torch.no_grad():
+                    answer_logps(network, pack(random_rows(n_rows), flex=True))
+
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):  # negative control: PyTorch's own limit
+        compute(lambda network: None)
+    compute(lambda network: pack_attention(network, torch.device("cuda")))
+    torch.compiler.reset()
