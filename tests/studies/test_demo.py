@@ -198,4 +198,4 @@ def test_a_study_on_4_bit_weights_says_so(tmp_path) -> None:
     with pytest.raises(WorkbenchError, match="holds a run with other settings"):
         study.open_study("nano", "receipts", tmp_path / "q", **given)
     plain = study.open_study("nano", "receipts", tmp_path / "plain", **given)
-    assert plain.base.quantize is None and "quantize" not in shell_command(plain, "demo")
+    assert plain.base.quantize is None and "quantize" not in shell_command([plain], "demo")
