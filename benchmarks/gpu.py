@@ -396,7 +396,8 @@ def run_side(cell: str, side: str, seconds: float, toy: bool) -> dict:
         return {"failed": 'TRL is not installed: pip install "trl>=1.0"'}
     command = [sys.executable, __file__, "--child", *cell.split("-"), side]
     quiet = {"CI": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env = os.environ | quiet | ({"CUDA_VISIBLE_DEVICES": ""} if toy else {})
+    gpus = "" if toy else os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses to see several GPUs
+    env = os.environ | quiet | {"CUDA_VISIBLE_DEVICES": gpus}
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
