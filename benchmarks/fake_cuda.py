@@ -42,6 +42,7 @@ from gpu import DTYPES, random_model  # noqa: E402
 
 from dpo_workbench.common.environment import describe  # noqa: E402
 from dpo_workbench.common.files import write_json  # noqa: E402
+from dpo_workbench.models.attention import pack_attention  # noqa: E402
 from dpo_workbench.models.generation import generate  # noqa: E402
 from dpo_workbench.models.loading import Model, load_model  # noqa: E402
 from dpo_workbench.training.config import TrainConfig  # noqa: E402
@@ -273,7 +274,11 @@ def controls(build: Callable[[], Model]) -> dict[str, str]:
 
 
 def build_nano(dtype: str) -> Model:
-    return load_model("nano", device="cuda", dtype=getattr(torch, DTYPES[dtype]))
+    """Read on the CPU and then moved, because transformers reads files in threads, where nothing is fake."""
+    model = load_model("nano", device="cpu", dtype=getattr(torch, DTYPES[dtype]))
+    network = model.network.to("cuda")
+    shared = replace(model._shared, network=network, pack_attention=pack_attention(network, torch.device("cuda")))
+    return replace(model, _shared=shared)
 
 
 def build_qwen2(dtype: str) -> Model:

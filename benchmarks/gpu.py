@@ -86,7 +86,7 @@ def random_model(size: str, dtype: str, device: str | None = None, n_layers: int
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
     from dpo_workbench.common.environment import choose_device
-    from dpo_workbench.models.attention import pack_attention
+    from dpo_workbench.models.attention import pack_attention, use_plain_attention
     from dpo_workbench.models.chat import Chat
     from dpo_workbench.models.loading import Model, _Shared
 
@@ -101,10 +101,9 @@ def random_model(size: str, dtype: str, device: str | None = None, n_layers: int
     config = Qwen2Config(**sizes, **ends, vocab_size=VOCABULARY[size], tie_word_embeddings=True)
     torch.manual_seed(0)
     with torch.device(where):
-        network = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, DTYPES[dtype]), attn_implementation="sdpa"
-        )
+        network = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, DTYPES[dtype]))
     network = network.requires_grad_(False).eval()
+    use_plain_attention(network)
     chat = Chat(tokenizer, {"join": " "}, network.generation_config)
     return Model(f"Qwen2 {size}", chat, "random weights", size, _Shared(network, pack_attention(network, where)))
 
@@ -124,9 +123,10 @@ def draw_pairs(n_pairs: int, size: str, length: str) -> list[dict[str, str]]:
 
 
 def encode_pairs(model: Any, pairs: list[dict[str, str]]) -> list[Any]:
-    from dpo_workbench.training.tokens import encode
+    from dpo_workbench.training.tokens import tokenize
 
-    return [encode(model, f"p{i}", p["prompt"][:-1], (p["chosen"], p["rejected"])) for i, p in enumerate(pairs)]
+    texts = [(f"p{i}", p["prompt"][:-1], (p["chosen"], p["rejected"])) for i, p in enumerate(pairs)]
+    return tokenize(model, texts, max_tokens=model.max_positions)
 
 
 def now() -> float:
@@ -396,7 +396,8 @@ def run_side(cell: str, side: str, seconds: float, toy: bool) -> dict:
         return {"failed": 'TRL is not installed: pip install "trl>=1.0"'}
     command = [sys.executable, __file__, "--child", *cell.split("-"), side]
     quiet = {"CI": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env = os.environ | quiet | ({"CUDA_VISIBLE_DEVICES": ""} if toy else {})
+    gpus = "" if toy else os.environ.get("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses to see several GPUs
+    env = os.environ | quiet | {"CUDA_VISIBLE_DEVICES": gpus}
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
