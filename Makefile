@@ -25,10 +25,10 @@ setup: ## create .venv and install the package with its test and notebook tools;
 demo: setup ## train a small model and compare it with its start and with a control, in about a minute
 	@$(BIN)/dpo-workbench demo $(ARGS)
 
-test: setup ## run the tests and all but two notebooks, and compare these with their stored outputs (10 minutes)
+test: setup ## run the tests and all but three notebooks, and compare these with their stored outputs (10 minutes)
 	@unset HF_HUB_OFFLINE; $(PYTEST) -m "not slow" tests notebooks --ignore=notebooks/outline $(ARGS)
 
-test-all: setup ## run what `make test` leaves out: exhaustive, statistical and long tests, two notebooks, and all solutions
+test-all: setup ## run what `make test` leaves out: exhaustive, statistical and long tests, three notebooks, and all solutions
 	@unset HF_HUB_OFFLINE; $(PYTEST) -m slow tests notebooks --ignore=notebooks/outline $(ARGS)
 
 lab: setup ## open the course in JupyterLab

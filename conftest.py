@@ -16,7 +16,7 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
         collector.skip_compare += ("stderr",)
 
 
-LONG_NOTEBOOKS = ("06_extraction.ipynb", "10_sql.ipynb")  # over three minutes each: `make test-all` runs them
+LONG_NOTEBOOKS = ("06_extraction.ipynb", "07_code.ipynb", "10_sql.ipynb")  # minutes each: `make test-all` runs them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

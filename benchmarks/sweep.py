@@ -46,7 +46,7 @@ def learning_rates(model: str, work: Path) -> dict[str, Any]:
     results = json.loads((work / f"rates-{model}" / "results.json").read_text(encoding="utf-8"))
     facts = {"task": task.name, "split": "dev", "n": len(task.dev), "seed": 0, "date": date.today().isoformat()}
     command = f"python benchmarks/sweep.py {model} --rates"
-    return facts | {"command": command, "machine": dw.describe(), "tuning": results["tuning"], "arms": results["arms"]}
+    return facts | {"command": command, "machine": dw.describe(), "tuning": results["tuning"]}
 
 
 def main() -> None:

@@ -168,10 +168,11 @@ def label_kills(record: dict[str, Any]) -> str:
     )
 
 
-def named(rows: dict[str, Any], part: str, key: str) -> list[str]:
-    """A measure of the cells whose names have this part, with the rest of their names."""
-    found = {name.removeprefix(part).strip(", "): row[key] for name, row in rows.items() if part in name}
-    return [f"{100 * value:.1f} % ({name})" for name, value in found.items()]
+def named(rows: dict[str, Any], text: str, part: str, key: str) -> list[str]:
+    """A line about the cells whose names have this part; none if there are no such cells."""
+    found = {name.removeprefix(part).strip(", "): row for name, row in rows.items() if part in name}
+    told = [f"{100 * row[key]:.1f} % ({name}; {row['studies']} studies)" for name, row in found.items()]
+    return [f"{text}: {', '.join(told)}."] if told else []
 
 
 def chat_contract(record: dict[str, Any]) -> str:
@@ -246,11 +247,10 @@ def coverage(record: dict[str, Any]) -> str:
         f"in at most {100 * ten:.1f} % with ten equal arms.",
         f"- A true difference of 15 points at n = 200 was found in {power[0]} of the studies with single prompts and "
         f"in {power[1]} with groups of four.",
-        f"- Intervals over seeds: {', '.join(seeds)}. Where each seed has a start of its own: "
-        f"{', '.join(named(rows, 'own starts', 'coverage'))}.",
-        f"- Intervals of the mean harm (severities 1 to 3): {', '.join(named(rows, 'harm,', 'coverage'))}.",
-        "- Where nothing changed, at least one of eight failure classes seemed to rise clearly in "
-        f"{', '.join(named(rows, 'eight classes', 'false_rises'))} of the studies.",
+        f"- Intervals over seeds: {', '.join(seeds)}.",
+        *named(rows, "- Where each seed has a start of its own", "own starts", "coverage"),
+        *named(rows, "- Intervals of the mean harm (severities 1 to 3)", "harm,", "coverage"),
+        *named(rows, "- Some class of eight seemed to rise clearly where none did", "eight classes", "false_rises"),
         "",
         f"`{record['command']}`, {record['studies']:,} studies per cell, {record['date']}.",
     ]

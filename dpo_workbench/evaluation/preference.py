@@ -35,12 +35,11 @@ class PreferenceAccuracy:
 
     def __repr__(self) -> str:
         a, m, n_wins = self.accuracy, self.margin, sum(margin > 0 for margin in self.margins.values())
-        clear = "better" if a.low > 0.5 else "worse" if a.high < 0.5 else "not clearly different from chance"
-        clear += " than chance" if len(clear) < 7 else ""
+        clear = "better than" if a.low > 0.5 else "worse than" if a.high < 0.5 else "not clearly different from"
         ties = sum(margin == 0 for margin in self.margins.values())
         lines = [
             f"The policy prefers the chosen answer on {n_wins} of {a.n} held-out pairs, {a.estimate:.2f} "
-            f"({a.low:.2f} to {a.high:.2f}): {clear}.",
+            f"({a.low:.2f} to {a.high:.2f}): {clear} chance.",
             f"Mean margin {m.estimate:+.3f} ({m.low:+.3f} to {m.high:+.3f}). These {a.n_groups} prompts can detect an "
             f"accuracy of {0.5 + self.smallest_detectable:.2f} or more (80 % power).",
             "This doesn't show that generated answers got better: read some, and judge them (docs/judge.md).",
@@ -84,13 +83,19 @@ def preference_accuracy(
 
     (after, before), _ = rows_within_memory(both, rows, config)
     margins = {i: beta * ((c - before[i][0]) - (r - before[i][1])) for i, (c, r) in after.items()}
-    values = [margins[pair.id] for pair in pairs]
-    if len(set(keys)) == len(pairs) and 0 not in values:
-        accuracy = wilson(sum(value > 0 for value in values), len(values))
-    else:
-        accuracy = win_rate([value < 0 for value in values], [value > 0 for value in values], keys)
+    return PreferenceAccuracy(*margin_intervals([margins[pair.id] for pair in pairs], keys), margins)
+
+
+def margin_intervals(margins: Sequence[float], keys: Sequence[str]) -> tuple[Interval, Interval]:
+    """The share of margins above 0 (0 counts half) and the mean over prompts; equal `keys` belong to one prompt.
+
+    The share has Wilson's interval if each prompt has one pair and no margin is 0, else that of `win_rate`.
+    """
+    wins, losses = [margin > 0 for margin in margins], [margin < 0 for margin in margins]
+    simple = len(set(keys)) == len(keys) == sum(wins) + sum(losses)
+    accuracy = wilson(sum(wins), len(wins)) if simple else win_rate(losses, wins, keys)
     by_prompt: dict[str, list[float]] = defaultdict(list)
-    for key, value in zip(keys, values, strict=True):
-        by_prompt[key].append(value)
+    for key, margin in zip(keys, margins, strict=True):
+        by_prompt[key].append(margin)
     means = [fmean(some) for some in by_prompt.values()]
-    return PreferenceAccuracy(accuracy, mean_change([0.0] * len(means), means), margins)
+    return accuracy, mean_change([0.0] * len(means), means)

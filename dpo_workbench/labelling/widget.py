@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as w
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.html import visible
+from dpo_workbench.common.html import pre, visible
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import HELP, Session
 from dpo_workbench.labelling.study import Plan
@@ -26,18 +26,21 @@ class Labeller:
 
     def __init__(self, session: Session):
         self.session = session
+        self.closing: Callable[[], str] | None = None  # what to say at the end, when all items have a label
         self.parts = {name: w.HTML() for name in ("status", "prompt", "a", "b", "rubric", "message")}
         self.progress = w.IntProgress(min=0, max=len(session.items), description="Labelled:")
         self.buttons = {key: self._button(f"{text} ({key})", key) for key, text in {**BUTTONS, **MOVES}.items()}
         self.strength = w.ToggleButtons(options=STRENGTHS, value=0, description="How much:")
-        self.note = w.Text(description="Note:", placeholder="saved with your vote", layout=w.Layout(width="95%"))
+        self.note = w.Text(description="Note:", placeholder="saved with your vote")
         self.typed = w.Text(description="Type here:", placeholder="a, b, t, x, s, 1 to 3, u, <, >")
         self.typed.observe(self._key, "value")
         self.box = self._layout()
         self.show()
 
     def _button(self, text: str, command: str) -> w.Button:
-        button = w.Button(description=text, tooltip=text, layout=w.Layout(width="auto", min_width="8em"))
+        large = w.Layout(height="3.2em", min_width="8em", flex="2 1 0" if command in "ab" else "1 1 0")
+        layout = large if command in BUTTONS else w.Layout(width="auto", height="1.9em")
+        button = w.Button(description=text, tooltip=text, layout=layout)
         button.on_click(lambda _: self.do(command))
         return button
 
@@ -46,10 +49,9 @@ class Labeller:
         for name in "ab":
             p[name].layout = w.Layout(width="50%", padding="0 0.5em", border="1px solid currentColor", overflow="auto")
         votes = w.HBox([self.buttons[key] for key in BUTTONS], layout=wrap)
-        moves = w.HBox([self.buttons[key] for key in MOVES], layout=wrap)
-        head = [p["status"], self.progress, p["prompt"], w.HBox([p["a"], p["b"]]), p["rubric"]]
-        controls = [self.strength, self.note, votes, moves, self.typed, p["message"]]
-        return w.VBox([*head, *controls])
+        rest = w.HBox([*(self.buttons[key] for key in MOVES), self.note, self.typed], layout=wrap)
+        head = [w.HBox([p["status"], self.progress], layout=wrap), p["prompt"], w.HBox([p["a"], p["b"]])]
+        return w.VBox([*head, votes, self.strength, p["message"], p["rubric"], rest])
 
     def do(self, command: str) -> None:
         """Carry out one command and redraw. An error is shown as the message: in a callback it would be lost."""
@@ -65,6 +67,8 @@ class Labeller:
         """Redraw everything from the session."""
         for name, html in card(self.session).items():
             self.parts[name].value = html
+        if self.closing and self.session.finished:
+            self.parts["message"].value += pre(self.closing())
         self.progress.value = self.session.n_done
         self.strength.value = self.session.strength or 0
         self.note.value = self.session.note

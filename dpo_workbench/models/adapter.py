@@ -169,14 +169,14 @@ def base_record(network: nn.Module) -> dict[str, list[Any]]:
     two from every other weight. Quantized weights are left out; the others are those of the unquantized model.
     """
     causal = causal_lm(network)
-    embeddings, config = causal.get_input_embeddings().weight, causal.config.get_text_config()
+    embeddings, config = causal.get_input_embeddings().weight, causal.config.get_text_config().to_dict()
     k = torch.arange(256)
     samples = {"embeddings": embeddings[4 * k % embeddings.shape[0], 37 * k % embeddings.shape[1]]}
     for name, values in causal.named_parameters():
         if "lora_" not in name and values.is_floating_point() and values.dtype.itemsize > 1:
             third = max(1, values.numel() // 3)
             samples[name.replace(".base_layer", "")] = values.flatten()[third::third][:2]
-    sizes = {key: [getattr(config, key, None)] for key in SIZES}
+    sizes = {key: [config.get(key)] for key in SIZES}
     return sizes | {name: [float(f"{x:.6g}") for x in values.tolist()] for name, values in samples.items()}
 
 

@@ -18,6 +18,7 @@ REFUSED = {  # model_type in config.json: why
     **dict.fromkeys(
         ("git", "rwkv", "xlstm", "recurrent_gemma"), "it ignores the attention mask, so prompts can't be padded"
     ),
+    **dict.fromkeys(("emu3", "mllama"), "transformers can't build its text model from the config of that part"),
     **dict.fromkeys(("cpmant", "reformer", "trocr"), "it needs other inputs than the ids of a text"),
     **dict.fromkeys(("inkling_text", "modernbert-decoder"), "its output head is more than one matrix"),
     "laguna": "PEFT can't read back what it saves of an adapter",

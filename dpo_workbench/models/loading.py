@@ -213,8 +213,8 @@ class Model:
         config |= {"base_model_name_or_path": self._public_source(), "inference_mode": True}
         with replace_folder(Path(folder)) as fresh:
             tensors = {k: v.to(dtype or v.dtype) for k, v in self.adapter_tensors().items()}
-            metadata = {"format": "pt", lora.BASE: json.dumps(lora.base_record(self.network))}
-            save_file(tensors, fresh / "adapter_model.safetensors", metadata)
+            record = {lora.BASE: json.dumps(lora.base_record(self.network))}  # one entry: safetensors shuffles several
+            save_file(tensors, fresh / "adapter_model.safetensors", record)
             text = json.dumps(config, default=lambda v: sorted(v) if isinstance(v, set) else v.item(), indent=1)
             (fresh / "adapter_config.json").write_text(text, encoding="utf-8")
         return Path(folder)

@@ -121,7 +121,8 @@ def _needs(config: str, dtype: torch.dtype, rank: int) -> Needs:
     scores = (long / LENGTHS[1] - short / LENGTHS[0]) / (LENGTHS[1] - LENGTHS[0])  # kept = a T + scores T^2
     text = network.config.get_text_config()
     layers, heads = text.num_hidden_layers, getattr(text, "num_attention_heads", 1)
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    sizes = text.to_dict()  # as an attribute, what differs between layers is an error (Gemma 4)
+    head_size = sizes.get("head_dim") or text.hidden_size // heads
     return Needs(
         parameters=sum(p.numel() for p in base),
         weights=size,
@@ -135,7 +136,7 @@ def _needs(config: str, dtype: torch.dtype, rank: int) -> Needs:
         inside=2 * 4 * max(max(m.in_features, m.out_features) for m in wrapped),
         mask=layers * dtype.itemsize if fused else scores,
         vocabulary=head.weight.shape[0],
-        cache=layers * 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_size * dtype.itemsize,
+        cache=layers * 2 * (sizes.get("num_key_value_heads") or heads) * head_size * dtype.itemsize,
         exact=short > 0,
     )
 

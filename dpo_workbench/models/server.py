@@ -45,6 +45,18 @@ class Server:
     template: dict[str, Any] = field(default_factory=dict)  # arguments of the chat template
 
 
+@dataclass
+class Tally:
+    """What requests cost, and which of them failed."""
+
+    usage: list[dict[str, Any]] = field(default_factory=list)  # of each answer, as the server counts it
+    failures: list[str] = field(default_factory=list)  # messages
+
+    def tokens(self, kind: str) -> int:
+        """The sum of `prompt_tokens` or `completion_tokens`. What the server doesn't count is 0."""
+        return sum(count for usage in self.usage if isinstance(count := usage.get(kind), int))
+
+
 def draw(
     model: Model | str | None,
     prompts: Sequence[Prompt],
@@ -136,12 +148,14 @@ def ask(
     max_new_tokens: int = 256,
     seed: int = 0,
     on_answers: Callable[[int], None] | None = None,
+    tally: Tally | None = None,
 ) -> list[list[Answer]]:
     """Sample answers at a server, one request for each.
 
     Each prompt goes to the chat endpoint as messages, and **the server applies its own chat template** (for `smol`
     that adds a system message; docs/server.md shows how to serve the same template). Each sample has its own seed.
-    Arguments and result are those of `generate`. `Answer.n_tokens` is the server's `usage`.
+    Arguments and result are those of `generate`. `Answer.n_tokens` is the server's `usage`. With a `tally`, the answer
+    to a request that failed is an empty one, and its message is counted there.
 
     Raises:
         WorkbenchError: see `check_decoding`; or a request failed, also when it was repeated.
@@ -155,7 +169,13 @@ def ask(
         settings["seed"] = (seed * 1_000_003 + k) % 2**31
         if server.template:
             settings["chat_template_kwargs"] = server.template
-        return k, _chat(server.url, {"model": server.model, "messages": messages[k // samples], **settings})
+        try:
+            return k, _chat(server.url, {"model": server.model, "messages": messages[k // samples], **settings}, tally)
+        except WorkbenchError as error:
+            if tally is None:
+                raise
+            tally.failures.append(str(error))
+            return k, Answer("", 0, False)
 
     drawn: dict[int, Answer] = {}
     # The threads of a ThreadPool are daemons: after an error or Ctrl-C nothing waits for the requests in progress.
@@ -174,7 +194,7 @@ def ask(
     return answers
 
 
-def _chat(url: str, request: dict[str, Any]) -> Answer:
+def _chat(url: str, request: dict[str, Any], tally: Tally | None) -> Answer:
     """One answer from the chat endpoint, after up to `RETRIES` failures that may pass."""
     for attempt in range(RETRIES + 1):
         time.sleep(PAUSE * 4 ** (attempt - 1) if attempt else 0)
@@ -184,7 +204,7 @@ def _chat(url: str, request: dict[str, Any]) -> Answer:
             problem, advice = f"{type(error).__name__}: {error}", "Look at its log, or wait longer (docs/server.md)."
             continue
         if status == 200:
-            return _answer(url, text)
+            return _answer(url, text, tally)
         problem, advice = f"{status} {text}", _ADVICE.get(status, "Look at its log.")
         if status < 500 and status not in (408, 409, 429):
             break
@@ -192,7 +212,7 @@ def _chat(url: str, request: dict[str, Any]) -> Answer:
     raise WorkbenchError(f"The server at {url} must answer. To {prompt[:40]!r} it says: {_clean(problem)}. {advice}")
 
 
-def _answer(url: str, text: str) -> Answer:
+def _answer(url: str, text: str, tally: Tally | None) -> Answer:
     try:
         reply = json.loads(text)
         choice, n_tokens = reply["choices"][0], reply["usage"]["completion_tokens"]
@@ -205,6 +225,8 @@ def _answer(url: str, text: str) -> Answer:
             f"usage.completion_tokens. Got {_clean(text)!r}. Check that the address is that of an OpenAI-compatible "
             "API (usually ending in /v1), and that the server leaves tool calls and thinking in the text."
         ) from None
+    if tally is not None:
+        tally.usage.append(reply["usage"])
     return Answer(content, n_tokens, finished)
 
 

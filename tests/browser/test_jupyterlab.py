@@ -237,7 +237,7 @@ def test_an_expert_labels_twenty_pairs_with_a_restart_in_the_middle(browser, lab
 
 def test_model_text_creates_nothing_in_a_real_browser(browser, tmp_path):
     """Each payload in each function that makes HTML: no element, no request, no dialog."""
-    spec = importlib.util.spec_from_file_location("payloads", ROOT / "tests" / "plots" / "test_html.py")
+    spec = importlib.util.spec_from_file_location("payloads", ROOT / "tests" / "common" / "test_html.py")
     assert spec and spec.loader
     payloads = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(payloads)

@@ -223,7 +223,7 @@ CASES = {
         "cannot tell", "look again", Arm(90), Arm(90, 2), control=Arm(9)
     ),
     "seeds that disagree": Case(
-        "cannot tell", "more prompts", Arm(90), [Arm(90), Arm(10), Arm(88)], control=Arm(90), told="can't detect"
+        "cannot tell", "look again", Arm(90), [Arm(90), Arm(10), Arm(88)], control=Arm(90), told="can't detect"
     ),
 }
 

@@ -26,7 +26,9 @@ from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import record_run, train
 
 # a clipping so short that Adam's epsilon counts: at 1.0 Adam undoes the length, and a wrong clipping would not show
-CONFIG = TrainConfig(lr=1e-3, batch_size=4, epochs=2, probes=0, held_out=0.0, warmup=0.4, seed=3, max_grad_norm=1e-5)
+CONFIG = TrainConfig(
+    lr=1e-3, batch_size=4, epochs=2, probes=0, held_out=0.0, warmup=0.4, seed=3, max_grad_norm=1e-5, nll_weight=0.2
+)
 ODD = 'He said "it\'s 5 €" <b>&amp;</b>\r\n\ttab \\n 日本 \u2028 é e\u0301 \U0001f600 \ufeff\x07'
 EARLIER = [("system", "Read receipts."), ("user", "TOTAL 7 EUR"), ("assistant", '{"total": 7}')]
 ROWS = [

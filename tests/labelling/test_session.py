@@ -102,6 +102,16 @@ def test_the_widget_does_what_its_buttons_say(tmp_path):
     assert set(widget.buttons) == {*BUTTONS, *MOVES}
 
 
+def test_the_vote_is_directly_below_the_answers_and_small_things_come_last(tmp_path):
+    widget = dw.label(PAIRS, rubric="python", rater="ann", store=tmp_path / "l.jsonl")
+    rows = widget.box.children
+    (at,) = (k for k, row in enumerate(rows) if widget.parts["a"] in getattr(row, "children", ()))
+    assert list(rows[at + 1].children) == [widget.buttons[key] for key in BUTTONS]
+    assert rows[at + 2] is widget.strength and {widget.note, widget.typed} < set(rows[-1].children)
+    assert all(widget.buttons[key] in rows[-1].children for key in MOVES)
+    assert widget.parts["rubric"].value.startswith("<details>")  # folded
+
+
 def test_the_box_takes_keys_at_once(tmp_path):
     widget = dw.label(PAIRS, rubric="python", rater="ann", store=tmp_path / "l.jsonl")
     widget.session.quick = 0.0

@@ -164,6 +164,11 @@ def test_servers_of_adapters_can_read_it(moved, tmp_path) -> None:
     assert "0.self_attn.q_proj.lora_A.weight" in names and len(names) == 2 * 2 * 7
 
 
+def test_the_same_adapter_is_saved_in_the_same_bytes(moved, tmp_path) -> None:
+    files = [moved.save(tmp_path / str(k)) / "adapter_model.safetensors" for k in range(8)]
+    assert len({path.read_bytes() for path in files}) == 1
+
+
 @pytest.fixture
 def saved(moved, tmp_path):
     """A folder with an adapter of the tiny model, saved from fp32."""

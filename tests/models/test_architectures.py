@@ -97,7 +97,7 @@ MORE = {  # fields that a family needs, or that make it different from another o
     "zaya": {"num_experts_per_tok": 1},
 }
 # Saved with the weights of their image towers, which `load_model` leaves out or does not train.
-WITH_IMAGES = ("gemma3", "gemma4", "gemma4_unified", "llama4", "mllama", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
+WITH_IMAGES = ("gemma3", "gemma4", "gemma4_unified", "llama4", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
 # Families whose rows can be packed on a CPU, and those that get a sequence for each answer.
 PACKED = """
     afmoe apertus arcee aria_text axk1 axk2 beam biogpt bitnet cohere cohere2 cohere2_moe cohere_compass_text
@@ -106,7 +106,7 @@ PACKED = """
     gemma4_unified gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite glm_moe_dsa got_ocr2 gpt-sw3 gpt2
     gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe
     hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 llama llama4 llama4_text longcat_flash mellum
-    minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mixtral mllama moshi nanochat nemotron olmo
+    minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mixtral moshi nanochat nemotron olmo
     olmo2 olmo3 olmoe opt persimmon phi phi3 phi4_multimodal phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss
     smollm3 solar_open stablelm starcoder2 youtu
 """.split()
@@ -124,7 +124,6 @@ ENCODER_DECODERS = """
 LEFT_OUT = {
     "blt": "its input is bytes in patches, with a table of 96 million numbers at any size",
     "dots3_note": "its image tower has no small configuration (its text model is covered as dots3_note_text)",
-    "emu3": "its text model alone can't be saved and loaded by AutoModelForCausalLM",
     "gemma3n": "its image tower needs the library timm (its text model is covered as gemma3n_text)",
     "gemma4_assistant": "it reads the cache of another model",
     "gemma4_unified_assistant": "it reads the cache of another model",

@@ -54,7 +54,7 @@ def test_the_model_card_of_a_demo_tells_its_verdict(finished, tmp_path):
     card = (Path(dw.publish(finished.folder, "me/x", out=tmp_path / "out")) / "README.md").read_text()
     decided = finished.verdict()
     told, alone = (
-        dw.publish(finished.folder / "dpo", "me/x", out=tmp_path / n, verdict=v)
+        dw.publish(finished.folder / "dpo+nll", "me/x", out=tmp_path / n, verdict=v)
         for n, v in (("a", decided), ("b", None))
     )
     assert card == (Path(told) / "README.md").read_text() != (Path(alone) / "README.md").read_text()
@@ -194,8 +194,8 @@ def test_a_study_on_4_bit_weights_says_so(tmp_path) -> None:
     pytest.importorskip("bitsandbytes")
     given = {"recipe": SMALL, "show": False}
     opened = study.open_study("nano", "receipts", tmp_path / "q", quantize="4bit", **given)
-    assert opened.base.quantize == "4bit" and "--quantize 4bit" in shell_command(opened, "demo")
+    assert opened.base.quantize == "4bit" and "--quantize 4bit" in shell_command([opened], "demo")
     with pytest.raises(WorkbenchError, match="holds a run with other settings"):
         study.open_study("nano", "receipts", tmp_path / "q", **given)
     plain = study.open_study("nano", "receipts", tmp_path / "plain", **given)
-    assert plain.base.quantize is None and "quantize" not in shell_command(plain, "demo")
+    assert plain.base.quantize is None and "quantize" not in shell_command([plain], "demo")

@@ -322,9 +322,10 @@ def test_fp16_gradients_that_overflow_at_any_scale_are_an_error(half, toy_pairs)
 
 
 def test_out_of_memory_halves_micro_batches_then_checkpoints_then_names_the_row(tiny, toy_pairs, capsys) -> None:
+    config = replace(CONFIG, micro_tokens=1536, checkpointing=False)
     rows = rows_of(tiny, toy_pairs)[:5]
-    reference = shifted(tiny, rows, CONFIG)
-    want = one_step(tiny, rows, CONFIG, reference)
+    reference = shifted(tiny, rows, config)
+    want = one_step(tiny, rows, config, reference)
     n_longest = max(r.n_tokens for r in rows)
     n_total = len(rows) * n_longest  # padding included
     memory = {"tokens": 0, "checkpointed": 0}  # how many fit, without and with checkpointing
@@ -342,14 +343,14 @@ def test_out_of_memory_halves_micro_batches_then_checkpoints_then_names_the_row(
         nonlocal state
         memory.update(tokens=tokens, checkpointed=checkpointed)
         tried.clear()
-        state = start(tiny, CONFIG)
-        metrics = next(loop.training_steps(state, rows, Limited(reference, CONFIG), Interrupts()))
+        state = start(tiny, config)
+        metrics = next(loop.training_steps(state, rows, Limited(reference, config), Interrupts()))
         assert metrics.pop("step") == 2
         assert metrics == pytest.approx(want[2], rel=1e-5)
         torch.testing.assert_close(gradient(state), want[1], rtol=1e-4, atol=1e-6)
         return metrics
 
-    state = start(tiny, CONFIG)
+    state = start(tiny, config)
     step(n_total // 2, 0)
     out = capsys.readouterr().out
     assert (

@@ -484,7 +484,8 @@ def test_settings_that_do_not_change_the_result_may_differ(
     capsys.readouterr()
     again = run_on(tmp_path / "cut", tiny_folder, toy_pairs, replace(RESUME, **change))
     assert "continuing after step 2" in capsys.readouterr().out
-    assert "checkpoint_seconds" in change or again.config == replace(RESUME, **change)
+    chosen = {"micro_tokens": 1536, "checkpointing": False}  # on a CPU with enough memory
+    assert "checkpoint_seconds" in change or again.config == replace(RESUME, **(chosen | change))
     assert [h["loss"] for h in again.history] == pytest.approx([h["loss"] for h in whole.history], abs=1e-5)
 
 
