@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -241,11 +241,16 @@ def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
     return f"These {n} prompts can detect differences of about {points} points or more (80 % power{condition})."
 
 
+def different_ids(one: Mapping[str, Judged], other: Mapping[str, Judged]) -> list[str]:
+    """The ids that only one of two evaluations has; if there are none, those whose prompts differ."""
+    return sorted(one.keys() ^ other.keys()) or [i for i in one if one[i].prompt != other[i].prompt]
+
+
 def shared_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
     """The rows that all evaluations could score, matched by id. Raises if they are not of the same prompts."""
     first, by_id = runs[0], [{row.id: row for row in run.rows} for run in runs]
     for run, rows in zip(runs, by_id, strict=True):
-        different = sorted(set(by_id[0]) ^ set(rows)) or [i for i in rows if rows[i].prompt != by_id[0][i].prompt]
+        different = different_ids(by_id[0], rows)
         if (run.task, run.split) != (first.task, first.split) or different:
             where = f" (example {different[0]!r} is not the same in both)" if different else ""
             one, two = (f"{len(e.rows)} of {e.task}/{e.split} in {e.name!r}" for e in (first, run))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
-from dpo_workbench.evaluation.run import Evaluation
+from dpo_workbench.evaluation.run import Evaluation, different_ids
 from dpo_workbench.evaluation.statistics import Interval, prompts_needed, win_rate
 from dpo_workbench.labelling.events import item_key
 from dpo_workbench.labelling.labels import Labels, read_labels
@@ -72,7 +72,7 @@ class Answers:
 def paired_answers(before: Evaluation, after: Evaluation) -> Answers:
     """Match two evaluations by id. Raises if they are not of the same prompts, or if all answers are equal."""
     old, new = ({row.id: row for row in run.rows} for run in (before, after))
-    different = sorted(old.keys() ^ new.keys()) or [i for i in old if old[i].prompt != new[i].prompt]
+    different = different_ids(old, new)
     pairs = [Pair(i, old[i].prompt, new[i].answer, old[i].answer) for i in old if i not in different and i in new]
     keys = {pair.id: item_key(pair) for pair in pairs if pair.chosen.strip() != pair.rejected.strip()}
     if different or not keys:

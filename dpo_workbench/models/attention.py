@@ -48,12 +48,14 @@ def block_mask(rows: Tensor, segments: Tensor) -> BlockMask:
     return create_block_mask(may_attend, None, None, len(rows), len(rows), device=rows.device)
 
 
-def pack_attention(network: Any, device: torch.device) -> str:
-    """How packs are computed on this device: "flex_attention" on a GPU of compute capability 8.0 or more, or "sdpa".
+def has_flex_attention(device: torch.device) -> bool:
+    """True on a GPU of compute capability 8.0 or more. Its kernel is compiled by Triton, which a T4 cannot run."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
-    FlexAttention compiles a kernel with Triton, which older GPUs (such as the T4) cannot run.
-    """
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+
+def pack_attention(network: Any, device: torch.device) -> str:
+    """How packs are computed on this device: "flex_attention" where device and architecture have it, or "sdpa"."""
+    if not has_flex_attention(device):
         return "sdpa"
     try:
         network.set_attn_implementation("flex_attention")

@@ -19,6 +19,7 @@ from dpo_workbench.common.environment import choose_device, choose_dtype
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import pre
 from dpo_workbench.common.memory import free_bytes
+from dpo_workbench.models.attention import has_flex_attention
 from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.files import CHATML, max_positions, read_config
 from dpo_workbench.models.generation import ROWS
@@ -171,8 +172,8 @@ def _device(model: str, gpu: str | None, memory_gib: float | None) -> Device:
         found = Device("a GPU", 0.0, torch.bfloat16)
     else:
         here = choose_device()
-        flex = here.type == "cuda" and torch.cuda.get_device_capability(here) >= (8, 0)
-        found = Device(f"this machine ({here})", free_bytes(here), choose_dtype(here)[0], here.type == "cpu", flex)
+        cpu, flex = here.type == "cpu", has_flex_attention(here)
+        found = Device(f"this machine ({here})", free_bytes(here), choose_dtype(here)[0], cpu, flex)
     dtype = torch.float32 if model == "nano" else found.dtype
     return found._replace(dtype=dtype, memory=memory_gib * GIB if memory_gib else found.memory)
 
