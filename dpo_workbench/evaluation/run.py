@@ -312,7 +312,7 @@ def evaluate(
         decoding |= served
     else:
         handle = cast("Model", model)
-        label = f"{handle.name}+{handle.adapter}" if handle.adapter else handle.name
+        label = f"{handle.name}+adapter" if handle.adapter else handle.name
     result = evaluate_answers(name or label, split, [answers[0] for answers in drawn], model=label, decoding=decoding)
     if result.n_unscored and show:
         first = next(row for row in result.rows if row.value is None)

@@ -62,7 +62,7 @@ def test_counts_classes_and_means(answers, capsys):
     )
     assert result.mean_score == pytest.approx((4 + 3 * 0.25) / 8)
     assert seen["max_new_tokens"] == 17 and seen["temperature"] == 0.0 and seen["prompts"][3] == "p3"
-    assert (result.name, result.task, result.split) == ("fake+adapter1", "toy", "test")
+    assert (result.name, result.task, result.split) == ("fake+adapter", "toy", "test")
     assert capsys.readouterr() == ("", "")
 
 
