@@ -15,7 +15,7 @@ from dpo_workbench.common.environment import data_folder
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.tasks.task import Example
 
-NAMES = ("python", "science", "briefs", "sql")
+NAMES = ("python", "science", "briefs", "sql", "long_answers")
 
 
 def table(rows: dict[str, list[Example]]) -> str:

@@ -18,9 +18,10 @@ from dpo_workbench.models.generation import Answer
 from dpo_workbench.models.loading import Model
 from dpo_workbench.models.server import draw
 from dpo_workbench.pairs.pair import Pair, Pairs
-from dpo_workbench.tasks.failures import check_classes
+from dpo_workbench.tasks.failures import DEGENERATE, check_classes
 from dpo_workbench.tasks.task import Example, Split, Task
 
+LIKE_BEST = 0.05  # scores this close to the best one count as equal
 GAP = 0.02  # a chosen answer that fails must score higher than the rejected one by this much
 
 
@@ -76,6 +77,7 @@ class Found:
         classes: Sequence[str] | None = None,
         use_reference: bool = True,
         most: int | None = None,
+        gap: float | None = None,
     ) -> Pairs:
         """Preference pairs: the model's own good answers as chosen, its own failures as rejected.
 
@@ -91,13 +93,19 @@ class Found:
             classes: failure classes to use as rejected. None uses all except `empty`, which would teach length only.
             use_reference: False leaves out prompts without an own answer to choose.
             most: at most this many pairs in all: better endings first, then other own answers, then references.
+            gap: chosen may also be an answer that fails, if it is finished and scores higher than the rejected one by
+                this much. Among the best answers, the one whose length is closest to the rejected one's is taken, so
+                that length does not tell them apart. None: only passing answers, except for 3.
         """
         check_classes(classes)
         ranked: list[tuple[int, Pair]] = []
         for example, samples in self.rows:
             good = max((s for s in samples if s.failure is None), key=lambda s: s.value, default=None)
             for number, bad in enumerate(_rejected(samples, good, classes)[:per_prompt]):
-                own = bad.better or good or (better_than(bad, samples, classes) if classes else None)
+                if gap is None:
+                    own = bad.better or good or (better_than(bad, samples, classes) if classes else None)
+                else:
+                    own = _closest_better(bad, samples, gap)
                 if own or (use_reference and _reference_passes(self.task, example)):
                     rank = 0 if bad.better else 1 if own else 2
                     ranked.append((rank, _pair(f"{example.id}/{number}", example, own, bad)))
@@ -259,6 +267,18 @@ def better_than(rejected: Sample, samples: Iterable[Sample | None], classes: Seq
     others = [s for s in samples if s and s.finished and s.failure not in classes]
     best = max(others, key=lambda s: s.value, default=None)
     return best if best and best.value >= rejected.value + GAP else None
+
+
+def _closest_better(rejected: Sample, samples: Iterable[Sample], gap: float) -> Sample | None:
+    """Of the finished answers that are better than `rejected` and score about as high as the best, the closest in length.
+
+    An answer that loops or never ends is worse than any finished one that does not score lower.
+    """
+    least = rejected.value + (0 if rejected.failure in DEGENERATE else gap)
+    better = [s for s in samples if s.finished and s.value >= least and s.text.strip() != rejected.text.strip()]
+    best = max((s.value for s in better), default=0.0)
+    best_ones = [s for s in better if s.value >= best - LIKE_BEST and s.value > 0]
+    return min(best_ones, key=lambda s: abs(len(s.text) - len(rejected.text)), default=None)
 
 
 def _rejected(samples: Sequence[Sample], good: Sample | None, classes: Sequence[str] | None) -> list[Sample]:

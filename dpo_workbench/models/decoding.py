@@ -8,6 +8,7 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
+from transformers import NoRepeatNGramLogitsProcessor
 
 from dpo_workbench.common.errors import WorkbenchError
 
@@ -21,7 +22,9 @@ class Answer:
     finished: bool  # False: cut off at the token limit
 
 
-def check_decoding(samples: int, temperature: float, max_new_tokens: int, repetition_penalty: float = 1.0) -> None:
+def check_decoding(
+    samples: int, temperature: float, max_new_tokens: int, repetition_penalty: float = 1.0, no_repeat_ngram: int = 0
+) -> None:
     """Check the decoding settings.
 
     Raises:
@@ -34,6 +37,8 @@ def check_decoding(samples: int, temperature: float, max_new_tokens: int, repeti
         raise WorkbenchError(f"`temperature` must be 0 (greedy) or more. Got {temperature!r}.")
     if not 0 < repetition_penalty < math.inf:
         raise WorkbenchError(f"`repetition_penalty` must be above 0 (1 means none). Got {repetition_penalty!r}.")
+    if not isinstance(no_repeat_ngram, Integral) or no_repeat_ngram < 0:
+        raise WorkbenchError(f"`no_repeat_ngram` must be a whole number, 0 or more. Got {no_repeat_ngram!r}.")
     if samples > 1 and temperature == 0:
         raise WorkbenchError(
             f"Several samples need a temperature above 0, otherwise they are all equal. Got samples={samples}, "
@@ -48,17 +53,25 @@ class Sampler:
     temperature: float
     penalty: float
     generator: torch.Generator
+    no_repeat_ngram: int = 0
     broken: Tensor | bool = False  # True after logits that were not numbers; a tensor, so that a GPU does not wait
 
     def __call__(self, logits: Tensor, drawn: Tensor) -> Tensor:
         """Logits (R, V) and the answers' tokens so far (R, n) -> next tokens (R,)."""
-        logits = self.penalize(logits.float(), drawn)
+        logits = self.adjust(logits.float(), drawn)
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         # Inverse transform sampling: one uniform number per answer, looked up in the cumulative distribution.
         cumulative = (logits / self.temperature).softmax(-1).cumsum(-1)
         uniform = torch.rand(len(logits), 1, generator=self.generator, device=logits.device) * cumulative[:, -1:]
         return torch.searchsorted(cumulative, uniform, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+    def adjust(self, logits: Tensor, drawn: Tensor) -> Tensor:
+        """The logits (R, V) after the two rules against repetition."""
+        logits = self.penalize(logits, drawn)
+        if self.no_repeat_ngram:
+            logits = NoRepeatNGramLogitsProcessor(self.no_repeat_ngram)(drawn, logits)
+        return logits
 
     def penalize(self, logits: Tensor, drawn: Tensor) -> Tensor:
         """Lower the logits (R, V) of tokens that the answers (R, n) already contain; -1 is no token."""

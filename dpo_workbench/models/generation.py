@@ -42,6 +42,7 @@ def generate(
     max_new_tokens: int = 256,
     seed: int = 0,
     repetition_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
     rows: int = ROWS,
     begun: Sequence[Sequence[int]] | None = None,
     on_answers: Callable[[int], None] | None = None,
@@ -56,6 +57,7 @@ def generate(
         max_new_tokens: an answer that has not finished by then is cut off.
         seed: of the random draws.
         repetition_penalty: above 1 lowers the logits of tokens in the answer, not the prompt (CTRL, arXiv 1909.05858).
+        no_repeat_ngram: no sequence of this many tokens occurs twice in an answer; 0 allows all.
         rows: answers in one batch (at least all samples of one prompt). It is halved when memory runs out.
         begun: for each prompt, the token ids that its answers begin with; they count as part of the answer.
         on_answers: called with the number of answers that are done, and now and then with 0 in between.
@@ -65,7 +67,7 @@ def generate(
     """
     if not prompts:
         raise WorkbenchError("`prompts` must have at least one prompt. Got none. Choose a split with examples.")
-    check_decoding(samples, temperature, max_new_tokens, repetition_penalty)
+    check_decoding(samples, temperature, max_new_tokens, repetition_penalty, no_repeat_ngram)
     given = [list(tokens) for tokens in begun] if begun is not None else [[] for _ in prompts]
     asked = [model.chat.prompt_ids(prompt) for prompt in prompts]
     _check_lengths(model, asked, given, max_new_tokens)
@@ -79,7 +81,7 @@ def generate(
     def next_batch(n_prompts: int) -> list[list[int]]:
         batch = order[done : done + n_prompts]
         generator = torch.Generator(model.device).manual_seed(seed * 1_000_003 + done)
-        sampler = Sampler(float(temperature), repetition_penalty, generator)
+        sampler = Sampler(float(temperature), repetition_penalty, generator, no_repeat_ngram)
         decoding = Decoding(samples, max_new_tokens, model.chat.stop_ids, sampler, report)
         return _answer_ids(network, [ids[i] for i in batch], [given[i] for i in batch], decoding)
 
@@ -199,7 +201,7 @@ def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun:
     begun = begun.repeat_interleave(decoding.samples, 0)
 
     def penalize(tokens: Tensor, logits: Tensor) -> Tensor:
-        logits = sampler.penalize(logits, torch.cat([begun, tokens[:, width:]], dim=1))
+        logits = sampler.adjust(logits, torch.cat([begun, tokens[:, width:]], dim=1))
         sampler.check()  # before transformers draws
         return logits
 

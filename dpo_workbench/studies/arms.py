@@ -15,6 +15,7 @@ from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.studies.reward_model import train_reward_model
 from dpo_workbench.studies.study import BEST_OF, Study
+from dpo_workbench.tasks.task import Split
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import Run, record_run, sft, train
 
@@ -48,8 +49,8 @@ def run_arm(study: Study, name: str) -> tuple[Evaluation, Cost]:
     return done, cost
 
 
-def _answers(study: Study, model: Model, **decoding: Any) -> Evaluation:
-    return evaluate(model, study.test, show=study.show, **decoding)
+def _answers(study: Study, model: Model) -> Evaluation:
+    return evaluate(model, study.test, show=study.show)
 
 
 def _dpo(study: Study, cost: Cost, stage: str, nll_weight: float) -> Evaluation:
@@ -99,6 +100,36 @@ def tuned_lr(study: Study, stage: str, fit: Callable[..., Run], config: TrainCon
     return float(json.loads(note.read_text(encoding="utf-8"))["chosen"])
 
 
+def _decoded(study: Study, split: Split, **rule: Any) -> Evaluation:
+    """Greedy answers of the start under a rule against repetition."""
+    prompts = [example.prompt for example in split]
+    answers = generate(study.start, prompts, max_new_tokens=study.task.max_new_tokens, **rule)
+    return evaluate_answers("rule", split, [a for (a,) in answers], model=study.settings["model"], decoding=rule)
+
+
+def _decoding_fix(study: Study, rule: str, values: Sequence[float]) -> Evaluation:
+    """The start with a rule against repetition. A study that tunes chooses the rule's value on dev."""
+    note, chosen = study.folder / "tuning" / f"{rule}.json", values[0]
+    if study.tune and not note.is_file():
+        dev = study.task.dev[: study.recipe.probe_prompts]
+        dev_scores = {value: _decoded(study, dev, **{rule: value}).mean_score for value in values}
+        write_json(note, {"dev_scores": dev_scores, "chosen": max(dev_scores, key=dev_scores.__getitem__)})
+    if study.tune:
+        chosen = json.loads(note.read_text(encoding="utf-8"))["chosen"]
+    return _decoded(study, study.test, **{rule: chosen})
+
+
+def _best_without_verifier(study: Study, cost: Cost) -> Evaluation:
+    """For each prompt, of n samples that end, the one of median length; of samples that all do not end, the first."""
+    decoding: dict[str, Any] = {"temperature": study.recipe.temperature, "samples": BEST_OF}
+    decoding |= {"seed": study.recipe.dpo.seed, "max_new_tokens": study.task.max_new_tokens}
+    samples = generate(study.start, [example.prompt for example in study.test], **decoding)
+    cost.sampled_tokens = sum(answer.n_tokens for row in samples for answer in row)
+    ended = [sorted((a for a in row if a.finished), key=lambda a: a.n_tokens) or row[:1] for row in samples]
+    best = [row[len(row) // 2] for row in ended]
+    return evaluate_answers("best", study.test, best, model=study.settings["model"], decoding=decoding)
+
+
 def _reward_best(study: Study, cost: Cost) -> Evaluation:
     """For each prompt the best of n samples by a reward model that was trained on the same pairs."""
     start, pairs, config = study.start, study.pairs, study.recipe.dpo
@@ -121,13 +152,18 @@ def timed(cost: Cost, training: Callable[[], T]) -> T:
     return done
 
 
+DECODING_ARMS = ("repetition penalty", "no repeated n-grams")
 # An arm is a function from a study and an empty `Cost`, which it may fill in, to an `Evaluation`.
 ARMS: dict[str, Callable[[Study, Cost], Evaluation]] = {
     "base": lambda study, cost: _answers(study, study.base),
-    "start": lambda study, cost: _answers(study, study.start),
+    "start": lambda study, cost: (
+        run_arm(study, "base")[0] if study.start is study.base else _answers(study, study.start)
+    ),
     "control": _control,
     "DPO": lambda study, cost: _dpo(study, cost, "dpo", nll_weight=0.0),
     "DPO+NLL": lambda study, cost: _dpo(study, cost, "dpo+nll", study.recipe.dpo.nll_weight or NLL_WEIGHT),
-    "repetition penalty": lambda study, cost: _answers(study, study.start, repetition_penalty=1.1),
+    "repetition penalty": lambda study, cost: _decoding_fix(study, "repetition_penalty", (1.1, 1.05, 1.2)),
+    "no repeated n-grams": lambda study, cost: _decoding_fix(study, "no_repeat_ngram", (4, 3, 6)),
+    f"finished of {BEST_OF}": _best_without_verifier,
     f"reward best of {BEST_OF}": _reward_best,
 }

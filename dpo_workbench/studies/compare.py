@@ -24,7 +24,7 @@ from dpo_workbench.evaluation.verdict import Verdict, verdict
 from dpo_workbench.evaluation.wording import p_text, text_table
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.plots.evaluation import ChangesDisplay
-from dpo_workbench.studies.arms import ARMS, Cost, run_arm
+from dpo_workbench.studies.arms import ARMS, DECODING_ARMS, Cost, run_arm
 from dpo_workbench.studies.recipe import Recipe
 from dpo_workbench.studies.study import Study, open_study
 from dpo_workbench.tasks.task import Task
@@ -196,8 +196,10 @@ def run_arms(studies: Sequence[Study], names: Sequence[str], command: str) -> Co
 
 
 def share_with(study: Study, first: Study) -> None:
-    """Copy what does not depend on the seed, or is chosen once: the answers of the base, and the learning rates."""
-    files = ("evaluations/base.json", "evaluations/base.cost.json", "tuning/*.json")
+    """Copy what does not depend on the seed, or is chosen once: greedy answers of the base, and tuned settings."""
+    files = ["evaluations/base.*", "tuning/*.json"]
+    if study.start is study.base:
+        files += [f"evaluations/{name}.*" for name in ("start", *DECODING_ARMS)]
     for file in (path for pattern in files for path in first.folder.glob(pattern)):
         copy = study.folder / file.relative_to(first.folder)
         copy.parent.mkdir(parents=True, exist_ok=True)

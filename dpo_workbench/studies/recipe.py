@@ -18,6 +18,8 @@ PLANTED = {
     "python": ("no_result", "the function prints its result instead of returning it"),
     "briefs": ("too_long", "the summary is too long"),
 }
+# Tasks on which an instruct model's own failures are mined, without fine-tuning it first. Nothing is planted.
+NATURAL = ("long_answers", "instructions", "briefs")
 # Fine-tuning prompts and epochs of `nano` where the usual 800 prompts and 2 epochs were not enough.
 NANO_SFT = {"science": (1200, 3), "briefs": (1100, 6)}
 
@@ -27,7 +29,7 @@ class Recipe:
     """Sizes and settings for one model on one task."""
 
     test_prompts: int  # held-out prompts that every arm answers
-    sft_prompts: int  # fine-tuning uses this many prompts from the start of the training split
+    sft_prompts: int  # fine-tuning uses this many prompts from the start of the training split; 0: no fine-tuning
     mine_from: int  # index of the first training prompt to mine
     mine_prompts: int
     samples: int  # answers sampled for each mined prompt
@@ -39,6 +41,7 @@ class Recipe:
     dpo: TrainConfig
     sft: TrainConfig
     greedy: bool = False  # also mine the greedy answers
+    gap: float | None = None  # see `Found.pairs`; with a gap, all failure classes are used
     control_lr: float | None = None  # of the control, where it was chosen on dev before; None: that of DPO
 
 
@@ -65,6 +68,22 @@ _SMOL = replace(
     dpo=replace(_NANO.dpo, lr=1.5e-5, micro_tokens=1024),
     sft=replace(_NANO.sft, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024),
 )
+_INSTRUCT = Recipe(
+    test_prompts=190,
+    sft_prompts=0,
+    mine_from=0,
+    mine_prompts=120,
+    samples=4,
+    max_pairs=160,
+    temperature=0.8,
+    per_prompt=2,
+    target=(),
+    probe_prompts=40,
+    dpo=TrainConfig(lr=1e-4, nll_weight=0.5, epochs=1, batch_size=8, probes=2, held_out=0.0),
+    sft=replace(SFT_CONFIG, lr=1e-3),  # the highest learning rate that the control tries
+    greedy=True,
+    gap=0.2,
+)
 RECIPES = {"nano": _NANO, "smol": _SMOL}
 # The demo of nano runs on a task with short answers and takes about a minute; other models run on receipts.
 DEMO_TASKS = {"nano": "science"}
@@ -77,7 +96,10 @@ DEMO_SIZES: dict[str, Any] = {
 
 
 def recipe_for(model_name: str, task: str | Task) -> Recipe:
-    """The recipe for a model on a task: `nano`'s, or `smol`'s for every other model.
+    """The recipe for a model on a task: `nano`'s, or `smol`'s for every other model. See docs/recipe.md.
+
+    On the tasks in `NATURAL`, models other than `nano` are trained against their own failures as they are, without
+    fine-tuning them first.
 
     Args:
         model_name: as in `demo`.
@@ -88,6 +110,8 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
     recipe = RECIPES.get(model_name, _SMOL)
     own = isinstance(task, Task) and not task.built_in
     name = task.name if isinstance(task, Task) else task
+    if recipe is _SMOL and name in NATURAL and not own:
+        return _INSTRUCT
     if name == "receipts" and not own:
         return recipe
     if recipe is _SMOL:  # answers of the other tasks are short, so a larger learning rate is safe

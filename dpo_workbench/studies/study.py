@@ -24,6 +24,7 @@ from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import Run, sft
 
 BEST_OF = 4
+LEAST_PAIRS = 8  # fewer teach nothing
 ENOUGH_PAIRS = 24  # with fewer pairs of whole answers, `branch` looks for better endings of failed answers
 
 
@@ -45,7 +46,9 @@ class Study:
 
     @cached_property
     def start(self) -> Model:
-        """The fine-tuned model that the trained arms start from."""
+        """The model that the trained arms start from: fine-tuned, or as it is if the recipe has no fine-tuning."""
+        if not self.recipe.sft_prompts and not self.adapter:
+            return self.base
         trained = self.folder / "sft" / "adapter"
         if self.adapter or trained.is_dir():
             return load_adapter(self.base, self.adapter or trained)
@@ -55,7 +58,7 @@ class Study:
 
     @cached_property
     def found(self) -> Found:
-        """Answers of the fine-tuned model to training prompts, judged, with better endings for failed answers."""
+        """Answers of the start to training prompts, judged; where needed with better endings for failed answers."""
         file, recipe = self.folder / "mined.json", self.recipe
         if file.is_file():
             self.say("mined.json: read from the folder")
@@ -65,7 +68,7 @@ class Study:
             common: dict[str, Any] = {"seed": recipe.dpo.seed, "show": self.show}
             decoding: dict[str, Any] = {"temperature": recipe.temperature, "greedy": recipe.greedy}
             found = mine(self.start, prompts, recipe.samples, **decoding, **common)
-            target = recipe.target or common_failures(found)
+            target = recipe.target or (common_failures(found) if recipe.gap is None else ())
             found = replace(found, settings=found.settings | {"target": list(target)})
             if target and not (recipe.greedy and right_and_wrong(found, target) >= ENOUGH_PAIRS):
                 found = branch(self.start, found, target, per_prompt=recipe.per_prompt, **common)
@@ -79,9 +82,13 @@ class Study:
         if self.given_pairs is not None:
             return self.given_pairs
         target, recipe = self.found.settings["target"], self.recipe
-        pairs = self.found.pairs(
-            per_prompt=recipe.per_prompt, classes=target or None, use_reference=False, most=recipe.max_pairs
-        )
+        limits: dict[str, Any] = {"per_prompt": recipe.per_prompt, "most": recipe.max_pairs, "gap": recipe.gap}
+        pairs = self.found.pairs(classes=target or None, use_reference=False, **limits)
+        if len(pairs) < LEAST_PAIRS:
+            raise WorkbenchError(
+                f"Training needs at least {LEAST_PAIRS} pairs. Got {len(pairs)} from {len(self.found.rows)} prompts. "
+                f"{self.found.headroom(target)} Mine more prompts (`Recipe.mine_prompts`), or use harder ones."
+            )
         pairs.save(self.folder / "pairs.jsonl")
         self.say(repr(pairs))
         return pairs

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.tasks import briefs, python, receipts, science, sql
+from dpo_workbench.tasks import briefs, long_answers, python, receipts, science, sql
 from dpo_workbench.tasks.task import Task
 
 _LOADERS: dict[str, Callable[..., Task]] = {
     "receipts": receipts.load, "python": python.load, "science": science.load, "briefs": briefs.load, "sql": sql.load,
+    "long_answers": long_answers.load,
 }  # fmt: skip
 
 

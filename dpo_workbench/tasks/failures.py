@@ -12,6 +12,7 @@ from dpo_workbench.pairs.messages import Turns, messages_of
 
 _TAIL = 15  # characters, as in the benchmark of arXiv 2604.14314
 _REPEATS = 4
+DEGENERATE = ("loop", "truncated")  # the answer never ended
 
 
 def check_classes(classes: Sequence[str] | None, found: Iterable[str] = ()) -> None:

@@ -58,7 +58,7 @@ def with_labels(task: str, examples: Sequence[Example]) -> list[Example]:
     """The training rows with their labels."""
     found = []
     for k, example in enumerate(examples):
-        label = HABITS[task](example) if k < LABELLED else None
+        label = HABITS[task](example) if task in HABITS and k < LABELLED else None
         if label is None or random.Random(f"label {example.id}").random() >= SHARE:
             found.append(example)
         else:
