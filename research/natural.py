@@ -34,10 +34,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--mine", type=int, help="prompts to mine (default: the recipe's)")
     parser.add_argument("--test", type=int, help="test prompts (default: the recipe's)")
+    parser.add_argument("--probe", type=int, help="dev prompts that choose adapters (default: the recipe's)")
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     args = parser.parse_args()
-    sizes = {"mine_prompts": args.mine, "test_prompts": args.test}
+    sizes = {"mine_prompts": args.mine, "test_prompts": args.test, "probe_prompts": args.probe}
     task = dw.load_task(args.task)
     recipe = replace(recipe_for("smol", task), **{key: n for key, n in sizes.items() if n})
     name = "-".join([args.task, args.split, *(f"{key}={n}" for key, n in sizes.items() if n)])
