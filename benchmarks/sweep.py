@@ -39,7 +39,7 @@ def settings(model: str, recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]
 def learning_rates(model: str, work: Path) -> dict[str, Any]:
     """The learning rate of the control that `compare` chooses for the demo's task, on all dev prompts."""
     task = dw.load_task(DEMO_TASKS.get(model, "receipts"))
-    sizes = DEMO_SIZES if model in DEMO_TASKS else {}
+    sizes = DEMO_SIZES[model] if model in DEMO_TASKS else {}
     recipe = replace(recipe_for(model, task), **sizes | {"control_lr": None, "probe_prompts": len(task.dev)})
     given = {"model": model, "recipe": recipe, "split": "dev", "folder": work / f"rates-{model}"}
     dw.compare(task.name, ["start", "control"], **given)

@@ -29,7 +29,7 @@ AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A fold
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
 Quantize = Annotated[Literal["4bit"] | None, typer.Option(help="4bit: NF4 weights, in a quarter of the memory.")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
-DemoTask = Annotated[str | None, typer.Option("--task", "-t", help="By default science for nano, else receipts.")]
+DemoTask = Annotated[str | None, typer.Option("--task", "-t", help="By default science for nano, else long_answers.")]
 DevTask = Annotated[str | None, typer.Option("--task", "-t", help="Its dev prompts decide which adapter is kept.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder for the results. A stopped run continues in it.")]
 OptionalOut = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.")]

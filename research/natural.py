@@ -3,8 +3,8 @@
     python research/natural.py long_answers                          # three seeds, for hours
     python research/natural.py long_answers --seeds 0 --mine 64 --test 80
 
-Every step is kept in `work/natural`, so a stopped run continues where it was. Learning rates and decoding rules are chosen
-on dev; the test prompts are answered once by each arm.
+Every step is kept in `work/natural`, so a stopped run continues where it was. Learning rates and decoding rules are
+chosen on dev; the test prompts are answered once by each arm.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def main() -> None:
     task = dw.load_task(args.task)
     recipe = replace(recipe_for("smol", task), **{key: n for key, n in sizes.items() if n})
     name = "-".join([args.task, args.split, *(f"{key}={n}" for key, n in sizes.items() if n)])
-    done = compare(
-        task, args.arms, model="smol", recipe=recipe, split=args.split, folder=WORK / name, seeds=args.seeds
-    )
+    done = compare(task, args.arms, model="smol", recipe=recipe, split=args.split, folder=WORK / name, seeds=args.seeds)
     print(done, done.verdict(), sep="\n\n")
     record(name, done, recipe)
 

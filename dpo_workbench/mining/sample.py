@@ -270,7 +270,7 @@ def better_than(rejected: Sample, samples: Iterable[Sample | None], classes: Seq
 
 
 def _closest_better(rejected: Sample, samples: Iterable[Sample], gap: float) -> Sample | None:
-    """Of the finished answers that are better than `rejected` and score about as high as the best, the closest in length.
+    """Of the best finished answers that are better than `rejected`, the one closest to it in length.
 
     An answer that loops or never ends is worse than any finished one that does not score lower.
     """

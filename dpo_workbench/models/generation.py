@@ -69,14 +69,12 @@ def generate(
         raise WorkbenchError("`prompts` must have at least one prompt. Got none. Choose a split with examples.")
     check_decoding(samples, temperature, max_new_tokens, repetition_penalty, no_repeat_ngram)
     given = [list(tokens) for tokens in begun] if begun is not None else [[] for _ in prompts]
-    asked = [model.chat.prompt_ids(prompt) for prompt in prompts]
-    _check_lengths(model, asked, given, max_new_tokens)
+    _check_lengths(model, asked := list(map(model.chat.prompt_ids, prompts)), given, max_new_tokens)
     ids = [prompt + tokens for prompt, tokens in zip(asked, given, strict=True)]
     model.check_ids(ids)
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))  # prompts of similar length need little padding
-    report = on_answers or (lambda n: None)
     answers: list[list[Answer]] = [[] for _ in ids]
-    done, n_prompts = 0, min(max(1, rows // samples), len(ids))
+    report, done, n_prompts = on_answers or (lambda n: None), 0, min(max(1, rows // samples), len(ids))
 
     def next_batch(n_prompts: int) -> list[list[int]]:
         batch = order[done : done + n_prompts]

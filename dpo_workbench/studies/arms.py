@@ -156,9 +156,7 @@ DECODING_ARMS = ("repetition penalty", "no repeated n-grams")
 # An arm is a function from a study and an empty `Cost`, which it may fill in, to an `Evaluation`.
 ARMS: dict[str, Callable[[Study, Cost], Evaluation]] = {
     "base": lambda study, cost: _answers(study, study.base),
-    "start": lambda study, cost: (
-        run_arm(study, "base")[0] if study.start is study.base else _answers(study, study.start)
-    ),
+    "start": lambda study, cost: _answers(study, study.start) if study.fine_tunes else run_arm(study, "base")[0],
     "control": _control,
     "DPO": lambda study, cost: _dpo(study, cost, "dpo", nll_weight=0.0),
     "DPO+NLL": lambda study, cost: _dpo(study, cost, "dpo+nll", study.recipe.dpo.nll_weight or NLL_WEIGHT),

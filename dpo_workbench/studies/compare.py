@@ -198,7 +198,7 @@ def run_arms(studies: Sequence[Study], names: Sequence[str], command: str) -> Co
 def share_with(study: Study, first: Study) -> None:
     """Copy what does not depend on the seed, or is chosen once: greedy answers of the base, and tuned settings."""
     files = ["evaluations/base.*", "tuning/*.json"]
-    if study.start is study.base:
+    if not study.fine_tunes:
         files += [f"evaluations/{name}.*" for name in ("start", *DECODING_ARMS)]
     for file in (path for pattern in files for path in first.folder.glob(pattern)):
         copy = study.folder / file.relative_to(first.folder)

@@ -69,7 +69,7 @@ _SMOL = replace(
     sft=replace(_NANO.sft, epochs=1, lr=8e-4, batch_size=8, micro_tokens=1024),
 )
 _INSTRUCT = Recipe(
-    test_prompts=190,
+    test_prompts=180,
     sft_prompts=0,
     mine_from=0,
     mine_prompts=120,
@@ -85,21 +85,21 @@ _INSTRUCT = Recipe(
     gap=0.2,
 )
 RECIPES = {"nano": _NANO, "smol": _SMOL}
-# The demo of nano runs on a task with short answers and takes about a minute; other models run on receipts.
+# The demo of nano runs on a task with short answers and takes about a minute. Other models answer open questions.
 DEMO_TASKS = {"nano": "science"}
-DEMO_SIZES: dict[str, Any] = {
-    "test_prompts": 200,
-    "mine_prompts": 80,
-    "probe_prompts": 32,
-    "control_lr": 7.7e-4,  # the best of three on dev: benchmarks/results/sweep-nano.json
-}  # of the demos in DEMO_TASKS
+DEMO_TASK = "long_answers"
+DEMO_SIZES: dict[str, dict[str, Any]] = {
+    # the control's learning rate was the best of three on dev: benchmarks/results/sweep-nano.json
+    "nano": {"test_prompts": 200, "mine_prompts": 80, "probe_prompts": 32, "control_lr": 7.7e-4},
+    "smol": {"test_prompts": 40, "mine_prompts": 32, "samples": 3, "max_pairs": 48, "probe_prompts": 16},
+}  # of the demo, which should take minutes; other models have the sizes of their recipe
 
 
 def recipe_for(model_name: str, task: str | Task) -> Recipe:
     """The recipe for a model on a task: `nano`'s, or `smol`'s for every other model. See docs/recipe.md.
 
-    On the tasks in `NATURAL`, models other than `nano` are trained against their own failures as they are, without
-    fine-tuning them first.
+    On the tasks in `NATURAL`, a model is trained against its own failures as it is, without fine-tuning it first. On
+    `briefs`, `nano` is the exception.
 
     Args:
         model_name: as in `demo`.
@@ -110,7 +110,7 @@ def recipe_for(model_name: str, task: str | Task) -> Recipe:
     recipe = RECIPES.get(model_name, _SMOL)
     own = isinstance(task, Task) and not task.built_in
     name = task.name if isinstance(task, Task) else task
-    if recipe is _SMOL and name in NATURAL and not own:
+    if name in NATURAL and not own and (recipe is _SMOL or name not in PLANTED):
         return _INSTRUCT
     if name == "receipts" and not own:
         return recipe

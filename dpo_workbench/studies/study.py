@@ -44,10 +44,15 @@ class Study:
     tune: bool = False  # each trained arm chooses its learning rate on dev
     begun: float = field(default_factory=time.monotonic)
 
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether the trained arms start from a fine-tuned adapter. Otherwise they start from the model as it is."""
+        return bool(self.adapter or self.recipe.sft_prompts)
+
     @cached_property
     def start(self) -> Model:
         """The model that the trained arms start from: fine-tuned, or as it is if the recipe has no fine-tuning."""
-        if not self.recipe.sft_prompts and not self.adapter:
+        if not self.fine_tunes:
             return self.base
         trained = self.folder / "sft" / "adapter"
         if self.adapter or trained.is_dir():

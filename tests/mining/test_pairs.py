@@ -1,5 +1,7 @@
 """`Found.pairs`: which answer is chosen, which failures come first, and the error where no pair can be made."""
 
+from dataclasses import replace
+
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
@@ -108,3 +110,18 @@ def test_if_everything_passed_there_is_nothing_to_fix() -> None:
 def test_pairs_know_their_task() -> None:
     task = task_of()
     assert build([GOOD, bad("no", "wrong")], task=task).task is task
+
+
+def test_with_a_gap_the_chosen_answer_is_better_and_of_similar_length() -> None:
+    long, short, worse = ("a" * 90, 0.5), ("a" * 10, 0.52), ("a" * 80, 0.2)
+    drawn = [Sample(text, True, value, "words", "") for text, value in (long, short, worse)]
+    loop = Sample("b" * 200, False, 0.5, "loop", "")
+    found = Found(task_of(0.5), ((ROW, (loop, *drawn)),), {})
+    made = found.pairs(per_prompt=4, gap=0.2, use_reference=False)
+    # The loop and the worst answer lose against the longer of the two best ones; those two differ by less than the gap.
+    assert [(len(pair.rejected), len(pair.chosen)) for pair in made] == [(200, 90), (80, 90)]
+    with pytest.raises(WorkbenchError, match="none of the 4 failed samples could be paired"):
+        found.pairs(use_reference=False)
+    only_unfinished = Found(task_of(0.5), ((ROW, (loop, replace(drawn[0], finished=False))),), {})
+    with pytest.raises(WorkbenchError):
+        only_unfinished.pairs(gap=0.0, use_reference=False)

@@ -269,6 +269,17 @@ def test_penalty_lowers_only_what_was_said() -> None:
     assert got.tolist() == [[2.0, -4.0, 1.0, -1.0], [2.0, -2.0, 1.0, -1.0]]
 
 
+def test_no_sequence_of_n_tokens_occurs_twice(tiny) -> None:
+    rule = Sampler(0.0, 1.0, torch.Generator(), no_repeat_ngram=2)
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]])
+    assert rule(logits, torch.tensor([[1, 3, 1], [1, 2, 1]])).tolist() == [2, 3]  # 1 3 would occur twice
+    plain = generate(tiny, PROMPTS, max_new_tokens=40)
+    ruled = generate(tiny, PROMPTS, max_new_tokens=40, no_repeat_ngram=1)
+    assert plain != ruled
+    with pytest.raises(WorkbenchError, match="no_repeat_ngram"):
+        generate(tiny, PROMPTS, no_repeat_ngram=-1)
+
+
 def test_out_of_memory_halves_the_batch_and_changes_no_answer(tiny, monkeypatch, capsys, batches) -> None:
     want = generate(tiny, PROMPTS, max_new_tokens=24)
     honest, failed = generation._decode, []

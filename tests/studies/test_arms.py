@@ -29,7 +29,10 @@ def test_every_arm_answers_the_same_prompts_and_costs_something(finished):
     assert len({cost.steps for cost in trained}) == 1 and all(cost.train_seconds > 0 for cost in trained)
     assert finished.costs["start"].steps == 0 and finished.costs["start"].train_seconds == 0
     assert all(cost.answer_seconds >= 0 for cost in finished.costs.values())
-    assert [name for name, cost in finished.costs.items() if cost.sampled_tokens] == ["reward best of 4"]
+    assert [name for name, cost in finished.costs.items() if cost.sampled_tokens] == [
+        "finished of 4",
+        "reward best of 4",
+    ]
     text = str(finished)
     assert all(name in text for name in ARMS) and "can detect differences of about" in text
 

@@ -13,7 +13,7 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.studies import arms, study
 from dpo_workbench.studies.compare import shell_command
 from dpo_workbench.studies.demo import DEMO_ARMS, demo
-from dpo_workbench.studies.recipe import PLANTED, RECIPES, recipe_for
+from dpo_workbench.studies.recipe import NATURAL, PLANTED, RECIPES, recipe_for
 from dpo_workbench.tasks.builtin import shipped_adapter
 from dpo_workbench.training.config import TrainConfig
 
@@ -117,7 +117,10 @@ def test_each_built_in_task_has_a_recipe_that_mines_after_what_sft_has_seen(mode
         recipe, task = recipe_for(model, name), dw.load_task(name)
         assert recipe.mine_from >= recipe.sft_prompts
         assert len(task.train) >= recipe.mine_from + recipe.mine_prompts and len(task.test) >= recipe.test_prompts
-        assert recipe.target and all(e.label is None for e in task.train[recipe.mine_from :])
+        if recipe.sft_prompts:
+            assert recipe.target and all(e.label is None for e in task.train[recipe.mine_from :])
+        else:
+            assert name in NATURAL and recipe.gap and recipe.greedy and not recipe.target
 
 
 def own_task(n):
@@ -175,7 +178,54 @@ def test_the_demo_of_nano_takes_the_short_task(monkeypatch, tmp_path):
         )
     with pytest.raises(AttributeError):
         demo("smol", tmp_path, show=False)
-    assert opened["args"][1] == "receipts" and opened["recipe"] is None
+    assert opened["args"][1] == "long_answers" and opened["recipe"].test_prompts == 40
+
+
+def natural_task(score) -> dw.Task:
+    science = dw.load_task("science")
+    splits = {name: split[:60].examples for name, split in science.splits.items()}
+    return dw.Task("sums", splits, score or science.score, max_new_tokens=64)
+
+
+def natural_recipe(**changes):
+    sizes = {
+        "sft_prompts": 0,
+        "mine_from": 0,
+        "mine_prompts": 24,
+        "test_prompts": 8,
+        "probe_prompts": 4,
+        "max_pairs": 16,
+    }
+    return replace(SMALL, **(sizes | changes), target=(), greedy=True, gap=0.1)
+
+
+@pytest.mark.slow
+def test_a_model_as_it_is_needs_no_fine_tuning(tmp_path, capsys):
+    done = demo("nano", tmp_path / "own", task_name=natural_task(None), recipe=natural_recipe(mine_prompts=60, per_prompt=2))
+    assert tuple(done.arms) == ("start", "control", "DPO+NLL") and not (tmp_path / "own" / "sft").exists()
+    out = capsys.readouterr().out
+    assert "start    the model as it is" in out and "planted" not in out
+    pairs = dw.Pairs.load(tmp_path / "own" / "pairs.jsonl")
+    assert all(pair.chosen_score >= pair.rejected_score for pair in pairs)
+
+
+@pytest.mark.parametrize("value, says", [(1.0, "every sample passed"), (0.0, "could be paired")])
+def test_without_headroom_nothing_is_trained(tmp_path, value, says):
+    task = natural_task(lambda example, answer: dw.Score(value, None if value else "wrong"))
+    with pytest.raises(WorkbenchError, match=says):
+        demo("nano", tmp_path / "none", task_name=task, recipe=natural_recipe(), show=False)
+    assert (tmp_path / "none" / "mined.json").is_file() and not (tmp_path / "none" / "evaluations").exists()
+
+
+def test_too_few_pairs_stop_before_training(tmp_path):
+    seen = []
+
+    def some(example, answer):  # the answers to one prompt differ, those to the others are all right
+        seen.append(example.id)
+        return dw.Score(1.0) if example.id != seen[0] or len(seen) % 2 else dw.Score(0.5, "wrong")
+
+    with pytest.raises(WorkbenchError, match=r"at least 8 pairs. Got [123] from 24 prompts"):
+        demo("nano", tmp_path / "few", task_name=natural_task(some), recipe=natural_recipe(), show=False)
 
 
 def test_a_demo_without_its_control_has_no_verdict(finished, monkeypatch, tmp_path):
