@@ -36,7 +36,7 @@ def cell(world: str, n: int, share: float, studies: int, seed: int) -> dict[str,
         margins[rng.random(n) >= keep] = 0.0
         found = margin_intervals(margins.tolist(), [str(k) for k in prompt])
         hits += [interval.low <= value <= interval.high for interval, value in zip(found, truth, strict=True)]
-    return {"accuracy": round(hits[0] / studies, 4), "margin": round(hits[1] / studies, 4)}
+    return {"accuracy": round(float(hits[0]) / studies, 4), "margin": round(float(hits[1]) / studies, 4)}
 
 
 def main() -> None:
