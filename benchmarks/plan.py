@@ -165,7 +165,7 @@ def main() -> None:
     from dpo_workbench.models.needs import needs_of
 
     cuda = torch.cuda.is_available()
-    dtype = choose_dtype(choose_device())[0] if cuda else torch.float32
+    dtype = choose_dtype(choose_device()) if cuda else torch.float32
     flex = cuda and torch.cuda.get_device_capability() >= (8, 0)
     results = RESULTS.with_stem("plan_gpu") if cuda else RESULTS
     recorded = json.loads(results.read_text()) if results.is_file() else {"settings": {}}

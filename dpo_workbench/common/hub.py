@@ -26,12 +26,10 @@ def check_repo_id(repo_id: str) -> None:
         raise WorkbenchError(f"A repository on the Hub must be owner/name. Got {repo_id!r}. Write it like me/my-model.")
 
 
-def upload(folder: Path, repo_id: str, *, private: bool, token: str | None, kind: str = "model") -> str:
+def upload(folder: Path, repo_id: str, *, private: bool, kind: str = "model") -> str:
     """Create a repository, upload the files of the folder in one commit, and return its address.
 
-    Args:
-        token: None takes the one of `hf auth login` or HF_TOKEN.
-        kind: `model` or `dataset`.
+    The token is that of `hf auth login` or HF_TOKEN. `kind` is `model` or `dataset`.
 
     Raises:
         WorkbenchError: the name, the token or the network is wrong, or the repository is in use or has another
@@ -40,7 +38,7 @@ def upload(folder: Path, repo_id: str, *, private: bool, token: str | None, kind
     from huggingface_hub import HfApi
 
     check_repo_id(repo_id)
-    api = HfApi(token=token)
+    api = HfApi()
     with _readable_errors(repo_id):
         address = str(api.create_repo(repo_id, private=private, repo_type=kind, exist_ok=True))
         found: Any = api.repo_info(repo_id, repo_type=kind)

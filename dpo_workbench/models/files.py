@@ -23,12 +23,15 @@ CHATML = (
 )
 
 
-def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weights: bool = False) -> tuple[Chat, Any]:
+def load_chat(
+    name: str | Path, template: dict[str, Any] | None = None, *, weights: bool = False, local: bool = False
+) -> tuple[Chat, Any]:
     """The chat and the config of a model, from its files without the weights.
 
     Args:
         name, template: as for `load_model`. A folder needs config.json and the tokenizer's files only.
         weights: the weights will be loaded as well, so a folder without them is an error.
+        local: take the tokenizer only if it is on this machine already.
 
     Returns:
         The tokenizer with its chat template, and transformers' config. `config.name_or_path` is where they came from.
@@ -40,9 +43,11 @@ def load_chat(name: str | Path, template: dict[str, Any] | None = None, *, weigh
     config = read_config(name, weights)
     source = config.name_or_path
     with readable(name):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        if local and "plan" not in tokenizer.decode(tokenizer("plan")["input_ids"]):
+            raise OSError("its tokenizer is an empty one, made from config.json")
         try:
-            generation = GenerationConfig.from_pretrained(source)
+            generation = GenerationConfig.from_pretrained(source, local_files_only=local)
         except OSError:  # no generation_config.json: transformers then takes the tokens in config.json
             generation = GenerationConfig.from_model_config(config)
     if name == "smol":

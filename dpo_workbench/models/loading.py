@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -57,7 +58,6 @@ class Model:
 
     name: str
     chat: Chat  # the tokenizer with its chat template: prompts and answers as token ids
-    dtype_reason: str
     source: str  # folder or Hub id that the base weights came from
     _shared: _Shared
     _adapter: _Adapter | None = None
@@ -139,22 +139,46 @@ class Model:
             config = shared.network.peft_config[self.adapter]
             rank, alpha = config.r, config.lora_alpha
         network = shared.network = lora.add_adapter(shared.network, name, rank, alpha, seed)
-        if self.adapter is not None:
-            lora.set_adapter_tensors(network, name, self.adapter_tensors())
         adapter = _Adapter(name)
         shared.adapters.add(adapter)
+        made = replace(self, _adapter=adapter)
+        if self.adapter is not None:
+            made.set_adapter_tensors(self.adapter_tensors())
         network.set_adapter(name, inference_mode=True)  # PEFT warns if it has to delete the active adapter
         for unused in set(network.peft_config) - {adapter.name for adapter in shared.adapters}:
             network.delete_adapter(unused)
-        return replace(self, _adapter=adapter)
+        return made
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:
-        """Copies of this handle's adapter weights on the CPU; empty without an adapter."""
-        return lora.adapter_tensors(self.network, self.adapter) if self.adapter else {}
+        """Copies of this handle's adapter weights on the CPU, by PEFT's names; empty without an adapter."""
+        if self.adapter is None:
+            return {}
+        state = get_peft_model_state_dict(self.network, adapter_name=self.adapter, save_embedding_layers=False)
+        return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 
     def set_adapter_tensors(self, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
-        """Overwrite this handle's adapter weights; with `partial`, weights for only some of the layers are allowed."""
-        lora.set_adapter_tensors(self.network, self._require_adapter(), tensors, partial=partial)
+        """Overwrite this handle's adapter weights.
+
+        Args:
+            tensors: weights by PEFT's names, as from `adapter_tensors`.
+            partial: allow weights for only some of the layers; the other layers keep theirs.
+
+        Raises:
+            WorkbenchError: the network has no place for a weight, or its size differs, or one is missing.
+        """
+        name, problem = self._require_adapter(), ""
+        try:
+            result = set_peft_model_state_dict(self.network, tensors, adapter_name=name)
+            missing = [] if partial else [key for key in result.missing_keys if f".{name}." in key]
+            if wrong := [*result.unexpected_keys, *missing]:
+                unknown = len(result.unexpected_keys)
+                problem = f"{unknown} unknown and {len(missing)} missing weights (for example {wrong[0]!r})"
+        except RuntimeError as error:  # PyTorch reports a size mismatch this way
+            problem = str(error).strip().splitlines()[-1].strip(" \t.")
+        if problem:
+            raise WorkbenchError(
+                f"An adapter's weights must fit the model. Got {problem}. Load it on the model it was trained on."
+            )
 
     def _require_adapter(self) -> str:
         if self.adapter is None:
@@ -226,7 +250,7 @@ class Model:
     def __repr__(self) -> str:
         seen = f"adapter {self.adapter}" if self.adapter else "no adapter"
         how = f"{'4-bit weights, ' if self.quantize else ''}{str(self.dtype)[6:]} on {self.device}"
-        return f"Model({self.name}, {seen}, {how}: {self.dtype_reason})"
+        return f"Model({self.name}, {seen}, {how})"
 
 
 def load_model(
@@ -246,7 +270,7 @@ def load_model(
         adapter: None, a folder with a LoRA adapter, or the name of one that ships with the package (`receipts`: after
             supervised fine-tuning on that task).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
-        dtype: None chooses by device; `model.dtype_reason` says why.
+        dtype: None takes bf16 or fp16 where the device computes fast in them, else fp32.
         quantize: "4bit" stores the weights of linear layers as NF4 with double quantization (QLoRA, arXiv 2305.14314)
             and computes in `dtype`. Adapters and embeddings are not quantized. A model that was saved by bitsandbytes
             in 4 bits is loaded as it is.
@@ -262,15 +286,11 @@ def load_model(
     if quiet():
         transformers_logging.disable_progress_bar()
     where = choose_device(device)
-    best, why = (torch.float32, "nano is small") if name == "nano" else choose_dtype(where)
-    reason = why if dtype is None else "as requested"
-    dtype = dtype or best
-    if dtype != best and dtype.itemsize < 4:
-        reason += f", but {why}"
+    dtype = dtype or (torch.float32 if name == "nano" else choose_dtype(where))
     chat, config = load_chat(name, template, weights=True)
     network = read_weights(name, config, dtype, where, quantize)
     shared = _Shared(network, pack_attention(network, where))
-    model = Model(name, chat, reason, config.name_or_path, shared)
+    model = Model(name, chat, config.name_or_path, shared)
     return load_adapter(model, adapter) if adapter is not None else model
 
 
@@ -302,7 +322,10 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
     if not base and trained_on not in (None, model.name, model._public_source()):
         print(f"{folder} has no record of its base to check: it names {trained_on!r}, and this is {model.name!r}")
     handle = replace(model, _adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
-    lora.check_patterns(handle.network, handle._require_adapter(), config)  # type: ignore[arg-type]
+    new: Any = handle.network.peft_config[handle.adapter]  # type: ignore[index, union-attr]
+    for key in ("rank_pattern", "alpha_pattern"):  # PEFT itself sets them for some fused layers
+        if (config.get(key) or {}) != (getattr(new, key) or {}):
+            raise lora.not_plain(f"{key}={config.get(key)!r}", folder)
     # An adapter may cover only some of the layers. On the others the new adapter changes nothing.
     handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, partial=True)
     return handle

@@ -17,7 +17,6 @@ from urllib.request import Request, urlopen
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.decoding import Answer, check_decoding
-from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.messages import Prompt, messages_of
@@ -69,48 +68,39 @@ def draw(
     """Answers from the model in memory, or from a server: `generate` with one more argument.
 
     Args:
-        model: a handle; with an engine it may also be the name of the served model, or None if only one is served.
+        model: a handle; with an engine the name of the served model, or None if only one is served.
         engine: None, or the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
-        template: arguments of the chat template of a model that is named; a handle has its own (see `load_model`).
+        template: with an engine, arguments of the served model's chat template; a handle has its own.
         prompts, repetition_penalty, settings: as in `generate`; the API has no repetition penalty.
 
     Returns:
         The answers in the order of the prompts, and what a result should say about the server: `engine`, its address,
         `model`, the served name, and `template`, if it has arguments; empty without an engine.
     """
-    if template and (engine is None or isinstance(model, Model)):
-        raise WorkbenchError(
-            f"`template` is for a served model that is named. Got {template} for {model!r}. Load the model with them: "
-            "`dw.load_model(name, template={...})`."
-        )
     if engine is None:
-        if model is None or isinstance(model, str):
+        if not isinstance(model, Model) or template:
             raise WorkbenchError(
-                f"Without an engine `model` must be a loaded model. Got {model!r}. Load it with `dw.load_model`, or "
-                "name a server with engine='http://...'."
+                f"Without an engine `model` must be a loaded model, with its own template arguments. Got {model!r} and "
+                f"template={template}. Use `dw.load_model(name, template={{...}})`, or engine='http://...'."
             )
         return generate(model, prompts, repetition_penalty=repetition_penalty, **settings), {}
-    if repetition_penalty != 1.0:
+    if isinstance(model, Model) or repetition_penalty != 1.0:
         raise WorkbenchError(
-            f"With an engine `repetition_penalty` must be 1, because the API has none. Got {repetition_penalty}. Run "
-            "this arm on a loaded model, without an engine."
+            f"With an engine `model` must be the name that the server gives it, and `repetition_penalty` 1, because "
+            f"the API has none. Got {model!r} and {repetition_penalty}. To use an adapter, save it with "
+            "`model.save(folder)` and serve it under a name (docs/server.md)."
         )
-    server = connect(engine, model)
-    server = replace(server, template=template or server.template)
+    server = replace(connect(engine, model), template=template or {})
     told = {"engine": server.url, "model": server.model, "template": server.template}
     return ask(server, prompts, **settings), {key: value for key, value in told.items() if value}
 
 
-def connect(engine: str, model: Model | str | None) -> Server:
-    """Decide which model of which server answers.
-
-    A name is used as it is. For a handle without an adapter, the server's model with the handle's name, Hub id or
-    folder answers. Otherwise the only model of the server does. A key is read from the environment variable
-    OPENAI_API_KEY.
+def connect(engine: str, model: str | None) -> Server:
+    """The named model of a server, or its only one. OPENAI_API_KEY may hold the server's key.
 
     Raises:
-        WorkbenchError: a handle with an adapter; an address that is wrong or contains a password; no server there; or
-            a server that does not make clear which model is meant.
+        WorkbenchError: the address is wrong or contains a password, no server listens there, or it has several models
+            and none is named.
     """
     if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d+)?(/[^\s?#@]*)?", engine):
         shown = "one with a password or parameters" if any(sign in engine for sign in "@?#") else repr(engine)
@@ -118,25 +108,14 @@ def connect(engine: str, model: Model | str | None) -> Server:
             "`engine` must be a server's address, such as http://127.0.0.1:8000/v1, without anything secret in it. Got "
             f"{shown}. A key belongs in the environment variable OPENAI_API_KEY."
         )
-    if isinstance(model, Model) and model.adapter:
-        raise WorkbenchError(
-            f"A server answers with the weights it serves, not with a handle's adapter. Got {model!r}. Save the "
-            "adapter with `model.save(folder)`, serve it under a name (docs/server.md), and pass that name."
-        )
     url = engine.rstrip("/")
-    listed = _served_names(url)  # also for a model given by name, to notice at once that no server is there
-    if isinstance(model, str):
-        return Server(url, model)
-    known = (model.name, model.source, SMOL_HUB_ID if model.name == "smol" else "") if model else ()
-    found = [name for name in known if name in listed] or (listed if len(listed) == 1 else [])
-    if not found:
+    names = _served_names(url)  # also for a model given by name, to notice at once that no server is there
+    if model is None and len(names) != 1:
         raise WorkbenchError(
-            f"`model` must say which model of {url} should answer. It lists {', '.join(listed) or 'none'}. Pass the "
+            f"`model` must say which model of {url} should answer. It lists {', '.join(names) or 'none'}. Pass the "
             "name that it is served by, such as model='owner/name'."
         )
-    if model and found[0] not in known:
-        print(f"{url} answers with {found[0]!r}, its only model, in place of {model.name!r}")
-    return Server(url, found[0], model.chat.arguments if model else {})
+    return Server(url, model or names[0])
 
 
 def ask(
@@ -161,7 +140,6 @@ def ask(
         WorkbenchError: see `check_decoding`; or a request failed, also when it was repeated.
     """
     check_decoding(samples, temperature, max_new_tokens)
-
     messages = [messages_of(prompt) for prompt in prompts]
 
     def one(k: int) -> tuple[int, Answer]:

