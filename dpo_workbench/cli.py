@@ -311,7 +311,7 @@ def export(
 @app.command()
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
-    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A new or empty repository on the Hub.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A new repository on the Hub.")],
     private: Annotated[bool, typer.Option("--private/--public", help="Who can see the repository.")] = True,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Only write this folder, and upload nothing.")] = None,
     license: Annotated[str, typer.Option(help="As the Hub names it, such as apache-2.0.")] = "unknown",

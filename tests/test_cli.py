@@ -59,8 +59,8 @@ def test_tasks(run) -> None:
     ("arguments", "words"),
     [
         (("train", "none.jsonl", "--out", "r"), "Got no file (none.jsonl, P001)"),
-        (("mine", "--out", "r", "--model", "./none"), "'./none', which is not a folder"),
-        (("mine", "--out", "r", "--model", "a/b/c"), "'a/b/c', which is not a folder"),
+        (("mine", "--out", "r", "--model", "./none"), "The model './none' could not be loaded"),
+        (("mine", "--out", "r", "--model", "a/b/c"), "The model 'a/b/c' could not be loaded"),
         (("evaluate", "--out", "r/x.json", "--task", "recipts"), "Did you mean 'receipts'"),
         (("evaluate", "--out", "r/x.json", "--split", "tset"), "in split 'tset'. It has train, dev, test"),
     ],

@@ -21,8 +21,7 @@ def check_tracker(name: str) -> None:
     """Raise WorkbenchError if the tracker's package is not installed."""
     if (packages := TRACKERS[name]) and not any(map(find_spec, packages)):
         raise WorkbenchError(
-            f"`report_to` must name a tracker that is installed. Got {name!r}, which needs the package "
-            f"{' or '.join(packages)}. Type: pip install {packages[0]}"
+            f"`report_to={name!r}` needs the package {' or '.join(packages)}. Type: pip install {packages[0]}"
         )
 
 
@@ -59,8 +58,7 @@ def track(
         tracker.store_init_configuration({k: str(v) if isinstance(v, dict) else v for k, v in settings.items()})
     except Exception as error:  # these libraries raise many kinds of errors
         raise WorkbenchError(
-            f"The tracker {name!r} must start. It says: {type(error).__name__}: {error}. Do that, or leave "
-            "`report_to` at 'none'."
+            f"{name!r} must start. It says: {type(error).__name__}: {error}. Do that, or set report_to='none'."
         ) from error
     sent, works = (0, 0), True
 

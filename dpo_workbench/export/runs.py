@@ -69,20 +69,23 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
     start = _start(folder, record)
     _, pairs = hold_out(list(Pairs.load(folder / "pairs.jsonl")), config)
     rows = tokenize(start, map(pair_texts, pairs), config.max_tokens)
-    steps = _steps(rows, config)
+    n_steps = steps_per_epoch(len(rows), config) * config.epochs
+    shares = [learning_rate(step, n_steps, config) / config.lr for step in range(n_steps)]
+    names = [[row.id for row in rows_of_step(rows, config, step)] for step in range(n_steps)]
     policy = start.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
     with replace_folder(Path(out)) as fresh:
         base = _save_model(policy, fresh, record["dtype"])
-        trl = _dpo_config(config, terms, len(steps))
+        trl = _dpo_config(config, terms, n_steps)
         write_json(fresh / "config.json", {"model": base, "batch_size": config.batch_size, "trl": trl})
         _write_lines(fresh / "pairs.jsonl", _pair_lines(pairs, rows))
-        _write_lines(fresh / "steps.jsonl", steps)
+        steps = zip(shares, names, strict=True)
+        _write_lines(fresh / "steps.jsonl", ({"lr_share": share, "pairs": ids} for share, ids in steps))
         write_text(fresh / "requirements.txt", REQUIREMENTS + ("bitsandbytes>=0.46.1\n" if start.quantize else ""))
         write_text(fresh / "train.py", (HERE / "trl_train.txt").read_text(encoding="utf-8"))
         readme = (HERE / "trl_readme.md").read_text(encoding="utf-8").replace("BATCH_SIZE", str(config.batch_size))
-        write_text(fresh / "README.md", readme.replace("N_STEPS", str(len(steps))).replace("N_PAIRS", str(len(pairs))))
+        write_text(fresh / "README.md", readme.replace("N_STEPS", str(n_steps)).replace("N_PAIRS", str(len(pairs))))
     notes = [
-        f"{len(pairs)} pairs, {len(steps)} steps of {config.batch_size}",
+        f"{len(pairs)} pairs, {n_steps} steps of {config.batch_size}",
         "pip install -r requirements.txt, then accelerate launch train.py; README.md explains several GPUs",
         "trained/ will hold the last adapter, not the best one: TRL does not score dev prompts during training",
     ]
@@ -108,14 +111,6 @@ def _save_model(policy: Model, folder: Path, dtype: str) -> dict[str, Any]:
     if policy.quantize and name != "model" and not base.hf_quantizer.pre_quantized:
         settings["quantization_config"] = base.config.quantization_config.to_dict()
     return settings
-
-
-def _steps(rows: Sequence[Row], config: TrainConfig) -> list[dict[str, Any]]:
-    """For each step its learning rate as a share of the peak, and the ids of its pairs."""
-    n_steps = steps_per_epoch(len(rows), config) * config.epochs
-    shares = [learning_rate(step, n_steps, config) / config.lr for step in range(n_steps)]
-    names = [[row.id for row in rows_of_step(rows, config, step)] for step in range(n_steps)]
-    return [{"lr_share": share, "pairs": ids} for share, ids in zip(shares, names, strict=True)]
 
 
 def _pair_lines(pairs: Sequence[Pair], rows: Sequence[Row]) -> Iterable[dict[str, Any]]:

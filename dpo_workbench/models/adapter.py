@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.memory import free_bytes
-from dpo_workbench.models.families import decoder
+from dpo_workbench.models.files import decoder
 
 # Settings of a saved adapter that do not change what its matrices mean, or that are checked elsewhere.
 HARMLESS = (
@@ -104,8 +104,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[
     empty = [key for key, values in tensors.items() if not values.numel()]
     if empty or not tensors:
         raise WorkbenchError(
-            f"An adapter must have weights. {weights} holds {len(tensors)} tensors, {len(empty)} of them empty. Save "
-            "it again; with DeepSpeed ZeRO-3, gather the weights first."
+            f"An adapter must have weights. {weights} holds {len(tensors)} tensors, {len(empty)} of them empty."
         )
     # With other settings or tensors the weights mean something else than W + alpha / r * B A, or replace base weights.
     defaults = LoraConfig().to_dict()

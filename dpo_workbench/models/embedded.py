@@ -24,8 +24,7 @@ def nano_folder() -> Path:
     folder = data_folder() / "nano"
     if not (folder / "model.safetensors").is_file():
         raise WorkbenchError(
-            f"`nano` must be in {folder}. It is missing there. Reinstall the package, or make it with "
-            "`python research/train_nano.py`."
+            f"`nano` must be in {folder}. Reinstall the package, or run `python research/train_nano.py`."
         )
     return folder
 

@@ -26,8 +26,7 @@ from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.attention import pack_attention, use_plain_attention
 from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.embedded import SMOL_HUB_ID
-from dpo_workbench.models.files import load_chat, max_positions
-from dpo_workbench.models.weights import read_weights
+from dpo_workbench.models.files import load_chat, max_positions, read_weights
 
 
 @dataclass(eq=False)
@@ -183,8 +182,7 @@ class Model:
     def _require_adapter(self) -> str:
         if self.adapter is None:
             raise WorkbenchError(
-                f"This needs an adapter. {self.name!r} has none. Train one (`dw.train`, `dw.sft`) or load one "
-                "(`dw.load_model(name, adapter=...)`)."
+                f"This needs an adapter. {self.name!r} has none. Train one, or load one with `adapter=...`."
             )
         return self.adapter
 
@@ -296,17 +294,15 @@ def load_model(
 
 def load_adapter(model: Model, adapter: str | Path) -> Model:
     """A handle on `model` with a saved adapter: a folder, or the name of one that ships with the package."""
-    folder = Path(adapter)
-    shipped = data_folder() / "adapters" / f"{model.name}-{adapter}"
-    if not folder.is_dir() and shipped.is_dir():
-        folder = shipped
-    if not folder.is_dir():
-        prefix = f"{model.name}-"
-        names = [p.name for p in (data_folder() / "adapters").glob("*") if p.name.startswith(prefix)]
-        raise WorkbenchError(
-            f"`adapter` must be a folder or the name of a shipped adapter. Got {str(adapter)!r}. "
-            f"Shipped for {model.name!r}: {', '.join(n.removeprefix(prefix) for n in sorted(names)) or 'none'}."
-        )
+    if not (folder := Path(adapter)).is_dir():
+        prefix, root = f"{model.name}-", data_folder() / "adapters"
+        shipped = {p.name.removeprefix(prefix): p for p in sorted(root.glob("*")) if p.name.startswith(prefix)}
+        if str(adapter) not in shipped:
+            raise WorkbenchError(
+                f"`adapter` must be a folder, or one of those shipped for {model.name!r}: "
+                f"{', '.join(shipped) or 'none'}. Got {str(adapter)!r}."
+            )
+        folder = shipped[str(adapter)]
     tensors, config, base = lora.read_adapter(folder)
     trained_on = config.get("base_model_name_or_path")
     own = lora.base_record(model.network)

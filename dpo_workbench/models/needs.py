@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from dpo_workbench.models.adapter import add_adapter, causal_lm
-from dpo_workbench.models.families import decoder
+from dpo_workbench.models.files import decoder
 
 # As in training: logits that exist at one time, and tokens of the longest row that is packed for SDPA, with a mask
 MAX_LOGITS, MAX_DENSE = 2**23, 4096

@@ -102,7 +102,8 @@ def plan(
     device, config = _device(name, gpu, memory_gib), read_config(name)
     needs = needs_of(config, device.dtype, rank)
     rows, known = _rows(name, pairs if isinstance(pairs, Pairs) else Pairs.load(pairs))
-    lengths, positions = [row.n_tokens for row in rows], max_positions(config)
+    lengths = [row.n_tokens for row in rows]
+    longest, positions = max(lengths), max_positions(config)
     if too_long := sum(row.length > positions for row in rows):
         notes.append(f"{too_long} pairs do not fit into the model's {positions} positions; `train` refuses them.")
     if not known:
@@ -110,7 +111,6 @@ def plan(
     if not needs.exact:
         notes.append("activations are a rule of thumb (5 bytes for each input and output of a linear layer).")
     options: list[dict[str, Any]] = []
-    longest = max(lengths)
     for quantize, mode in product((None, "4bit"), (False, True)):
         tokens, _ = needs.choose(device, longest, bool(quantize), modes=(mode,)) or (0, mode)
         alone = needs.total(device, longest, longest, mode, bool(quantize)) / GIB
@@ -120,8 +120,8 @@ def plan(
     size = max(fits, longest), longest, mode, quantized
     parts, total = needs.parts(*size, device.flex), needs.total(device, *size)
     parts["kept by the C library (assumed)" if device.cpu else "CUDA, gaps (assumed)"] = total - sum(parts.values())
-    passes = 2 + epochs * (6 if mode else 4)  # operations for a parameter and token; the reference needs 2
-    work = passes * needs.parameters * sum(lengths)
+    # Operations: 4 for each parameter and token, 6 with checkpointing, and once 2 for the reference.
+    work = (2 + epochs * (6 if mode else 4)) * needs.parameters * sum(lengths)
     command = ["dpo-workbench", "train", "pairs.jsonl" if isinstance(pairs, Pairs) else str(pairs), "--model", name]
     command += ["--out", f"runs/{Path(name).name}", *["--quantize", "4bit"] * quantized, *["--checkpointing"] * mode]
     if (limit := max(row.length for row in rows)) > 1024:  # the default of `train`
@@ -131,12 +131,11 @@ def plan(
         "model": name, "parameters": needs.parameters, "adapter": needs.adapter // 4, "device": device.name,
         "memory_gib": device.memory / GIB, "dtype": str(device.dtype).removeprefix("torch."), "tflops": device.tflops,
         "pairs": len(rows), "mean_tokens": fmean(lengths), "longest": longest, "epochs": epochs, "notes": notes,
-        "options": options,
+        "options": options, "command": shlex.join(command) if fits else None,
         "recommended": {key: best[key] for key in ("quantize", "micro_tokens", "checkpointing")} if fits else None,
         "budget_gib": {part: size / GIB for part, size in [*parts.items(), ("total", total)]}, "rows": ROWS,
         "cache_gib": ROWS * needs.cache * (max(len(row.prompt_ids) for row in rows) + NEW_TOKENS) / GIB,
         "minutes": ceil(work / (device.tflops * 6e13 * UTILIZATION)) if fits and device.tflops else None,
-        "command": shlex.join(command) if fits else None,
     })  # fmt: skip
 
 
@@ -147,8 +146,7 @@ def _device(model: str, gpu: str | None, memory_gib: float | None) -> Device:
         key = re.sub(r"[\W_]", "", gpu).upper()  # such as NVIDIAA10080
         if not (found := [name for name in GPUS if key.endswith(name.replace("-", ""))]):
             raise WorkbenchError(
-                f"`gpu` must be one of {', '.join(GPUS)}. Got {gpu!r}. For another GPU, leave it out and give "
-                "`memory_gib`."
+                f"`gpu` must be one of {', '.join(GPUS)}. Got {gpu!r}. For another one give `memory_gib`."
             )
         (size, tflops), old = GPUS[found[0]], found[0] == "T4"
         device = Device(found[0], size * GIB, torch.float16 if old else torch.bfloat16, flex=not old, tflops=tflops)

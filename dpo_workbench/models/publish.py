@@ -55,7 +55,7 @@ def publish(
 
     Args:
         run_folder: of `dpo-workbench train` or `demo`, or one that `run.save` wrote.
-        repo_id: owner/name of a new or empty repository.
+        repo_id: owner/name of a new repository.
         private: only you and those you allow can see it.
         verdict: of `dw.verdict`. By default the one in the run folder's results.json, if there is one.
         license: as the Hub names it, such as `apache-2.0`.

@@ -112,8 +112,7 @@ def connect(engine: str, model: str | None) -> Server:
     names = _served_names(url)  # also for a model given by name, to notice at once that no server is there
     if model is None and len(names) != 1:
         raise WorkbenchError(
-            f"`model` must say which model of {url} should answer. It lists {', '.join(names) or 'none'}. Pass the "
-            "name that it is served by, such as model='owner/name'."
+            f"`model` must be the name that the server gives it. {url} lists {', '.join(names) or 'none'}. Got no name."
         )
     return Server(url, model or names[0])
 
@@ -214,8 +213,7 @@ def _served_names(url: str) -> list[str]:
         _, text = _send(f"{url}/models", None, timeout=10.0)
     except (OSError, HTTPException) as error:
         raise WorkbenchError(
-            f"A server must listen at {url}. Got no answer ({_clean(str(error))}). Start one, such as `vllm serve "
-            "MODEL` or `transformers serve MODEL` (docs/server.md), or check the address."
+            f"A server must listen at {url}. Got {_clean(str(error))}. Start one, or check it (docs/server.md)."
         ) from None
     try:
         return [str(model["id"]) for model in json.loads(text)["data"]]

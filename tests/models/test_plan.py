@@ -168,8 +168,8 @@ def test_nano_is_planned_for_this_machine(toy_pairs) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"gpu": "A100"}, "A100-40, L40S, A100-80, H100, H200. Got 'A100'. For another GPU"),
-        ({"gpu": "abacus"}, "Got 'abacus'. For another GPU"),
+        ({"gpu": "A100"}, "A100-40, L40S, A100-80, H100, H200. Got 'A100'. For another one"),
+        ({"gpu": "abacus"}, "Got 'abacus'. For another one"),
         ({"memory_gib": 0}, "`memory_gib` must be above 0. Got 0"),
         ({"memory_gib": float("nan")}, "`memory_gib` must be above 0. Got nan"),
     ],
@@ -188,9 +188,7 @@ def test_names_of_gpus_are_read_with_patience(toy_pairs, name: str) -> None:
 def test_a_config_that_cannot_be_used(tmp_path, toy_pairs, text: str | None) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(
-        WorkbenchError, match="A model folder must hold config.json|could not be loaded|architecture must be one"
-    ):
+    with pytest.raises(WorkbenchError, match="could not be loaded|can't be trained"):
         dw.plan(tmp_path, toy_pairs, gpu="T4")
 
 

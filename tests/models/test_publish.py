@@ -232,17 +232,12 @@ def test_a_wrong_token_is_explained(run_folder, hub, monkeypatch, token, says) -
 
 
 def test_a_repository_in_use_is_left_alone(run_folder, hub) -> None:
-    hub.repos["models/me/full"] = {"private": True, "files": {".gitattributes": b"", "mine.txt": b"1"}}
-    with pytest.raises(
-        WorkbenchError, match="must be new or empty. Got me/full, which has 1 files, such as 'mine.txt'"
-    ):
-        publish(run_folder, "me/full")
-    hub.repos["models/me/open"] = {"private": False, "files": {}}
-    with pytest.raises(WorkbenchError, match="me/open must be private. It is public"):
-        publish(run_folder, "me/open")
+    for name, private in (("full", True), ("open", False)):
+        hub.repos[f"models/me/{name}"] = {"private": private, "files": {"mine.txt": b"1"}}
+        with pytest.raises(WorkbenchError, match=f"The Hub must accept me/{name}.*A repository of this name exists"):
+            publish(run_folder, f"me/{name}")
     assert not any("commit" in call for call in hub.calls)
-    hub.repos["models/me/new"] = {"private": True, "files": {".gitattributes": b""}}
-    publish(run_folder, "me/new")  # negative control: empty
+    publish(run_folder, "me/new")  # negative control
 
 
 def test_no_network(run_folder, hub, monkeypatch) -> None:
