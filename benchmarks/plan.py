@@ -57,11 +57,11 @@ def make(folder: Path, kind: str, sizes: dict) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from dpo_workbench.models.embedded import nano_folder
+    from dpo_workbench.common.environment import data_folder
 
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON, **sizes)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(nano_folder()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(data_folder() / "nano").save_pretrained(folder)
 
 
 def resident(name: str) -> int:

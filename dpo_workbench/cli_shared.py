@@ -54,14 +54,10 @@ def train_options(command: Callable[..., None]) -> Callable[..., None]:
             if field.name == "checkpointing":  # a flag; without it or --no-checkpointing it is auto
                 default, kind = None, bool | None
             elif field.name == "micro_tokens":
-                kind, option.metavar, option.parser = str, "INTEGER|auto", _whole_number_if_it_is_one
+                kind, option.metavar, option.parser = str, "INTEGER|auto", json_value
             parameters.append(inspect.Parameter(field.name, how, default=default, annotation=Annotated[kind, option]))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
-
-
-def _whole_number_if_it_is_one(text: str) -> int | str:
-    return int(text) if text.isdigit() else text  # "auto", or what `TrainConfig` refuses
 
 
 def fail(error: Exception) -> NoReturn:

@@ -22,7 +22,7 @@ from dpo_workbench.models import server
 from dpo_workbench.models.decoding import Answer
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.models.server import Server, ask
+from dpo_workbench.models.server import ask
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.compare import compare
 from dpo_workbench.studies.logps import answer_rows
@@ -224,7 +224,7 @@ def test_arguments_go_into_exports_and_to_servers(make, toy_pairs, tmp_path, mon
     monkeypatch.setattr(server, "_send", lambda url, body, timeout: (sent.append(body), (200, json.dumps(reply)))[1])
     monkeypatch.setattr(server, "_served_names", lambda url: ["m"])
     for arguments in (model.chat.arguments, {}):
-        ask(Server("http://h/v1", "m", arguments), ["q"])
+        ask("http://h/v1", "m", ["q"], template=arguments)
     assert [body.get("chat_template_kwargs") for body in sent] == [{"thinking": False}, None]
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # CPU flags with which bf16 is faster than fp32
+BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # CPU flags with which bf16 is faster than fp32
 
 
 def data_folder() -> Path:
@@ -44,7 +44,7 @@ def choose_dtype(device: Any) -> Any:
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
-    has_bf16 = device.type == "cpu" and not _cpu_flags().isdisjoint(BF16_FLAGS)
+    has_bf16 = device.type == "cpu" and not BF16_FLAGS.isdisjoint(_cpu_info("flags").split())
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
@@ -72,10 +72,6 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
     }
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpu_info("flags").split())
 
 
 def _cpu_info(name: str) -> str:

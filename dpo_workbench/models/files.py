@@ -22,9 +22,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.chat import Chat
-from dpo_workbench.models.embedded import nano_folder, smol_folder
+from dpo_workbench.models.embedded import smol_folder
 
 # ChatML without the default system message of SmolLM2's own template, which costs 20 tokens and short tasks don't need.
 CHATML = (
@@ -32,38 +33,29 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-ENCODERS = (
-    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
-    *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl"),
-    *("xlnet", "xmod"),
-)
-REFUSED = {  # model_type in config.json: why
-    **dict.fromkeys(ENCODERS, "its tokens attend to later ones, as in an encoder"),
-    **dict.fromkeys(
-        ("git", "rwkv", "xlstm", "recurrent_gemma"), "it ignores the attention mask, so prompts can't be padded"
+_REFUSED = {  # why: values of model_type in config.json
+    "its tokens attend to later ones, as in an encoder": (
+        "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
+        "roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xlnet xmod"
     ),
-    **dict.fromkeys(("emu3", "mllama"), "transformers can't build its text model from the config of that part"),
-    **dict.fromkeys(("cpmant", "reformer", "trocr"), "it needs other inputs than the ids of a text"),
-    **dict.fromkeys(("inkling_text", "modernbert-decoder"), "its output head is more than one matrix"),
-    "laguna": "PEFT can't read back what it saves of an adapter",
+    "it ignores the attention mask, so prompts can't be padded": "git rwkv xlstm recurrent_gemma",
+    "transformers can't build its text model from the config of that part": "emu3 mllama",
+    "it needs other inputs than the ids of a text": "cpmant reformer trocr",
+    "its output head is more than one matrix": "inkling_text modernbert-decoder",
+    "PEFT can't read back what it saves of an adapter": "laguna",
 }
+REFUSED = {kind: why for why, kinds in _REFUSED.items() for kind in kinds.split()}
 
 
 def load_chat(
     name: str | Path, template: dict[str, Any] | None = None, *, weights: bool = False, local: bool = False
 ) -> tuple[Chat, Any]:
-    """The chat and the config of a model, from its files without the weights.
+    """The chat and transformers' config of a model, from its files without the weights.
 
     Args:
-        name, template: as for `load_model`. A folder needs config.json and the tokenizer's files only.
+        name, template: as for `load_model`, which raises the same errors. A folder needs no weights.
         weights: the weights will be loaded as well, so `smol` is downloaded whole.
         local: take the tokenizer only if it is on this machine already.
-
-    Returns:
-        The tokenizer with its chat template, and transformers' config. `config.name_or_path` is where they came from.
-
-    Raises:
-        WorkbenchError: the model cannot be found, read or trained; the message names other ways to get a model.
     """
     name = str(name)
     config = read_config(name, weights)
@@ -85,7 +77,7 @@ def load_chat(
 
 def read_config(name: str, weights: bool = False) -> Any:
     """The config alone, as in `load_chat`."""
-    source = nano_folder() if name == "nano" else smol_folder(weights) if name == "smol" else name
+    source = data_folder() / "nano" if name == "nano" else smol_folder(weights) if name == "smol" else name
     with readable(name):
         config = AutoConfig.from_pretrained(source)
     check_family(config, name)

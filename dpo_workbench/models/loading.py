@@ -155,12 +155,8 @@ class Model:
         state = get_peft_model_state_dict(self.network, adapter_name=self.adapter, save_embedding_layers=False)
         return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 
-    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
-        """Overwrite this handle's adapter weights.
-
-        Args:
-            tensors: weights by PEFT's names, as from `adapter_tensors`.
-            partial: allow weights for only some of the layers; the other layers keep theirs.
+    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Overwrite this handle's adapter weights by those of `adapter_tensors`.
 
         Raises:
             WorkbenchError: the network has no place for a weight, or its size differs, or one is missing.
@@ -168,7 +164,7 @@ class Model:
         name, problem = self._require_adapter(), ""
         try:
             result = set_peft_model_state_dict(self.network, tensors, adapter_name=name)
-            missing = [] if partial else [key for key in result.missing_keys if f".{name}." in key]
+            missing = [key for key in result.missing_keys if f".{name}." in key]
             if wrong := [*result.unexpected_keys, *missing]:
                 unknown = len(result.unexpected_keys)
                 problem = f"{unknown} unknown and {len(missing)} missing weights (for example {wrong[0]!r})"
@@ -305,16 +301,12 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
         folder = shipped[str(adapter)]
     tensors, config, base = lora.read_adapter(folder)
     trained_on = config.get("base_model_name_or_path")
-    own = lora.base_record(model.network)
-    if base and (differ := lora.base_differences(base, own)):
+    if base and (differ := lora.base_differences(base, lora.base_record(model.network))):
         raise WorkbenchError(
             f"An adapter must be loaded on the model that it was trained on. {folder} was trained on {trained_on!r}, "
             f"from which {model.name!r} differs in {len(differ)} places, such as {differ[0]}. Load {trained_on!r} with "
             f"this adapter, or train a new adapter on {model.name!r}."
         )
-    if base and len(base) != len(own):  # quantized weights are not in a record
-        weights = "4-bit" if len(base) < len(own) else "unquantized"
-        print(f"{folder} was trained on {weights} weights of this model: its answers here are slightly different")
     if not base and trained_on not in (None, model.name, model._public_source()):
         print(f"{folder} has no record of its base to check: it names {trained_on!r}, and this is {model.name!r}")
     handle = replace(model, _adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
@@ -323,5 +315,5 @@ def load_adapter(model: Model, adapter: str | Path) -> Model:
         if (config.get(key) or {}) != (getattr(new, key) or {}):
             raise lora.not_plain(f"{key}={config.get(key)!r}", folder)
     # An adapter may cover only some of the layers. On the others the new adapter changes nothing.
-    handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, partial=True)
+    handle.set_adapter_tensors(handle.adapter_tensors() | {k: v.float() for k, v in tensors.items()})
     return handle

@@ -6,9 +6,8 @@ import json
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -35,15 +34,6 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True)
-class Server:
-    """One model on one server."""
-
-    url: str  # without credentials
-    model: str  # the name that the server gives it
-    template: dict[str, Any] = field(default_factory=dict)  # arguments of the chat template
-
-
 @dataclass
 class Tally:
     """What requests cost, and which of them failed."""
@@ -65,17 +55,12 @@ def draw(
     repetition_penalty: float = 1.0,
     **settings: Any,
 ) -> tuple[list[list[Answer]], dict[str, Any]]:
-    """Answers from the model in memory, or from a server: `generate` with one more argument.
+    """Answers of `generate`, or with an engine of `ask`, and what a result should say about the server.
 
     Args:
         model: a handle; with an engine the name of the served model, or None if only one is served.
         engine: None, or the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
         template: with an engine, arguments of the served model's chat template; a handle has its own.
-        prompts, repetition_penalty, settings: as in `generate`; the API has no repetition penalty.
-
-    Returns:
-        The answers in the order of the prompts, and what a result should say about the server: `engine`, its address,
-        `model`, the served name, and `template`, if it has arguments; empty without an engine.
     """
     if engine is None:
         if not isinstance(model, Model) or template:
@@ -90,13 +75,13 @@ def draw(
             f"the API has none. Got {model!r} and {repetition_penalty}. To use an adapter, save it with "
             "`model.save(folder)` and serve it under a name (docs/server.md)."
         )
-    server = replace(connect(engine, model), template=template or {})
-    told = {"engine": server.url, "model": server.model, "template": server.template}
-    return ask(server, prompts, **settings), {key: value for key, value in told.items() if value}
+    url, name = connect(engine, model)
+    told = {"engine": url, "model": name} | ({"template": template} if template else {})
+    return ask(url, name, prompts, template=template, **settings), told
 
 
-def connect(engine: str, model: str | None) -> Server:
-    """The named model of a server, or its only one. OPENAI_API_KEY may hold the server's key.
+def connect(engine: str, model: str | None) -> tuple[str, str]:
+    """The server's address and the name of its model that is meant. OPENAI_API_KEY may hold a key.
 
     Raises:
         WorkbenchError: the address is wrong or contains a password, no server listens there, or it has several models
@@ -114,13 +99,15 @@ def connect(engine: str, model: str | None) -> Server:
         raise WorkbenchError(
             f"`model` must be the name that the server gives it. {url} lists {', '.join(names) or 'none'}. Got no name."
         )
-    return Server(url, model or names[0])
+    return url, model or names[0]
 
 
 def ask(
-    server: Server,
+    url: str,
+    model: str,
     prompts: Sequence[Prompt],
     *,
+    template: dict[str, Any] | None = None,
     samples: int = 1,
     temperature: float = 0.0,
     max_new_tokens: int = 256,
@@ -139,15 +126,15 @@ def ask(
         WorkbenchError: see `check_decoding`; or a request failed, also when it was repeated.
     """
     check_decoding(samples, temperature, max_new_tokens)
-    messages = [messages_of(prompt) for prompt in prompts]
+    messages = [messages_of(prompt) for prompt in prompts for _ in range(samples)]
 
     def one(k: int) -> tuple[int, Answer]:
         settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
         settings["seed"] = (seed * 1_000_003 + k) % 2**31
-        if server.template:
-            settings["chat_template_kwargs"] = server.template
+        if template:
+            settings["chat_template_kwargs"] = template
         try:
-            return k, _chat(server.url, {"model": server.model, "messages": messages[k // samples], **settings}, tally)
+            return k, _chat(url, {"model": model, "messages": messages[k], **settings}, tally)
         except WorkbenchError as error:
             if tally is None:
                 raise
@@ -157,18 +144,11 @@ def ask(
     drawn: dict[int, Answer] = {}
     # The threads of a ThreadPool are daemons: after an error or Ctrl-C nothing waits for the requests in progress.
     with ThreadPool(CONCURRENT) as pool:
-        for k, answer in pool.imap_unordered(one, range(samples * len(prompts))):
+        for k, answer in pool.imap_unordered(one, range(len(messages))):
             drawn[k] = answer
             if on_answers:
                 on_answers(1)
-    answers = [[drawn[i * samples + k] for k in range(samples)] for i in range(len(prompts))]
-    if samples > 1 and all(len({a.text for a in of_prompt}) == 1 for of_prompt in answers):
-        warnings.warn(
-            f"All {samples} samples of each prompt are equal: {server.url} seems not to sample. `transformers serve` "
-            "samples only if the model's generation_config.json has do_sample true (docs/server.md).",
-            stacklevel=4,
-        )
-    return answers
+    return [[drawn[i + k] for k in range(samples)] for i in range(0, len(messages), samples)]
 
 
 def _chat(url: str, request: dict[str, Any], tally: Tally | None) -> Answer:

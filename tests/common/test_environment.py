@@ -59,7 +59,7 @@ def test_dtype_of_a_gpu_follows_its_capability(monkeypatch, capability, dtype) -
     ],
 )
 def test_dtype_of_a_cpu_follows_its_instructions(monkeypatch, flags, dtype) -> None:
-    monkeypatch.setattr(environment, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(environment, "_cpu_info", lambda name: " ".join(flags))
     assert choose_dtype(torch.device("cpu")) == dtype
     assert choose_dtype(torch.device("mps")) == torch.float32
 

@@ -90,16 +90,6 @@ def test_missing_and_unknown_weights_raise(moved) -> None:
     moved.set_adapter_tensors(tensors)  # negative control
 
 
-def test_with_partial_only_missing_weights_are_allowed(moved) -> None:
-    tensors = moved.adapter_tensors()
-    name, other = list(tensors)[:2]
-    moved.set_adapter_tensors({name: torch.zeros_like(tensors[name])}, partial=True)
-    now = moved.adapter_tensors()
-    assert (now[name] == 0).all() and torch.equal(now[other], tensors[other])
-    with pytest.raises(WorkbenchError, match="1 unknown and 0 missing"):
-        moved.set_adapter_tensors({name.replace("layers.0", "layers.7"): tensors[name]}, partial=True)
-
-
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_missing_or_damaged_file_is_named(moved, tmp_path, name: str) -> None:
     folder = moved.save(tmp_path / "adapter")

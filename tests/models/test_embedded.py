@@ -99,12 +99,3 @@ def test_failed_conversion_leaves_nothing(monkeypatch, own_cache) -> None:
     with pytest.raises(RuntimeError):
         embedded.smol_folder()
     assert not (own_cache / "smol").exists() and list(own_cache.iterdir()) == []
-
-
-def test_missing_nano_says_how_to_make_it(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(embedded, "data_folder", lambda: tmp_path)
-    with pytest.raises(WorkbenchError, match="`nano` must be in .*Reinstall.*train_nano.py"):
-        embedded.nano_folder()
-    (tmp_path / "nano").mkdir()
-    (tmp_path / "nano" / "model.safetensors").write_bytes(b"")
-    assert embedded.nano_folder() == tmp_path / "nano"

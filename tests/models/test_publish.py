@@ -18,11 +18,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.hub import code_block, plain
 from dpo_workbench.evaluation.report import write_report
 from dpo_workbench.evaluation.verdict import verdict
-from dpo_workbench.models.embedded import nano_folder
 from dpo_workbench.models.loading import load_adapter, load_model
 from dpo_workbench.models.publish import publish
 from dpo_workbench.pairs.pair import Pair, Pairs
@@ -132,7 +132,7 @@ def test_the_hub_receives_the_folder_and_peft_loads_it(hub, run, run_folder, tmp
     assert repo == {"private": True, "files": written(Path(out))}
     assert set(repo["files"]) == {"README.md", "adapter_config.json", "adapter_model.safetensors",
                                   "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
-    base = AutoModelForCausalLM.from_pretrained(nano_folder(), dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(data_folder() / "nano", dtype=torch.float32)
     ids = AutoTokenizer.from_pretrained(out)("TOTAL 3.50 EUR", return_tensors="pt")["input_ids"]
     with torch.no_grad(), run.model.active() as network:
         want, plain_base = network(input_ids=ids).logits, base(input_ids=ids).logits

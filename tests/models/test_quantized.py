@@ -154,7 +154,7 @@ def test_the_adapter_stays_separate_while_generating(model) -> None:
 
 
 @pytest.mark.parametrize("quantize", ["4bit", None])
-def test_a_saved_adapter_is_used_on_either_kind_of_weights(model, tiny_folder, tmp_path, quantize, capsys) -> None:
+def test_a_saved_adapter_is_used_on_either_kind_of_weights(model, tiny_folder, tmp_path, quantize) -> None:
     handle = model.with_new_adapter(rank=4, alpha=8)
     draw = torch.Generator().manual_seed(0)
     tensors = {k: 0.1 * torch.randn(v.shape, generator=draw) for k, v in handle.adapter_tensors().items()}
@@ -164,9 +164,7 @@ def test_a_saved_adapter_is_used_on_either_kind_of_weights(model, tiny_folder, t
     )
     assert all(torch.equal(v, tensors[k]) for k, v in again.adapter_tensors().items())
     assert torch.equal(logits(again), logits(handle)) == (quantize == "4bit")
-    assert ("was trained on 4-bit weights of this model" in capsys.readouterr().out) == (quantize is None)
-    load_adapter(model, again.save(tmp_path / "b"))
-    assert ("was trained on unquantized weights" in capsys.readouterr().out) == (quantize is None)
+    assert load_adapter(model, again.save(tmp_path / "b")).adapter
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
