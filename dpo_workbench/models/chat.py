@@ -171,9 +171,13 @@ class Chat:
 
     def _render(self, messages: list[dict[str, str]], answer: str | None = None, generate: bool = False) -> str:
         messages = messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
-        options: dict[str, Any] = {"chat_template": self.template, "tokenize": False, "add_generation_prompt": generate}
-        if self.date:  # in place of transformers' function of this name, which takes the clock's time
-            options["strftime_now"] = Date.fromisoformat(self.date).strftime
+        template = self.template
+        if self.date:  # a macro in place of transformers' `strftime_now`, which always takes the clock's time
+            day = Date.fromisoformat(self.date)
+            parts = {c: day.strftime(f"%{c}") for c in "aAbBdejmyYHIMSp"} | {"-d": str(day.day), "-m": str(day.month)}
+            written = "{{ format" + "".join(f"|replace('%{c}', {text!r})" for c, text in parts.items()) + " }}"
+            template = "{%- macro strftime_now(format) %}" + written + "{%- endmacro %}\n" + template
+        options = {"chat_template": template, "tokenize": False, "add_generation_prompt": generate}
         try:
             return self.tokenizer.apply_chat_template(messages, **options)
         except (TemplateError, TypeError, ValueError, LookupError) as error:

@@ -23,7 +23,7 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder
 from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
-from dpo_workbench.models.attention import pack_attention, use_plain_attention
+from dpo_workbench.models.attention import flex_attention, pack_attention
 from dpo_workbench.models.chat import Chat
 from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.files import load_chat, max_positions, read_weights
@@ -109,15 +109,12 @@ class Model:
             trainable: only this handle's adapter requires gradients; otherwise nothing does.
             checkpointing: decoder layers keep only their inputs for the backward pass (activation checkpointing).
         """
-        if self.uses_flex_attention:
-            self._causal().set_attn_implementation("flex_attention")
-        try:
-            with lora.activation_checkpointing(self.network) if checkpointing else nullcontext():
-                with lora.only_adapter(self.network, self.adapter, trainable) as network:
-                    yield network
-        finally:
-            if self.uses_flex_attention:
-                use_plain_attention(self._causal())
+        with (
+            flex_attention(self._causal()) if self.uses_flex_attention else nullcontext(),
+            lora.activation_checkpointing(self.network) if checkpointing else nullcontext(),
+            lora.only_adapter(self.network, self.adapter, trainable) as network,
+        ):
+            yield network
 
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
