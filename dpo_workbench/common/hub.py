@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +38,15 @@ def upload(folder: Path, repo_id: str, *, private: bool, kind: str = "model") ->
 
     check_repo_id(repo_id)
     api = HfApi()
-    with _readable_errors(repo_id):
+    try:
         address = str(api.create_repo(repo_id, private=private, repo_type=kind))
         api.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=kind, commit_message="Upload by dpo_workbench")
-    return address
-
-
-@contextmanager
-def _readable_errors(repo_id: str) -> Iterator[None]:
-    try:
-        yield
     except Exception as error:  # the Hub's client raises many kinds of errors, from no network to a wrong token
         status = getattr(getattr(error, "response", None), "status_code", None)
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         advice = ADVICE.get(status or 0, "Check the network, and run it again.")
         raise WorkbenchError(f"The Hub must accept {repo_id}. It did not: {why} {advice}") from error
+    return address
 
 
 def card(header: Mapping[str, Any], body: str) -> str:

@@ -158,19 +158,14 @@ class Model:
         Raises:
             WorkbenchError: the network has no place for a weight, or its size differs, or one is missing.
         """
-        name, problem = self._require_adapter(), ""
-        try:
-            result = set_peft_model_state_dict(self.network, tensors, adapter_name=name)
-            missing = [key for key in result.missing_keys if f".{name}." in key]
-            if wrong := [*result.unexpected_keys, *missing]:
-                unknown = len(result.unexpected_keys)
-                problem = f"{unknown} unknown and {len(missing)} missing weights (for example {wrong[0]!r})"
-        except RuntimeError as error:  # PyTorch reports a size mismatch this way
-            problem = str(error).strip().splitlines()[-1].strip(" \t.")
-        if problem:
+        name, own = self._require_adapter(), self.adapter_tensors()
+        same = {key for key in own.keys() & tensors.keys() if own[key].shape == tensors[key].shape}
+        if wrong := sorted({*own, *tensors} - same):
             raise WorkbenchError(
-                f"An adapter's weights must fit the model. Got {problem}. Load it on the model it was trained on."
+                f"An adapter's weights must fit the model. Got {len(wrong)} missing, unknown or of another size, "
+                f"such as {wrong[0]!r}. Load it on the model it was trained on."
             )
+        set_peft_model_state_dict(self.network, tensors, adapter_name=name)
 
     def _require_adapter(self) -> str:
         if self.adapter is None:
