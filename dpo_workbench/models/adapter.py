@@ -190,7 +190,7 @@ def activation_checkpointing(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
+def merged_weights(network: Any, name: str | None) -> Iterator[nn.Module]:
     """Inside, the base layers hold W + alpha / r * B A, so that generation does not pay for the adapter's products.
 
     The original weights are put back afterwards. Subtracting the product again would not restore them exactly. If the
@@ -201,6 +201,9 @@ def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
     Returns:
         The network to generate with.
     """
+    if name is None:
+        yield causal_lm(network)
+        return
     layers = [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
     weights: list[Any] = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
     plain = all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in weights)

@@ -25,8 +25,7 @@ from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
 from dpo_workbench.models.attention import flex_attention, pack_attention
 from dpo_workbench.models.chat import Chat
-from dpo_workbench.models.embedded import SMOL_HUB_ID
-from dpo_workbench.models.files import load_chat, max_positions, read_weights
+from dpo_workbench.models.files import SMOL_HUB_ID, load_chat, max_positions, read_weights
 
 
 @dataclass(eq=False)
@@ -119,12 +118,8 @@ class Model:
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
         """Inside, a network for generation: the adapter is added to the base weights, unless these are quantized."""
-        with lora.only_adapter(self.network, self.adapter) as network:
-            if self.adapter is None:
-                yield self._causal()
-            else:
-                with lora.merged_weights(network, self.adapter) as merged:
-                    yield merged
+        with lora.only_adapter(self.network, self.adapter), lora.merged_weights(self.network, self.adapter) as merged:
+            yield merged
 
     def with_new_adapter(self, *, rank: int = 16, alpha: int = 32, seed: int = 0) -> Model:
         """A handle with its own adapter: a copy of this handle's adapter, or a new one that changes nothing yet."""

