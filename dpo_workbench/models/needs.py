@@ -6,15 +6,16 @@ exactly, for every architecture, and a forward pass shows which tensors autograd
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_workbench.models.adapter import add_adapter, causal_lm
 from dpo_workbench.models.files import decoder
@@ -96,8 +97,13 @@ class Needs:
 
 def needs_of(config: Any, dtype: torch.dtype, rank: int) -> Needs:
     """What training a model with this config and a LoRA adapter of this rank takes."""
-    config = deepcopy(config)
-    vars(config).pop("quantization_config", None)
+    values = {k: v for k, v in config.to_dict().items() if k != "quantization_config"}
+    return _needs(json.dumps(values, sort_keys=True, default=str), dtype, rank)
+
+
+@lru_cache  # seconds for a large model
+def _needs(values: str, dtype: torch.dtype, rank: int) -> Needs:
+    config: Any = AutoConfig.for_model(**json.loads(values))
     fused, build = True, AutoModelForCausalLM.from_config
     with torch.device("meta"):
         try:

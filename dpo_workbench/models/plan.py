@@ -143,8 +143,8 @@ def _device(model: str, gpu: str | None, memory_gib: float | None) -> Device:
     if memory_gib is not None and not memory_gib > 0:
         raise WorkbenchError(f"`memory_gib` must be above 0. Got {memory_gib!r}. Say how many GiB the GPU has.")
     if gpu is not None:
-        key = re.sub(r"[\W_]", "", gpu).upper()  # such as NVIDIAA10080
-        if not (found := [name for name in GPUS if key.endswith(name.replace("-", ""))]):
+        key = re.sub(r"[\W_]|NVIDIA|TESLA|GEFORCE", "", gpu.upper())
+        if not (found := [name for name in GPUS if key == name.replace("-", "")]):
             raise WorkbenchError(
                 f"`gpu` must be one of {', '.join(GPUS)}. Got {gpu!r}. For another one give `memory_gib`."
             )
