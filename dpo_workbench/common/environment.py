@@ -21,9 +21,8 @@ def data_folder() -> Path:
 
 def cache_folder() -> Path:
     """The folder of converted models: `DPO_WORKBENCH_CACHE`, or `dpo_workbench` in the user's cache folder."""
-    given = os.environ.get("DPO_WORKBENCH_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "dpo_workbench"
+    return Path(os.environ.get("DPO_WORKBENCH_CACHE") or Path(base) / "dpo_workbench")
 
 
 def choose_device(wanted: str | None = None) -> Any:

@@ -109,7 +109,7 @@ def _needs(values: str, dtype: torch.dtype, rank: int) -> Needs:
         try:
             network = build(config, dtype=dtype, attn_implementation="sdpa")
         except ValueError:  # transformers says that this architecture has no such attention, so scores are kept
-            fused, network = False, build(config, dtype=dtype, attn_implementation="eager")
+            fused, network = False, build(config, dtype=dtype)
         network.requires_grad_(False).eval()
         base, head = list(network.parameters()), network.get_output_embeddings()
         linear = {m.weight for m in network.modules() if isinstance(m, nn.Linear) and m is not head}
