@@ -40,9 +40,8 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
 
     Args:
         network: a causal LM, or the PEFT model that an earlier call returned; it is changed in place.
-        name: the adapter's name, not in use yet.
-        rank, alpha: LoRA's r, and its scale times r.
-        seed: for the random A matrices.
+        name: a name that is not in use yet.
+        rank, alpha, seed: LoRA's r, its scale times r, and the seed of the random A matrices.
     """
     adapted = isinstance(network, PeftModel)
     excluded = next(iter(network.peft_config.values())).exclude_modules if adapted else _without_adapter(network)
@@ -191,15 +190,12 @@ def activation_checkpointing(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def merged_weights(network: Any, name: str | None) -> Iterator[nn.Module]:
-    """Inside, the base layers hold W + alpha / r * B A, so that generation does not pay for the adapter's products.
+    """Inside, a network for generation, whose layers hold W + alpha / r * B A and need no products with the adapter.
 
     The original weights are put back afterwards. Subtracting the product again would not restore them exactly. If the
     copies would take more than half of a GPU's free memory, which the key-value cache needs as well, or if layers have
     no plain weights of their own (quantized layers, fused experts, layers that share one weight), the adapter stays
     separate: that is slower and gives the same answers.
-
-    Returns:
-        The network to generate with.
     """
     if name is None:
         yield causal_lm(network)

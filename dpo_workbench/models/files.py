@@ -142,12 +142,7 @@ def decoder(causal: Any) -> Any:
 def read_weights(name: str, config: Any, dtype: torch.dtype, where: torch.device, quantize: str | None) -> Any:
     """The network without dropout, read weight by weight straight to the device `where`.
 
-    Args:
-        name, dtype, quantize: as for `load_model`.
-        config: of `load_chat`.
-
-    Raises:
-        WorkbenchError: the weights cannot be read or have no room; the message says what to do.
+    `config` is that of `load_chat`; the other arguments and the errors are those of `load_model`.
     """
     for settings in (config, config.get_text_config()):  # neither training nor measuring uses dropout
         for key in [k for k, rate in vars(settings).items() if "drop" in k and isinstance(rate, float)]:

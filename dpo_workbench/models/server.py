@@ -84,8 +84,7 @@ def connect(engine: str, model: str | None) -> tuple[str, str]:
     """The server's address and the name of its model that is meant. OPENAI_API_KEY may hold a key.
 
     Raises:
-        WorkbenchError: the address is wrong or contains a password, no server listens there, or it has several models
-            and none is named.
+        WorkbenchError: the address is wrong or secret, no server is there, or none of its several models is named.
     """
     if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d+)?(/[^\s?#@]*)?", engine):
         shown = "one with a password or parameters" if any(sign in engine for sign in "@?#") else repr(engine)
