@@ -105,7 +105,7 @@ def random_model(size: str, dtype: str, device: str | None = None, n_layers: int
     network = network.requires_grad_(False).eval()
     use_plain_attention(network)
     chat = Chat(tokenizer, {"join": " "}, network.generation_config)
-    return Model(f"Qwen2 {size}", chat, "random weights", size, _Shared(network, pack_attention(network, where)))
+    return Model(f"Qwen2 {size}", chat, size, _Shared(network, pack_attention(network, where)))
 
 
 def draw_pairs(n_pairs: int, size: str, length: str) -> list[dict[str, str]]:
@@ -374,7 +374,7 @@ def child(kind: str, size: str, length: str, side: str) -> dict:
     from dpo_workbench.common.environment import choose_device, choose_dtype
     from dpo_workbench.common.memory import out_of_memory
 
-    best, _ = choose_dtype(choose_device())
+    best = choose_dtype(choose_device())
     dtype = "fp32" if size == "toy" else next(short for short, name in DTYPES.items() if str(best) == f"torch.{name}")
     work: dict[str, Callable[[], dict]] = {
         "equal": lambda: equal(size, length, dtype),

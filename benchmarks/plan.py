@@ -57,11 +57,11 @@ def make(folder: Path, kind: str, sizes: dict) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from dpo_workbench.models.embedded import nano_folder
+    from dpo_workbench.common.environment import data_folder
 
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **COMMON, **sizes)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(nano_folder()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(data_folder() / "nano").save_pretrained(folder)
 
 
 def resident(name: str) -> int:
@@ -165,7 +165,7 @@ def main() -> None:
     from dpo_workbench.models.needs import needs_of
 
     cuda = torch.cuda.is_available()
-    dtype = choose_dtype(choose_device())[0] if cuda else torch.float32
+    dtype = choose_dtype(choose_device()) if cuda else torch.float32
     flex = cuda and torch.cuda.get_device_capability() >= (8, 0)
     results = RESULTS.with_stem("plan_gpu") if cuda else RESULTS
     recorded = json.loads(results.read_text()) if results.is_file() else {"settings": {}}

@@ -49,16 +49,15 @@ def demo(
     out: shared.OptionalOut = None,
     task: shared.DemoTask = None,
     from_scratch: Annotated[bool, typer.Option(help="Also train the fine-tuned starting point.")] = False,
-    adapter: shared.AdapterFolder = None,
+    adapter: shared.AdapterName = None,
     quantize: shared.Quantize = None,
     template: shared.Template = None,
     seed: shared.Seed = 0,
 ) -> None:
     """The whole method: find failures, train with DPO and with a control, test both on held-out prompts, report."""
     folder = out or Path("runs") / f"demo-{Path(model).name}"
-    start: dict[str, Any] = {"from_scratch": from_scratch, "adapter": adapter, "quantize": quantize}
-    start["template"] = shared.template_arguments(template)
-    result = dw.demo(model, folder, task_name=task, **start, seed=seed)
+    start: dict[str, Any] = {"adapter": adapter, "quantize": quantize, "template": shared.template_arguments(template)}
+    result = dw.demo(model, folder, task_name=task, from_scratch=from_scratch, **start, seed=seed)
     shared.say_verdict(result.verdict())
     say(f"\nreport:  {folder / 'report.html'}\nresults: {folder / 'results.json'}")
 
@@ -133,11 +132,8 @@ def mine(
     loaded = dw.load_task(task)
     if adapter is None and engine is None:
         adapter = shipped_adapter(model or "nano", loaded)
-    arguments = shared.template_arguments(template)
-    handle = shared.load(model, adapter, quantize, arguments, engine)
-    prompts = loaded.train[skip:][:limit]
-    given = {"engine": engine, "template": arguments if engine else None}
-    found = dw.mine(handle, prompts, samples, temperature=temperature, seed=seed, **given)
+    handle, server = shared.load(model, adapter, quantize, template, engine)
+    found = dw.mine(handle, loaded.train[skip:][:limit], samples, temperature=temperature, seed=seed, **server)
     if target:
         found = dw.branch(handle, found, target, seed=seed)
     found.save(out / "mined.json")
@@ -172,11 +168,13 @@ def train(
     config = dw.TrainConfig(**{name: value for name, value in settings.items() if value is not None})
     loaded = dw.Pairs.load(pairs, dw.load_task(task) if task else None)
     if task is None:
-        loaded.task = shared.builtin_task_of({pair.prompt for pair in loaded})
+        prompts = {pair.prompt for pair in loaded}
+        builtin = map(dw.load_task, dw.task_names())
+        loaded.task = next((known for known in builtin if prompts <= {e.prompt for e in known.train}), None)
         if loaded.task is None:
             say("The prompts are of no built-in task, so the last adapter is kept. Name your task with --task FILE.py.")
     adapter = adapter or shipped_adapter(model, loaded.task)
-    start = shared.load(model, adapter, quantize, shared.template_arguments(template))
+    start, _ = shared.load(model, adapter, quantize, template)
     dw.record_run(out, start, loaded, config)
     run = dw.train(start, loaded, config, folder=out)
     run.save(out)
@@ -242,10 +240,8 @@ def evaluate(
     """Answer held-out prompts greedily and count failures by class, with confidence intervals."""
     prompts = dw.load_task(task).split(split)[:limit]
     name = None if engine else f"{model or 'nano'}{f' + {adapter}' if adapter else ''}"
-    arguments = shared.template_arguments(template)
-    handle = shared.load(model, adapter, quantize, arguments, engine)
-    given = {"engine": engine, "template": arguments if engine else None}
-    done = dw.evaluate(handle, prompts, name=name, seed=seed, **given)
+    handle, server = shared.load(model, adapter, quantize, template, engine)
+    done = dw.evaluate(handle, prompts, name=name, seed=seed, **server)
     done.save(out)
     say(f"{done}\nanswers: {out}")
 
@@ -279,7 +275,7 @@ def compare(
 def arms(
     task: shared.TaskName = "receipts",
     model: shared.ModelName = "nano",
-    adapter: shared.AdapterFolder = None,
+    adapter: shared.AdapterName = None,
     quantize: shared.Quantize = None,
     arm: Annotated[list[str] | None, typer.Option(help="An arm to run; repeat it for several. Default: all.")] = None,
     split: shared.SplitName = "dev",
@@ -292,9 +288,8 @@ def arms(
     DPO and the control each choose one of three learning rates on dev prompts.
     """
     folder = out or Path("runs") / f"compare-{Path(model).name}-{Path(task).stem}"
-    start: dict[str, Any] = {"model": model, "adapter": adapter, "quantize": quantize}
-    start["template"] = shared.template_arguments(template)
-    done = dw.compare(task, tuple(arm or dw.ARMS), **start, split=split, folder=folder, seeds=seed or (0,))
+    start: dict[str, Any] = {"adapter": adapter, "quantize": quantize, "template": shared.template_arguments(template)}
+    done = dw.compare(task, tuple(arm or dw.ARMS), model=model, **start, split=split, folder=folder, seeds=seed or (0,))
     say(done)
     if "start" in done.arms and {"DPO", "DPO+NLL"} & done.arms.keys():
         shared.say_verdict(done.verdict())
@@ -316,14 +311,13 @@ def export(
 @app.command()
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` or `demo` wrote.")],
-    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A new or empty repository on the Hub.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="A new repository on the Hub.")],
     private: Annotated[bool, typer.Option("--private/--public", help="Who can see the repository.")] = True,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Only write this folder, and upload nothing.")] = None,
     license: Annotated[str, typer.Option(help="As the Hub names it, such as apache-2.0.")] = "unknown",
-    dataset: Annotated[str | None, typer.Option(help="The pairs, if they are on the Hub (owner/name).")] = None,
 ) -> None:
     """Upload a run's adapter to the Hugging Face Hub, with its tokenizer and a model card that tells its verdict."""
-    made = dw.publish(run, name, private=private, license=license, dataset=dataset, out=out)
+    made = dw.publish(run, name, private=private, license=license, out=out)
     say(f"{'folder' if out else 'published'}: {made}")
 
 

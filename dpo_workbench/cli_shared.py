@@ -1,4 +1,4 @@
-"""What the commands of `dpo-workbench` share: option types, output, the error log, and reading of values."""
+"""What the commands of `dpo-workbench` share: option types, output, errors, and reading of values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_type_hints
@@ -20,13 +19,11 @@ import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.training.config import TrainConfig
 
-ERROR_LOG = Path("dpo-workbench-error.log")  # in the folder where the program runs
 say, warn = typer.echo, partial(typer.echo, err=True)
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="nano, smol, a Hub id (owner/name) or a folder.")]
 ServedName = Annotated[str | None, typer.Option("--model", "-m", help="nano (default), smol, a Hub id or a folder.")]
 AdapterName = Annotated[str | None, typer.Option("--adapter", "-a", help="A folder, a built-in one by name, or none.")]
-AdapterFolder = Annotated[Path | None, typer.Option("--adapter", "-a", help="Start from this LoRA adapter (a folder).")]
 Quantize = Annotated[Literal["4bit"] | None, typer.Option(help="4bit: NF4 weights, in a quarter of the memory.")]
 TaskName = Annotated[str, typer.Option("--task", "-t", help="See `dpo-workbench tasks`; or a Python file of yours.")]
 DemoTask = Annotated[str | None, typer.Option("--task", "-t", help="By default science for nano, else long_answers.")]
@@ -57,18 +54,14 @@ def train_options(command: Callable[..., None]) -> Callable[..., None]:
             if field.name == "checkpointing":  # a flag; without it or --no-checkpointing it is auto
                 default, kind = None, bool | None
             elif field.name == "micro_tokens":
-                kind, option.metavar, option.parser = str, "INTEGER|auto", _whole_number_if_it_is_one
+                kind, option.metavar, option.parser = str, "INTEGER|auto", json_value
             parameters.append(inspect.Parameter(field.name, how, default=default, annotation=Annotated[kind, option]))
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 
 
-def _whole_number_if_it_is_one(text: str) -> int | str:
-    return int(text) if text.isdigit() else text  # "auto", or what `TrainConfig` refuses
-
-
 def fail(error: Exception) -> NoReturn:
-    """Print an error as one paragraph, write its traceback to the log, and exit."""
+    """Print an error as one paragraph, below its traceback if it is a bug, and exit."""
     if hasattr(error, "format_message"):  # a usage error of the command line
         warn(f"{error.format_message()} See: dpo-workbench --help")
         sys.exit(2)
@@ -77,15 +70,9 @@ def fail(error: Exception) -> NoReturn:
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         text = "Memory ran out. Lower --micro-tokens (for example to 768, for `train`), or use a smaller model."
     else:
-        text = f"{type(error).__name__}: {str(error)[:300]}. This is a bug: please report it with the log."
+        traceback.print_exception(error)
+        text = f"{type(error).__name__}: {str(error)[:300]}. This is a bug: please report it with the lines above."
     warn(f"{typer.style('error:', fg='red', bold=True)} {text}")
-    try:
-        with ERROR_LOG.open("a", encoding="utf-8") as file:
-            time = datetime.now().isoformat(timespec="seconds")
-            file.write(f"{time} {' '.join(sys.argv)}\n{traceback.format_exc()}\n")
-        warn(f"traceback: {ERROR_LOG}")
-    except OSError:
-        pass  # a full disk must not hide the message above
     sys.exit(1)
 
 
@@ -96,28 +83,21 @@ def say_verdict(verdict: Any) -> None:
 
 
 def load(
-    name: str | None, adapter: str | None, quantize: str | None, template: dict[str, Any], engine: str | None = None
-) -> Any:
-    """The loaded model, with its description printed; or with an engine the name of the served model."""
+    name: str | None, adapter: str | None, quantize: str | None, template: list[str] | None, engine: str | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """The loaded model, whose description is printed, or the name of the served one; and arguments about the server."""
+    arguments = template_arguments(template)
     if engine is None:
         start: dict[str, Any] = {"adapter": adapter if adapter != "none" else None, "quantize": quantize}
-        model = dw.load_model(name or "nano", **start, template=template)
+        model = dw.load_model(name or "nano", **start, template=arguments)
         say(repr(model))
-        return model
-    if quantize:
-        raise WorkbenchError("A server has loaded its model already. Got --quantize with --engine. Leave one out.")
-    if adapter:
+        return model, {}
+    if adapter or quantize:
         raise WorkbenchError(
-            f"A server answers with the model that it serves. Got --adapter {adapter} with --engine. Serve the adapter "
-            "under a name (docs/server.md) and pass that name as --model."
+            f"A server answers with the model that it has loaded. Got --engine with --adapter {adapter}, --quantize "
+            f"{quantize}. Leave both out. Serve an adapter under a name (docs/server.md) and pass it as --model."
         )
-    return name
-
-
-def builtin_task_of(prompts: set[str]) -> Any:
-    """The built-in task that has all of these prompts in its training split, or None."""
-    tasks = map(dw.load_task, dw.task_names())
-    return next((task for task in tasks if prompts <= {example.prompt for example in task.train}), None)
+    return name, {"engine": engine, "template": arguments}
 
 
 def template_arguments(given: list[str] | None) -> dict[str, Any]:

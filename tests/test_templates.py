@@ -22,7 +22,7 @@ from dpo_workbench.models import server
 from dpo_workbench.models.decoding import Answer
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.models.server import Server, ask, connect
+from dpo_workbench.models.server import ask
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.compare import compare
 from dpo_workbench.studies.logps import answer_rows
@@ -223,10 +223,9 @@ def test_arguments_go_into_exports_and_to_servers(make, toy_pairs, tmp_path, mon
     reply = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
     monkeypatch.setattr(server, "_send", lambda url, body, timeout: (sent.append(body), (200, json.dumps(reply)))[1])
     monkeypatch.setattr(server, "_served_names", lambda url: ["m"])
-    for handle in (model, make(THINKING), "m"):
-        ask(connect("http://h/v1", handle), ["q"])
-    assert [body.get("chat_template_kwargs") for body in sent] == [{"thinking": False}, None, None]
-    assert connect("http://h/v1", "m") == Server("http://h/v1", "m")
+    for arguments in (model.chat.arguments, {}):
+        ask("http://h/v1", "m", ["q"], template=arguments)
+    assert [body.get("chat_template_kwargs") for body in sent] == [{"thinking": False}, None]
 
 
 def test_a_study_goes_on_after_midnight_with_the_date_it_began_with(
@@ -269,9 +268,8 @@ def test_a_served_model_that_is_named_gets_arguments_too(make, toy_task, tmp_pat
     done, found = dw.evaluate("m", toy_task.test, **given), dw.mine("m", toy_task.train, 1, **given)
     assert all(body["chat_template_kwargs"] == {"thinking": False} for body in sent) and len(sent) == 16
     assert done.decoding["template"] == found.settings["template"] == {"thinking": False}
-    for model, engine in ((make(THINKING), "http://h/v1"), (make(THINKING), None)):
-        with pytest.raises(WorkbenchError, match="`template` is for a served model that is named.*dw.load_model"):
-            dw.evaluate(model, toy_task.test, engine=engine, template={"thinking": False})
+    with pytest.raises(WorkbenchError, match="with its own template arguments.*dw.load_model"):
+        dw.evaluate(make(THINKING), toy_task.test, template={"thinking": False})
 
 
 def test_template_arguments_on_the_command_line(make_tiny_folder, tmp_path, toy_pairs) -> None:

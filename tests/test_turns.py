@@ -13,7 +13,7 @@ from dpo_workbench.labelling.session import Session
 from dpo_workbench.labelling.view import card, text_card
 from dpo_workbench.models import server
 from dpo_workbench.models.loading import load_model
-from dpo_workbench.models.server import Server, ask
+from dpo_workbench.models.server import ask
 from dpo_workbench.studies.learning_curve import nested
 from dpo_workbench.studies.logps import sum_logps
 from dpo_workbench.tasks.task import Score, Task
@@ -137,7 +137,7 @@ def test_a_server_gets_the_turns(monkeypatch) -> None:
     sent = []
     reply = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
     monkeypatch.setattr(server, "_send", lambda url, body, timeout: (sent.append(body), (200, json.dumps(reply)))[1])
-    ask(Server("http://h/v1", "m"), [turns(1), dw.Pair("a", turns(2), "b", "c").prompt, "q"])
+    ask("http://h/v1", "m", [turns(1), dw.Pair("a", turns(2), "b", "c").prompt, "q"])
     assert sorted((body["messages"] for body in sent), key=str) == sorted(
         [turns(1), turns(2), [{"role": "user", "content": "q"}]], key=str
     )

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # CPU flags with which bf16 is faster than fp32
-VECTOR_FLAGS = (*BF16_FLAGS, "avx512f", "avx2")  # the widest first
+BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # CPU flags with which bf16 is faster than fp32
 
 
 def data_folder() -> Path:
@@ -22,9 +21,8 @@ def data_folder() -> Path:
 
 def cache_folder() -> Path:
     """The folder of converted models: `DPO_WORKBENCH_CACHE`, or `dpo_workbench` in the user's cache folder."""
-    given = os.environ.get("DPO_WORKBENCH_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "dpo_workbench"
+    return Path(os.environ.get("DPO_WORKBENCH_CACHE") or Path(base) / "dpo_workbench")
 
 
 def choose_device(wanted: str | None = None) -> Any:
@@ -34,8 +32,8 @@ def choose_device(wanted: str | None = None) -> Any:
     return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def choose_dtype(device: Any) -> tuple[Any, str]:
-    """The dtype for a model on this device, and the reason, to print.
+def choose_dtype(device: Any) -> Any:
+    """The torch dtype for a model on this device.
 
     On a GPU the compute capability decides, because `torch.cuda.is_bf16_supported()` is also true on a T4, which only
     emulates bf16. On a CPU without bf16 instructions, bf16 is slower than fp32.
@@ -43,16 +41,10 @@ def choose_dtype(device: Any) -> tuple[Any, str]:
     import torch
 
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        if major >= 8:
-            return torch.bfloat16, f"compute capability {major}.{minor} has bf16"
-        if major == 7:
-            return torch.float16, f"compute capability {major}.{minor} has fp16, but no bf16"
-        return torch.float32, f"compute capability {major}.{minor} has no fast fp16 or bf16"
-    if device.type == "cpu":
-        found = _cpu_flags().intersection(BF16_FLAGS)
-        return (torch.bfloat16, f"this CPU has {min(found)}") if found else (torch.float32, "this CPU has no bf16")
-    return torch.float32, f"the safe choice on {device.type}"
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+    has_bf16 = device.type == "cpu" and not BF16_FLAGS.isdisjoint(_cpu_info("flags").split())
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def peak_memory_gib() -> float:
@@ -71,21 +63,14 @@ def peak_memory_gib() -> float:
 
 
 def describe() -> dict[str, Any]:
-    """The machine, for a results file: system, processor, vector instructions, usable cores, versions."""
-    flags = _cpu_flags()
-    widest = next((flag for flag in VECTOR_FLAGS if flag in flags), None)
+    """The machine, for a results file: system, processor, usable cores, versions."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _cpu_info("model name") or platform.processor() or "unknown",
-        **({"instructions": widest} if widest else {}),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
     }
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpu_info("flags").split())
 
 
 def _cpu_info(name: str) -> str:

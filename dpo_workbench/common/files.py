@@ -36,6 +36,15 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_new_folder(path: str | Path, force: bool = False) -> None:
+    """Raise WorkbenchError if something is there that is not an empty folder, unless `force` allows to replace it."""
+    path = Path(path)
+    if path.exists() and not force and (not path.is_dir() or any(path.iterdir())):
+        raise WorkbenchError(
+            f"The new folder must be empty. Got {path}. Choose another, or replace an export by force."
+        )
+
+
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Inside the `with` block: a new folder to fill. It replaces `path` at the end, or is removed after an error.

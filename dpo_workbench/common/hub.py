@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from dpo_workbench.common.html import escape, visible
 
 ADVICE = {  # by the status of the Hub's answer
     401: "Log in with `hf auth login`, or set the environment variable HF_TOKEN to a token with write access.",
+    409: "A repository of this name exists. Choose another name, or delete it on the Hub.",
     403: "Use a token with write access to this owner's repositories, or another owner.",
 }
 
@@ -26,46 +26,27 @@ def check_repo_id(repo_id: str) -> None:
         raise WorkbenchError(f"A repository on the Hub must be owner/name. Got {repo_id!r}. Write it like me/my-model.")
 
 
-def upload(folder: Path, repo_id: str, *, private: bool, token: str | None, kind: str = "model") -> str:
-    """Create a repository, upload the files of the folder in one commit, and return its address.
+def upload(folder: Path, repo_id: str, *, private: bool, kind: str = "model") -> str:
+    """Create a new repository, upload the files of the folder in one commit, and return its address.
 
-    Args:
-        token: None takes the one of `hf auth login` or HF_TOKEN.
-        kind: `model` or `dataset`.
+    The token is that of `hf auth login` or HF_TOKEN. `kind` is `model` or `dataset`.
 
     Raises:
-        WorkbenchError: the name, the token or the network is wrong, or the repository is in use or has another
-            visibility.
+        WorkbenchError: the name, the token or the network is wrong, or there is such a repository already.
     """
     from huggingface_hub import HfApi
 
     check_repo_id(repo_id)
-    api = HfApi(token=token)
-    with _readable_errors(repo_id):
-        address = str(api.create_repo(repo_id, private=private, repo_type=kind, exist_ok=True))
-        found: Any = api.repo_info(repo_id, repo_type=kind)
-    if files := [file.rfilename for file in found.siblings or () if file.rfilename != ".gitattributes"]:
-        raise WorkbenchError(
-            f"The repository must be new or empty. Got {repo_id}, which has {len(files)} files, such as {files[0]!r}. "
-            "Choose another name, or delete them on the Hub."
-        )
-    if found.private != private:
-        is_now, wanted = ("private", "public") if found.private else ("public", "private")
-        raise WorkbenchError(f"{repo_id} must be {wanted}. It is {is_now}. Change that in its settings on the Hub.")
-    with _readable_errors(repo_id):
-        api.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=kind, commit_message="Upload by dpo_workbench")
-    return address
-
-
-@contextmanager
-def _readable_errors(repo_id: str) -> Iterator[None]:
+    api = HfApi()
     try:
-        yield
+        address = str(api.create_repo(repo_id, private=private, repo_type=kind))
+        api.upload_folder(repo_id=repo_id, folder_path=folder, repo_type=kind, commit_message="Upload by dpo_workbench")
     except Exception as error:  # the Hub's client raises many kinds of errors, from no network to a wrong token
         status = getattr(getattr(error, "response", None), "status_code", None)
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         advice = ADVICE.get(status or 0, "Check the network, and run it again.")
         raise WorkbenchError(f"The Hub must accept {repo_id}. It did not: {why} {advice}") from error
+    return address
 
 
 def card(header: Mapping[str, Any], body: str) -> str:

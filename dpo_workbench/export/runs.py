@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.files import replace_folder, write_json, write_text
+from dpo_workbench.common.files import check_new_folder, replace_folder, write_json, write_text
 from dpo_workbench.models.adapter import dequantized_and_merged
 from dpo_workbench.models.loading import Model, load_adapter, load_model
+from dpo_workbench.models.publish import read_record
 from dpo_workbench.pairs.pair import Pair, Pairs, pair_rows
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.guards import hold_out
@@ -30,6 +31,7 @@ SAME_IN_TRL = (  # losses with the same name and the same value for a pair in TR
 # `sft` of TRL is a mean over the tokens of a micro-batch. With one pair at a time it equals the NLL term here.
 IN_TRL = {name: name for name in SAME_IN_TRL} | {"nll": "sft"}
 HERE = Path(__file__).parent
+RECORDED = ("model", "dtype", "device", "start", "fingerprint", "config")
 REQUIREMENTS = "torch\ntransformers>=5.23\npeft>=0.21\ndatasets\naccelerate>=1.15\ntrl>=1.16\n"
 
 
@@ -55,7 +57,7 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
         out: the new folder.
         force: replace a folder that is not empty.
     """
-    folder, record = _record(run_folder)
+    folder, record = read_record(run_folder, RECORD, *RECORDED)
     config = TrainConfig.from_dict(record["config"])
     terms = loss_terms(config)
     if missing := [name for name in terms if name not in IN_TRL]:
@@ -63,24 +65,27 @@ def export_trl(run_folder: str | Path, out: str | Path, *, force: bool = False) 
             f"TRL's DPOTrainer must have the run's loss. Got {missing[0]!r}, which TRL lacks or computes differently. "
             f"Train with {', '.join(IN_TRL)}, or train here."
         )
-    _check_free(out, folder, force)
+    _check_out(out, folder, force)
     start = _start(folder, record)
     _, pairs = hold_out(list(Pairs.load(folder / "pairs.jsonl")), config)
     rows = tokenize(start, map(pair_texts, pairs), config.max_tokens)
-    steps = _steps(rows, config)
+    n_steps = steps_per_epoch(len(rows), config) * config.epochs
+    shares = [learning_rate(step, n_steps, config) / config.lr for step in range(n_steps)]
+    names = [[row.id for row in rows_of_step(rows, config, step)] for step in range(n_steps)]
     policy = start.with_new_adapter(rank=config.rank, alpha=config.alpha, seed=config.seed)
     with replace_folder(Path(out)) as fresh:
         base = _save_model(policy, fresh, record["dtype"])
-        trl = _dpo_config(config, terms, len(steps))
+        trl = _dpo_config(config, terms, n_steps)
         write_json(fresh / "config.json", {"model": base, "batch_size": config.batch_size, "trl": trl})
         _write_lines(fresh / "pairs.jsonl", _pair_lines(pairs, rows))
-        _write_lines(fresh / "steps.jsonl", steps)
+        steps = zip(shares, names, strict=True)
+        _write_lines(fresh / "steps.jsonl", ({"lr_share": share, "pairs": ids} for share, ids in steps))
         write_text(fresh / "requirements.txt", REQUIREMENTS + ("bitsandbytes>=0.46.1\n" if start.quantize else ""))
         write_text(fresh / "train.py", (HERE / "trl_train.txt").read_text(encoding="utf-8"))
         readme = (HERE / "trl_readme.md").read_text(encoding="utf-8").replace("BATCH_SIZE", str(config.batch_size))
-        write_text(fresh / "README.md", readme.replace("N_STEPS", str(len(steps))).replace("N_PAIRS", str(len(pairs))))
+        write_text(fresh / "README.md", readme.replace("N_STEPS", str(n_steps)).replace("N_PAIRS", str(len(pairs))))
     notes = [
-        f"{len(pairs)} pairs, {len(steps)} steps of {config.batch_size}",
+        f"{len(pairs)} pairs, {n_steps} steps of {config.batch_size}",
         "pip install -r requirements.txt, then accelerate launch train.py; README.md explains several GPUs",
         "trained/ will hold the last adapter, not the best one: TRL does not score dev prompts during training",
     ]
@@ -106,14 +111,6 @@ def _save_model(policy: Model, folder: Path, dtype: str) -> dict[str, Any]:
     if policy.quantize and name != "model" and not base.hf_quantizer.pre_quantized:
         settings["quantization_config"] = base.config.quantization_config.to_dict()
     return settings
-
-
-def _steps(rows: Sequence[Row], config: TrainConfig) -> list[dict[str, Any]]:
-    """For each step its learning rate as a share of the peak, and the ids of its pairs."""
-    n_steps = steps_per_epoch(len(rows), config) * config.epochs
-    shares = [learning_rate(step, n_steps, config) / config.lr for step in range(n_steps)]
-    names = [[row.id for row in rows_of_step(rows, config, step)] for step in range(n_steps)]
-    return [{"lr_share": share, "pairs": ids} for share, ids in zip(shares, names, strict=True)]
 
 
 def _pair_lines(pairs: Sequence[Pair], rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
@@ -157,11 +154,11 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
     generation config that stops at the tokens that ended answers here. 4-bit weights are dequantized, since the adapter
     was trained on their rounded values. Arguments and errors as in `export_trl`.
     """
-    folder, record = _record(run_folder)
+    folder, record = read_record(run_folder, RECORD, *RECORDED)
     adapter = folder / "adapter"
     if not adapter.is_dir():
         raise WorkbenchError(f"A run folder must contain the trained adapter. Got no {adapter}. Let the run finish.")
-    _check_free(out, folder, force)
+    _check_out(out, folder, force)
     trained = load_adapter(_start(folder, record), adapter)
     network: Any = trained.network
     notes = [f"{record['model']} with {adapter}, {record['dtype']}"]
@@ -181,18 +178,6 @@ def export_merged(run_folder: str | Path, out: str | Path, *, force: bool = Fals
         merged.save_pretrained(fresh)
         trained.tokenizer.save_pretrained(fresh)
     return Exported(Path(out), notes)
-
-
-def _record(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The run folder (`dpo` in the folder of a demo), and what `record_run` wrote into it."""
-    inside = next(filter(Path.is_dir, (Path(path) / name for name in ("dpo", "dpo+nll"))), Path(path) / "dpo")
-    folder = inside if (inside / RECORD).is_file() else Path(path)
-    try:
-        return folder, json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WorkbenchError(
-            f"A run folder must contain {RECORD}, as `dpo-workbench train` and `demo` write it. Got {folder} ({error})."
-        ) from error
 
 
 def _start(folder: Path, record: dict[str, Any]) -> Model:
@@ -215,12 +200,11 @@ def _start(folder: Path, record: dict[str, Any]) -> Model:
     return model
 
 
-def _check_free(out: str | Path, run: Path, force: bool) -> None:
+def _check_out(out: str | Path, run: Path, force: bool) -> None:
     path = Path(out)
     if path.resolve() in (run.resolve(), *run.resolve().parents):
         raise WorkbenchError(f"The new folder must not replace the run. Got {path}. Choose another folder.")
-    if path.exists() and not force and (not path.is_dir() or any(path.iterdir())):
-        raise WorkbenchError(f"The new folder must be empty. Got {path}. Choose another, or use force=True (--force).")
+    check_new_folder(path, force)
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

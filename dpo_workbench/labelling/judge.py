@@ -121,17 +121,13 @@ def judge(
     Raises:
         WorkbenchError: evaluations of different prompts, no server, or only failed requests.
     """
-    answers, server, wording, tally = (
-        paired_answers(before, after),
-        connect(engine, model),
-        Rubric.load(rubric),
-        Tally(),
-    )
+    answers, wording, tally = paired_answers(before, after), Rubric.load(rubric), Tally()
+    url, name = connect(engine, model)
     human = majority(read_labels(votes, answers.pairs)) if votes is not None else {}
     pairs = {answers.keys[pair.id]: pair for pair in answers.pairs}
     prompts = [_request(pair, wording, swap) for pair in pairs.values() for swap in (False, True)]
     with progress(len(prompts), "judgments", show) as advance:
-        drawn = ask(server, prompts, max_new_tokens=max_new_tokens, on_answers=advance, tally=tally)
+        drawn = ask(url, name, prompts, max_new_tokens=max_new_tokens, on_answers=advance, tally=tally)
     if len(tally.failures) == len(prompts):
         raise WorkbenchError(f"A judge must answer. All {len(prompts)} requests failed. {tally.failures[0]}")
     texts = [replies[0].text for replies in drawn]
@@ -146,7 +142,7 @@ def judge(
     other = Counter(text for text, letter in zip(texts, letters, strict=True) if text and not letter)
     rate = answers.win_rate(found) if len(found) >= USABLE * len(pairs) else None
     people = (human, answers.win_rate(human)) if human else None
-    return Judgment(server.model, pairs, found, moved, other, tally, rate, people)
+    return Judgment(name, pairs, found, moved, other, tally, rate, people)
 
 
 def _request(pair: Pair, rubric: Rubric, swap: bool) -> str:

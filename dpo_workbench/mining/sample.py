@@ -186,8 +186,8 @@ def mine(
     """Sample `samples` answers to each prompt and score them with the task.
 
     Args:
-        model: the model whose failures you look for. With `engine`: the name of the served model (None if the server
-            has only one), or the loaded model that it corresponds to.
+        model: the model whose failures you look for. With `engine`: the name of the served model, or None if the
+            server has only one.
         split: prompts of the training split, never those that you evaluate on.
         samples: answers per prompt; 4 to 8 find most prompts that have both a good and a bad answer.
         temperature: 1.0 samples from the model's own distribution; a lower one finds fewer failures.
@@ -196,7 +196,7 @@ def mine(
         max_new_tokens: the token limit; by default the task's.
         engine: address of an OpenAI-compatible server that generates, such as `http://127.0.0.1:8000/v1`; None
             generates here.
-        template: with an engine and the name of a model, arguments of its chat template; a handle has its own.
+        template: with an engine, arguments of the served model's chat template; a handle has its own.
     """
     if not len(split):
         raise WorkbenchError("Mining needs prompts. Got an empty split. Choose one with examples.")

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models.families import decoder
+from dpo_workbench.common.memory import free_bytes
+from dpo_workbench.models.files import decoder
 
 # Settings of a saved adapter that do not change what its matrices mean, or that are checked elsewhere.
 HARMLESS = (
@@ -40,9 +40,8 @@ def add_adapter(network: nn.Module, name: str, rank: int, alpha: int, seed: int)
 
     Args:
         network: a causal LM, or the PEFT model that an earlier call returned; it is changed in place.
-        name: the adapter's name, not in use yet.
-        rank, alpha: LoRA's r, and its scale times r.
-        seed: for the random A matrices.
+        name: a name that is not in use yet.
+        rank, alpha, seed: LoRA's r, its scale times r, and the seed of the random A matrices.
     """
     adapted = isinstance(network, PeftModel)
     excluded = next(iter(network.peft_config.values())).exclude_modules if adapted else _without_adapter(network)
@@ -84,67 +83,27 @@ def causal_lm(network: nn.Module) -> Any:
     return network.get_base_model() if isinstance(network, PeftModel) else network
 
 
-def adapter_tensors(network: nn.Module, name: str) -> dict[str, Tensor]:
-    """Copies of the adapter's weights on the CPU, by the names that PEFT uses in its files."""
-    state = get_peft_model_state_dict(network, adapter_name=name, save_embedding_layers=False)
-    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
-
-
-def set_adapter_tensors(network: nn.Module, name: str, tensors: dict[str, Tensor], *, partial: bool = False) -> None:
-    """Overwrite the weights of the adapter `name`.
-
-    Args:
-        network: the PEFT model.
-        name: the adapter.
-        tensors: weights by PEFT's names, as from `adapter_tensors`.
-        partial: allow weights for only some of the layers; the other layers keep theirs.
-
-    Raises:
-        WorkbenchError: the network has no place for a weight, or its size differs, or one is missing.
-    """
-    try:
-        result = set_peft_model_state_dict(network, tensors, adapter_name=name)
-    except RuntimeError as error:  # PyTorch reports a size mismatch this way
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise WorkbenchError(
-            f"An adapter's weights must fit the model. Got {reason} Load it on the model it was trained on."
-        ) from error
-    unknown = list(result.unexpected_keys)
-    missing = [] if partial else [key for key in result.missing_keys if f".{name}." in key]
-    if unknown or missing:
-        raise WorkbenchError(
-            f"An adapter's weights must fit the model. Got {len(unknown)} unknown and {len(missing)} missing weights "
-            f"(for example {(unknown + missing)[0]!r}). Load it on the model it was trained on."
-        )
-
-
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any] | None]:
     """Weights, settings and base record of an adapter folder that PEFT (without a record) or `Model.save` wrote.
 
     Raises:
         WorkbenchError: a file is missing or damaged, or the adapter is a variant of LoRA that is not supported.
     """
-    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    for path in (weights, config):
-        if not path.is_file():
-            raise WorkbenchError(
-                f"An adapter folder must hold adapter_model.safetensors and adapter_config.json. {path} is missing. "
-                "Name the folder that `run.model.save(...)` or PEFT wrote."
-            )
+    weights = folder / "adapter_model.safetensors"
     try:
-        settings = dict(json.loads(config.read_text(encoding="utf-8")))
+        settings = dict(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
         with safe_open(weights, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             base = json.loads((file.metadata() or {}).get(BASE, "null"))
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise WorkbenchError(
-            f"An adapter's files must be complete. {folder}: {error}. Copy the adapter again, or train it again."
+            "An adapter folder must hold complete files adapter_model.safetensors and adapter_config.json. "
+            f"{folder}: {error}. Name a folder that `run.model.save(...)` or PEFT wrote, or copy the adapter again."
         ) from error
     empty = [key for key, values in tensors.items() if not values.numel()]
     if empty or not tensors:
         raise WorkbenchError(
-            f"An adapter must have weights. {weights} holds {len(tensors)} tensors, {len(empty)} of them empty. Save "
-            "it again; with DeepSpeed ZeRO-3, gather the weights first."
+            f"An adapter must have weights. {weights} holds {len(tensors)} tensors, {len(empty)} of them empty."
         )
     # With other settings or tensors the weights mean something else than W + alpha / r * B A, or replace base weights.
     defaults = LoraConfig().to_dict()
@@ -155,11 +114,16 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[
     variants += [f"{key}={settings.get(key)!r}" for key in ("r", "lora_alpha") if not settings.get(key)]
     variants += [f"the weight {key}" for key in tensors if not key.endswith(("lora_A.weight", "lora_B.weight"))]
     if variants:
-        raise WorkbenchError(
-            f"An adapter must be plain LoRA with one rank. Got {variants[0]} in {folder}. Merge it into its model with "
-            "PEFT and load the merged folder."
-        )
+        raise not_plain(variants[0], folder)
     return tensors, settings, base
+
+
+def not_plain(what: str, folder: Path) -> WorkbenchError:
+    """The error for an adapter that computes something else than W + alpha / r * B A."""
+    return WorkbenchError(
+        f"An adapter must be plain LoRA with one rank. Got {what} in {folder}. Merge it into its model with PEFT and "
+        "load the merged folder."
+    )
 
 
 def base_record(network: nn.Module) -> dict[str, list[Any]]:
@@ -187,16 +151,6 @@ def base_differences(record: dict[str, list[Any]], other: dict[str, list[Any]]) 
         return a == b or (isinstance(a, float) and math.isclose(a, b, rel_tol=2**-8, abs_tol=1e-7))
 
     return [name for name in record if name in other and not all(map(same, record[name], other[name]))]
-
-
-def check_patterns(network: PeftModel, name: str, settings: dict[str, Any]) -> None:
-    """Raise if a saved adapter has other ranks or scales in some layers than a new adapter of this network."""
-    for key in ("rank_pattern", "alpha_pattern"):  # PEFT itself sets them for some fused layers
-        if (settings.get(key) or {}) != (getattr(network.peft_config[name], key) or {}):
-            raise WorkbenchError(
-                f"An adapter must be plain LoRA with one rank. Got {key}={settings.get(key)!r}. Merge it into its "
-                "model with PEFT and load the merged folder."
-            )
 
 
 @contextmanager
@@ -235,55 +189,38 @@ def activation_checkpointing(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def merged_weights(network: PeftModel, name: str) -> Iterator[nn.Module]:
-    """Inside, the base layers hold W + alpha / r * B A, so that generation does not pay for the adapter's products.
+def merged_weights(network: Any, name: str | None) -> Iterator[nn.Module]:
+    """Inside, a network for generation, whose layers hold W + alpha / r * B A and need no products with the adapter.
 
     The original weights are put back afterwards. Subtracting the product again would not restore them exactly. If the
     copies would take more than half of a GPU's free memory, which the key-value cache needs as well, or if layers have
     no plain weights of their own (quantized layers, fused experts, layers that share one weight), the adapter stays
     separate: that is slower and gives the same answers.
-
-    Returns:
-        The network to generate with.
     """
+    if name is None:
+        yield causal_lm(network)
+        return
     layers = [m for m in network.modules() if isinstance(m, LoraLayer) and name in m.lora_A]
     weights: list[Any] = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
     plain = all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in weights)
     if not plain or len({id(weight) for weight in weights}) < len(weights) or not room_for_copies(weights):
         yield network
         return
-    originals: list[tuple[nn.Parameter, Tensor]] = []
+    originals = [weight.data for weight in weights]
     try:
-        try:
-            for layer, weight in zip(layers, weights, strict=True):
-                delta = layer.get_delta_weight(name)
-                originals.append((weight, weight.data))
-                weight.data = (weight.data.float() + delta.float()).to(weight.dtype)
-        except torch.OutOfMemoryError:
-            _restore(originals)
-            print("no room to merge the adapter: it is applied separately while generating (slower)", flush=True)
-        if originals:
-            with network.disable_adapter():
-                yield causal_lm(network)
-        else:
-            yield network
+        for layer, weight in zip(layers, weights, strict=True):
+            weight.data = (weight.data.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
+        with network.disable_adapter():
+            yield causal_lm(network)
     finally:
-        _restore(originals)
+        for weight, data in zip(weights, originals, strict=True):
+            weight.data = data
 
 
 def room_for_copies(weights: list[Any]) -> bool:
-    """Whether copies take at most half of a GPU's free memory. On other devices nobody can tell."""
+    """Whether copies take at most half of a GPU's free memory. On a CPU they always may."""
     device = weights[0].device
-    if device.type != "cuda":
-        return True
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return 2 * sum(weight.nbytes for weight in weights) <= torch.cuda.mem_get_info(device)[0] + unused
-
-
-def _restore(originals: list[tuple[nn.Parameter, Tensor]]) -> None:
-    for weight, data in originals:
-        weight.data = data
-    originals.clear()
+    return device.type != "cuda" or 2 * sum(weight.nbytes for weight in weights) <= free_bytes(device)
 
 
 def dequantized_and_merged(network: PeftModel, name: str, folder: Path) -> Any:

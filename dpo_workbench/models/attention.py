@@ -11,6 +11,8 @@ for PyTorch's scaled dot-product attention (SDPA), or as a block mask for FlexAt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,10 +63,22 @@ def pack_attention(network: Any, device: torch.device) -> str:
         network.set_attn_implementation("flex_attention")
     except ValueError:  # transformers says that this architecture has no FlexAttention
         return "sdpa"
-    if hasattr(torch.compiler.config, "recompile_limit"):  # each model takes 6 of PyTorch's 8, then kernels are slow
-        torch.compiler.config.recompile_limit = max(64, torch.compiler.config.recompile_limit)
     use_plain_attention(network)
     return "flex_attention"
+
+
+@contextmanager
+def flex_attention(network: Any) -> Iterator[None]:
+    """Inside, the network computes attention by FlexAttention."""
+    config: Any = torch.compiler.config
+    # PyTorch compiles a function 8 times, and each model takes 6 of them. After that kernels are slow.
+    limit = {"recompile_limit": 64} if hasattr(config, "recompile_limit") else {}
+    network.set_attn_implementation("flex_attention")
+    try:
+        with config.patch(limit):
+            yield
+    finally:
+        use_plain_attention(network)
 
 
 def use_plain_attention(network: Any) -> None:

@@ -41,8 +41,7 @@ def check_decoding(
         raise WorkbenchError(f"`no_repeat_ngram` must be a whole number, 0 or more. Got {no_repeat_ngram!r}.")
     if samples > 1 and temperature == 0:
         raise WorkbenchError(
-            f"Several samples need a temperature above 0, otherwise they are all equal. Got samples={samples}, "
-            f"temperature={temperature}. Set temperature=1.0."
+            f"Several samples need a temperature above 0, such as 1. Got samples={samples}, temperature={temperature}."
         )
 
 
@@ -74,19 +73,16 @@ class Sampler:
         return logits
 
     def penalize(self, logits: Tensor, drawn: Tensor) -> Tensor:
-        """Lower the logits (R, V) of tokens that the answers (R, n) already contain; -1 is no token."""
+        """Lower the logits (R, V) of tokens that the answers (R, n) already contain."""
         self.broken = logits.isnan().any() | self.broken
         if self.penalty == 1.0 or not drawn.shape[1]:
             return logits
-        n_rows, n_vocab = logits.shape
-        seen = torch.zeros(n_rows, n_vocab + 1, dtype=torch.bool, device=logits.device)
-        seen = seen.scatter_(1, drawn.where(drawn >= 0, n_vocab), True)[:, :n_vocab]
+        seen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, drawn, True)
         return torch.where(seen, torch.where(logits > 0, logits / self.penalty, logits * self.penalty), logits)
 
     def check(self) -> None:
         """Raise if any logits were not numbers."""
         if self.broken:
             raise WorkbenchError(
-                "Logits must be numbers. Got NaN while generating: the model overflows in float16, or its weights are "
-                "damaged. Load it with dtype=torch.float32, or load it again."
+                "Logits must be numbers. Got NaN while generating. Load the model with dtype=torch.float32."
             )

@@ -59,7 +59,7 @@ def generate(
         repetition_penalty: above 1 lowers the logits of tokens in the answer, not the prompt (CTRL, arXiv 1909.05858).
         no_repeat_ngram: no sequence of this many tokens occurs twice in an answer; 0 allows all.
         rows: answers in one batch (at least all samples of one prompt). It is halved when memory runs out.
-        begun: for each prompt, the token ids that its answers begin with; they count as part of the answer.
+        begun: for each prompt, the token ids that its answers begin with; the penalty does not count them.
         on_answers: called with the number of answers that are done, and now and then with 0 in between.
 
     Returns:
@@ -117,9 +117,8 @@ def _answer_ids(
     device, stop_ids = next(network.parameters()).device, decoding.stop_ids
     limits = [decoding.limit - len(tokens) for tokens in given for _ in range(decoding.samples)]
     ids, mask = _pad_left(prompts, stop_ids[0], device)
-    begun, _ = _pad_left(given, -1, device)
     decode = _decode if _has_kv_cache(network) else _transformers_generate
-    drawn = decode(network, ids, mask, begun, replace(decoding, limit=max(1, *limits)))
+    drawn = decode(network, ids, mask, replace(decoding, limit=max(1, *limits)))
     decoding.sampler.check()
     answers = []
     for number, (row, limit) in enumerate(zip(drawn.tolist(), limits, strict=True)):
@@ -136,7 +135,7 @@ def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tu
     return torch.tensor(ids, dtype=torch.long, device=device), torch.tensor(mask, device=device)
 
 
-def _decode(network: nn.Module, ids: Tensor, mask: Tensor, begun: Tensor, decoding: Decoding) -> Tensor:
+def _decode(network: nn.Module, ids: Tensor, mask: Tensor, decoding: Decoding) -> Tensor:
     """Token ids drawn with a key-value cache, shape (P * samples, limit); what follows a stop token is arbitrary."""
     parameters = inspect.signature(causal_lm(network).forward).parameters
     cache = DynamicCache(config=causal_lm(network).config)
@@ -150,13 +149,12 @@ def _decode(network: nn.Module, ids: Tensor, mask: Tensor, begun: Tensor, decodi
     logits = next_logits(ids, mask).repeat_interleave(decoding.samples, 0)
     cache.batch_repeat_interleave(decoding.samples)
     mask = mask.repeat_interleave(decoding.samples, 0)  # (R, T), R = P * samples
-    begun = begun.repeat_interleave(decoding.samples, 0)
     stop = torch.tensor(decoding.stop_ids, device=mask.device)
     tokens = torch.full((len(mask), decoding.limit), decoding.stop_ids[0], device=mask.device)
     active = torch.arange(len(mask), device=mask.device)  # rows of `tokens` that are still in the batch
     running = torch.ones(len(mask), dtype=torch.bool, device=mask.device)  # those of them that have not finished
     for n in range(decoding.limit):
-        new = decoding.sampler(logits, torch.cat([begun[active], tokens[active, :n]], dim=1))
+        new = decoding.sampler(logits, tokens[active, :n])
         tokens[active, n] = new
         running &= ~torch.isin(new, stop)
         if n + 1 == decoding.limit:
@@ -183,7 +181,7 @@ def _has_kv_cache(network: nn.Module) -> bool:
     return attention_only and ("past_key_values" in parameters or "cache" in parameters)
 
 
-def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun: Tensor, decoding: Decoding) -> Tensor:
+def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, decoding: Decoding) -> Tensor:
     """The same by transformers' own `generate`, for models that `_decode` cannot run."""
     decoding.report(0)
     sampler, device, width = decoding.sampler, ids.device, ids.shape[1]
@@ -196,10 +194,9 @@ def _transformers_generate(network: nn.Module, ids: Tensor, mask: Tensor, begun:
     }
     ends = {"eos_token_id": decoding.stop_ids, "pad_token_id": decoding.stop_ids[0], "max_new_tokens": decoding.limit}
     config = GenerationConfig(num_return_sequences=decoding.samples, **drawing, **ends)
-    begun = begun.repeat_interleave(decoding.samples, 0)
 
     def penalize(tokens: Tensor, logits: Tensor) -> Tensor:
-        logits = sampler.adjust(logits, torch.cat([begun, tokens[:, width:]], dim=1))
+        logits = sampler.adjust(logits, tokens[:, width:])
         sampler.check()  # before transformers draws
         return logits
 

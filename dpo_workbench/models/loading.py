@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -22,11 +23,9 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import replace_folder
 from dpo_workbench.common.progress import quiet
 from dpo_workbench.models import adapter as lora
-from dpo_workbench.models.attention import pack_attention, use_plain_attention
+from dpo_workbench.models.attention import flex_attention, pack_attention
 from dpo_workbench.models.chat import Chat
-from dpo_workbench.models.embedded import SMOL_HUB_ID
-from dpo_workbench.models.files import load_chat, max_positions
-from dpo_workbench.models.weights import read_weights
+from dpo_workbench.models.files import SMOL_HUB_ID, load_chat, max_positions, read_weights
 
 
 @dataclass(eq=False)
@@ -57,7 +56,6 @@ class Model:
 
     name: str
     chat: Chat  # the tokenizer with its chat template: prompts and answers as token ids
-    dtype_reason: str
     source: str  # folder or Hub id that the base weights came from
     _shared: _Shared
     _adapter: _Adapter | None = None
@@ -110,25 +108,18 @@ class Model:
             trainable: only this handle's adapter requires gradients; otherwise nothing does.
             checkpointing: decoder layers keep only their inputs for the backward pass (activation checkpointing).
         """
-        if self.uses_flex_attention:
-            self._causal().set_attn_implementation("flex_attention")
-        try:
-            with lora.activation_checkpointing(self.network) if checkpointing else nullcontext():
-                with lora.only_adapter(self.network, self.adapter, trainable) as network:
-                    yield network
-        finally:
-            if self.uses_flex_attention:
-                use_plain_attention(self._causal())
+        with (
+            flex_attention(self._causal()) if self.uses_flex_attention else nullcontext(),
+            lora.activation_checkpointing(self.network) if checkpointing else nullcontext(),
+            lora.only_adapter(self.network, self.adapter, trainable) as network,
+        ):
+            yield network
 
     @contextmanager
     def merged(self) -> Iterator[nn.Module]:
         """Inside, a network for generation: the adapter is added to the base weights, unless these are quantized."""
-        with lora.only_adapter(self.network, self.adapter) as network:
-            if self.adapter is None:
-                yield self._causal()
-            else:
-                with lora.merged_weights(network, self.adapter) as merged:
-                    yield merged
+        with lora.only_adapter(self.network, self.adapter), lora.merged_weights(self.network, self.adapter) as merged:
+            yield merged
 
     def with_new_adapter(self, *, rank: int = 16, alpha: int = 32, seed: int = 0) -> Model:
         """A handle with its own adapter: a copy of this handle's adapter, or a new one that changes nothing yet."""
@@ -139,28 +130,42 @@ class Model:
             config = shared.network.peft_config[self.adapter]
             rank, alpha = config.r, config.lora_alpha
         network = shared.network = lora.add_adapter(shared.network, name, rank, alpha, seed)
-        if self.adapter is not None:
-            lora.set_adapter_tensors(network, name, self.adapter_tensors())
         adapter = _Adapter(name)
         shared.adapters.add(adapter)
+        made = replace(self, _adapter=adapter)
+        if self.adapter is not None:
+            made.set_adapter_tensors(self.adapter_tensors())
         network.set_adapter(name, inference_mode=True)  # PEFT warns if it has to delete the active adapter
         for unused in set(network.peft_config) - {adapter.name for adapter in shared.adapters}:
             network.delete_adapter(unused)
-        return replace(self, _adapter=adapter)
+        return made
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:
-        """Copies of this handle's adapter weights on the CPU; empty without an adapter."""
-        return lora.adapter_tensors(self.network, self.adapter) if self.adapter else {}
+        """Copies of this handle's adapter weights on the CPU, by PEFT's names; empty without an adapter."""
+        if self.adapter is None:
+            return {}
+        state = get_peft_model_state_dict(self.network, adapter_name=self.adapter, save_embedding_layers=False)
+        return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 
-    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor], *, partial: bool = False) -> None:
-        """Overwrite this handle's adapter weights; with `partial`, weights for only some of the layers are allowed."""
-        lora.set_adapter_tensors(self.network, self._require_adapter(), tensors, partial=partial)
+    def set_adapter_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Overwrite this handle's adapter weights by those of `adapter_tensors`.
+
+        Raises:
+            WorkbenchError: the network has no place for a weight, or its size differs, or one is missing.
+        """
+        name, own = self._require_adapter(), self.adapter_tensors()
+        same = {key for key in own.keys() & tensors.keys() if own[key].shape == tensors[key].shape}
+        if wrong := sorted({*own, *tensors} - same):
+            raise WorkbenchError(
+                f"An adapter's weights must fit the model. Got {len(wrong)} missing, unknown or of another size, "
+                f"such as {wrong[0]!r}. Load it on the model it was trained on."
+            )
+        set_peft_model_state_dict(self.network, tensors, adapter_name=name)
 
     def _require_adapter(self) -> str:
         if self.adapter is None:
             raise WorkbenchError(
-                f"This needs an adapter. {self.name!r} has none. Train one (`dw.train`, `dw.sft`) or load one "
-                "(`dw.load_model(name, adapter=...)`)."
+                f"This needs an adapter. {self.name!r} has none. Train one, or load one with `adapter=...`."
             )
         return self.adapter
 
@@ -226,7 +231,7 @@ class Model:
     def __repr__(self) -> str:
         seen = f"adapter {self.adapter}" if self.adapter else "no adapter"
         how = f"{'4-bit weights, ' if self.quantize else ''}{str(self.dtype)[6:]} on {self.device}"
-        return f"Model({self.name}, {seen}, {how}: {self.dtype_reason})"
+        return f"Model({self.name}, {seen}, {how})"
 
 
 def load_model(
@@ -246,7 +251,7 @@ def load_model(
         adapter: None, a folder with a LoRA adapter, or the name of one that ships with the package (`receipts`: after
             supervised fine-tuning on that task).
         device: `cpu`, `cuda`, ...; None takes a GPU if there is one.
-        dtype: None chooses by device; `model.dtype_reason` says why.
+        dtype: None takes bf16 or fp16 where the device computes fast in them, else fp32.
         quantize: "4bit" stores the weights of linear layers as NF4 with double quantization (QLoRA, arXiv 2305.14314)
             and computes in `dtype`. Adapters and embeddings are not quantized. A model that was saved by bitsandbytes
             in 4 bits is loaded as it is.
@@ -262,47 +267,40 @@ def load_model(
     if quiet():
         transformers_logging.disable_progress_bar()
     where = choose_device(device)
-    best, why = (torch.float32, "nano is small") if name == "nano" else choose_dtype(where)
-    reason = why if dtype is None else "as requested"
-    dtype = dtype or best
-    if dtype != best and dtype.itemsize < 4:
-        reason += f", but {why}"
+    dtype = dtype or (torch.float32 if name == "nano" else choose_dtype(where))
     chat, config = load_chat(name, template, weights=True)
     network = read_weights(name, config, dtype, where, quantize)
     shared = _Shared(network, pack_attention(network, where))
-    model = Model(name, chat, reason, config.name_or_path, shared)
+    model = Model(name, chat, config.name_or_path, shared)
     return load_adapter(model, adapter) if adapter is not None else model
 
 
 def load_adapter(model: Model, adapter: str | Path) -> Model:
     """A handle on `model` with a saved adapter: a folder, or the name of one that ships with the package."""
-    folder = Path(adapter)
-    shipped = data_folder() / "adapters" / f"{model.name}-{adapter}"
-    if not folder.is_dir() and shipped.is_dir():
-        folder = shipped
-    if not folder.is_dir():
-        prefix = f"{model.name}-"
-        names = [p.name for p in (data_folder() / "adapters").glob("*") if p.name.startswith(prefix)]
-        raise WorkbenchError(
-            f"`adapter` must be a folder or the name of a shipped adapter. Got {str(adapter)!r}. "
-            f"Shipped for {model.name!r}: {', '.join(n.removeprefix(prefix) for n in sorted(names)) or 'none'}."
-        )
+    if not (folder := Path(adapter)).is_dir():
+        prefix, root = f"{model.name}-", data_folder() / "adapters"
+        shipped = {p.name.removeprefix(prefix): p for p in sorted(root.glob("*")) if p.name.startswith(prefix)}
+        if str(adapter) not in shipped:
+            raise WorkbenchError(
+                f"`adapter` must be a folder, or one of those shipped for {model.name!r}: "
+                f"{', '.join(shipped) or 'none'}. Got {str(adapter)!r}."
+            )
+        folder = shipped[str(adapter)]
     tensors, config, base = lora.read_adapter(folder)
     trained_on = config.get("base_model_name_or_path")
-    own = lora.base_record(model.network)
-    if base and (differ := lora.base_differences(base, own)):
+    if base and (differ := lora.base_differences(base, lora.base_record(model.network))):
         raise WorkbenchError(
             f"An adapter must be loaded on the model that it was trained on. {folder} was trained on {trained_on!r}, "
             f"from which {model.name!r} differs in {len(differ)} places, such as {differ[0]}. Load {trained_on!r} with "
             f"this adapter, or train a new adapter on {model.name!r}."
         )
-    if base and len(base) != len(own):  # quantized weights are not in a record
-        weights = "4-bit" if len(base) < len(own) else "unquantized"
-        print(f"{folder} was trained on {weights} weights of this model: its answers here are slightly different")
     if not base and trained_on not in (None, model.name, model._public_source()):
         print(f"{folder} has no record of its base to check: it names {trained_on!r}, and this is {model.name!r}")
     handle = replace(model, _adapter=None).with_new_adapter(rank=config["r"], alpha=config["lora_alpha"])
-    lora.check_patterns(handle.network, handle._require_adapter(), config)  # type: ignore[arg-type]
+    new: Any = handle.network.peft_config[handle.adapter]  # type: ignore[index, union-attr]
+    for key in ("rank_pattern", "alpha_pattern"):  # PEFT itself sets them for some fused layers
+        if (config.get(key) or {}) != (getattr(new, key) or {}):
+            raise lora.not_plain(f"{key}={config.get(key)!r}", folder)
     # An adapter may cover only some of the layers. On the others the new adapter changes nothing.
-    handle.set_adapter_tensors({k: v.float() for k, v in tensors.items()}, partial=True)
+    handle.set_adapter_tensors(handle.adapter_tensors() | {k: v.float() for k, v in tensors.items()})
     return handle

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_workbench.models.adapter import add_adapter, causal_lm
-from dpo_workbench.models.families import decoder
+from dpo_workbench.models.files import decoder
 
 # As in training: logits that exist at one time, and tokens of the longest row that is packed for SDPA, with a mask
 MAX_LOGITS, MAX_DENSE = 2**23, 4096
@@ -46,7 +46,6 @@ class Needs:
     parameters: int  # how many, without the adapter
     weights: int
     weights_4bit: int  # linear layers in NF4, everything else as it is
-    merged: int  # a second copy of the adapted layers, while sampling
     unpacked: int  # the largest linear layer, which is unpacked from 4 bits for each use
     adapter: int  # fp32; its gradient takes the same again, and AdamW twice as much
     layers: int
@@ -102,21 +101,21 @@ def needs_of(config: Any, dtype: torch.dtype, rank: int) -> Needs:
     return _needs(json.dumps(values, sort_keys=True, default=str), dtype, rank)
 
 
-@lru_cache
-def _needs(config: str, dtype: torch.dtype, rank: int) -> Needs:
+@lru_cache  # seconds for a large model
+def _needs(values: str, dtype: torch.dtype, rank: int) -> Needs:
+    config: Any = AutoConfig.for_model(**json.loads(values))
     fused, build = True, AutoModelForCausalLM.from_config
     with torch.device("meta"):
         try:
-            network = build(AutoConfig.for_model(**json.loads(config)), dtype=dtype, attn_implementation="sdpa")
+            network = build(config, dtype=dtype, attn_implementation="sdpa")
         except ValueError:  # transformers says that this architecture has no such attention, so scores are kept
-            fused, network = False, build(AutoConfig.for_model(**json.loads(config)), dtype=dtype)
+            fused, network = False, build(config, dtype=dtype)
         network.requires_grad_(False).eval()
         base, head = list(network.parameters()), network.get_output_embeddings()
         linear = {m.weight for m in network.modules() if isinstance(m, nn.Linear) and m is not head}
         size, packed = sum(p.nbytes for p in base), sum(w.nbytes for w in linear)
         adapted = add_adapter(network, "plan", rank, rank, 0)
     wrapped = [m for m in adapted.modules() if isinstance(m, LoraLayer)]
-    plain: list[Any] = [getattr(m.get_base_layer(), "weight", None) for m in wrapped]  # fused experts have none
     short, long = (_kept(adapted, length) for length in LENGTHS)
     scores = (long / LENGTHS[1] - short / LENGTHS[0]) / (LENGTHS[1] - LENGTHS[0])  # kept = a T + scores T^2
     text = network.config.get_text_config()
@@ -127,7 +126,6 @@ def _needs(config: str, dtype: torch.dtype, rank: int) -> Needs:
         parameters=sum(p.numel() for p in base),
         weights=size,
         weights_4bit=round(size - packed + packed / dtype.itemsize * NF4_BYTES),
-        merged=0 if None in plain else sum(w.nbytes for w in plain),
         unpacked=max((w.nbytes for w in linear), default=0),
         adapter=sum(p.nbytes for p in adapted.parameters() if p.requires_grad),
         layers=layers,

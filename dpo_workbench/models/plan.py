@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from dataclasses import dataclass
@@ -13,17 +12,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from dpo_workbench.common.environment import choose_device, choose_dtype
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import pre
 from dpo_workbench.common.memory import free_bytes
 from dpo_workbench.models.attention import has_flex_attention
-from dpo_workbench.models.chat import Chat
-from dpo_workbench.models.files import CHATML, max_positions, read_config
+from dpo_workbench.models.files import load_chat, max_positions, read_config
 from dpo_workbench.models.generation import ROWS
-from dpo_workbench.models.needs import Device, Needs, needs_of
+from dpo_workbench.models.needs import Device, needs_of
 from dpo_workbench.models.rows import Row, encode, pair_texts
 from dpo_workbench.pairs.pair import Pairs
 
@@ -41,13 +38,12 @@ TEXT = """\
 Plan: {model} ({parameters:,} parameters, {adapter:,} in the adapter) on {device}: {memory_gib:.1f} GiB, {dtype}
 {pairs} pairs of {mean_tokens:.0f} tokens on average, {longest} at most (prompt and both answers)
 
-weights  checkpointing  longest pair alone, GiB  micro_tokens up to
+weights  checkpointing  longest pair alone, GiB  micro_tokens
 {table}
 
 {found}
 {budget}
-While sampling {rows} answers at a time: {cache_gib:.1f} GiB of keys and values, {merged_gib:.1f} GiB for merged weights
-(fewer answers at a time if that does not fit)."""
+Sampling {rows} answers at a time: {cache_gib:.1f} GiB of keys and values (fewer at a time if that does not fit)."""
 TIME = (
     "Time: about {minutes} min for {epochs} epochs without sampling, a rough estimate: {share:.0%} of {tflops} TFLOPS."
 )
@@ -65,9 +61,9 @@ class MemoryPlan:
     def __repr__(self) -> str:
         facts, table = self.facts, []
         for option in facts["options"]:
-            most = f"{option['micro_tokens']:,}" if option["micro_tokens"] else "does not fit"
-            on = "on" if option["checkpointing"] else "off"
-            table.append(f"{option['weights']:<7}  {on:<13}  {option['one_pair_gib']:>23.1f}  {most:>18}")
+            tokens = f"{option['micro_tokens']:,}" if option["micro_tokens"] else "does not fit"
+            weights = f"{'4-bit' if option['quantize'] else facts['dtype']:<8} {option['checkpointing']!s:<13}"
+            table.append(f"{weights}  {option['one_pair_gib']:>23.1f}  {tokens:>12}")
         found = "Nothing fits. In GiB for the longest pair alone, with 4-bit weights and checkpointing:"
         if facts["recommended"]:
             found = f"Budget in GiB with {', '.join(f'{k}={v}' for k, v in facts['recommended'].items())}"
@@ -105,90 +101,72 @@ def plan(
     name, notes = str(model), []
     device, config = _device(name, gpu, memory_gib), read_config(name)
     needs = needs_of(config, device.dtype, rank)
-    rows, known = _rows(name, config, pairs if isinstance(pairs, Pairs) else Pairs.load(pairs))
-    lengths, positions = [row.n_tokens for row in rows], max_positions(config)
-    longest = max(lengths)
+    rows, known = _rows(name, pairs if isinstance(pairs, Pairs) else Pairs.load(pairs))
+    lengths = [row.n_tokens for row in rows]
+    longest, positions = max(lengths), max_positions(config)
     if too_long := sum(row.length > positions for row in rows):
         notes.append(f"{too_long} pairs do not fit into the model's {positions} positions; `train` refuses them.")
     if not known:
         notes.append(f"there is no tokenizer here, so tokens are estimated: {CHARACTERS} characters each.")
     if not needs.exact:
         notes.append("activations are a rule of thumb (5 bytes for each input and output of a linear layer).")
-    fits = ((quantized, needs.choose(device, longest, quantized)) for quantized in (False, True))
-    quantized, found = next((found for found in fits if found[1]), (True, None))
-    tokens, checkpointing = found or (longest, True)
-    parts = needs.parts(max(tokens, longest), longest, checkpointing, quantized, device.flex)
-    total = needs.total(device, max(tokens, longest), longest, checkpointing, quantized)
+    options: list[dict[str, Any]] = []
+    for quantize, mode in product((None, "4bit"), (False, True)):
+        tokens, _ = needs.choose(device, longest, bool(quantize), modes=(mode,)) or (0, mode)
+        alone = needs.total(device, longest, longest, mode, bool(quantize)) / GIB
+        options.append({"quantize": quantize, "micro_tokens": tokens, "checkpointing": mode, "one_pair_gib": alone})
+    best = next((option for option in options if option["micro_tokens"]), options[-1])
+    fits, mode, quantized = best["micro_tokens"], best["checkpointing"], bool(best["quantize"])
+    size = max(fits, longest), longest, mode, quantized
+    parts, total = needs.parts(*size, device.flex), needs.total(device, *size)
     parts["kept by the C library (assumed)" if device.cpu else "CUDA, gaps (assumed)"] = total - sum(parts.values())
-    passes = 2 + epochs * (6 if checkpointing else 4)  # operations for a parameter and token; the reference needs 2
-    work = passes * needs.parameters * sum(lengths)
+    # Operations: 4 for each parameter and token, 6 with checkpointing, and once 2 for the reference.
+    work = (2 + epochs * (6 if mode else 4)) * needs.parameters * sum(lengths)
     command = ["dpo-workbench", "train", "pairs.jsonl" if isinstance(pairs, Pairs) else str(pairs), "--model", name]
-    command += ["--out", f"runs/{Path(name).name}", *["--quantize", "4bit"] * quantized]
-    command += ["--checkpointing"] * checkpointing + ["--micro-tokens", str(tokens)]
-    given = {"max-tokens": max([1024, *(row.length for row in rows)]), "rank": rank, "epochs": epochs}
-    for option, default in (("max-tokens", 1024), ("rank", 16), ("epochs", 2)):
-        command += [f"--{option}", str(given[option])] if given[option] != default else []
+    command += ["--out", f"runs/{Path(name).name}", *["--quantize", "4bit"] * quantized, *["--checkpointing"] * mode]
+    if (limit := max(row.length for row in rows)) > 1024:  # the default of `train`
+        command += ["--max-tokens", str(limit)]
+    command += ["--micro-tokens", str(fits), "--rank", str(rank), "--epochs", str(epochs)]
     return MemoryPlan({
         "model": name, "parameters": needs.parameters, "adapter": needs.adapter // 4, "device": device.name,
         "memory_gib": device.memory / GIB, "dtype": str(device.dtype).removeprefix("torch."), "tflops": device.tflops,
         "pairs": len(rows), "mean_tokens": fmean(lengths), "longest": longest, "epochs": epochs, "notes": notes,
-        "options": [_option(needs, device, longest, *way) for way in product((False, True), repeat=2)],
-        "recommended": {"quantize": "4bit" if quantized else None, "micro_tokens": tokens,
-                        "checkpointing": checkpointing} if found else None,
-        "budget_gib": {part: size / GIB for part, size in [*parts.items(), ("total", total)]},
-        "rows": ROWS, "merged_gib": 0.0 if quantized else needs.merged / GIB,
+        "options": options, "command": shlex.join(command) if fits else None,
+        "recommended": {key: best[key] for key in ("quantize", "micro_tokens", "checkpointing")} if fits else None,
+        "budget_gib": {part: size / GIB for part, size in [*parts.items(), ("total", total)]}, "rows": ROWS,
         "cache_gib": ROWS * needs.cache * (max(len(row.prompt_ids) for row in rows) + NEW_TOKENS) / GIB,
-        "minutes": ceil(work / (device.tflops * 6e13 * UTILIZATION)) if found and device.tflops else None,
-        "command": shlex.join(command) if found else None,
+        "minutes": ceil(work / (device.tflops * 6e13 * UTILIZATION)) if fits and device.tflops else None,
     })  # fmt: skip
-
-
-def _option(needs: Needs, device: Device, longest: int, quantized: bool, checkpointing: bool) -> dict[str, Any]:
-    """A way to run: GiB for the longest pair alone, and the most micro_tokens that fit (0: none)."""
-    most = 0
-    for step in (1 << k for k in range(20, 5, -1)):  # down to steps of 64
-        if needs.total(device, max(most + step, longest), longest, checkpointing, quantized) <= device.memory:
-            most += step
-    weights = "4-bit" if quantized else f"{8 * device.dtype.itemsize}-bit"
-    alone = needs.total(device, longest, longest, checkpointing, quantized) / GIB
-    found = {"weights": weights, "checkpointing": checkpointing, "one_pair_gib": alone}
-    return found | {"micro_tokens": most and max(most, longest)}
 
 
 def _device(model: str, gpu: str | None, memory_gib: float | None) -> Device:
     if memory_gib is not None and not memory_gib > 0:
         raise WorkbenchError(f"`memory_gib` must be above 0. Got {memory_gib!r}. Say how many GiB the GPU has.")
     if gpu is not None:
-        plain = {name.replace("-", "").lower(): name for name in GPUS}
-        key = re.sub(r"[\W_]|nvidia|tesla|geforce", "", gpu.lower())
-        if key not in plain:
-            near = [plain[k] for k in plain if key and key in k] or difflib.get_close_matches(gpu.upper(), GPUS)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            others = "For another GPU, leave it out and give `memory_gib`."
-            raise WorkbenchError(f"`gpu` must be one of {', '.join(GPUS)}. Got {gpu!r}.{hint} {others}")
-        (size, tflops), old = GPUS[plain[key]], plain[key] == "T4"
-        found = Device(plain[key], size * GIB, torch.float16 if old else torch.bfloat16, flex=not old, tflops=tflops)
+        key = re.sub(r"[\W_]|NVIDIA|TESLA|GEFORCE", "", gpu.upper())
+        if not (found := [name for name in GPUS if key == name.replace("-", "")]):
+            raise WorkbenchError(
+                f"`gpu` must be one of {', '.join(GPUS)}. Got {gpu!r}. For another one give `memory_gib`."
+            )
+        (size, tflops), old = GPUS[found[0]], found[0] == "T4"
+        device = Device(found[0], size * GIB, torch.float16 if old else torch.bfloat16, flex=not old, tflops=tflops)
     elif memory_gib:
-        found = Device("a GPU", 0.0, torch.bfloat16)
+        device = Device("a GPU", 0.0, torch.bfloat16)
     else:
         here = choose_device()
         cpu, flex = here.type == "cpu", has_flex_attention(here)
-        found = Device(f"this machine ({here})", free_bytes(here), choose_dtype(here)[0], cpu, flex)
-    dtype = torch.float32 if model == "nano" else found.dtype
-    return found._replace(dtype=dtype, memory=memory_gib * GIB if memory_gib else found.memory)
+        device = Device(f"this machine ({here})", free_bytes(here), choose_dtype(here), cpu, flex)
+    dtype = torch.float32 if model == "nano" else device.dtype
+    return device._replace(dtype=dtype, memory=memory_gib * GIB if memory_gib else device.memory)
 
 
-def _rows(name: str, config: Any, pairs: Pairs) -> tuple[list[Row], bool]:
+def _rows(name: str, pairs: Pairs) -> tuple[list[Row], bool]:
     """The pairs as token ids, and whether the tokenizer is on this machine. If not, their numbers are estimated."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.name_or_path, local_files_only=True)
-        known = "plan" in tokenizer.decode(tokenizer("plan")["input_ids"])  # not an empty one, made from config.json
-    except (OSError, ValueError):
-        known = False
-    if known:
-        tokenizer.chat_template = CHATML if name == "smol" else tokenizer.chat_template
-        chat = Chat(tokenizer)
+        chat, _ = load_chat(name, local=True)
         return [encode(chat, *pair_texts(pair)) for pair in pairs], True
+    except WorkbenchError:
+        pass
     rows = []
     for pair in pairs:
         prompt, *answers = (round(len(str(t)) / CHARACTERS) + 8 for t in (pair.prompt, pair.chosen, pair.rejected))

@@ -16,7 +16,7 @@ from typing import Any
 from dpo_workbench import __version__
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.files import replace_folder, write_json, write_text
+from dpo_workbench.common.files import check_new_folder, replace_folder, write_json, write_text
 from dpo_workbench.common.hub import card, check_repo_id, code_block, plain, upload
 from dpo_workbench.models.adapter import read_adapter
 from dpo_workbench.models.loading import Model
@@ -45,10 +45,8 @@ def publish(
     repo_id: str,
     *,
     private: bool = True,
-    token: str | None = None,
     verdict: Any = None,
     license: str = "unknown",
-    dataset: str | None = None,
     out: str | Path | None = None,
 ) -> str:
     """Upload a run's adapter, its tokenizer with the template as used, and a model card; returns the address.
@@ -57,25 +55,19 @@ def publish(
 
     Args:
         run_folder: of `dpo-workbench train` or `demo`, or one that `run.save` wrote.
-        repo_id: owner/name of a new or empty repository.
+        repo_id: owner/name of a new repository.
         private: only you and those you allow can see it.
-        token: with write access; None takes the one of `hf auth login` or HF_TOKEN.
         verdict: of `dw.verdict`. By default the one in the run folder's results.json, if there is one.
         license: as the Hub names it, such as `apache-2.0`.
-        dataset: owner/name of the pairs, if they are on the Hub.
-        out: write the files into this new folder, return its path, and upload nothing.
+        out: write the files into this new folder, return its path, and upload nothing. Uploads take the token of
+            `hf auth login` or HF_TOKEN.
 
     Raises:
         WorkbenchError: a name is not owner/name, the run is not finished, a file is missing or damaged, the base model
             is a folder, which others don't have, or the Hub refuses the upload (see `upload`).
     """
     check_repo_id(repo_id)
-    if dataset:
-        check_repo_id(dataset)
-    root = Path(run_folder)
-    inside = (root / name for name in ("dpo", "dpo+nll"))  # of a demo
-    folder = next((path for path in inside if (path / RECORDS).is_file()), root)
-    records = _read(folder / RECORDS, *NAMES, "config", "chat", "versions", "weights")
+    folder, records = read_record(run_folder, RECORDS, *NAMES, "config", "chat", "versions", "weights")
     if not records["finished"]:
         raise WorkbenchError(f"Only a finished run is published. {folder} was interrupted. Run its command again.")
     adapter, settings, _ = read_adapter(folder / "adapter")
@@ -88,33 +80,35 @@ def publish(
             f"its name there as base_model_name_or_path into {folder / 'adapter' / 'adapter_config.json'}."
         )
     found = verdict and {"text": str(verdict), "numbers": verdict.numbers}
-    if not found and (root / "results.json").is_file():
-        found = _read(root / "results.json", "verdict")["verdict"]
-    text = _card(base, repo_id, license, dataset, {**records, "verdict": found or {}, "rank": settings["r"]})
+    if not found and (Path(run_folder) / "results.json").is_file():
+        found = read_record(run_folder, "results.json", "verdict")[1]["verdict"]
+    text = _card(base, repo_id, license, {**records, "verdict": found or {}, "rank": settings["r"]})
     with TemporaryDirectory() as scratch:
         made = Path(out or Path(scratch) / "model")
-        if made.exists() and (not made.is_dir() or any(made.iterdir())):
-            raise WorkbenchError(f"The new folder must be empty. Got {made}. Choose another.")
+        check_new_folder(made)
         with replace_folder(made) as fresh:
             for part in ("tokenizer", "adapter"):
                 shutil.copytree(folder / part, fresh, dirs_exist_ok=True)
             write_text(fresh / "README.md", text)
-        return str(made) if out else upload(made, repo_id, private=private, token=token)
+        return str(made) if out else upload(made, repo_id, private=private)
 
 
-def _read(path: Path, *names: str) -> dict[str, Any]:
-    """These entries of a JSON file."""
+def read_record(run_folder: str | Path, name: str, *keys: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a run (inside that of a demo), and what its JSON file `name` holds, which must have these keys."""
+    root = Path(run_folder)
+    inside = (root / arm for arm in ("dpo", "dpo+nll"))
+    folder = next((path for path in inside if (path / name).is_file()), root)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: found[name] for name in names}
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+        return folder, found | {key: found[key] for key in keys}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkbenchError(
-            f"A run folder must hold a complete {path.name}. Got {path.parent} ({type(error).__name__}: {error}). "
-            "`dpo-workbench train`, `demo` and `run.save` write it at the end: let the run finish, or run it again."
+            f"A run folder must hold a complete {name}. Got {folder} ({type(error).__name__}: {error}). "
+            "`dpo-workbench train` and `demo` write it: let the run finish, or run it again."
         ) from error
 
 
-def _card(base: str, repo_id: str, license: str, dataset: str | None, facts: dict[str, Any]) -> str:
+def _card(base: str, repo_id: str, license: str, facts: dict[str, Any]) -> str:
     """The model card. All values pass through `plain`, apart from names of repositories, which are checked."""
     import jinja2
     from markupsafe import Markup
@@ -125,8 +119,7 @@ def _card(base: str, repo_id: str, license: str, dataset: str | None, facts: dic
     environment = jinja2.Environment(finalize=show, trim_blocks=True, lstrip_blocks=True)
     environment.filters["code"] = lambda text: Markup(code_block(text))
     template = environment.from_string(Path(__file__).with_name("model_card.md").read_text(encoding="utf-8"))
-    names = {"base": Markup(base), "repo_id": Markup(repo_id), "dataset": Markup(dataset or "")}
-    header = {"base_model": base} if base != "nano" else {}  # the Hub has no model `nano`
+    header: dict[str, Any] = {"base_model": base} if base != "nano" else {}  # the Hub has no model `nano`
     header |= {"library_name": "peft", "pipeline_tag": "text-generation", "license": license}
-    more = {"tags": ["dpo", "lora", "dpo-workbench"], **({"datasets": [dataset]} if dataset else {})}
-    return card(header | more, template.render(facts, **names, license=license))
+    header["tags"] = ["dpo", "lora", "dpo-workbench"]
+    return card(header, template.render(facts, base=Markup(base), repo_id=Markup(repo_id), license=license))

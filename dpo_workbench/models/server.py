@@ -6,9 +6,8 @@ import json
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -17,7 +16,6 @@ from urllib.request import Request, urlopen
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models.decoding import Answer, check_decoding
-from dpo_workbench.models.embedded import SMOL_HUB_ID
 from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.messages import Prompt, messages_of
@@ -34,15 +32,6 @@ _ADVICE = {
     404: "Check the model's name, and the address, which usually ends in /v1.",
     429: "Send fewer requests at a time (CONCURRENT, docs/server.md), or try later.",
 }
-
-
-@dataclass(frozen=True)
-class Server:
-    """One model on one server."""
-
-    url: str  # without credentials
-    model: str  # the name that the server gives it
-    template: dict[str, Any] = field(default_factory=dict)  # arguments of the chat template
 
 
 @dataclass
@@ -66,51 +55,36 @@ def draw(
     repetition_penalty: float = 1.0,
     **settings: Any,
 ) -> tuple[list[list[Answer]], dict[str, Any]]:
-    """Answers from the model in memory, or from a server: `generate` with one more argument.
+    """Answers of `generate`, or with an engine of `ask`, and what a result should say about the server.
 
     Args:
-        model: a handle; with an engine it may also be the name of the served model, or None if only one is served.
+        model: a handle; with an engine the name of the served model, or None if only one is served.
         engine: None, or the address of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
-        template: arguments of the chat template of a model that is named; a handle has its own (see `load_model`).
-        prompts, repetition_penalty, settings: as in `generate`; the API has no repetition penalty.
-
-    Returns:
-        The answers in the order of the prompts, and what a result should say about the server: `engine`, its address,
-        `model`, the served name, and `template`, if it has arguments; empty without an engine.
+        template: with an engine, arguments of the served model's chat template; a handle has its own.
     """
-    if template and (engine is None or isinstance(model, Model)):
-        raise WorkbenchError(
-            f"`template` is for a served model that is named. Got {template} for {model!r}. Load the model with them: "
-            "`dw.load_model(name, template={...})`."
-        )
     if engine is None:
-        if model is None or isinstance(model, str):
+        if not isinstance(model, Model) or template:
             raise WorkbenchError(
-                f"Without an engine `model` must be a loaded model. Got {model!r}. Load it with `dw.load_model`, or "
-                "name a server with engine='http://...'."
+                f"Without an engine `model` must be a loaded model, with its own template arguments. Got {model!r} and "
+                f"template={template}. Use `dw.load_model(name, template={{...}})`, or engine='http://...'."
             )
         return generate(model, prompts, repetition_penalty=repetition_penalty, **settings), {}
-    if repetition_penalty != 1.0:
+    if isinstance(model, Model) or repetition_penalty != 1.0:
         raise WorkbenchError(
-            f"With an engine `repetition_penalty` must be 1, because the API has none. Got {repetition_penalty}. Run "
-            "this arm on a loaded model, without an engine."
+            f"With an engine `model` must be the name that the server gives it, and `repetition_penalty` 1, because "
+            f"the API has none. Got {model!r} and {repetition_penalty}. To use an adapter, save it with "
+            "`model.save(folder)` and serve it under a name (docs/server.md)."
         )
-    server = connect(engine, model)
-    server = replace(server, template=template or server.template)
-    told = {"engine": server.url, "model": server.model, "template": server.template}
-    return ask(server, prompts, **settings), {key: value for key, value in told.items() if value}
+    url, name = connect(engine, model)
+    told = {"engine": url, "model": name} | ({"template": template} if template else {})
+    return ask(url, name, prompts, template=template, **settings), told
 
 
-def connect(engine: str, model: Model | str | None) -> Server:
-    """Decide which model of which server answers.
-
-    A name is used as it is. For a handle without an adapter, the server's model with the handle's name, Hub id or
-    folder answers. Otherwise the only model of the server does. A key is read from the environment variable
-    OPENAI_API_KEY.
+def connect(engine: str, model: str | None) -> tuple[str, str]:
+    """The server's address and the name of its model that is meant. OPENAI_API_KEY may hold a key.
 
     Raises:
-        WorkbenchError: a handle with an adapter; an address that is wrong or contains a password; no server there; or
-            a server that does not make clear which model is meant.
+        WorkbenchError: the address is wrong or secret, no server is there, or none of its several models is named.
     """
     if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d+)?(/[^\s?#@]*)?", engine):
         shown = "one with a password or parameters" if any(sign in engine for sign in "@?#") else repr(engine)
@@ -118,31 +92,21 @@ def connect(engine: str, model: Model | str | None) -> Server:
             "`engine` must be a server's address, such as http://127.0.0.1:8000/v1, without anything secret in it. Got "
             f"{shown}. A key belongs in the environment variable OPENAI_API_KEY."
         )
-    if isinstance(model, Model) and model.adapter:
-        raise WorkbenchError(
-            f"A server answers with the weights it serves, not with a handle's adapter. Got {model!r}. Save the "
-            "adapter with `model.save(folder)`, serve it under a name (docs/server.md), and pass that name."
-        )
     url = engine.rstrip("/")
-    listed = _served_names(url)  # also for a model given by name, to notice at once that no server is there
-    if isinstance(model, str):
-        return Server(url, model)
-    known = (model.name, model.source, SMOL_HUB_ID if model.name == "smol" else "") if model else ()
-    found = [name for name in known if name in listed] or (listed if len(listed) == 1 else [])
-    if not found:
+    names = _served_names(url)  # also for a model given by name, to notice at once that no server is there
+    if model is None and len(names) != 1:
         raise WorkbenchError(
-            f"`model` must say which model of {url} should answer. It lists {', '.join(listed) or 'none'}. Pass the "
-            "name that it is served by, such as model='owner/name'."
+            f"`model` must be the name that the server gives it. {url} lists {', '.join(names) or 'none'}. Got no name."
         )
-    if model and found[0] not in known:
-        print(f"{url} answers with {found[0]!r}, its only model, in place of {model.name!r}")
-    return Server(url, found[0], model.chat.arguments if model else {})
+    return url, model or names[0]
 
 
 def ask(
-    server: Server,
+    url: str,
+    model: str,
     prompts: Sequence[Prompt],
     *,
+    template: dict[str, Any] | None = None,
     samples: int = 1,
     temperature: float = 0.0,
     max_new_tokens: int = 256,
@@ -161,16 +125,15 @@ def ask(
         WorkbenchError: see `check_decoding`; or a request failed, also when it was repeated.
     """
     check_decoding(samples, temperature, max_new_tokens)
-
-    messages = [messages_of(prompt) for prompt in prompts]
+    messages = [messages_of(prompt) for prompt in prompts for _ in range(samples)]
 
     def one(k: int) -> tuple[int, Answer]:
         settings: dict[str, Any] = {"temperature": temperature, "max_tokens": max_new_tokens}
         settings["seed"] = (seed * 1_000_003 + k) % 2**31
-        if server.template:
-            settings["chat_template_kwargs"] = server.template
+        if template:
+            settings["chat_template_kwargs"] = template
         try:
-            return k, _chat(server.url, {"model": server.model, "messages": messages[k // samples], **settings}, tally)
+            return k, _chat(url, {"model": model, "messages": messages[k], **settings}, tally)
         except WorkbenchError as error:
             if tally is None:
                 raise
@@ -180,18 +143,11 @@ def ask(
     drawn: dict[int, Answer] = {}
     # The threads of a ThreadPool are daemons: after an error or Ctrl-C nothing waits for the requests in progress.
     with ThreadPool(CONCURRENT) as pool:
-        for k, answer in pool.imap_unordered(one, range(samples * len(prompts))):
+        for k, answer in pool.imap_unordered(one, range(len(messages))):
             drawn[k] = answer
             if on_answers:
                 on_answers(1)
-    answers = [[drawn[i * samples + k] for k in range(samples)] for i in range(len(prompts))]
-    if samples > 1 and all(len({a.text for a in of_prompt}) == 1 for of_prompt in answers):
-        warnings.warn(
-            f"All {samples} samples of each prompt are equal: {server.url} seems not to sample. `transformers serve` "
-            "samples only if the model's generation_config.json has do_sample true (docs/server.md).",
-            stacklevel=4,
-        )
-    return answers
+    return [[drawn[i + k] for k in range(samples)] for i in range(0, len(messages), samples)]
 
 
 def _chat(url: str, request: dict[str, Any], tally: Tally | None) -> Answer:
@@ -236,8 +192,7 @@ def _served_names(url: str) -> list[str]:
         _, text = _send(f"{url}/models", None, timeout=10.0)
     except (OSError, HTTPException) as error:
         raise WorkbenchError(
-            f"A server must listen at {url}. Got no answer ({_clean(str(error))}). Start one, such as `vllm serve "
-            "MODEL` or `transformers serve MODEL` (docs/server.md), or check the address."
+            f"A server must listen at {url}. Got {_clean(str(error))}. Start one, or check it (docs/server.md)."
         ) from None
     try:
         return [str(model["id"]) for model in json.loads(text)["data"]]

@@ -75,7 +75,7 @@ class Pairs(Sequence[Pair]):
         """The pairs of a `datasets.Dataset` in any layout that `read_pairs` reads. Prints and raises as `load` does."""
         return cls.load(dataset, task)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = True) -> str:
         """Upload all pairs, texts included, as a data set, and return its address. Arguments as in `dw.publish`."""
         with TemporaryDirectory() as scratch:
             file = Path(scratch) / "data" / "train-00000-of-00001.parquet"  # so named, it is the split `train`
@@ -83,7 +83,7 @@ class Pairs(Sequence[Pair]):
             self.to_dataset().to_parquet(file)
             page = f"# Preference pairs\n\n{code_block(self)}"
             write_text(Path(scratch) / "README.md", card({"tags": ["dpo", "dpo-workbench"]}, page))
-            return upload(Path(scratch), repo_id, private=private, token=token, kind="dataset")
+            return upload(Path(scratch), repo_id, private=private, kind="dataset")
 
     @classmethod
     def load(cls, path: Any, task: Any = None) -> Pairs:

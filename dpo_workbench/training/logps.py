@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from dpo_workbench.models.adapter import causal_lm
-from dpo_workbench.models.families import decoder
+from dpo_workbench.models.files import decoder
 from dpo_workbench.training.packing import Batch
 
 MAX_LOGITS = 2**23  # logits in one piece: 32 MiB in fp32

@@ -59,20 +59,10 @@ class Run:
         records = {name: getattr(self, name) for name in NAMES} | {"config": self.config.to_dict()}
         return save_run(Path(folder), self.model, records)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = True,
-        token: str | None = None,
-        verdict: Any = None,
-        license: str = "unknown",
-        dataset: str | None = None,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, private: bool = True, verdict: Any = None, license: str = "unknown") -> str:
         """Upload adapter, tokenizer and a model card to the Hugging Face Hub; arguments and errors as in `publish`."""
-        given: dict[str, Any] = {"verdict": verdict, "license": license, "dataset": dataset}
         with TemporaryDirectory() as scratch:
-            return publish(self.save(scratch), repo_id, private=private, token=token, **given)
+            return publish(self.save(scratch), repo_id, private=private, verdict=verdict, license=license)
 
     @property
     def scores(self) -> list[dict[str, float]]:

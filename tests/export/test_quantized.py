@@ -122,7 +122,7 @@ def test_from_the_command_line(tiny_folder, toy_pairs, tmp_path) -> None:
     assert done.exit_code == 0 and "dequantized 4-bit" in done.output
     for command in ("mine", "evaluate"):
         refused = go(cli.app, [command, "--out", str(tmp_path / "x"), *model, "--engine", "http://127.0.0.1:9/v1"])
-        assert "Got --quantize with --engine" in str(refused.exception)
+        assert "Got --engine with --adapter None, --quantize 4bit" in str(refused.exception)
 
 
 MEMORY = """

@@ -306,10 +306,10 @@ def test_changed_weights_and_missing_parts_are_refused(make_tiny_folder, tmp_pat
     make_tiny_folder(source, seed=1)
     with pytest.raises(WorkbenchError, match="must be the one that the run started with"):
         export_trl(run, tmp_path / "out", force=True)
-    with pytest.raises(WorkbenchError, match="A run folder must contain run.json"):
+    with pytest.raises(WorkbenchError, match="A run folder must hold a complete run.json"):
         export_trl(tmp_path, tmp_path / "out2")
     (run / "run.json").write_text("{")
-    with pytest.raises(WorkbenchError, match="must contain run.json"):
+    with pytest.raises(WorkbenchError, match="must hold a complete run.json"):
         export_trl(run, tmp_path / "out2")
 
 

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.models.families import REFUSED, check_family
+from dpo_workbench.models.files import REFUSED, check_family
 from dpo_workbench.models.generation import generate
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.reference import choose_packing, reference_logps

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.models import loading
-from dpo_workbench.models.families import REFUSED
+from dpo_workbench.models.files import REFUSED
 from dpo_workbench.models.loading import Model, load_adapter, load_model
 
 PROMPT = "the answer to the question"
@@ -36,18 +36,18 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 def test_folder_without_config(tiny_folder, tmp_path) -> None:
     folder = folder_with(tiny_folder, tmp_path / "m", "model.safetensors", *TOKENIZER)
-    with pytest.raises(WorkbenchError, match="must hold config.json"):
+    with pytest.raises(WorkbenchError, match="could not be loaded.*config.json"):
         load_model(folder)
 
 
 def test_a_folder_with_an_adapter_is_no_model(moved, tmp_path) -> None:
-    with pytest.raises(WorkbenchError, match="must hold config.json.*an adapter goes into `adapter=`"):
+    with pytest.raises(WorkbenchError, match="could not be loaded.*config.json.*an adapter goes into `adapter=`"):
         load_model(moved.save(tmp_path / "adapter"))
 
 
 def test_folder_without_weights(tiny_folder, tmp_path) -> None:
     folder = folder_with(tiny_folder, tmp_path / "m", "config.json", *TOKENIZER)
-    with pytest.raises(WorkbenchError, match=r"must hold \*.safetensors. .* has none"):
+    with pytest.raises(WorkbenchError, match=r"could not be loaded .*model.safetensors"):
         load_model(folder)
     shutil.copy(tiny_folder / "model.safetensors", folder)
     assert load_model(folder, device="cpu").name == str(folder)  # negative control
@@ -58,18 +58,18 @@ def test_pickled_weights_are_never_read(tiny_folder, tmp_path, monkeypatch, name
     folder = folder_with(tiny_folder, tmp_path / "m", "config.json", *TOKENIZER)
     (folder / name).write_bytes(b"\x80\x04")
     monkeypatch.setattr(torch, "load", lambda *a, **k: pytest.fail("a pickle was opened"))
-    with pytest.raises(WorkbenchError, match="A pickle .* is not read, because it can run code.*save_pretrained"):
+    with pytest.raises(WorkbenchError, match="A pickle .* is not read, because it can run code"):
         load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["./no/such", "/no/such/folder", "a/b/c", "~/model"])
 def test_missing_path(name: str) -> None:
-    with pytest.raises(WorkbenchError, match="which is not a folder. Check the path"):
+    with pytest.raises(WorkbenchError, match="could not be loaded .*Repo id must"):
         load_model(name)
 
 
 def test_path_to_a_file(tiny_folder) -> None:
-    with pytest.raises(WorkbenchError, match="which is not a folder"):
+    with pytest.raises(WorkbenchError, match="could not be loaded"):
         load_model(tiny_folder / "config.json")
 
 
@@ -167,27 +167,25 @@ def test_models_that_cannot_be_trained_are_refused(tiny_folder, tmp_path, kind: 
 
 
 def test_unknown_adapter_lists_the_shipped_ones(tiny, tmp_path, monkeypatch) -> None:
-    with pytest.raises(WorkbenchError, match="Got 'recipts'. Shipped for .*: none"):
+    with pytest.raises(WorkbenchError, match="shipped for .*: none. Got 'recipts'"):
         load_adapter(tiny, "recipts")
     monkeypatch.setattr(loading, "data_folder", lambda: tmp_path)
     (tmp_path / "adapters" / "nano-receipts").mkdir(parents=True)
     object.__setattr__(tiny, "name", "nano")
-    with pytest.raises(WorkbenchError, match="Shipped for 'nano': receipts"):
+    with pytest.raises(WorkbenchError, match="shipped for 'nano': receipts. Got"):
         load_adapter(tiny, "recipts")
-    with pytest.raises(WorkbenchError, match="adapter_model.safetensors is missing"):
+    with pytest.raises(
+        WorkbenchError, match="No such file or directory.*adapter_model.safetensors|adapter_config.json"
+    ):
         load_adapter(tiny, "receipts")
 
 
 def test_dtype_and_device_as_asked(tiny_folder, tiny, monkeypatch) -> None:
     assert load_model(tiny_folder, device="cpu", dtype=torch.bfloat16).dtype == torch.bfloat16
-    assert (tiny.dtype, tiny.device.type, tiny.dtype_reason) == (torch.float32, "cpu", "as requested")
-    monkeypatch.setattr(loading, "choose_dtype", lambda device: (torch.bfloat16, "as measured"))
-    chosen = load_model(tiny_folder, device="cpu")
-    assert (chosen.dtype, chosen.dtype_reason) == (torch.bfloat16, "as measured")
-    assert "no adapter, float32 on cpu: as requested" in repr(tiny)
-    monkeypatch.setattr(loading, "choose_dtype", lambda device: (torch.float32, "no bf16 here"))
-    slow = load_model(tiny_folder, device="cpu", dtype=torch.bfloat16)
-    assert (slow.dtype, slow.dtype_reason) == (torch.bfloat16, "as requested, but no bf16 here")
+    assert (tiny.dtype, tiny.device.type) == (torch.float32, "cpu") and "no adapter, float32 on cpu" in repr(tiny)
+    monkeypatch.setattr(loading, "choose_dtype", lambda device: torch.bfloat16)
+    assert load_model(tiny_folder, device="cpu").dtype == torch.bfloat16
+    assert load_model("nano", device="cpu").dtype == torch.float32  # small, and its figures are those of fp32
 
 
 def test_new_adapter_changes_nothing_yet_and_base_stays_apart(tiny) -> None:

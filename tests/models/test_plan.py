@@ -51,7 +51,6 @@ def test_parts_are_those_of_real_tensors(tiny, needs) -> None:
     assert needs.parts(64, 64, False, False, False)["adapter, gradient, AdamW"] == adapter == 4 * needs.adapter
     base = tiny.network.get_base_model()
     linear = [m.base_layer.weight for m in base.modules() if hasattr(m, "base_layer")]
-    assert needs.merged == sum(w.nbytes for w in linear) and len(linear) == 14
     rest = sum(w.numel() for w in linear)
     assert needs.weights_4bit == round(weights - 4 * rest + NF4_BYTES * rest)
     assert needs.cache == 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, their size, bytes
@@ -120,7 +119,7 @@ def test_a_model_of_7b_fits_on_a_t4_in_4_bits_only(big, toy_pairs) -> None:
     assert facts["recommended"]["quantize"] == "4bit" and facts["dtype"] == "float16"
     assert facts["budget_gib"]["total"] == pytest.approx(sum(facts["budget_gib"].values()) / 2)
     assert facts["budget_gib"]["total"] <= facts["memory_gib"] == GPUS["T4"][0]
-    assert "--quantize 4bit --micro-tokens" in facts["command"]
+    assert "--quantize 4bit --micro-tokens 768 --rank 16 --epochs 2" in facts["command"]
     larger = dw.plan(big, toy_pairs, gpu="A100-80").to_dict()
     assert larger["recommended"] == {"quantize": None, "micro_tokens": 6144, "checkpointing": False}
     assert larger["minutes"] == facts["minutes"] == 1 and "quantize" not in larger["command"]
@@ -169,9 +168,8 @@ def test_nano_is_planned_for_this_machine(toy_pairs) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"gpu": "A100"}, "Got 'A100'. Did you mean A100-40 or A100-80"),
-        ({"gpu": "rtx 490"}, "Did you mean RTX-4090"),
-        ({"gpu": "abacus"}, "Got 'abacus'. For another GPU"),
+        ({"gpu": "A100"}, "A100-40, L40S, A100-80, H100, H200. Got 'A100'. For another one"),
+        ({"gpu": "abacus"}, "Got 'abacus'. For another one"),
         ({"memory_gib": 0}, "`memory_gib` must be above 0. Got 0"),
         ({"memory_gib": float("nan")}, "`memory_gib` must be above 0. Got nan"),
     ],
@@ -190,9 +188,7 @@ def test_names_of_gpus_are_read_with_patience(toy_pairs, name: str) -> None:
 def test_a_config_that_cannot_be_used(tmp_path, toy_pairs, text: str | None) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(
-        WorkbenchError, match="A model folder must hold config.json|could not be loaded|architecture must be one"
-    ):
+    with pytest.raises(WorkbenchError, match="could not be loaded|can't be trained"):
         dw.plan(tmp_path, toy_pairs, gpu="T4")
 
 
