@@ -12,7 +12,6 @@ _SCRIPTS = {
     "kannada": "\u0c80-\u0cff", "malayalam": "\u0d00-\u0d7f", "thai": "\u0e00-\u0e7f", "kana": "\u3040-\u30ff",
     "han": "\u4e00-\u9fff", "hangul": "\uac00-\ud7af",
 }  # fmt: skip
-_LETTERS = {script: re.compile(f"[{letters}]") for script, letters in _SCRIPTS.items()}
 # Code -> script, and frequent words where several languages share the script.
 LANGUAGES = {
     "en": ("latin", "the and of to is in that it for with are you this be was on as have not by"),
@@ -51,7 +50,7 @@ def language_of(text: str) -> str | None:
     languages that are not listed (Catalan may pass for Spanish), a text of a few words, or a mixture.
     """
     text = text[:20_000]
-    counts = {script: len(letters.findall(text)) for script, letters in _LETTERS.items()}
+    counts = {script: len(re.findall(f"[{letters}]", text)) for script, letters in _SCRIPTS.items()}
     if counts["kana"] * 10 > counts["han"]:  # Japanese mixes both, Chinese has no kana
         counts["kana"] += counts.pop("han")
     script = max(counts, key=lambda name: counts[name])

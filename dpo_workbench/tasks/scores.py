@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.python_runner import extract_code
 from dpo_workbench.tasks.code_scores import pass_at_k, unit_tests
-from dpo_workbench.tasks.constraints import Constraints
+from dpo_workbench.tasks.constraint_scores import Constraints
 from dpo_workbench.tasks.examples import ScoreFunction
 from dpo_workbench.tasks.final_answer import number
 from dpo_workbench.tasks.json_scores import json_fields, parse_json

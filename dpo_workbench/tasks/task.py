@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import failures
-from dpo_workbench.tasks.constraints import Constraints
+from dpo_workbench.tasks.constraint_scores import Constraints
 from dpo_workbench.tasks.examples import Example, Score
 from dpo_workbench.tasks.from_files import SHARES, Column, examples_from, shuffled, split_by_group, without_leaks
 from dpo_workbench.tasks.scores import named
