@@ -36,8 +36,9 @@ _ABBREVIATIONS = [rf"\b(?i:{text})" for text in r"mr mrs ms dr prof st vs etc e\
 _ITEMS = [
     rf"^{indent}{digits}" for indent in ("", " ", "  ", "   ", "    ", r"\*\*", "### ") for digits in (r"\d", r"\d\d")
 ]
-_NO_END = "".join(f"(?<!{before})" for before in (r"\b[A-HJ-Z]", *_ABBREVIATIONS, *_ITEMS))
-_SENTENCE_END = re.compile(rf"""(?:[!?]|{_NO_END}\.)["'”’)\]*_]*(?=\s|$)|[。！？।]""", re.MULTILINE)
+_NO_END = "".join(rf"(?<!{before}\.)" for before in (r"\b[A-HJ-Z]", *_ABBREVIATIONS, *_ITEMS))
+_AFTER = r"""["'”’)\]*_]*(?=\s|$)"""
+_SENTENCE_END = re.compile(rf"[!?]{_AFTER}|\.(?={_AFTER}){_NO_END}{_AFTER}|[。！？।]", re.MULTILINE)
 
 
 def _matches(pattern: re.Pattern[str], answer: str) -> int:
