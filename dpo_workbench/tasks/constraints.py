@@ -24,7 +24,7 @@ PATTERNS = {  # kinds that count the matches of a pattern
     "numbered": r"^[ \t*]*\d{1,3}[.)][ \t*]+\S",  # lines that start with `1.` or `1)`
     "headings": r"^#{1,6}[ \t]+\S",  # Markdown headings
     "placeholders": r"\[[^\S\n]*[^\s\[\]][^\[\]\n]*\]",  # [name]
-    "highlights": r"\*\*(?=[^\s*])[^\n*]+\*\*|\*(?=[^\s*])[^\n*]+\*",  # *so* and **so**
+    "highlights": r"(?<!\*)(\*{1,3})(?=[^\s*])[^\n*]+(?<=\S)\1",  # *so* and **so**
     "commas": "[,，、،]",
     "exclamations": "[!！]",
     "questions": r"[?？؟]+",
@@ -61,11 +61,8 @@ def longest_sentence(answer: str) -> int:
 
 
 def paragraphs(answer: str, *, mark: str = "") -> int:
-    """Paragraphs, separated by empty lines or by a mark such as `***`. An empty one between two marks counts."""
-    if not mark:
-        return len(_paragraphs(answer))
-    parts = [part.strip() for part in answer.split(mark)]
-    return len(parts) - (not parts[0]) - (len(parts) > 1 and not parts[-1])
+    """Texts that are separated by empty lines, or by a mark such as `***`."""
+    return sum(bool(part.strip()) for part in answer.split(mark)) if mark else len(_paragraphs(answer))
 
 
 def sections(answer: str, *, heading: str) -> int:
@@ -135,12 +132,13 @@ def paragraph_start(answer: str, *, paragraph: int, word: str, paragraphs: int =
     parts = _paragraphs(answer)
     if len(parts) < paragraph or paragraphs not in (0, len(parts)):
         return False
-    return bool(re.match(rf"\W*{_literal(word)}(?!\w)", parts[paragraph - 1], re.IGNORECASE))
+    return bool(re.match(rf"\W*{_literal(word)}(?![\w-])", parts[paragraph - 1], re.IGNORECASE))
 
 
 def postscript(answer: str, *, marker: str = "P.S.") -> bool:
-    """The marker stands at the start of a line or after a space, and text follows."""
-    return bool(re.search(rf"(?<![^\s*\"(]){_literal(marker)}[^\w\n]*\w", answer, re.IGNORECASE))
+    """The marker stands at the start of a line or after a space, and text follows. "P. S." is the same as "P.S."."""
+    spaced = r"\s?".join(map(re.escape, re.findall(r"\w+\W*", marker.strip())))
+    return bool(re.search(rf"(?<![^\s*\"(]){spaced}[^\w\n]*\w", answer, re.IGNORECASE))
 
 
 def json_only(answer: str, *, keys: Sequence[str] = ()) -> bool:
