@@ -112,8 +112,8 @@ def test_a_demo_can_start_from_an_adapter_of_your_own(tmp_path):
 
 
 @pytest.mark.parametrize("model", ("nano", "smol", "another/model"))
-def test_each_built_in_task_has_a_recipe_that_mines_after_what_sft_has_seen(model):
-    for name in dw.task_names():
+def test_each_planted_task_has_a_recipe_that_mines_after_what_sft_has_seen(model):
+    for name in PLANTED:
         recipe, task = recipe_for(model, name), dw.load_task(name)
         assert recipe.mine_from >= recipe.sft_prompts
         assert len(task.train) >= recipe.mine_from + recipe.mine_prompts and len(task.test) >= recipe.test_prompts
