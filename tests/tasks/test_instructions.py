@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.studies.side_effects import side_effects
 from dpo_workbench.tasks.builtin import PLANTED, load_task
 from dpo_workbench.tasks.constraints import CHECKS, COUNTS
 from dpo_workbench.tasks.instructions import IFEVAL, ifeval
+from dpo_workbench.training.run import sft
 
 RESEARCH = Path(__file__).resolve().parents[2] / "research"
 TASK = load_task("instructions")
@@ -155,6 +157,13 @@ def finished(by_kind: dict, shape: str, parts: list[str]) -> str:
     if "repeats_request" in by_kind:
         text = f"{by_kind['repeats_request']['request']}\n\n{text}"
     return text.upper() if "upper_case" in by_kind else text.lower() if "lower_case" in by_kind else text
+
+
+def test_tasks_without_references_say_so_where_one_is_needed(tiny):
+    with pytest.raises(WorkbenchError, match="a label or reference for each example. Got none for 3 of 3"):
+        sft(tiny, TASK.train[:3], show=False)
+    effects = side_effects(tiny, tiny, TASK.with_splits({"dev": TASK.dev[:2]}), others=[], show=False).effects
+    assert [e.name for e in effects] == ["log-likelihood of plain text", "KL from the start"]
 
 
 def ifeval_row(key, *instructions, prompt="Write a text."):
