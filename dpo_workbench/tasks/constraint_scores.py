@@ -14,18 +14,17 @@ from dpo_workbench.tasks.languages import LANGUAGES
 
 
 class Constraints:
-    """Scores an answer by the list of constraints in its row; the failure class is the kind of the first unmet one.
+    """Scores an answer by the row's column `constraints`: a list, or its JSON text. The value is the share that is met,
+    and the failure class is the kind of the first one that is not.
 
     Args:
         loose: accept what `met_loosely` accepts.
-        column: of the list in `Example.extra`, which may also be its JSON text.
         about: a column with words of the prompt's subject. An answer with none of them scores 0 (`off_subject`), so
             that a text about nothing cannot win by being short. Rows without such a list are not checked for it.
     """
 
-    def __init__(self, loose: bool = False, column: str = "constraints", about: str | None = None):
+    def __init__(self, loose: bool = False, about: str | None = None):
         self.met = met_loosely if loose else met
-        self.column = column
         self.about = about
 
     def __call__(self, example: Example, answer: str) -> Score:
@@ -44,7 +43,7 @@ class Constraints:
         for example in examples:
             given = self._read(example)
             if not given:
-                bad.append(f"{example.id}: no list in column {self.column!r}")
+                bad.append(f"{example.id}: no list in the column `constraints`")
             bad += [f"{example.id}: {why}. Got {str(one)[:200]}" for one in given if (why := problem(one))]
         if bad:
             shown = "".join(f"\n- {line}" for line in bad[:10])
@@ -54,7 +53,7 @@ class Constraints:
 
     def _read(self, example: Example) -> list[Any]:
         """The row's constraints, without the nulls that tables fill in for missing parameters; [] if there are none."""
-        given = example.extra.get(self.column)
+        given = example.extra.get("constraints")
         try:
             given = json.loads(given) if isinstance(given, str) else given
         except ValueError:

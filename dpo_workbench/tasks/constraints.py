@@ -19,6 +19,7 @@ from dpo_workbench.tasks.languages import language_of
 Constraint = Mapping[str, Any]
 LIMITS = ("at_least", "at_most", "exactly", "around")
 PATTERNS = {  # kinds that count the matches of a pattern
+    "words": r"\w+(?:['’]\w+)*",  # "don't" is one word and "well-known" two
     "lines": r"^[^\S\n]*\S",  # lines with text
     "bullets": r"^[ \t]*[-*+•][ \t]+\S",  # lines that start with such a sign and a space
     "numbered": r"^[ \t*]*\d{1,3}[.)][ \t*]+\S",  # lines that start with `1.` or `1)`
@@ -30,7 +31,6 @@ PATTERNS = {  # kinds that count the matches of a pattern
     "questions": r"[?？؟]+",
     "digits": r"\d",
 }
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
 # Before a full stop that ends no sentence: an initial, an abbreviation, the number of a list item.
 _ABBREVIATIONS = [rf"\b(?i:{text})" for text in r"mr mrs ms dr prof st vs etc e\.g i\.e jr sr inc approx".split()]
 _ITEMS = [
@@ -45,11 +45,6 @@ def _matches(pattern: re.Pattern[str], answer: str) -> int:
     return len(pattern.findall(answer))
 
 
-def words(answer: str) -> int:
-    """Runs of letters and digits; "don't" is one word and "well-known" two."""
-    return _matches(_WORD, answer)
-
-
 def sentences(answer: str) -> int:
     """Stretches of text up to `.`, `!` or `?`, and a rest without one. "Dr." and the number of a list item end none."""
     return len(_sentences(answer))
@@ -57,7 +52,7 @@ def sentences(answer: str) -> int:
 
 def longest_sentence(answer: str) -> int:
     """The number of words in the longest sentence."""
-    return max(map(words, _sentences(answer)), default=0)
+    return max((len(re.findall(PATTERNS["words"], part)) for part in _sentences(answer)), default=0)
 
 
 def paragraphs(answer: str, *, mark: str = "") -> int:
@@ -93,16 +88,6 @@ def keywords(answer: str, *, words: Sequence[str]) -> bool:
 def forbidden(answer: str, *, words: Sequence[str]) -> bool:
     """None of the words or phrases occurs as a whole word, in either case."""
     return not any(re.search(rf"(?<!\w){_literal(word)}(?!\w)", answer, re.IGNORECASE) for word in words)
-
-
-def lower_case(answer: str) -> bool:
-    """There are letters, and none is a capital."""
-    return answer.islower()
-
-
-def upper_case(answer: str) -> bool:
-    """There are letters, and all are capitals."""
-    return answer.isupper()
 
 
 def quoted(answer: str) -> bool:
@@ -176,17 +161,17 @@ def language(answer: str, *, language: str) -> bool:
 
 
 COUNTS: dict[str, Callable[..., int]] = {
-    **{
-        f.__name__: f
-        for f in (words, sentences, longest_sentence, paragraphs, sections, capital_words, letter, keyword)
-    },
     **{kind: partial(_matches, re.compile(pattern, re.MULTILINE)) for kind, pattern in PATTERNS.items()},
+    **{f.__name__: f for f in (sentences, longest_sentence, paragraphs, sections, capital_words, letter, keyword)},
 }
 CHECKS: dict[str, Callable[..., bool]] = {
-    f.__name__: f
-    for f in (keywords, forbidden, lower_case, upper_case, quoted, title, starts_with, ends_with, paragraph_start,
-              postscript, json_only, versions, repeats_request, one_of, language)
-}  # fmt: skip
+    "lower_case": str.islower,  # there are letters, and none is a capital
+    "upper_case": str.isupper,
+    **{
+        f.__name__: f for f in (keywords, forbidden, quoted, title, starts_with, ends_with, paragraph_start, postscript)
+    },
+    **{f.__name__: f for f in (json_only, versions, repeats_request, one_of, language)},
+}
 
 
 def met(constraint: Constraint, answer: str) -> bool:
@@ -226,4 +211,4 @@ def _paragraphs(answer: str) -> list[str]:
 
 def _sentences(answer: str) -> list[str]:
     ends = [0, *(end.end() for end in _SENTENCE_END.finditer(answer)), len(answer)]
-    return [part for a, b in pairwise(ends) if _WORD.search(part := answer[a:b])]
+    return [part for a, b in pairwise(ends) if re.search(r"\w", part := answer[a:b])]
