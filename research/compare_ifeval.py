@@ -153,7 +153,7 @@ def compare(
                 where = "here" if sum(ours) > sum(theirs) else "there"
                 differ.append({
                     "id": example.id, "instruction": name, "here": ours, "there": theirs,
-                    "reason": reason(name, constraint, answer, where), "constraint": constraint, "answer": answer[:600],
+                    "reason": reason(name, constraint, answer, where), "constraint": constraint, "answer": answer[:300],
                 })  # fmt: skip
     differ.sort(key=lambda row: (row["reason"] is not None, row["instruction"]))
     return {"instructions": {name: dict(counts[name]) for name in sorted(counts)}, "disagreements": differ}
