@@ -29,7 +29,7 @@ from policy_gradient import policy_gradient_arm, train_route  # research/policy_
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json, write_text
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.tasks.builtin import load_task, task_names
+from dpo_workbench.tasks.builtin import PLANTED, load_task
 from dpo_workbench.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +115,7 @@ def page(facts: dict[str, Any]) -> str:
     """The Markdown of docs/claims.md."""
     cells = facts["cells"]
     grid = [c for c in cells if c["model"] == "nano"]
-    wanted = len(SIZES) * len(task_names())
+    wanted = len(SIZES) * len(PLANTED)
     lines = [
         "# DPO or a reward model? Four claims tested",
         "",
@@ -278,7 +278,7 @@ def _key(cell: dict[str, Any]) -> tuple[Any, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("nano", "smol"), default="nano")
-    parser.add_argument("--task", choices=task_names())
+    parser.add_argument("--task", choices=sorted(PLANTED))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--route", help=argparse.SUPPRESS)
@@ -291,7 +291,7 @@ def main() -> None:
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"] if RESULTS.is_file() else []
     facts = {"command": "python research/claims.py", "date": date.today().isoformat(), "machine": describe()}
     for pairs in [] if args.table else [args.pairs] if args.pairs else SIZES[::-1]:
-        for task in [args.task] if args.task else task_names():
+        for task in [args.task] if args.task else sorted(PLANTED):
             known = [c for c in known if _key(c) != _key({**vars(args), "task": task, "asked": pairs})]
             known = sorted([*known, cell(args.model, task, args.seed, pairs)], key=_key)
             write_json(RESULTS, {**facts, "cells": known})

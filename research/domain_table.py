@@ -27,7 +27,7 @@ from dpo_workbench.models.loading import load_model
 from dpo_workbench.plots.evaluation import BLUE, GREEN, GREY, ORANGE, axes, label, plain
 from dpo_workbench.studies.demo import demo
 from dpo_workbench.studies.recipe import recipe_for
-from dpo_workbench.tasks.builtin import load_task, task_names
+from dpo_workbench.tasks.builtin import PLANTED, load_task
 from dpo_workbench.training.run import sft
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ WHY_REAL = (
     "right, which is not. Here, too, fine-tuning had not leveled off.",
 )
 
-CELLS = [(model, task) for task in task_names() for model in ("nano", "smol")]
+CELLS = [(model, task) for task in sorted(PLANTED) for model in ("nano", "smol")]
 
 
 def fine_tuned(model: str, task: str) -> Path:

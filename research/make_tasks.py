@@ -13,9 +13,10 @@ from generators.write import write_examples
 
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.models.loading import load_model
+from dpo_workbench.tasks.builtin import PLANTED
 from dpo_workbench.tasks.task import Example
 
-NAMES = ("python", "science", "briefs", "sql", "long_answers")
+NAMES = ("python", "science", "briefs", "sql", "long_answers", "instructions")
 
 
 def table(rows: dict[str, list[Example]]) -> str:
@@ -43,7 +44,8 @@ def main() -> None:
         rows = {
             split: generator.make_examples(split, n, generator.SEEDS[split]) for split, n in generator.SIZES.items()
         }
-        rows["train"] = with_labels(name, rows["train"])
+        if name in PLANTED:
+            rows["train"] = with_labels(name, rows["train"])
         for split, examples in rows.items():
             write_examples(data_folder() / name / f"{split}.jsonl", examples)
         print(f"{name}\n{table(rows)}\n", flush=True)

@@ -6,18 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.tasks.builtin import PLANTED
 from dpo_workbench.tasks.task import Task
 from dpo_workbench.training.config import SFT_CONFIG, TrainConfig
 
-# The flaw that we planted in about half of the fine-tuning labels of each built-in task: the failure class that the
-# verifier counts it as, and what it looks like.
-PLANTED = {
-    "receipts": ("missing_field", "the total is left blank"),
-    "science": ("wrong_unit", "the unit is missing from the answer"),
-    "sql": ("all_columns", "the query selects all columns instead of one"),
-    "python": ("no_result", "the function prints its result instead of returning it"),
-    "briefs": ("too_long", "the summary is too long"),
-}
 # Tasks on which an instruct model's own failures are mined, without fine-tuning it first. Nothing is planted.
 NATURAL = ("long_answers", "instructions", "briefs")
 # Fine-tuning prompts and epochs of `nano` where the usual 800 prompts and 2 epochs were not enough.

@@ -15,7 +15,7 @@ from dpo_workbench.models.generation import generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.messages import Prompt
 from dpo_workbench.studies.logps import mean_logps, sum_logps
-from dpo_workbench.tasks.builtin import load_task, task_names
+from dpo_workbench.tasks.builtin import PLANTED, load_task
 from dpo_workbench.tasks.task import Split, Task
 
 SAMPLES = 4
@@ -87,19 +87,20 @@ def side_effects(
 
     Args:
         before, after: two models with one tokenizer; they may share one network.
-        task: what was trained on. `others`: what was not, by default the other built-in tasks.
+        task: what was trained on. `others`: what was not, by default the built-in tasks with short answers.
         prompts: per task.
     """
     before = replace(before, chat=after.chat)  # the same template arguments and date
     dev = task.dev[:prompts]
-    asked, references = [example.prompt for example in dev], [example.reference for example in dev]
+    asked = [example.prompt for example in dev]
+    references = {example.prompt: example.reference for example in dev if example.reference}
     paragraphs = plain_text()
     effects = [
         _likelihood("plain text", before, after, [""] * len(paragraphs), paragraphs),
-        _likelihood("references", before, after, asked, references),
+        *([_likelihood("references", before, after, [*references], [*references.values()])] if references else []),
         _kl(before, after, asked, task.max_new_tokens),
     ]
-    tasks = [load_task(t) if isinstance(t, str) else t for t in (task_names() if others is None else others)]
+    tasks = [load_task(t) if isinstance(t, str) else t for t in (sorted(PLANTED) if others is None else others)]
     effects += [_other_task(before, after, other.dev[:prompts], show) for other in tasks if other.name != task.name]
     return SideEffects(tuple(effects))
 

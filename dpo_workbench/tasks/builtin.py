@@ -9,17 +9,28 @@ from pathlib import Path
 
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.tasks import briefs, long_answers, python, receipts, science, sql
+from dpo_workbench.tasks import briefs, instructions, long_answers, python, receipts, science, sql
 from dpo_workbench.tasks.task import Task
 
 _LOADERS: dict[str, Callable[..., Task]] = {
     "receipts": receipts.load, "python": python.load, "science": science.load, "briefs": briefs.load, "sql": sql.load,
-    "long_answers": long_answers.load,
+    "long_answers": long_answers.load, "instructions": instructions.load,
 }  # fmt: skip
 
 
+# The flaw that we planted in about half of the fine-tuning labels of these tasks: the failure class that the verifier
+# counts it as, and what it looks like.
+PLANTED = {
+    "receipts": ("missing_field", "the total is left blank"),
+    "science": ("wrong_unit", "the unit is missing from the answer"),
+    "sql": ("all_columns", "the query selects all columns instead of one"),
+    "python": ("no_result", "the function prints its result instead of returning it"),
+    "briefs": ("too_long", "the summary is too long"),
+}
+
+
 def task_names() -> list[str]:
-    """The names of the built-in tasks. The labels of all of them carry a flaw that we planted."""
+    """The names of the built-in tasks. The labels of those in `PLANTED` carry a flaw that we planted."""
     return sorted(_LOADERS)
 
 

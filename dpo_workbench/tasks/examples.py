@@ -23,7 +23,7 @@ class Example:
 
     id: str
     prompt: str | Turns  # as in `Pair`
-    reference: str
+    reference: str  # "": there is none
     group: str
     extra: dict[str, Any] = field(default_factory=dict)
     label: str | None = None

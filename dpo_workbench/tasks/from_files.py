@@ -90,7 +90,7 @@ def _example(row: Any, where: str, own_id: str, columns: Mapping[str, Column | N
         if not (prompt_as_text(prompt) if what == "prompt" else given.get(what, "x")).strip():
             raise WorkbenchError(f"Each row must have a {what} with text. Got none ({where}). Fix or drop the row.")
     split = given.pop("split", "").strip()
-    fields: dict[str, Any] = {"id": own_id, "group": normal(prompt_as_text(prompt)), **given}
+    fields: dict[str, Any] = {"id": own_id, "reference": "", "group": normal(prompt_as_text(prompt)), **given}
     example = Example(prompt=prompt, **fields, extra={str(key): value for key, value in row.items()})
     return example, _SPLIT_NAMES.get(split.lower(), split)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.python_runner import extract_code
 from dpo_workbench.tasks.code_scores import pass_at_k, unit_tests
+from dpo_workbench.tasks.constraint_scores import Constraints
 from dpo_workbench.tasks.examples import ScoreFunction
 from dpo_workbench.tasks.final_answer import number
 from dpo_workbench.tasks.json_scores import json_fields, parse_json
@@ -25,13 +26,14 @@ from dpo_workbench.tasks.summary_scores import rouge_l, summary
 from dpo_workbench.tasks.text_scores import exact_match, multiple_choice, regex
 
 __all__ = [
-    "READY", "exact_match", "extract_code", "json_fields", "multiple_choice", "named", "number", "parse_json",
-    "pass_at_k", "regex", "rouge_l", "sql_result", "summary", "unit_tests",
+    "READY", "Constraints", "exact_match", "extract_code", "json_fields", "multiple_choice", "named", "number",
+    "parse_json", "pass_at_k", "regex", "rouge_l", "sql_result", "summary", "unit_tests",
 ]  # fmt: skip
 
 READY: dict[str, Callable[..., ScoreFunction]] = {
     "exact_match": exact_match, "multiple_choice": multiple_choice, "regex": regex, "number": number,
     "json_fields": json_fields, "summary": summary, "unit_tests": unit_tests, "sql_result": sql_result,
+    "constraints": Constraints,
 }  # fmt: skip
 
 

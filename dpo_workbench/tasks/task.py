@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.tasks import failures
+from dpo_workbench.tasks.constraint_scores import Constraints
 from dpo_workbench.tasks.examples import Example, Score
 from dpo_workbench.tasks.from_files import SHARES, Column, examples_from, shuffled, split_by_group, without_leaks
 from dpo_workbench.tasks.scores import named
@@ -81,7 +82,7 @@ class Task:
         source: Any,
         *,
         prompt: Column,
-        reference: Column,
+        reference: Column | None = None,
         score: str | Callable[[Example, str], Score | float],
         name: str | None = None,
         description: str = "",
@@ -105,6 +106,7 @@ class Task:
             prompt: a column of texts or messages, a function of the row, or a template with columns in braces
                 (`"{schema}\\n\\nQuestion: {question}"`; double braces that are meant as text).
             reference: the same. Numbers, lists and objects become JSON text; the first of a list of texts is taken.
+                None: there are no reference answers (with `constraints`, or a verifier of yours that needs none).
             score: a verifier, or a ready one by name: `"number(tolerance=0.01)"` (see `dpo_workbench.tasks.scores`).
             id: default: the file's name and the row's number. `name`: default: the file's.
             group: what must not be in two splits; default: the prompt.
@@ -120,6 +122,8 @@ class Task:
                 twice; a group is in two given splits; an unknown verifier. No row is dropped silently.
         """
         verifier = named(score) if isinstance(score, str) else score
+        if reference is None and isinstance(score, str) and not isinstance(verifier, Constraints):
+            raise WorkbenchError(f"The verifier {score!r} must have references. Got none. Name a column (`reference`).")
         own_name, found = examples_from(
             source, {"prompt": prompt, "reference": reference, "id": id, "group": group, "split": split, "label": label}
         )
@@ -130,7 +134,9 @@ class Task:
         return cls(name or own_name, splits, verifier, description, max_new_tokens, harm)
 
     def _check(self) -> None:
-        """Ids are unique, and no group is in two splits."""
+        """Ids are unique, no group is in two splits, and constraints are known."""
+        if isinstance(self._score, Constraints):
+            self._score.check(example for split in self.splits.values() for example in split)
         ids: set[str] = set()
         home: dict[str, str] = {}
         for key, split in self.splits.items():

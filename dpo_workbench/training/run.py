@@ -314,6 +314,11 @@ def sft(
     texts = {(e.prompt, e.chosen if isinstance(e, Pair) else e.label or e.reference): e.id for e in examples}
     if not texts:
         raise WorkbenchError("Fine-tuning needs examples. Got none. Choose a split with examples.")
+    if empty := [i for (_, answer), i in texts.items() if not answer.strip()]:
+        raise WorkbenchError(
+            f"Fine-tuning needs a label or reference for each example. Got none for {len(empty)} of {len(texts)}, such "
+            f"as {empty[0]!r}. Choose a task that has them, or train on pairs."
+        )
     rows = tokenize(model, [(i, prompt, (answer,)) for (prompt, answer), i in texts.items()], config.max_tokens, show)
     check_tracker(config.report_to)
     config = _with_sizes(model, rows, choose_packing(model, rows, config), folder)

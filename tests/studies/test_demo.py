@@ -112,8 +112,8 @@ def test_a_demo_can_start_from_an_adapter_of_your_own(tmp_path):
 
 
 @pytest.mark.parametrize("model", ("nano", "smol", "another/model"))
-def test_each_built_in_task_has_a_recipe_that_mines_after_what_sft_has_seen(model):
-    for name in dw.task_names():
+def test_each_planted_task_has_a_recipe_that_mines_after_what_sft_has_seen(model):
+    for name in PLANTED:
         recipe, task = recipe_for(model, name), dw.load_task(name)
         assert recipe.mine_from >= recipe.sft_prompts
         assert len(task.train) >= recipe.mine_from + recipe.mine_prompts and len(task.test) >= recipe.test_prompts
@@ -201,7 +201,9 @@ def natural_recipe(**changes):
 
 @pytest.mark.slow
 def test_a_model_as_it_is_needs_no_fine_tuning(tmp_path, capsys):
-    done = demo("nano", tmp_path / "own", task_name=natural_task(None), recipe=natural_recipe(mine_prompts=60, per_prompt=2))
+    done = demo(
+        "nano", tmp_path / "own", task_name=natural_task(None), recipe=natural_recipe(mine_prompts=60, per_prompt=2)
+    )
     assert tuple(done.arms) == ("start", "control", "DPO+NLL") and not (tmp_path / "own" / "sft").exists()
     out = capsys.readouterr().out
     assert "start    the model as it is" in out and "planted" not in out

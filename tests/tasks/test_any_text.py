@@ -33,7 +33,7 @@ texts = (
 )
 
 
-@pytest.mark.parametrize("name", ("science", "briefs", "receipts"))
+@pytest.mark.parametrize("name", ("science", "briefs", "receipts", "instructions"))
 @given(text=texts, place=st.integers(0, 199))
 @settings(max_examples=300, deadline=None)
 def test_no_text_makes_a_verifier_raise(name: str, text: str, place: int) -> None:

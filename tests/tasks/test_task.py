@@ -83,7 +83,7 @@ def test_examples_are_read_with_any_line_ends(tmp_path, monkeypatch) -> None:
 
 
 def test_builtin_tasks_load_and_unknown_ones_get_the_nearest_name() -> None:
-    assert task_names() == ["briefs", "long_answers", "python", "receipts", "science", "sql"]
+    assert task_names() == ["briefs", "instructions", "long_answers", "python", "receipts", "science", "sql"]
     task = load_task("receipts")
     assert {name: len(rows) for name, rows in task.splits.items()} == {"train": 2480, "dev": 200, "test": 320}
     with pytest.raises(WorkbenchError, match="Got 'receipt'. Did you mean 'receipts'"):
