@@ -44,44 +44,6 @@ class Limits:
     files: int = 256
 
 
-def guard_level() -> str:
-    """`strong` (Landlock, seccomp and limits hold here) or `weak` (limits only). Tested once, in a real child."""
-    return _level()[0]
-
-
-def sandbox_line() -> str:
-    """One line that says which guards hold here."""
-    return _level()[1]
-
-
-@functools.lru_cache(1)
-def _level() -> tuple[str, str]:
-    """The level, and a line about it, which is printed this once."""
-    abi = kernel_guard.landlock_abi()
-    found = _open_ways() if abi else ["this system has no Landlock"]
-    if found:
-        reasons = "; ".join(map(str, found))
-        does = "only memory and time are limited; a model's code could read files, use the network and start processes"
-        line = f"sandbox: WEAK ({reasons}): {does}"
-    else:
-        does = "a model's code has no network, no other process and no file but Python's own and a temporary folder"
-        line = f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): {does}"
-    print(line, file=sys.stderr)
-    return "weak" if found else "strong", line
-
-
-def _open_ways() -> list[Any]:
-    """What the kernel's guards do not refuse to a child that tries it, or why there is no such child."""
-    try:
-        with Child({"code": _TRIAL}, Limits(seconds=10), strong=True) as child:
-            child.send(["trial", [str(data_folder()), os.getpid()], {}])
-            replies = [child.reply() for _ in range(2)]
-    except WorkbenchError as error:  # for example in a container that forbids the calls
-        return [error]
-    letter, found = replies[1]
-    return found if letter == "v" else [f"no answer but {replies}"]
-
-
 _TRIAL = """
 def trial(folder, parent):
     import os, socket
@@ -103,14 +65,30 @@ def trial(folder, parent):
 """
 
 
-def require_guard(allow_weak_sandbox: bool) -> None:
-    """Raise `WorkbenchError` if only limits hold here and nobody has allowed that."""
-    if guard_level() == "weak" and not (allow_weak_sandbox or os.environ.get(ALLOW_WEAK)):
-        raise WorkbenchError(
-            "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
-            f"AArch64). Got: {_level()[1]}. Run it on such a machine, or set allow_weak_sandbox=True "
-            "(--allow-weak-sandbox) if nothing can be lost, as in a separate container: see docs/sandbox.md."
-        )
+@functools.lru_cache(1)
+def guards() -> tuple[str, str]:
+    """`strong` (Landlock, seccomp and limits hold here) or `weak` (limits only), and a line about it, printed once.
+
+    Tested in a real child, which tries what the kernel must refuse.
+    """
+    abi = kernel_guard.landlock_abi()
+    found: Any = ["this system has no Landlock"]
+    try:
+        if abi:
+            with Child({"code": _TRIAL}, Limits(seconds=10)) as child:
+                child.send(["trial", [str(data_folder()), os.getpid()], {}])
+                replies = [child.reply() for _ in range(2)]
+            found = replies[1][1] if replies[1][0] == "v" else [f"no answer but {replies}"]
+    except WorkbenchError as error:  # for example in a container that forbids the calls
+        found = [error]
+    if found:
+        does = "only memory and time are limited; a model's code could read files, use the network and start processes"
+        line = f"sandbox: WEAK ({'; '.join(map(str, found))}): {does}"
+    else:
+        does = "a model's code has no network, no other process and no file but Python's own and a temporary folder"
+        line = f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): {does}"
+    print(line, file=sys.stderr)
+    return "weak" if found else "strong", line
 
 
 @functools.lru_cache(8)

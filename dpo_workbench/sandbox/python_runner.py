@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_workbench.sandbox.process import Child, Limits, guard_level, require_guard
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.sandbox.process import ALLOW_WEAK, Child, Limits, guards
 
 PACKAGES = ("numpy",)  # that the code may import besides the standard library, if they are installed
 
@@ -146,10 +148,16 @@ def start(
     readable: Sequence[str] = (),
 ) -> Child:
     """A child with an order (see `child.py`), if the guards hold here or need not."""
-    require_guard(allow_weak_sandbox)
+    level, line = guards()
+    if level == "weak" and not (allow_weak_sandbox or os.environ.get(ALLOW_WEAK)):
+        raise WorkbenchError(
+            "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
+            f"AArch64). Got: {line}. Run it on such a machine, or set allow_weak_sandbox=True (--allow-weak-sandbox) "
+            "if nothing can be lost, as in a separate container: see docs/sandbox.md."
+        )
     if len(order["code"]) > limits.code_bytes:
         order["code"] = f"raise SyntaxError('the code has more than {limits.code_bytes} characters')"
-    return Child(order, limits, guard_level() == "strong", tuple(packages), readable)
+    return Child(order, limits, level == "strong", tuple(packages), readable)
 
 
 def _ran(child: Child, problem: Problem | None, results: Sequence[Result]) -> Ran:
