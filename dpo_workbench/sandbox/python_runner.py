@@ -66,11 +66,7 @@ _ENDS = {
 
 
 def run_python(
-    code: str,
-    calls: Sequence[Call],
-    limits: Limits | None = None,
-    *,
-    allow_weak_sandbox: bool = False,
+    code: str, calls: Sequence[Call], limits: Limits | None = None, *, allow_weak_sandbox: bool = False
 ) -> Ran:
     """Run code in a locked child, then each call in the same child, in order. Compare results with `values.same`.
 
