@@ -1,4 +1,4 @@
-"""Which rows and orders a reference query allows: outer and inner orders, limits."""
+"""Which rows and orders a reference query allows: ties, limits, inner orders."""
 
 import sqlite3
 
@@ -6,7 +6,7 @@ import pytest
 
 from dpo_workbench.tasks import scores
 from dpo_workbench.tasks.examples import Example
-from dpo_workbench.tasks.sql_scores import same_rows
+from dpo_workbench.tasks.sql_scores import Allowed
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,21 @@ CASES = [
     ("SELECT name, rank() OVER (ORDER BY n, id) FROM person", "SELECT name, rank() OVER (ORDER BY n, id) FROM person ORDER BY name", None),
     ("SELECT name FROM person WHERE n = (SELECT n FROM person ORDER BY n DESC LIMIT 1)", "SELECT name FROM person WHERE n = 5", None),
     ("SELECT name FROM person WHERE name <> 'order by (n)'", "SELECT name FROM person ORDER BY name", None),
-    # with an order, rows that tie must come as in the reference; without one, in any order
+    # rows that tie may come in any order
+    ("SELECT name FROM person ORDER BY town", "SELECT name FROM person ORDER BY town, name DESC", None),
     ("SELECT name FROM person ORDER BY town", "SELECT name FROM person ORDER BY town DESC", "wrong_result"),
-    ("SELECT name AS who, n AS k FROM person ORDER BY k, id", "SELECT name, n FROM person ORDER BY n, name COLLATE NOCASE", None),
-    ("SELECT name FROM person ORDER BY town, id LIMIT 2", "SELECT name FROM person WHERE town = 'X' ORDER BY id LIMIT 2", None),
-    ("SELECT name FROM person ORDER BY town, id LIMIT 2", "SELECT name FROM person WHERE town = 'X'", "wrong_result"),
+    ("SELECT name, n FROM person ORDER BY n DESC", "SELECT name, n FROM person ORDER BY n DESC, id DESC", None),
+    ("SELECT name AS who, n AS k FROM person ORDER BY k", "SELECT name, n FROM person ORDER BY n, name", None),
+    ("SELECT DISTINCT town, n > 0 FROM person ORDER BY town", "SELECT DISTINCT town, n > 0 FROM person ORDER BY town, 2 DESC", None),
+    ("SELECT name FROM person ORDER BY town COLLATE NOCASE", "SELECT name FROM person ORDER BY town, n", None),
+    # a limit that cuts through ties keeps any of them
+    ("SELECT name FROM person ORDER BY town LIMIT 2", "SELECT name FROM person WHERE town = 'X' ORDER BY n DESC LIMIT 2", None),
+    ("SELECT name FROM person ORDER BY town LIMIT 2", "SELECT name FROM person WHERE town = 'Y'", "wrong_result"),
+    ("SELECT name FROM person ORDER BY town LIMIT 2", "SELECT name FROM person WHERE town = 'X'", "wrong_result"),
+    ("SELECT name FROM person ORDER BY n DESC LIMIT 3", "SELECT name FROM person ORDER BY n DESC, id DESC LIMIT 3", None),
     ("SELECT name FROM person ORDER BY n DESC LIMIT 3", "SELECT 'eve' UNION ALL SELECT 'Flo' UNION ALL SELECT 'ada'", "wrong_result"),
+    ("SELECT name FROM person ORDER BY town LIMIT 2 OFFSET 2", "SELECT name FROM (SELECT * FROM person ORDER BY town, n) LIMIT 2, 2", None),
+    ("SELECT name FROM person LIMIT 2", "SELECT name FROM person ORDER BY name DESC LIMIT 2", None),
     ("SELECT name FROM person LIMIT 2", "SELECT town FROM person LIMIT 2", "wrong_result"),
     ("SELECT name FROM person LIMIT 2", "SELECT 'ada' UNION ALL SELECT 'ada'", "wrong_result"),
     ("SELECT count(*) FROM person LIMIT 1", "SELECT count(*) FROM person", None),
@@ -59,20 +68,20 @@ CASES = [
 
 
 @pytest.mark.parametrize(("reference", "answer", "failure"), CASES)
-def test_orders(judge, reference: str, answer: str, failure: str | None) -> None:
+def test_orders_and_ties(judge, reference: str, answer: str, failure: str | None) -> None:
     assert judge(reference, reference) is None
     assert judge(reference, answer) == failure
 
 
+def allowed(*rows: tuple, ordered: bool = False) -> Allowed:
+    return Allowed([[row] for row in rows] if ordered else [list(rows)], 0, len(rows))
+
+
 def test_rows_without_an_order_are_compared_as_multisets() -> None:
     pair = ((1, "a"), (2, "b"))
-    assert same_rows(pair, pair[::-1], in_order=False) and not same_rows(pair, pair[::-1], in_order=True)
-    different = [
-        ([(1,), (1,), (2,)], [(1,), (2,), (2,)]), ([(1,)], [("1",)]), ([(1, 2)], [(1,)]), ([(1,)], [(1,), (1,)]),
-        ([(1.0001,)], [(1.0002,)]), ([(10**17,)], [(10**17 + 1,)]),
-    ]  # fmt: skip
-    equal = [([(1.0,), (None,)], [(None,), (1,)]), ([(0.1 + 0.2,)], [(0.3,)])]
-    for one, other in different:
-        assert not same_rows(one, other, in_order=False) and not same_rows(other, one, in_order=False)
-    for one, other in equal:
-        assert same_rows(one, other, in_order=False)
+    assert allowed(*pair).accepts(pair[::-1]) and not allowed(*pair, ordered=True).accepts(pair[::-1])
+    assert not allowed((1,), (1,), (2,)).accepts([(1,), (2,), (2,)])
+    assert allowed((1.0,), (None,)).accepts([(None,), (1,)])
+    assert allowed((0.1 + 0.2,)).accepts([(0.3,)]) and not allowed((1,)).accepts([("1",)])
+    assert not allowed((1, 2)).accepts([(1,)]) and not allowed((1,)).accepts([(1,), (1,)])
+    assert not allowed((1.0001,)).accepts([(1.0002,)]) and not allowed((10**17,)).accepts([(10**17 + 1,)])
