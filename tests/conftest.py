@@ -188,7 +188,8 @@ def run(monkeypatch, tmp_path, capsys):
 @pytest.fixture(scope="session")
 def strong() -> None:
     """For tests of what only the kernel's guards refuse."""
-    from dpo_workbench.sandbox.process import guard_level, sandbox_line
+    from dpo_workbench.sandbox.process import guards
 
-    if guard_level() != "strong":
-        pytest.skip(sandbox_line())
+    level, line = guards()
+    if level != "strong":
+        pytest.skip(line)

@@ -72,7 +72,10 @@ def conversation(prompt: Any, answers: Sequence[Any], names: Sequence[str]) -> R
         cut = split_texts(answers[0], answers[1])
         return Ranked(answers[0][:cut], [a[cut:] for a in answers], [1.0, 0.0], notes=notes)
     said = [_messages(answer, "assistant", name) for answer, name in zip(answers, names, strict=True)]
-    shared = _shared(*said) if len(said) == 2 else []
+    shared: list[Message] = []  # what both begin with; at least one message of each is left over
+    if len(said) == 2:
+        both = itertools.takewhile(lambda two: two[0] == two[1], zip(said[0][:-1], said[1][:-1], strict=False))
+        shared = [message for message, _ in both]
     if prompt is IMPLICIT:
         if not shared:
             raise Refusal("P208", names[1], "no message in common")
@@ -107,12 +110,6 @@ def _turns(dialogue: str) -> list[dict[str, str]]:
     _, *parts = _TURN.split(dialogue)
     roles = ["user" if part == "Human" else "assistant" for part in parts[::2]]
     return [{"role": role, "content": said.strip()} for role, said in zip(roles, parts[1::2], strict=True)]
-
-
-def _shared(first: list[Message], second: list[Message]) -> list[Message]:
-    """The messages that both begin with; at least one message of each is left over."""
-    same = itertools.takewhile(lambda both: both[0] == both[1], zip(first[:-1], second[:-1], strict=False))
-    return [message for message, _ in same]
 
 
 def _answer(said: list[Message], prompt: list[Message], name: str, notes: list[Note]) -> str:

@@ -76,25 +76,18 @@ def read_row(layout: Layout, row: Any) -> Ranked:
         raise Refusal("P107", missing[0], f"keys {', '.join(map(str, row))}", fix)
     check_text_only(row)
     ranked = layout.read(row)
-    ranked.fields |= _other_fields(row)
-    return ranked
-
-
-def _other_fields(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row says apart from its texts: the other fields of `Pair`."""
-    found: dict[str, Any] = {}
     for key in OTHERS:
         name, value = _RENAMED.get(key, key), row.get(key)
         if value in (None, ""):
             continue
         if name in ("weight", "chosen_score", "rejected_score"):
-            found[name] = number(value, name, above=0 if name == "weight" else -math.inf)
+            ranked.fields[name] = number(value, name, above=0 if name == "weight" else -math.inf)
         elif name == "rejected_finished":
-            found[name] = _thumb(value, name)
+            ranked.fields[name] = _thumb(value, name)
         else:  # text, or a number as it is written
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            found[name] = str(value) if is_number else text(value, name)
-    return found
+            ranked.fields[name] = str(value) if is_number else text(value, name)
+    return ranked
 
 
 def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) -> Any:
@@ -105,22 +98,17 @@ def _first(row: Mapping[str, Any], names: Iterable[str], default: Any = None) ->
 
 def _asked(row: Mapping[str, Any], without: Any = None, names: Sequence[str] = PROMPTS) -> Any:
     """The prompt of a row: an `input` next to an instruction goes after it, system text and earlier turns before it."""
-    asked, earlier = _first(row, names, without), _earlier(row)
+    asked, system, turns = _first(row, names, without), row.get("system"), row.get("history")
+    said = [("system", system)] if isinstance(system, str) and system.strip() else []
+    if isinstance(turns, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in turns):  # LLaMA-Factory
+        said += [message for turn in turns for message in zip(("user", "assistant"), turn, strict=True)]
+    earlier = [{"role": role, "content": content} for role, content in said]
     if isinstance(asked, str):
         more = row.get("input") if "input" in row and asked is not row["input"] else None
         asked = f"{asked}\n\n{more}" if isinstance(more, str) and more.strip() else asked
     if earlier and isinstance(asked, (str, list)) and asked[:1] != earlier[:1]:  # messages may begin with both
         asked = [*earlier, *([{"role": "user", "content": asked}] if isinstance(asked, str) else asked)]
     return asked
-
-
-def _earlier(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A system text, and the turns in `history`, a list of questions with their answers (LLaMA-Factory)."""
-    system, turns = row.get("system"), row.get("history")
-    said = [("system", system)] if isinstance(system, str) and system.strip() else []
-    if isinstance(turns, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
-        said += [message for turn in turns for message in zip(("user", "assistant"), turn, strict=True)]
-    return [{"role": role, "content": content} for role, content in said]
 
 
 def _read_pair(row: dict[str, Any]) -> Ranked:

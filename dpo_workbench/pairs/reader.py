@@ -27,7 +27,12 @@ def read_rows(source: Any, mapping: Mapping[str, str]) -> Reader:
     head = list(itertools.islice(opened.rows, _LOOK))
     if not head:
         raise stop("P002", "no row", opened.name)
-    _check_mapping(mapping, head, opened)
+    columns = {key for row in head if isinstance(row.value, dict) for key in row.value}
+    if columns and (lost := [theirs for theirs in mapping.values() if theirs not in columns]):
+        raise WorkbenchError(
+            f"`mapping` must name columns of the file. Got {lost[0]!r} ({opened.name}, which has "
+            f"{excerpt(', '.join(sorted(columns)), 300)}). Correct the name."
+        )
     head = [_renamed(row, mapping) for row in head]
     objects = [row.value for row in head if isinstance(row.value, dict)]
     reader = Reader(opened, recognise(objects, f"{opened.name}:{head[0].line}"))
@@ -35,15 +40,6 @@ def read_rows(source: Any, mapping: Mapping[str, str]) -> Reader:
         reader.take(row)
     reader.finish()
     return reader
-
-
-def _check_mapping(mapping: Mapping[str, str], head: Sequence[Row], source: Source) -> None:
-    columns = {key for row in head if isinstance(row.value, dict) for key in row.value}
-    if columns and (lost := [theirs for theirs in mapping.values() if theirs not in columns]):
-        raise WorkbenchError(
-            f"`mapping` must name columns of the file. Got {lost[0]!r} ({source.name}, which has "
-            f"{excerpt(', '.join(sorted(columns)), 300)}). Correct the name."
-        )
 
 
 def _renamed(row: Row, mapping: Mapping[str, str]) -> Row:

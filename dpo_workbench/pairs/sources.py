@@ -123,13 +123,13 @@ def _no_number(name: str) -> None:
     raise Refusal("P104", "", name)
 
 
-_strict = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number).decode
+STRICT_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)  # its hooks raise Refusal
 
 
 def _parsed(data: bytes, cut: bool) -> Any:
     """The JSON value. `cut`: the text is the end of the file, so it may have been cut off. Raises Refusal."""
     try:
-        return _strict(data.decode("utf-8"))
+        return STRICT_JSON.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Refusal("P103", "", data[max(0, error.start - 20) : error.end + 20]) from None
     except json.JSONDecodeError as error:

@@ -161,8 +161,10 @@ def find_leaks(splits: Mapping[str, Sequence[Any]] | Any, *, near: float = NEAR)
     if not 0.5 < near <= 1:
         raise WorkbenchError(f"`near` must be above 0.5 and at most 1. Got {near}. Below, prompts are merely similar.")
     texts = {name: [prompt_as_text(getattr(row, "prompt", row)) for row in rows] for name, rows in splits.items()}
-    common_lines = _common_lines({normal(text): text for split in texts.values() for text in split}.values())
-    forms = {name: [(normal(text), _words(text, common_lines)) for text in split] for name, split in texts.items()}
+    different = {normal(text): text for split in texts.values() for text in split}.values()
+    counts = Counter(line for text in different for line in set(map(normal, text.splitlines())))
+    instruction = {line for line, n in counts.items() if len(different) >= MANY and n >= COMMON_LINE * len(different)}
+    forms = {name: [(normal(text), _words(text, instruction)) for text in split] for name, split in texts.items()}
     groups = {name: {group for row in rows if (group := getattr(row, "group", ""))} for name, rows in splits.items()}
     leaks, shared_groups = [], {}
     for one, other in itertools.combinations(splits, 2):
@@ -200,17 +202,10 @@ def _nearest(ones: Sequence[Form], others: Sequence[Form], near: float) -> Itera
                 yield i, int(jaccard.argmax()), float(jaccard.max())
 
 
-def _common_lines(texts: Iterable[str]) -> set[str]:
-    """The lines that so many prompts contain that they must be the task's instruction."""
-    lines = [set(map(normal, text.splitlines())) for text in texts]
-    counts = Counter(itertools.chain.from_iterable(lines))
-    return {line for line, n in counts.items() if len(lines) >= MANY and n >= COMMON_LINE * len(lines)}
-
-
-def _words(text: str, common_lines: set[str]) -> frozenset[str]:
+def _words(text: str, instruction: set[str]) -> frozenset[str]:
     """The words of the lines that are the prompt's own, or of all lines if none is."""
     lines = [normal(line) for line in text.splitlines()]
-    own = " ".join(line for line in lines if line not in common_lines) or " ".join(lines)
+    own = " ".join(line for line in lines if line not in instruction) or " ".join(lines)
     own = _LETTERS.sub(r" \g<0> ", own)
     return frozenset(_WORDS.findall(own) or own.split() or [""])
 

@@ -68,10 +68,6 @@ _WRITE_FILE = 1 << 1 | 1 << 14  # write, truncate
 _WRITE = _WRITE_FILE | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13  # remove and make folders and files, move them
 
 
-class _Filter(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
-
-
 def landlock_abi() -> int:
     """Version of Landlock in this kernel; 0 if it has none."""
     if not sys.platform.startswith("linux") or os.uname().machine not in _ARCHITECTURES:
@@ -200,5 +196,5 @@ def _seccomp() -> None:
     ]
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code)
-    given = _Filter(len(program), ctypes.cast(buffer, ctypes.c_void_p))
-    _checked(_libc().prctl(22, 2, ctypes.byref(given), 0, 0), "seccomp")
+    given = struct.pack("HP", len(program), ctypes.addressof(buffer))  # struct sock_fprog
+    _checked(_libc().prctl(22, 2, given, 0, 0), "seccomp")

@@ -26,6 +26,7 @@ from dpo_workbench.sandbox import kernel_guard
 from dpo_workbench.sandbox.values import NotPlain, decode, encode
 
 _START_SECONDS = 20.0  # until the child is ready; does not count as the untrusted code's time
+_PACKAGES = ("numpy",)  # that the code may import besides the standard library, if they are installed
 _TICK = 0.05  # seconds between checks of the clock and the folder
 _PROGRAM = str(Path(__file__).with_name("child.py"))
 ALLOW_WEAK = "DPO_WORKBENCH_ALLOW_WEAK_SANDBOX"  # environment variable that `dpo-workbench --allow-weak-sandbox` sets
@@ -42,44 +43,6 @@ class Limits:
     code_bytes: int = 1 << 20
     disk_mib: int = 16
     files: int = 256
-
-
-def guard_level() -> str:
-    """`strong` (Landlock, seccomp and limits hold here) or `weak` (limits only). Tested once, in a real child."""
-    return _level()[0]
-
-
-def sandbox_line() -> str:
-    """One line that says which guards hold here."""
-    return _level()[1]
-
-
-@functools.lru_cache(1)
-def _level() -> tuple[str, str]:
-    """The level, and a line about it, which is printed this once."""
-    abi = kernel_guard.landlock_abi()
-    found = _open_ways() if abi else ["this system has no Landlock"]
-    if found:
-        reasons = "; ".join(map(str, found))
-        does = "only memory and time are limited; a model's code could read files, use the network and start processes"
-        line = f"sandbox: WEAK ({reasons}): {does}"
-    else:
-        does = "a model's code has no network, no other process and no file but Python's own and a temporary folder"
-        line = f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): {does}"
-    print(line, file=sys.stderr)
-    return "weak" if found else "strong", line
-
-
-def _open_ways() -> list[Any]:
-    """What the kernel's guards do not refuse to a child that tries it, or why there is no such child."""
-    try:
-        with Child({"code": _TRIAL}, Limits(seconds=10), strong=True) as child:
-            child.send(["trial", [str(data_folder()), os.getpid()], {}])
-            replies = [child.reply() for _ in range(2)]
-    except WorkbenchError as error:  # for example in a container that forbids the calls
-        return [error]
-    letter, found = replies[1]
-    return found if letter == "v" else [f"no answer but {replies}"]
 
 
 _TRIAL = """
@@ -103,22 +66,37 @@ def trial(folder, parent):
 """
 
 
-def require_guard(allow_weak_sandbox: bool) -> None:
-    """Raise `WorkbenchError` if only limits hold here and nobody has allowed that."""
-    if guard_level() == "weak" and not (allow_weak_sandbox or os.environ.get(ALLOW_WEAK)):
-        raise WorkbenchError(
-            "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
-            f"AArch64). Got: {_level()[1]}. Run it on such a machine, or set allow_weak_sandbox=True "
-            "(--allow-weak-sandbox) if nothing can be lost, as in a separate container: see docs/sandbox.md."
-        )
+@functools.lru_cache(1)
+def guards() -> tuple[str, str]:
+    """`strong` (Landlock, seccomp and limits hold here) or `weak` (limits only), and a line about it, printed once.
+
+    Tested in a real child, which tries what the kernel must refuse.
+    """
+    abi = kernel_guard.landlock_abi()
+    found: Any = ["this system has no Landlock"]
+    try:
+        if abi:
+            with Child({"code": _TRIAL}, Limits(seconds=10)) as child:
+                child.send(["trial", [str(data_folder()), os.getpid()], {}])
+                replies = [child.reply() for _ in range(2)]
+            found = replies[1][1] if replies[1][0] == "v" else [f"no answer but {replies}"]
+    except WorkbenchError as error:  # for example in a container that forbids the calls
+        found = [error]
+    if found:
+        does = "only memory and time are limited; a model's code could read files, use the network and start processes"
+        line = f"sandbox: WEAK ({'; '.join(map(str, found))}): {does}"
+    else:
+        does = "a model's code has no network, no other process and no file but Python's own and a temporary folder"
+        line = f"sandbox: strong (Landlock ABI {abi}, seccomp, limits): {does}"
+    print(line, file=sys.stderr)
+    return "weak" if found else "strong", line
 
 
-@functools.lru_cache(8)
-def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str]]:
+@functools.lru_cache(1)
+def _readable() -> tuple[list[str], list[str]]:
     """Paths that Python needs to read; and folders that it needs to list, which are also entries for `sys.path`.
 
-    They leave out this package, its data, and installed packages other than those named, because a package may contain
-    a benchmark's answers.
+    They leave out this package, its data, and other installed packages, which may contain a benchmark's answers.
     """
     stdlib = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     sites = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
@@ -133,7 +111,7 @@ def _readable(packages: tuple[str, ...]) -> tuple[list[str], list[str]]:
     readable += ["/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
     holders = []
     for folder in sorted(s for s in sites if os.path.isdir(s)):
-        found = [p for n in packages for p in glob.glob(os.path.join(folder, n)) + glob.glob(f"{folder}/{n}.libs")]
+        found = [p for n in _PACKAGES for p in glob.glob(os.path.join(folder, n)) + glob.glob(f"{folder}/{n}.libs")]
         if found:
             readable += [os.path.realpath(p) for p in found]
             holders.append(os.path.realpath(folder))
@@ -156,14 +134,7 @@ class Child:
     `end` says why the child has ended: None (it has not), "exit", "crash" (a signal), "timeout", "disk" or "flood".
     """
 
-    def __init__(
-        self,
-        order: Mapping[str, Any],
-        limits: Limits,
-        strong: bool = True,
-        packages: tuple[str, ...] = (),
-        readable: Sequence[str] = (),
-    ):
+    def __init__(self, order: Mapping[str, Any], limits: Limits, strong: bool = True, readable: Sequence[str] = ()):
         self.limits, self.output, self.signal = limits, b"", 0
         self.end: str | None = None
         self.folder = os.path.realpath(tempfile.mkdtemp(prefix="dpo-sandbox-"))
@@ -172,7 +143,7 @@ class Child:
         self._partial, self._out = b"", b""
         self._begun = self._look_at = time.monotonic()
         self._deadline = self._begun + _START_SECONDS
-        files, paths = _readable(packages)
+        files, paths = _readable()
         request_read, self._requests = os.pipe()
         self._results, result_write = os.pipe()
         environment = {
@@ -261,7 +232,12 @@ class Child:
         """Move what the pipes hold, for at most one tick. Then look at the clock and at the folder."""
         for key, _ in self._selector.select(_TICK):
             if key.fd == self._requests:
-                self._write()
+                try:
+                    self._out = self._out[os.write(self._requests, self._out[: 1 << 16]) :]
+                except BrokenPipeError:
+                    self._out = b""
+                if not self._out:
+                    self._selector.unregister(self._requests)
             elif not (data := os.read(key.fd, 1 << 16)):
                 self._selector.unregister(key.fd)
                 if key.fd == self._results:
@@ -269,27 +245,16 @@ class Child:
             elif key.fd == self._stdout:
                 self.output += data[: self.limits.output_bytes - len(self.output)]
             else:
-                self._take(data)
+                *whole, self._partial = (self._partial + data).split(b"\n")
+                self._lines += [line.decode("ascii", "replace") for line in whole]
+                if len(self._partial) > 2 * self.limits.value_bytes + 10_000 or len(self._lines) > 10_000:
+                    self.end = "flood"
         now = time.monotonic()
         if self.end is None and now > self._deadline and not self._lines:
             self.end = "timeout"
         if self.end is None and now > self._look_at:
             self._look_at = now + _TICK
             self.end = "disk" if _too_much(self.folder, self.limits) else None
-
-    def _write(self) -> None:
-        try:
-            self._out = self._out[os.write(self._requests, self._out[: 1 << 16]) :]
-        except BrokenPipeError:
-            self._out = b""
-        if not self._out:
-            self._selector.unregister(self._requests)
-
-    def _take(self, data: bytes) -> None:
-        *whole, self._partial = (self._partial + data).split(b"\n")
-        self._lines += [line.decode("ascii", "replace") for line in whole]
-        if len(self._partial) > 2 * self.limits.value_bytes + 10_000 or len(self._lines) > 10_000:
-            self.end = "flood"
 
     def _why(self) -> str:
         """Why the child closed its results: wait until it ends, or until its time is over."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpo_workbench.sandbox.process import Child, Limits, guard_level, require_guard
-
-PACKAGES = ("numpy",)  # that the code may import besides the standard library, if they are installed
+from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.sandbox.process import ALLOW_WEAK, Child, Limits, guards
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,7 @@ _ENDS = {
 
 
 def run_python(
-    code: str,
-    calls: Sequence[Call],
-    limits: Limits | None = None,
-    *,
-    packages: Sequence[str] = PACKAGES,
-    allow_weak_sandbox: bool = False,
+    code: str, calls: Sequence[Call], limits: Limits | None = None, *, allow_weak_sandbox: bool = False
 ) -> Ran:
     """Run code in a locked child, then each call in the same child, in order. Compare results with `values.same`.
 
@@ -80,13 +75,12 @@ def run_python(
 
     Args:
         code: source of a module that defines the functions. Any text is allowed; it never raises here.
-        packages: installed packages that the code may import besides the standard library.
         allow_weak_sandbox: run even if only resource limits hold on this machine.
 
     Raises:
         WorkbenchError: only resource limits hold here and that was not allowed, or the sandbox does not start.
     """
-    with start({"code": code}, limits or Limits(), packages, allow_weak_sandbox) as child:
+    with start({"code": code}, limits or Limits(), allow_weak_sandbox) as child:
         problem = loaded(child)
         results: list[Result] = []
         for call in calls:
@@ -102,7 +96,6 @@ def run_tests(
     function: str = "",
     limits: Limits | None = None,
     *,
-    packages: Sequence[str] = PACKAGES,
     allow_weak_sandbox: bool = False,
 ) -> Ran:
     """Run tests that are Python statements (as in MBPP, HumanEval, ODEX) against code, each in its own locked child.
@@ -115,18 +108,18 @@ def run_tests(
         tests: source of the tests; trusted to judge, but not to touch this machine.
         entry: the function of `code` that is tested; tests can call it by this name too.
         function: the function of `tests` to call with the candidate; "" if the statements themselves are the tests.
-        limits, packages, allow_weak_sandbox: of each child; see `run_python`, also for what it raises.
+        limits, allow_weak_sandbox: of each child; see `run_python`, also for what it raises.
 
     Returns:
         A `Ran` without results, whose `problem` is None if all tests passed. Its kind is `wrong_result` if an assertion
         failed, and `tests` if the tests themselves cannot be run this way.
     """
     limits = limits or Limits()
-    with start({"code": code}, limits, packages, allow_weak_sandbox) as child:
+    with start({"code": code}, limits, allow_weak_sandbox) as child:
         problem = loaded(child)
         if problem is None:
             order = {"code": tests, "entry": function, "name": entry}
-            with start(order, limits, packages, allow_weak_sandbox) as judge:
+            with start(order, limits, allow_weak_sandbox) as judge:
                 problem = _judged(child, judge, entry)
         return _ran(child, problem, [])
 
@@ -138,18 +131,18 @@ def extract_code(answer: str) -> str:
     return found[1] if found else answer
 
 
-def start(
-    order: dict[str, Any],
-    limits: Limits,
-    packages: Sequence[str],
-    allow_weak_sandbox: bool,
-    readable: Sequence[str] = (),
-) -> Child:
+def start(order: dict[str, Any], limits: Limits, allow_weak_sandbox: bool, readable: Sequence[str] = ()) -> Child:
     """A child with an order (see `child.py`), if the guards hold here or need not."""
-    require_guard(allow_weak_sandbox)
+    level, line = guards()
+    if level == "weak" and not (allow_weak_sandbox or os.environ.get(ALLOW_WEAK)):
+        raise WorkbenchError(
+            "A model's code must run in a sandbox that holds (Landlock and seccomp: Linux 5.13 or newer, x86-64 or "
+            f"AArch64). Got: {line}. Run it on such a machine, or set allow_weak_sandbox=True (--allow-weak-sandbox) "
+            "if nothing can be lost, as in a separate container: see docs/sandbox.md."
+        )
     if len(order["code"]) > limits.code_bytes:
         order["code"] = f"raise SyntaxError('the code has more than {limits.code_bytes} characters')"
-    return Child(order, limits, guard_level() == "strong", tuple(packages), readable)
+    return Child(order, limits, level == "strong", readable)
 
 
 def _ran(child: Child, problem: Problem | None, results: Sequence[Result]) -> Ran:

@@ -12,6 +12,7 @@ from dpo_workbench.sandbox.process import Limits
 from dpo_workbench.sandbox.python_runner import Call, Problem, Result, ask, loaded, start
 
 _CHILD = Path(__file__).with_name("sql_child.py")
+_VALUE_BYTES = 1 << 20  # of text and blobs that a query may give
 _ERROR_KINDS = {  # what SQLite's message has in it
     "unknown_name": ("no such", "ambiguous column", "wrong number of arguments"),
     "refused": ("not authorized", "prohibited", "readonly", "too many attached", "one statement"),
@@ -41,7 +42,6 @@ def run_sql(
     *,
     seconds: float = 2.0,
     rows: int = 10_000,
-    value_bytes: int = 1 << 20,
     memory_mib: int = 512,
     allow_weak_sandbox: bool = False,
 ) -> list[Table]:
@@ -52,7 +52,7 @@ def run_sql(
     Args:
         queries: any text; none of them makes this function raise.
         seconds: wall-clock time for each query.
-        rows, value_bytes: the most rows, and bytes of text and blobs, per query.
+        rows: the most rows per query.
         allow_weak_sandbox: run even if only resource limits hold; SQLite's own guards hold in any case.
 
     Raises:
@@ -61,19 +61,19 @@ def run_sql(
     path = Path(database).resolve()
     if not path.is_file():
         raise WorkbenchError(f"A database must be a SQLite file. Got no file at {path}. Check the path.")
-    limits = Limits(seconds=seconds * 1.5 + 2, memory_mib=memory_mib, value_bytes=2 * value_bytes + 1000)
+    limits = Limits(seconds=seconds * 1.5 + 2, memory_mib=memory_mib, value_bytes=2 * _VALUE_BYTES + 1000)
     order = {"code": _CHILD.read_text(encoding="utf-8"), "cpu": 3600}
     tables: list[Table] = []
     while len(tables) < len(queries):  # a query that ends the child costs only itself
-        with start(order, limits, (), allow_weak_sandbox, readable=[str(path)]) as child:
-            problem = loaded(child) or ask(child, Call("open_database", [str(path), value_bytes])).problem
+        with start(order, limits, allow_weak_sandbox, readable=[str(path)]) as child:
+            problem = loaded(child) or ask(child, Call("open_database", [str(path), _VALUE_BYTES])).problem
             if problem is not None:
                 raise WorkbenchError(
                     f"A database must open. Got {path.name}: {problem.text}. Give a SQLite file that `sqlite3` reads."
                 )
             while len(tables) < len(queries) and child.end is None:
                 child.restart_clock()
-                result = ask(child, Call("ask", [queries[len(tables)], seconds, rows, value_bytes]))
+                result = ask(child, Call("ask", [queries[len(tables)], seconds, rows, _VALUE_BYTES]))
                 tables.append(_table(result, child.end))
     return tables
 

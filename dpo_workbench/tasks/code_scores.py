@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.sandbox.python_runner import PACKAGES, Limits, Problem, extract_code, run_tests
+from dpo_workbench.sandbox.python_runner import Problem, extract_code, run_tests
 from dpo_workbench.tasks.examples import Example, Score, ScoreFunction
 
 FAILURE_OF_PROBLEM = {"not_plain": "wrong_result", "crash": "exception", "exit": "exception", "disk": "unsafe"}
@@ -19,8 +19,6 @@ def unit_tests(
     entry: str = "entry_point",
     function: str = "",
     code: Callable[[Example, str], str] | None = None,
-    limits: Limits | None = None,
-    packages: Sequence[str] = PACKAGES,
     allow_weak_sandbox: bool = False,
 ) -> ScoreFunction:
     """Share of the tests that pass in the sandbox.
@@ -34,7 +32,7 @@ def unit_tests(
         function: column with the name of the function in the tests that takes the candidate (`check` in HumanEval), or
             that name itself; "" if the tests are plain statements.
         code: makes the program from an example and an answer; default: the answer without its code fence.
-        limits, packages, allow_weak_sandbox: of one run; see `run_python`.
+        allow_weak_sandbox: see `run_python`.
     """
 
     def problems(example: Example, answer: str) -> list[Problem | None]:
@@ -47,10 +45,8 @@ def unit_tests(
         for text in [given] if isinstance(given, str) else given:
             last = found[-1] if found else None
             if last is None or last.kind not in ("syntax_error", "timeout"):  # after these, the others would fail too
-                test = textwrap.dedent(text)
-                last = run_tests(
-                    program, test, name, check, limits, packages=packages, allow_weak_sandbox=allow_weak_sandbox
-                ).problem
+                tested = run_tests(program, textwrap.dedent(text), name, check, allow_weak_sandbox=allow_weak_sandbox)
+                last = tested.problem
             found.append(last)
         return found
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.pairs.codes import Refusal
+from dpo_workbench.pairs.sources import STRICT_JSON
 from dpo_workbench.sandbox.python_runner import extract_code
 from dpo_workbench.tasks.examples import Example, Score, ScoreFunction
 from dpo_workbench.tasks.numbers_in_text import find_numbers, read_number
@@ -53,20 +54,6 @@ def json_fields(*, invented: bool | Sequence[str] = False) -> ScoreFunction:
     return score
 
 
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    repeated = [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]
-    if repeated:
-        raise ValueError(f"key {repeated[0]!r} appears twice")
-    return dict(pairs)
-
-
-_STRICT_JSON = json.JSONDecoder(parse_constant=_reject_constant, object_pairs_hook=_unique_keys)
-
-
 def parse_json(text: str) -> Any:
     """The JSON value of an answer; one code fence around it, or text before and after an object, is allowed.
 
@@ -76,7 +63,10 @@ def parse_json(text: str) -> Any:
     text = extract_code(text).strip()
     try:
         start = text.index("{") if "{" in text and not text.startswith(("[", '"')) else 0
-        value, end = _STRICT_JSON.raw_decode(text, start)
+        value, end = STRICT_JSON.raw_decode(text, start)
+    except Refusal as refusal:
+        why = f"key {refusal.got!r} appears twice" if refusal.field else f"{refusal.got} is not JSON"
+        raise ValueError(why) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     rest = text[end:].strip()

@@ -1,16 +1,30 @@
-"""The verifier for SQL: the rows that a query gives are compared with the reference's."""
+"""The verifier for SQL: the rows that a query gives are compared with the reference's.
+
+`ORDER BY` fixes the order only as far as its keys differ: rows that tie may come in any order, and if `LIMIT` cuts
+through tied rows, any of them may be kept. Without `ORDER BY` all rows tie. So a reference's rows form groups of ties,
+and an answer is right if each stretch of its rows is taken from the right group.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import sqlglot
+from sqlglot import exp
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.sandbox.python_runner import extract_code
 from dpo_workbench.sandbox.sql_runner import Table, run_sql
 from dpo_workbench.tasks.examples import Example, Score, ScoreFunction
-from dpo_workbench.tasks.sql_order import Allowed, allowed_rows, rank_query
 
+Row = tuple[Any, ...]
+_UNREADABLE = (sqlglot.errors.SqlglotError, ValueError, RecursionError)
 _STATEMENTS = (  # other than a query
     "insert|update|delete|drop|create|alter|attach|pragma|replace|explain|vacuum|values|begin|commit|rollback|savepoint"
     "|release|detach|reindex|analyze"
@@ -18,13 +32,9 @@ _STATEMENTS = (  # other than a query
 
 
 def sql_result(
-    *,
-    database: str | Path | None = None,
-    column: str = "database",
-    seconds: float = 2.0,
-    allow_weak_sandbox: bool = False,
+    *, database: str | Path | None = None, column: str = "database", allow_weak_sandbox: bool = False
 ) -> ScoreFunction:
-    """1 if the query gives the reference query's rows, in an order that the reference allows (see `sql_order`).
+    """1 if the query gives the reference query's rows, in an order that the reference allows (see above).
 
     Failures: `syntax_error`, `unknown_name`, `refused` (anything but one SELECT), `timeout`, `empty_result`,
     `all_columns` (`SELECT *`, with more columns than the reference), `wrong_columns` (another number of columns),
@@ -33,13 +43,8 @@ def sql_result(
     Args:
         database: one SQLite file for all examples, or the folder in which `column` names each example's file.
         column: of `example.extra`, with the name of the file (`.sqlite` or `.db` may be left out).
-        seconds, allow_weak_sandbox: see `run_sql`.
-
-    Raises:
-        WorkbenchError: no time for a query.
+        allow_weak_sandbox: see `run_sql`.
     """
-    if not seconds > 0:
-        raise WorkbenchError(f"`seconds` must be above 0. Got {seconds!r}. Set 2.0.")
     references: dict[tuple[str, str], tuple[Table, Allowed]] = {}
 
     def score(example: Example, answer: str) -> Score:
@@ -48,10 +53,15 @@ def sql_result(
         if key not in references:
             ranking = rank_query(example.reference)
             asked = [example.reference, *([ranking] if ranking else [])]
-            tables = run_sql(path, asked, seconds=seconds, allow_weak_sandbox=allow_weak_sandbox)
-            references[key] = _reference(example, tables)
+            table, *ranked = run_sql(path, asked, allow_weak_sandbox=allow_weak_sandbox)
+            if table.problem or not table.rows or table.cut:
+                why = table.problem.text if table.problem else "too many rows" if table.cut else "no rows"
+                raise WorkbenchError(f"A reference query must give rows. Got {why[:200]} ({example.id}).")
+            usable = ranked and not ranked[0].problem and not ranked[0].cut
+            rows = ranked[0].rows if usable else None
+            references[key] = table, allowed_rows(example.reference, table.rows, rows)
         query = clean_sql(answer)
-        (found,) = run_sql(path, [query], seconds=seconds, allow_weak_sandbox=allow_weak_sandbox)
+        (found,) = run_sql(path, [query], allow_weak_sandbox=allow_weak_sandbox)
         return _judge(query, found, *references[key])
 
     return score
@@ -63,15 +73,6 @@ def _database(base: Path, name: str) -> Path:
         return base
     tries = [base / name, base / f"{name}.sqlite", base / f"{name}.db", base / name / f"{name}.sqlite"]
     return next((path for path in tries if path.is_file()), tries[0])
-
-
-def _reference(example: Example, tables: list[Table]) -> tuple[Table, Allowed]:
-    table, *ranked = tables
-    if table.problem or not table.rows or table.cut:
-        why = table.problem.text if table.problem else "too many rows" if table.cut else "no rows"
-        raise WorkbenchError(f"A reference query must give rows. Got {why[:200]} ({example.id}).")
-    usable = ranked and not ranked[0].problem and not ranked[0].cut
-    return table, allowed_rows(example.reference, table.rows, ranked[0].rows if usable else None)
 
 
 def _judge(query: str, found: Table, wanted: Table, allowed: Allowed) -> Score:
@@ -89,9 +90,8 @@ def _judge(query: str, found: Table, wanted: Table, allowed: Allowed) -> Score:
         star = re.match(r"select\s+(?:distinct\s+|all\s+)?(?:[^\s,()]+\.)?\*", query, re.IGNORECASE)
         everything = star and len(found.columns) > len(wanted.columns)
         return Score(0.0, "all_columns" if everything else "wrong_columns", query, told)
-    if Allowed([list(wanted.rows)], 0, len(wanted.rows)).accepts(found.rows):
-        return Score(0.0, "wrong_result", query, "the right rows in the wrong order")
-    return Score(0.0, "wrong_result", query, f"{len(found.rows)} rows that differ from the {len(wanted.rows)} wanted")
+    told = f"{len(found.rows)} rows that differ from the {len(wanted.rows)} wanted, or are in another order"
+    return Score(0.0, "wrong_result", query, told)
 
 
 def clean_sql(answer: str) -> str:
@@ -103,3 +103,86 @@ def clean_sql(answer: str) -> str:
     query, semicolon, rest = text.partition(";\n")
     another = re.search(rf"(?:^|[;\n])\s*(?:{_STATEMENTS}|select|with)\b|--|/\*", rest, re.IGNORECASE)
     return query if semicolon and not another else text
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Groups of tied rows in order, of which the rows from `start` to `start + count` are wanted."""
+
+    groups: list[list[Row]]
+    start: int
+    count: int
+
+    def accepts(self, rows: Sequence[Row]) -> bool:
+        """Whether these rows are the reference's, up to ties. Column names do not matter."""
+        if len(rows) != self.count:
+            return False
+        first = 0  # position of the group's first row in the reference without LIMIT
+        for group in self.groups:
+            begin, end = (min(max(k - self.start, 0), self.count) for k in (first, first + len(group)))
+            if not Counter(map(_comparable, rows[begin:end])) <= Counter(map(_comparable, group)):
+                return False
+            first += len(group)
+        return True
+
+
+def rank_query(query: str) -> str | None:
+    """The query without LIMIT and OFFSET, its order as a last column: a rank that tied rows share.
+
+    None if the query has neither an outer ORDER BY nor a LIMIT, or cannot be rewritten this way.
+    """
+    tree = _parsed(query)
+    if not isinstance(tree, exp.Select) or not (tree.args.get("order") or tree.args.get("limit")):
+        return None
+    order = tree.args.get("order")
+    for clause in ("limit", "offset", "order"):
+        tree.set(clause, None)
+    if order is None:
+        return tree.select("1").sql(dialect="sqlite")
+    try:
+        keys = ", ".join(_key(term.copy(), tree.selects) for term in order.expressions)
+        tree = tree.select(f"DENSE_RANK() OVER (ORDER BY {keys}) AS tie_rank", dialect="sqlite").order_by("tie_rank")
+        return tree.sql(dialect="sqlite")
+    except (*_UNREADABLE, IndexError):
+        return None
+
+
+def allowed_rows(query: str, rows: Sequence[Row], ranked: Sequence[Row] | None) -> Allowed:
+    """What a reference query allows that gives `rows`, and whose `rank_query` gives `ranked` (None if it failed)."""
+    tree = _parsed(query)
+    if ranked is not None and tree is not None:
+        groups = [[row[:-1] for row in tied] for _, tied in itertools.groupby(ranked, key=lambda row: row[-1])]
+        offset = tree.args.get("offset")
+        start = offset.expression if offset else exp.Literal.number(0)
+        found = Allowed(groups, int(start.this), len(rows)) if isinstance(start, exp.Literal) and start.is_int else None
+        if found and found.accepts(rows):  # the rewritten query means the same
+            return found
+    ordered = bool(tree.args.get("order")) if tree is not None else "order" in query.lower()
+    return Allowed([[row] for row in rows] if ordered else [list(rows)], 0, len(rows))
+
+
+def _parsed(query: str) -> Any:
+    """The query as a tree, or None if sqlglot cannot read it."""
+    try:
+        tree = sqlglot.parse_one(query, dialect="sqlite")
+    except _UNREADABLE:
+        return None
+    return tree if isinstance(tree, exp.Query) else None
+
+
+def _key(term: Any, selects: Sequence[Any]) -> str:
+    """An ORDER BY term for use in a window: positions and aliases are replaced by what they name."""
+    value = term.this if isinstance(term, exp.Ordered) else term
+    bare = value.this if isinstance(value, exp.Collate) else value
+    if isinstance(bare, exp.Literal) and bare.is_int:
+        bare.replace(selects[int(bare.this) - 1].unalias().copy())
+    aliases = {select.alias_or_name.lower(): select.unalias() for select in selects}
+    for column in list(bare.find_all(exp.Column)):
+        if not column.table and column.name.lower() in aliases:
+            column.replace(aliases[column.name.lower()].copy())
+    return term.sql(dialect="sqlite")
+
+
+def _comparable(row: Row) -> Row:
+    """A row whose numbers are equal if they agree to 9 digits. Whole numbers are exact, and 1.0 is 1."""
+    return tuple(float(f"{cell:.9g}") if isinstance(cell, float) else cell for cell in row)

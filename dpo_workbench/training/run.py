@@ -336,8 +336,8 @@ def _with_sizes(model: Model, rows: Sequence[Row], config: TrainConfig, folder: 
     """`fit_memory`; a run that is resumed gets what it began with, so that it ends in the same bits."""
     file = Path(folder) / "checkpoints" / "auto.json" if folder else None
     if file and file.is_file():
-        begun = {key: value for key, value in json.loads(file.read_text()).items() if getattr(config, key) == "auto"}
-        return fit_memory(model, rows, replace(config, **begun))
+        begun = json.loads(file.read_text())
+        config = replace(config, **{key: value for key, value in begun.items() if getattr(config, key) == "auto"})
     found = fit_memory(model, rows, config)
     if file and found != config:
         write_json(file, {"micro_tokens": found.micro_tokens, "checkpointing": found.checkpointing})

@@ -264,7 +264,7 @@ BREACHES = ["token", "TCP", "unix socket", "write outside", "symlink", "hard lin
 @pytest.mark.parametrize("name", BREACHES)
 def test_without_the_guards_the_same_snippet_breaks_out(name: str, tmp_path: Path, monkeypatch) -> None:
     """So the tests above can fail: it is the kernel's guards that stop these, not a mistake in the snippet."""
-    monkeypatch.setattr("dpo_workbench.sandbox.python_runner.guard_level", lambda: "weak")
+    monkeypatch.setattr("dpo_workbench.sandbox.python_runner.guards", lambda: ("weak", ""))
     (tmp_path / "token").write_text("breach")
     monkeypatch.chdir(tmp_path)
     with socket.socket() as server, socket.socket(socket.AF_UNIX) as local:
@@ -278,7 +278,7 @@ def test_without_the_guards_the_same_snippet_breaks_out(name: str, tmp_path: Pat
 
 
 def test_a_weak_sandbox_must_be_allowed(monkeypatch) -> None:
-    monkeypatch.setattr("dpo_workbench.sandbox.process.guard_level", lambda: "weak")
+    monkeypatch.setattr("dpo_workbench.sandbox.python_runner.guards", lambda: ("weak", ""))
     with pytest.raises(WorkbenchError, match="allow_weak_sandbox=True"):
         run_python("def f(): pass", [])
 
@@ -289,7 +289,7 @@ def test_guards_that_a_container_forbids_count_as_none(monkeypatch) -> None:
 
     monkeypatch.setattr(process, "Child", refuse)
     monkeypatch.setattr(process.kernel_guard, "landlock_abi", lambda: 3)
-    level, line = process._level.__wrapped__()
+    level, line = process.guards.__wrapped__()
     assert level == "weak" and "PermissionError" in line
     monkeypatch.setattr(process.kernel_guard, "landlock_abi", lambda: 0)
-    assert process._level.__wrapped__()[0] == "weak"
+    assert process.guards.__wrapped__()[0] == "weak"

@@ -367,8 +367,7 @@ def test_pass_at_k() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["number(tolerance=-1)", "number(tolerance='a')", "number(unit='zorks')", "summary(max_words=0)"]
-    + ["sql_result(seconds=0)"],
+    ["number(tolerance=-1)", "number(tolerance='a')", "number(unit='zorks')", "summary(max_words=0)"],
 )
 def test_settings_that_would_judge_every_answer_wrong(bad: str) -> None:
     with pytest.raises(WorkbenchError, match=r"must be .*Got"):

@@ -6,7 +6,7 @@ import pytest
 
 from dpo_workbench.tasks import scores
 from dpo_workbench.tasks.examples import Example
-from dpo_workbench.tasks.sql_order import Allowed
+from dpo_workbench.tasks.sql_scores import Allowed
 
 
 @pytest.fixture(scope="module")
