@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.evaluation.statistics import Interval, mean_change, smallest_detectable, wilson, win_rate
+from dpo_workbench.evaluation.statistics import Interval, smallest_detectable, wilson, win_rate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pair
 from dpo_workbench.pairs.splits import split_keys
@@ -89,8 +89,11 @@ def preference_accuracy(
 def margin_intervals(margins: Sequence[float], keys: Sequence[str]) -> tuple[Interval, Interval]:
     """The share of margins above 0 (0 counts half) and the mean over prompts; equal `keys` belong to one prompt.
 
-    The share has Wilson's interval if each prompt has one pair and no margin is 0, else that of `win_rate`.
+    The share has Wilson's interval if each prompt has one pair and no margin is 0, else that of `win_rate`. The mean
+    has Student's t interval.
     """
+    from scipy.stats import sem, t
+
     wins, losses = [margin > 0 for margin in margins], [margin < 0 for margin in margins]
     simple = len(set(keys)) == len(keys) == sum(wins) + sum(losses)
     accuracy = wilson(sum(wins), len(wins)) if simple else win_rate(losses, wins, keys)
@@ -98,4 +101,5 @@ def margin_intervals(margins: Sequence[float], keys: Sequence[str]) -> tuple[Int
     for key, margin in zip(keys, margins, strict=True):
         by_prompt[key].append(margin)
     means = [fmean(some) for some in by_prompt.values()]
-    return accuracy, mean_change([0.0] * len(means), means)
+    mean, half = fmean(means), float(t.ppf(0.975, len(means) - 1) * sem(means))
+    return accuracy, Interval(mean, mean - half, mean + half, "t over prompts", len(margins), len(means))
