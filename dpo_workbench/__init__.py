@@ -40,7 +40,7 @@ _HOMES = {
     "training.losses": ("LOSSES",),
     "export.runs": ("export_trl", "export_merged"),
     "labelling.widget": ("label", "label_text"),
-    "labelling.study": ("plan_labelling", "Plan"),
+    "labelling.study": ("plan_labelling",),
     "labelling.labels": ("read_labels", "Labels"),
     "labelling.report": ("agreement",),
     "labelling.blind": ("judge_blind",),

@@ -23,14 +23,19 @@ _ZERO = 1e-12  # a smaller difference is rounding error
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval. NaN where the data do not determine it."""
 
     estimate: float
     low: float
     high: float
     method: str
-    n: int  # prompts
+    n: int  # prompts, or other observations
     n_groups: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.estimate):
+            return f"cannot be computed (n = {self.n})"
+        return f"{self.estimate:.2f} ({self.low:.2f} to {self.high:.2f}, n = {self.n})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

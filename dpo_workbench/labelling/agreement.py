@@ -9,32 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from dpo_workbench.evaluation.statistics import wilson
+from dpo_workbench.evaluation.statistics import Interval, wilson
 
-Table = Mapping[str, Mapping[Hashable, float]]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval, from `n` observations. NaN where the data do not determine it."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        if math.isnan(self.value):
-            return f"cannot be computed (n = {self.n})"
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f}, n = {self.n})"
+Table = Mapping[str, Mapping[Any, float]]
 
 
-def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
+def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Interval:
     """Krippendorff's ordinal alpha: 1 is full agreement, 0 is chance. With two different values it is also nominal.
 
     The interval is a percentile bootstrap over the items.
@@ -42,23 +28,23 @@ def alpha(table: Table, *, resamples: int = 1000, seed: int = 0) -> Estimate:
     Args:
         table: rater -> {item: finite number}. Items with one value do not count.
     """
-    by_item: dict[Hashable, list[float]] = defaultdict(list)
+    by_item: dict[Any, list[float]] = defaultdict(list)
     for row in table.values():
         for item, value in row.items():
             by_item[item].append(value)
     judged = [values for values in by_item.values() if len(values) > 1]
     n = len(judged)
     if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
+        return share(0, 0)
     domain = np.unique(np.concatenate(judged))
     counts = np.array([[values.count(v) for v in domain] for values in judged], dtype=float)  # (items, values)
-    share = counts / (counts.sum(axis=1, keepdims=True) - 1)
+    shares = counts / (counts.sum(axis=1, keepdims=True) - 1)
     # ordered pairs of values within an item, without pairing a value with itself; (items, values, values)
-    coincidences = share[:, :, None] * (counts[:, None, :] - np.eye(len(domain)))
+    coincidences = shares[:, :, None] * (counts[:, None, :] - np.eye(len(domain)))
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)  # (resamples, items)
     drawn = [value for table in np.tensordot(weights, coincidences, axes=1) if not math.isnan(value := _alpha(table))]
     low, high = np.percentile(drawn, [2.5, 97.5]) if n > 1 and drawn else (math.nan, math.nan)
-    return Estimate(_alpha(coincidences.sum(axis=0)), float(low), float(high), n)
+    return Interval(_alpha(coincidences.sum(axis=0)), float(low), float(high), "bootstrap over items", n, n)
 
 
 def _alpha(coincidences: np.ndarray) -> float:
@@ -71,28 +57,26 @@ def _alpha(coincidences: np.ndarray) -> float:
     return float(1 - observed / expected) if expected > 0 else math.nan
 
 
-def cohen_kappa(one: Mapping[Hashable, float], other: Mapping[Hashable, float]) -> Estimate:
+def cohen_kappa(one: Mapping[Any, float], other: Mapping[Any, float]) -> Interval:
     """Cohen's kappa (1960) of two raters on the items that both judged, with its large-sample interval."""
     from statsmodels.stats.inter_rater import cohens_kappa, to_table
 
     both = [(one[item], other[item]) for item in one if item in other]
     if len({value for values in both for value in values}) < 2:  # agreement cannot be told from chance
-        return Estimate(math.nan, math.nan, math.nan, len(both))
+        return replace(share(0, 0), n=len(both))
     with np.errstate(all="ignore"):  # for full agreement it divides by zero, and rounding makes the variance negative
         found = cohens_kappa(to_table(np.array(both))[0])
     kappa, half_width = float(found.kappa), 1.96 * math.sqrt(max(0.0, found.var_kappa))
-    return Estimate(kappa, max(-1.0, kappa - half_width), min(1.0, kappa + half_width), len(both))
+    low, high = max(-1.0, kappa - half_width), min(1.0, kappa + half_width)
+    return Interval(kappa, low, high, "large sample", len(both), len(both))
 
 
-def share(hits: int, n: int) -> Estimate:
-    """A share with Wilson's interval (1927)."""
-    if n == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    found = wilson(hits, n)
-    return Estimate(found.estimate, found.low, found.high, n)
+def share(hits: int, n: int) -> Interval:
+    """A share with Wilson's interval (1927); NaN without observations."""
+    return wilson(hits, n) if n else Interval(math.nan, math.nan, math.nan, "", 0, 0)
 
 
-def flip_rate(disagree: int, n: int) -> Estimate:
+def flip_rate(disagree: int, n: int) -> Interval:
     """The share e of wrong votes, if two independent and equally careful raters name different winners this often.
 
     They differ when exactly one of them is wrong: d = 2 e (1 - e), so e = (1 - sqrt(1 - 2 d)) / 2. The interval is
@@ -103,4 +87,4 @@ def flip_rate(disagree: int, n: int) -> Estimate:
         return (1 - math.sqrt(max(0.0, 1 - 2 * d))) / 2
 
     d = share(disagree, n)
-    return Estimate(rate(d.value), rate(d.low), rate(d.high), n) if n else d
+    return replace(d, estimate=rate(d.estimate), low=rate(d.low), high=rate(d.high)) if n else d

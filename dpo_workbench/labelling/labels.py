@@ -10,9 +10,9 @@ from itertools import combinations
 from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.labelling.agreement import Estimate, Table, flip_rate
+from dpo_workbench.evaluation.statistics import Interval
+from dpo_workbench.labelling.agreement import Table, flip_rate
 from dpo_workbench.labelling.events import Event, Store, answer_key, item_key
-from dpo_workbench.labelling.study import AGAIN, Plan
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
 
@@ -25,8 +25,6 @@ class Vote:
 
     event: Event
     pair: Pair
-    item: str  # key of the pair
-    again: bool  # the second showing to this rater
 
     @property
     def value(self) -> int | None:
@@ -36,14 +34,11 @@ class Vote:
         return 1 if self.event.winner == answer_key(self.pair.chosen) else -1
 
 
-def read_labels(
-    store: str | Path | Sequence[str | Path], pairs: Sequence[Pair], plan: Plan | str | Path | None = None
-) -> Labels:
+def read_labels(store: str | Path | Sequence[str | Path], pairs: Sequence[Pair]) -> Labels:
     """Read one or several label files and match the labels with the pairs that were judged.
 
     Args:
         store: the file, or several. Labels that are in more than one file count once.
-        plan: the plan of the study, if it had one. The report needs it for the gold items.
     """
     files = [Path(file) for file in ([store] if isinstance(store, (str, Path)) else store)]
     missing = [str(file) for file in files if not file.is_file()]
@@ -54,36 +49,30 @@ def read_labels(
         )
     events = Store(*files)
     by_key = {item_key(pair): pair for pair in reversed(list(pairs))}
-    keyed = [(event, event.item.removesuffix(AGAIN)) for event in events.labels.values()]
-    votes = [Vote(event, by_key[key], key, event.item != key) for event, key in keyed if key in by_key]
+    votes = [Vote(event, by_key[event.item]) for event in events.labels.values() if event.item in by_key]
     if not votes:
         raise WorkbenchError(
-            f"Labels must belong to the pairs. All {len(keyed)} labels in {files[0]} are of other pairs. Pass the "
-            "pairs that were judged."
+            f"Labels must belong to the pairs. All {len(events.labels)} labels in {files[0]} are of other pairs. "
+            "Pass the pairs that were judged."
         )
-    return Labels(votes, len(keyed) - len(votes), events.damaged, None if plan is None else Plan.load(plan))
+    return Labels(votes, len(events.labels) - len(votes), events.damaged)
 
 
 @dataclass(repr=False, eq=False)
 class Labels:
     """The votes of a study."""
 
-    votes: list[Vote]  # the current label of each rater on each item, second showings included
+    votes: list[Vote]  # the current label of each rater on each item, skips included
     unmatched: int = 0  # labels of other pairs
     damaged: int = 0  # lines that could not be read
-    plan: Plan | None = None
-
-    @cached_property
-    def first(self) -> list[Vote]:
-        """Votes without second showings and skips: at most one for each rater and item."""
-        return [vote for vote in self.votes if not vote.again and vote.event.choice != "skip"]
 
     @cached_property
     def by_item(self) -> dict[str, list[Vote]]:
-        """`first` by item."""
+        """The votes on each item, without skips."""
         found: dict[str, list[Vote]] = defaultdict(list)
-        for vote in self.first:
-            found[vote.item].append(vote)
+        for vote in self.votes:
+            if vote.event.choice != "skip":
+                found[vote.event.item].append(vote)
         return dict(found)
 
     @property
@@ -98,10 +87,9 @@ class Labels:
         prefer that one would use a single value, and kappa could not tell their agreement from chance.
         """
         found: dict[str, dict] = {rater: {} for rater in self.raters}
-        for vote in self.first:
+        for vote in self.votes:
             if vote.value is not None:
-                sign = 1 if answer_key(vote.pair.chosen) < answer_key(vote.pair.rejected) else -1
-                found[vote.event.rater][vote.item] = float(sign * vote.value)
+                found[vote.event.rater][vote.event.item] = float(content_sign(vote.pair) * vote.value)
         return found
 
     def winners(self) -> dict[str, int]:
@@ -113,12 +101,7 @@ class Labels:
         """How many items become no pair, by reason."""
         return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
-    def repeats(self) -> list[tuple[Vote, Vote]]:
-        """First and second vote of a rater on each item that was shown twice."""
-        again = {(v.event.rater, v.item): v for v in self.votes if v.again and v.event.choice != "skip"}
-        return [(v, again[key]) for v in self.first if (key := (v.event.rater, v.item)) in again]
-
-    def flip_rate(self) -> Estimate:
+    def flip_rate(self) -> Interval:
         """Share of wrong votes, from how often two raters name different winners (see `agreement.flip_rate`)."""
         couples = [two for votes in self.by_item.values() for two in combinations(votes, 2)]
         differ = [a.value != b.value for a, b in couples if a.value and b.value]
@@ -132,12 +115,12 @@ class Labels:
         rate = self.flip_rate()
         if not rate.n:
             raise WorkbenchError("No two raters judged the same pair, so there is no flip rate. Plan an `overlap`.")
-        if rate.value > 0.45:
+        if rate.estimate > 0.45:
             raise WorkbenchError(
                 f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric and label "
                 "again."
             )
-        return replace(config or TrainConfig(), loss="robust", label_smoothing=round(rate.value, 4))
+        return replace(config or TrainConfig(), loss="robust", label_smoothing=round(rate.estimate, 4))
 
     def pairs(self, how: str = "majority") -> Pairs:
         """Pairs whose `chosen` answer is the one that most raters preferred. Ties never become a pair.
@@ -170,6 +153,11 @@ class Labels:
             lines.append(f"  labels of other pairs: {self.unmatched}; damaged lines: {self.damaged}")
         rate = self.flip_rate()
         return "\n".join(lines + ([f"  flip rate: {rate}"] if rate.n else []))
+
+
+def content_sign(pair: Pair) -> int:
+    """1 if the chosen answer has the smaller content hash, else -1."""
+    return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
 
 
 def _reason(votes: Sequence[Vote]) -> str:

@@ -12,7 +12,6 @@ from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import pre, visible
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import HELP, Session
-from dpo_workbench.labelling.study import Plan
 from dpo_workbench.labelling.view import card, text_card
 from dpo_workbench.pairs.pair import Pair
 
@@ -94,7 +93,6 @@ def label(
     rubric: str | Path | Rubric | None = None,
     rater: str,
     store: str | Path = "labels.jsonl",
-    plan: Plan | str | Path | None = None,
 ) -> Labeller:
     """Judge pairs blind in the notebook: two answers side by side, in random order, without their origin.
 
@@ -105,9 +103,8 @@ def label(
         rubric: a YAML file, or the name of a built-in task; default: one plain question.
         rater: who judges; initials are enough.
         store: the label file. Several raters may share one.
-        plan: from `plan_labelling`; default: all pairs, once each.
     """
-    return Labeller(Session(pairs, rater, store, rubric, plan))
+    return Labeller(Session(pairs, rater, store, rubric))
 
 
 def label_text(
@@ -116,12 +113,11 @@ def label_text(
     rubric: str | Path | Rubric | None = None,
     rater: str,
     store: str | Path = "labels.jsonl",
-    plan: Plan | str | Path | None = None,
     read: Callable[[str], str] = input,
     write: Callable[[str], None] = print,
 ) -> Session:
     """`label` in plain text. It asks for commands until `q`, Ctrl-C or the last item. Every vote is saved at once."""
-    session = Session(pairs, rater, store, rubric, plan, quick=0.0)
+    session = Session(pairs, rater, store, rubric, quick=0.0)
     write(HELP + " · q: stop")
     try:
         while not session.finished:

@@ -239,8 +239,3 @@ def test_wrong_beginnings(tmp_path):
         dw.label(PAIRS, rater=" ", store=tmp_path / "l.jsonl")
     with pytest.raises(dw.WorkbenchError, match="something to label"):
         dw.label([], rater="ann", store=tmp_path / "l.jsonl")
-    plan = dw.plan_labelling(PAIRS, ["bob"], overlap=0)
-    with pytest.raises(dw.WorkbenchError, match="It has: bob"):
-        dw.label(PAIRS, rater="ann", plan=plan, store=tmp_path / "l.jsonl")
-    with pytest.raises(dw.WorkbenchError, match="must fit the pairs"):
-        dw.label(PAIRS[:2], rater="bob", plan=plan, store=tmp_path / "l.jsonl")
