@@ -234,11 +234,11 @@ def every_run(cells: list[dict[str, Any]]) -> list[str]:
     for cell in cells:
         arms, mined, score = cell["arms"], cell["numbers"]["mined"], cell["numbers"]["score"]
         failed = ", ".join(str(arms[name]["n_failed"]) for name in cell["settings"]["arms"])
-        cut, change = mined["relative_cut"], score["difference"]
-        ends = "{estimate:.0f} ({low:.0f} to {high:.0f})"
+        fall, share, change = mined["difference"], mined["before"] / cell["numbers"]["n"], score["difference"]
+        cut = [-100 * fall[k] / share + 0.0 for k in ("estimate", "high", "low")] if share else []
         row = (
             cell["task"], cell["model"], str(cell["seed"]), failed, f"{mined['before']} → {mined['after']}",
-            ends.format(**{k: 100 * cut[k] + 0.0 for k in ("estimate", "low", "high")}) if cut else "–",
+            "{:.0f} ({:.0f} to {:.0f})".format(*cut) if cut else "–",
             f"{score['before']:.3f} → {score['after']:.3f}",
             "{estimate:+.3f} ({low:+.3f} to {high:+.3f})".format(**change), outcome(cell),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Displays of evaluations: what changed in each failure class, and learning curves.
+"""The display of a verdict, what changed in each failure class, and what all figures share.
 
 A Display holds the numbers. `plot` draws them on demand and returns the Display; `str` gives them as text.
 """
@@ -48,10 +48,10 @@ class ChangesDisplay:
                 rows.append(Change(told, sides, middle, low, high, clear))
         return cls(rows, title, numbers["n"])
 
-    def plot(self, ax: Any = None) -> ChangesDisplay:
-        """Draw the differences with their intervals, in `ax` or in a new figure. A clear one has a filled point."""
+    def plot(self) -> ChangesDisplay:
+        """Draw the differences with their intervals in a new figure. A clear one has a filled point."""
         names, sides = (list(dict.fromkeys(column)) for column in list(zip(*self.rows, strict=True))[:2])
-        self.figure_, self.ax_ = axes(ax, (7.0, 1.8 + 0.5 * len(names)))
+        self.figure_, self.ax_ = axes((7.0, 1.8 + 0.5 * len(names)))
         looks = dict(zip(sides, ((BLUE, "o", -0.14), (ORANGE, "s", 0.14)), strict=False))
         for name, side, estimate, low, high, clear in self.rows:
             colour, marker, shift = looks[side]
@@ -82,46 +82,13 @@ class ChangesDisplay:
         return "\n".join([*lines, f"change in points (n = {self.n}), paired 95 % intervals; * clear"])
 
 
-@dataclass
-class CurveDisplay:
-    """A measure against the number of pairs. `plot()` sets `figure_` and `ax_`."""
-
-    sizes: Sequence[int]
-    means: Sequence[Any]  # an `Interval` for each size
-    metric: str
-    figure_: Any = field(default=None, init=False, repr=False)
-    ax_: Any = field(default=None, init=False, repr=False)
-
-    @property
-    def title(self) -> str:
-        """The finding."""
-        first, last = self.means[0].estimate, self.means[-1].estimate
-        return f"{self.metric}: {first:.3f} with {self.sizes[0]} pairs, {last:.3f} with {self.sizes[-1]}"
-
-    def plot(self, ax: Any = None) -> CurveDisplay:
-        """Draw means and intervals, in `ax` or in a new figure."""
-        self.figure_, self.ax_ = axes(ax, (7.0, 4.0))
-        means = [mean.estimate for mean in self.means]
-        spread = [[m.estimate - m.low for m in self.means], [m.high - m.estimate for m in self.means]]
-        self.ax_.errorbar(self.sizes, means, yerr=spread, fmt="o-", color=BLUE, capsize=4)
-        label(self.ax_, self.title, f"pairs; bars: 95 % intervals, n = {self.means[0].n} prompts", self.metric)
-        return self
-
-    def __str__(self) -> str:
-        rows = zip(self.sizes, self.means, strict=True)
-        body = [f"  {n:>5} pairs  {m.estimate:.3f}  ({m.low:.3f} to {m.high:.3f})" for n, m in rows]
-        return "\n".join([self.title, *body])
-
-
 def plain(text: Any) -> str:
     """Text for a figure in which a dollar sign does not start a formula."""
     return str(text).replace("$", r"\$")
 
 
-def axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
-    """Figure and axes to draw in: those of `ax`, or new ones of `size` inches."""
-    if ax is not None:
-        return ax.figure, ax
+def axes(size: tuple[float, float]) -> tuple[Any, Any]:
+    """A new figure of `size` inches, and its axes."""
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=size, layout="constrained")

@@ -12,7 +12,8 @@ import pytest
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.run import Evaluation
-from dpo_workbench.evaluation.verdict import OUTCOMES, verdict
+from dpo_workbench.evaluation.verdict import verdict
+from dpo_workbench.evaluation.wording import OUTCOMES
 from dpo_workbench.plots.evaluation import BLUE, ORANGE
 
 

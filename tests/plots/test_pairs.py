@@ -1,24 +1,7 @@
-"""Displays of pairs: their numbers, text and figures; hostile tokens in the heat map."""
+"""The display of a pair: its numbers and text; hostile tokens in the heat map."""
 
-import matplotlib
-import matplotlib.pyplot as plt
-import pytest
-
-from dpo_workbench.plots.pairs import LengthsDisplay, PairDisplay
+from dpo_workbench.plots.pairs import PairDisplay
 from dpo_workbench.studies.microscope import microscope
-
-
-@pytest.fixture(autouse=True)
-def no_window():
-    matplotlib.use("Agg")
-    yield
-    plt.close("all")
-
-
-def test_lengths_draw_one_point_per_pair() -> None:
-    lengths = LengthsDisplay([3, 9, 4], [5, 6, 4], 0.5).plot()
-    assert lengths.title == "The chosen answer is longer in 1 of 3 pairs; AUC of length 0.50"
-    assert list(lengths.ax_.lines[1].get_xdata()) == [5, 6, 4] and "median tokens: 4 chosen, 5 rejected" in str(lengths)
 
 
 def test_a_pair_before_and_after_training(tiny, moved, toy_pairs) -> None:
