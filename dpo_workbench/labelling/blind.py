@@ -55,34 +55,33 @@ class Answers:
 
     names: tuple[str, str]
     pairs: Pairs  # those that differ, in random order; `chosen` is the answer after training
-    keys: dict[str, str]  # pair id -> item key
-    groups: dict[str, str]  # row id -> group, of every prompt
+    equal: list[str]  # the groups of the prompts whose two answers are equal
 
     def win_rate(self, votes: Mapping[str, float]) -> WinRate:
         """The win rate by votes per item key: above 0 for the answer after training, 0 for a tie."""
-        judged = {i: votes[key] for i, key in self.keys.items() if key in votes}
+        judged = [(votes[key], str(pair.group)) for pair in self.pairs if (key := item_key(pair)) in votes]
         if not judged:
-            raise WorkbenchError(f"A win rate needs judgments. Got none on {len(self.keys)} pairs. Judge some first.")
-        rows = [(judged.get(i, 0.0), group) for i, group in self.groups.items() if i in judged or i not in self.keys]
-        wins, losses, groups = [v > 0 for v, _ in rows], [v < 0 for v, _ in rows], [group for _, group in rows]
-        counts = (sum(wins), sum(losses), len(judged) - sum(wins) - sum(losses), len(rows) - len(judged))
-        return WinRate(self.names, *counts, len(self.keys) - len(judged), win_rate(losses, wins, groups))
+            raise WorkbenchError(f"A win rate needs judgments. Got none on {len(self.pairs)} pairs. Judge some first.")
+        values, groups = zip(*judged, *((0.0, group) for group in self.equal), strict=True)
+        wins, losses = [value > 0 for value in values], [value < 0 for value in values]
+        counts = (sum(wins), sum(losses), len(judged) - sum(wins) - sum(losses), len(self.equal))
+        return WinRate(self.names, *counts, len(self.pairs) - len(judged), win_rate(losses, wins, groups))
 
 
 def paired_answers(before: Evaluation, after: Evaluation) -> Answers:
     """Match two evaluations by id. Raises if they are not of the same prompts, or if all answers are equal."""
     old, new = ({row.id: row for row in run.rows} for run in (before, after))
     different = different_ids(old, new)
-    pairs = [Pair(i, old[i].prompt, new[i].answer, old[i].answer) for i in old if i not in different and i in new]
-    keys = {pair.id: item_key(pair) for pair in pairs if pair.chosen.strip() != pair.rejected.strip()}
-    if different or not keys:
+    judged = [i for i in old if i not in different and old[i].answer.strip() != new[i].answer.strip()]
+    if different or not judged:
         what = f"{len(different)} ids that differ, such as {different[0]!r}" if different else "only equal answers"
         raise WorkbenchError(
             f"Two models must have answered the same prompts, not all in the same way. Got {len(old)} answers of "
             f"{before.name!r}, {len(new)} of {after.name!r}, and {what}. Let both answer one file of prompts."
         )
-    judged = Pairs(sorted((pair for pair in pairs if pair.id in keys), key=lambda pair: keys[pair.id]))
-    return Answers((before.name, after.name), judged, keys, {i: row.group for i, row in old.items()})
+    pairs = [Pair(i, old[i].prompt, new[i].answer, old[i].answer, group=old[i].group) for i in judged]
+    equal = [row.group for i, row in old.items() if row.answer.strip() == new[i].answer.strip()]
+    return Answers((before.name, after.name), Pairs(sorted(pairs, key=item_key)), equal)
 
 
 def majority(labels: Labels) -> dict[str, float]:

@@ -17,7 +17,7 @@ from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.statistics import Interval
 from dpo_workbench.labelling.agreement import cohen_kappa, share
 from dpo_workbench.labelling.blind import WinRate, majority, paired_answers
-from dpo_workbench.labelling.events import answer_key
+from dpo_workbench.labelling.events import answer_key, item_key
 from dpo_workbench.labelling.labels import content_sign, read_labels
 from dpo_workbench.labelling.report import Lean, lean, lean_to_longer
 from dpo_workbench.labelling.rubric import Rubric
@@ -132,7 +132,7 @@ def judge(
         Tally(),
     )
     human = majority(read_labels(votes, answers.pairs)) if votes is not None else {}
-    pairs = {answers.keys[pair.id]: pair for pair in answers.pairs}
+    pairs = {item_key(pair): pair for pair in answers.pairs}
     prompts = [_request(pair, wording, swap) for pair in pairs.values() for swap in (False, True)]
     with progress(len(prompts), "judgments", show) as advance:
         drawn = ask(server, prompts, max_new_tokens=max_new_tokens, on_answers=advance, tally=tally)

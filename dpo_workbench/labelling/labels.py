@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.statistics import Interval
-from dpo_workbench.labelling.agreement import Table, flip_rate
+from dpo_workbench.labelling.agreement import flip_rate
 from dpo_workbench.labelling.events import Event, Store, answer_key, item_key
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
@@ -80,13 +80,13 @@ class Labels:
         """Names, sorted."""
         return sorted({vote.event.rater for vote in self.votes})
 
-    def table(self) -> Table:
+    def table(self) -> dict[str, dict[str, float]]:
         """Rater -> {item: 1, -1, or 0 for a tie}. An item judged "both bad" is left out.
 
         1 means the answer with the smaller content hash. If it meant the pair's chosen answer, raters who always
         prefer that one would use a single value, and kappa could not tell their agreement from chance.
         """
-        found: dict[str, dict] = {rater: {} for rater in self.raters}
+        found: dict[str, dict[str, float]] = {rater: {} for rater in self.raters}
         for vote in self.votes:
             if vote.value is not None:
                 found[vote.event.rater][vote.event.item] = float(content_sign(vote.pair) * vote.value)

@@ -11,17 +11,12 @@ from scipy.stats import binomtest
 
 from dpo_workbench.common.html import visible
 from dpo_workbench.evaluation.statistics import Interval
-from dpo_workbench.labelling.agreement import alpha, cohen_kappa, share
+from dpo_workbench.labelling.agreement import cohen_kappa, share
 from dpo_workbench.labelling.labels import Labels
 from dpo_workbench.pairs.pair import Pair
 
-LOW_ALPHA = 0.4  # below this, discuss the rubric before training on the labels
+HIGH_FLIP_RATE = 0.2  # above this (a kappa below 0.36), discuss the rubric before training on the labels
 BIAS_P = 0.01  # p value below which a preference for one side, or for length, is reported
-
-
-def agreement(labels: Labels, *, resamples: int = 1000) -> Agreement:
-    """Measure a labelling study. The verifier's opinion is read from the scores of the pairs, where they have any."""
-    return Agreement(labels, resamples)
 
 
 class Lean(NamedTuple):
@@ -75,13 +70,12 @@ class Rater:
 
 
 class Agreement:
-    """The report. The most important advice comes first."""
+    """How far raters agree, their biases, and what to do next. The most important advice comes first."""
 
-    def __init__(self, labels: Labels, resamples: int):
+    def __init__(self, labels: Labels):
         table, by_item = labels.table(), labels.by_item
         kappas = {f"{one} / {other}": cohen_kappa(table[one], table[other]) for one, other in combinations(table, 2)}
         self.n_labels, self.n_items, self.left_out = sum(map(len, by_item.values())), len(by_item), labels.left_out()
-        self.alpha = alpha(table, resamples=resamples)  # a tie lies between A and B
         self.kappa = {two: kappa for two, kappa in kappas.items() if kappa.n}  # "one / other" -> Cohen's kappa
         self.flip_rate = labels.flip_rate()
         self.raters = [Rater(labels, name) for name in labels.raters]
@@ -94,22 +88,23 @@ class Agreement:
     def __repr__(self) -> str:
         lines = [
             f"Agreement: {self.n_labels} labels on {self.n_items} pairs",
-            f"  Krippendorff's alpha: {self.alpha}",
             *(f"  Cohen's kappa, {two}: {value}" for two, value in self.kappa.items()),
             f"  flip rate of a vote: {self.flip_rate}",
+            f"  verifier and majority name the same winner: {self.verifier}",
+            *map(str, self.raters),
+            "\nWhat to do:",
+            *(f"  - {line}" for line in self.advice),
         ]
-        if self.verifier.n:
-            lines.append(f"  verifier and majority name the same winner: {self.verifier}")
-        lines += [*map(str, self.raters), "", "What to do:", *(f"  - {line}" for line in self.advice)]
         return visible("\n".join(lines))
 
     def _advice(self) -> Iterator[str]:
-        if self.alpha.n == 0:
-            yield "No pair was judged by two raters, so the quality of the labels is unknown. Plan an overlap."
-        elif not self.alpha.estimate >= LOW_ALPHA:
-            yield f"Agreement is low (alpha {self.alpha}). Discuss disputed pairs, improve the rubric, label again."
-        elif self.alpha.low < LOW_ALPHA:
-            yield f"Agreement may be low: the interval reaches {self.alpha.low:.2f}. Have more pairs judged twice."
+        rate = self.flip_rate
+        if rate.n == 0:
+            yield "No two raters judged the same pair, so the quality of the labels is unknown. Plan an overlap."
+        elif rate.estimate > HIGH_FLIP_RATE:
+            yield f"Agreement is low (flip rate {rate}). Discuss disputed pairs, improve the rubric, label again."
+        elif rate.high > HIGH_FLIP_RATE:
+            yield f"Agreement may be low: the flip rate is up to {rate.high:.2f}. Have more pairs judged twice."
         if self.discuss:
             more = f" and {len(self.discuss) - 10} more" if len(self.discuss) > 10 else ""
             yield f"Discuss the pairs with different winners: {', '.join(self.discuss[:10])}{more}."
@@ -123,6 +118,11 @@ class Agreement:
         for reason, limit, action in (("both bad", 0.3, "Sample from a better model"), ("tie", 0.4, "Use other pairs")):
             if self.left_out[reason] > limit * self.n_items:
                 yield f"{self.left_out[reason]} of {self.n_items} pairs are judged {reason!r}. {action}."
+
+
+def agreement(labels: Labels) -> Agreement:
+    """Measure a labelling study. The verifier's opinion is read from the scores of the pairs, where they have any."""
+    return Agreement(labels)
 
 
 def _verifier_agrees(labels: Labels) -> Interval:

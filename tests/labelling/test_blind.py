@@ -93,7 +93,7 @@ def test_several_people_count_by_majority(tmp_path) -> None:
     assert blind.win_rate.wins == JUDGED  # a vote and a tie: the vote
     blind, _ = work(store, against, rater="cat")
     assert (blind.win_rate.wins, blind.win_rate.ties) == (0, JUDGED)  # one against one
-    assert "Krippendorff" in repr(dw.agreement(blind.labels))
+    assert "flip rate" in repr(dw.agreement(blind.labels))
 
 
 def test_how_many_judgments_are_still_needed(tmp_path) -> None:
