@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,13 @@ def write_report(
     """
     if not evaluations:
         raise WorkbenchError("A report needs at least one evaluation. Got none. Evaluate a model first.")
-    before, after = _compared(evaluations, verdict)
+    names = [verdict.numbers[role] for role in ("before", "after")] if verdict else [*evaluations]
+    if missing := set(names) - set(evaluations):
+        raise WorkbenchError(
+            f"The evaluations must include the two arms of the verdict. Got {', '.join(evaluations)}; "
+            f"{missing.pop()!r} is missing. Pass the evaluations that the verdict compared."
+        )
+    before, after = evaluations[names[0]], evaluations[names[-1]]
     training = results.get("training") or {}
     figures = []
     if training.get("history"):
@@ -118,34 +123,8 @@ def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list
     return [(name, len(rows), rows[:EXAMPLES]) for name, rows in found.items()]
 
 
-def _compared(evaluations: Mapping[str, Evaluation], verdict: Verdict | None) -> tuple[Evaluation, Evaluation]:
-    """The two arms that the verdict compares, or the first and the last arm."""
-    if verdict is None:
-        arms = list(evaluations.values())
-        return arms[0], arms[-1]
-    before, after = verdict.numbers["before"], verdict.numbers["after"]
-    missing = {before, after} - set(evaluations)
-    if missing:
-        raise WorkbenchError(
-            f"The evaluations must include the two arms of the verdict. Got {', '.join(evaluations)}; "
-            f"{missing.pop()!r} is missing. Pass the evaluations that the verdict compared."
-        )
-    return evaluations[before], evaluations[after]
-
-
 def results_json(results: Mapping[str, Any]) -> str:
-    """The text of results.json: sorted keys, floats with 6 significant digits, no NaN."""
-    return json.dumps(_plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """JSON values: floats rounded to 6 significant digits, null for what is not finite."""
-    if hasattr(value, "item"):  # scalars of numpy and torch
-        value = value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+    """The text of results.json: sorted keys, floats with 6 significant digits, null for what is not finite."""
+    text = json.dumps(results, default=lambda value: value.item())  # scalars of numpy and torch
+    plain = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1, sort_keys=True) + "\n"

@@ -145,14 +145,10 @@ class Evaluation:
     def mean_score(self) -> float:
         return statistics.fmean(row.value for row in self.scored if row.value is not None)
 
-    def harm_of(self, row: Judged) -> float:
-        """The severity of the row's failure class; 0 for an answer that passed."""
-        return 0.0 if row.failure is None else self.harm.get(row.failure, 1.0)
-
     @property
     def mean_harm(self) -> float:
-        """Per answer. Without severities, this is the share of failed answers."""
-        return statistics.fmean(map(self.harm_of, self.scored))
+        """Mean severity per answer; 0 for one that passed. Without severities, this is the share of failed answers."""
+        return sum(self.harm.get(name, 1.0) * count for name, count in self.failures.items()) / self.n
 
     @property
     def mean_tokens(self) -> float:
