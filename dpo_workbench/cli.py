@@ -203,7 +203,7 @@ def label(
     pairs: Annotated[Path, typer.Argument(help="Pair file, in any layout that `check` can read.")],
     rater: Annotated[str, typer.Option("--rater", "-r", help="Who judges; initials are enough.")],
     store: Annotated[Path, typer.Option(help="Label file; several raters may share it.")] = Path("labels.jsonl"),
-    rubric: Annotated[str | None, typer.Option(help="A YAML file, or the name of a built-in task.")] = None,
+    rubric: Annotated[str | None, typer.Option(help="A text file, or the name of a built-in task.")] = None,
 ) -> None:
     """Judge pairs blind, one by one. Each vote is saved at once; the same command continues where you stopped."""
     dw.label_text(dw.Pairs.load(pairs), rubric=rubric, rater=rater, store=store, write=say)

@@ -15,11 +15,10 @@ from dpo_workbench.common.html import visible
 from dpo_workbench.common.progress import progress
 from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.statistics import Interval
-from dpo_workbench.labelling.agreement import cohen_kappa, share
 from dpo_workbench.labelling.blind import WinRate, majority, paired_answers
 from dpo_workbench.labelling.events import answer_key, item_key
-from dpo_workbench.labelling.labels import content_sign, read_labels
-from dpo_workbench.labelling.report import Lean, lean, lean_to_longer
+from dpo_workbench.labelling.labels import content_sign, read_labels, share
+from dpo_workbench.labelling.report import Lean, cohen_kappa, lean, lean_to_longer
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.models.server import Tally, ask, connect
 from dpo_workbench.pairs.pair import Pair

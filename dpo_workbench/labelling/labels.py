@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.evaluation.statistics import Interval
-from dpo_workbench.labelling.agreement import flip_rate
+from dpo_workbench.evaluation.statistics import Interval, wilson
 from dpo_workbench.labelling.events import Event, Store, answer_key, item_key
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
@@ -102,7 +102,7 @@ class Labels:
         return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
     def flip_rate(self) -> Interval:
-        """Share of wrong votes, from how often two raters name different winners (see `agreement.flip_rate`)."""
+        """Share of wrong votes, from how often two raters name different winners (see `flip_rate` below)."""
         couples = [two for votes in self.by_item.values() for two in combinations(votes, 2)]
         differ = [a.value != b.value for a, b in couples if a.value and b.value]
         return flip_rate(sum(differ), len(differ))
@@ -151,8 +151,26 @@ class Labels:
         ]
         if self.unmatched or self.damaged:
             lines.append(f"  labels of other pairs: {self.unmatched}; damaged lines: {self.damaged}")
-        rate = self.flip_rate()
-        return "\n".join(lines + ([f"  flip rate: {rate}"] if rate.n else []))
+        return "\n".join(lines)
+
+
+def share(hits: int, n: int) -> Interval:
+    """A share with Wilson's interval (1927); NaN without observations."""
+    return wilson(hits, n) if n else Interval(math.nan, math.nan, math.nan, "", 0, 0)
+
+
+def flip_rate(disagree: int, n: int) -> Interval:
+    """The share e of wrong votes, if two independent and equally careful raters name different winners this often.
+
+    They differ when exactly one of them is wrong: d = 2 e (1 - e), so e = (1 - sqrt(1 - 2 d)) / 2. The interval is
+    Wilson's for d, converted in the same way. It is 0.5 where d is one half or more.
+    """
+
+    def rate(d: float) -> float:
+        return (1 - math.sqrt(max(0.0, 1 - 2 * d))) / 2
+
+    d = share(disagree, n)
+    return replace(d, estimate=rate(d.estimate), low=rate(d.low), high=rate(d.high)) if n else d
 
 
 def content_sign(pair: Pair) -> int:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from scipy.stats import binomtest
 
 from dpo_workbench.common.html import visible
 from dpo_workbench.evaluation.statistics import Interval
-from dpo_workbench.labelling.agreement import cohen_kappa, share
-from dpo_workbench.labelling.labels import Labels
+from dpo_workbench.labelling.labels import Labels, share
 from dpo_workbench.pairs.pair import Pair
 
 HIGH_FLIP_RATE = 0.2  # above this (a kappa below 0.36), discuss the rubric before training on the labels
 BIAS_P = 0.01  # p value below which a preference for one side, or for length, is reported
+
+
+def cohen_kappa(one: Mapping[Any, float], other: Mapping[Any, float]) -> Interval:
+    """Cohen's kappa (1960) of two raters on the items that both judged, with its large-sample interval."""
+    from statsmodels.stats.inter_rater import cohens_kappa, to_table
+
+    both = [(one[item], other[item]) for item in one if item in other]
+    if len({value for values in both for value in values}) < 2:  # agreement cannot be told from chance
+        return replace(share(0, 0), n=len(both))
+    with np.errstate(all="ignore"):  # for full agreement it divides by zero, and rounding makes the variance negative
+        found = cohens_kappa(to_table(np.array(both))[0])
+    kappa, half_width = float(found.kappa), 1.96 * math.sqrt(max(0.0, found.var_kappa))
+    low, high = max(-1.0, kappa - half_width), min(1.0, kappa + half_width)
+    return Interval(kappa, low, high, "large sample", len(both), len(both))
 
 
 class Lean(NamedTuple):

@@ -20,16 +20,16 @@ def card(session: Session) -> dict[str, str]:
     return {
         "status": f'<p role="status" aria-live="polite">{escape(session.status())}</p>',
         "prompt": f"<h3>{escape(rubric.question)}</h3>{box(escape(session.pair.prompt_as_text))}",
-        "a": "<h4>Answer A</h4>" + answer_html(a, b, rubric.show_as),
-        "b": "<h4>Answer B</h4>" + answer_html(b, a, rubric.show_as),
+        "a": "<h4>Answer A</h4>" + answer_html(a, b),
+        "b": "<h4>Answer B</h4>" + answer_html(b, a),
         "rubric": criteria if rubric.criteria else "",
         "message": f'<p role="status" aria-live="polite"><strong>{escape(session.message)}</strong></p>',
     }
 
 
-def answer_html(text: str, other: str, show_as: str) -> str:
-    """One answer. The words that the other answer does not have are underlined."""
-    return box(marked(text, other), monospace=show_as == "code")
+def answer_html(text: str, other: str) -> str:
+    """One answer, monospaced for code and tables. The words that the other answer does not have are underlined."""
+    return box(marked(text, other), "monospace")
 
 
 def marked(text: str, other: str) -> str:
@@ -45,9 +45,8 @@ def marked(text: str, other: str) -> str:
     return "".join(parts)
 
 
-def box(html: str, monospace: bool = False) -> str:
+def box(html: str, font: str = "inherit") -> str:
     """HTML of a text in a box that wraps lines and scrolls if it is long."""
-    font = "monospace" if monospace else "inherit"
     return f'<pre class="{NO_MATH}" style="{BOX}; font-family: {font}">{html}</pre>'
 
 

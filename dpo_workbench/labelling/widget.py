@@ -100,7 +100,7 @@ def label(
     at the same pair. Every action has a button, and can also be typed into one box.
 
     Args:
-        rubric: a YAML file, or the name of a built-in task; default: one plain question.
+        rubric: a text file (see `Rubric.load`), or the name of a built-in task; default: one plain question.
         rater: who judges; initials are enough.
         store: the label file. Several raters may share one.
     """

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import dpo_workbench as dw
-from dpo_workbench.labelling import agreement as stats
 from dpo_workbench.labelling.events import Store, answer_key, item_key
+from dpo_workbench.labelling.labels import flip_rate
+from dpo_workbench.labelling.report import cohen_kappa
 from dpo_workbench.labelling.session import Session
 
 PAIRS = [
@@ -35,7 +36,7 @@ def test_kappas_equal_their_definitions_on_200_tables():
         table = random_table(rng)
         one, other = (table[r] for r in list(table)[:2])
         both = [i for i in one if i in other]
-        found = stats.cohen_kappa(one, other)
+        found = cohen_kappa(one, other)
         values = {*(one[i] for i in both), *(other[i] for i in both)}
         if len(values) < 2:
             assert math.isnan(found.estimate)
@@ -55,14 +56,14 @@ def test_the_intervals_cover_what_the_panel_was_built_with():
             truth = rng.choice((1, -1))
             for rater in table:
                 table[rater][i] = float(-truth if rng.random() < 0.1 else truth)
-        kappa = stats.cohen_kappa(table["a"], table["b"])
+        kappa = cohen_kappa(table["a"], table["b"])
         kappas += kappa.low <= 0.64 <= kappa.high
     assert kappas >= 52  # 95 % of 60 is 57; fewer than 52 has probability 0.01
 
 
 def test_full_agreement_has_an_interval():
     row = {k: float(k % 2) for k in range(30)}
-    found = stats.cohen_kappa(row, row)
+    found = cohen_kappa(row, row)
     assert (found.estimate, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 30)
 
 
@@ -70,7 +71,7 @@ def test_full_agreement_has_an_interval():
 def test_the_flip_rate_is_found_again(rate):
     rng = random.Random(rate)
     disagree = sum((rng.random() < rate) != (rng.random() < rate) for _ in range(20_000))
-    found = stats.flip_rate(disagree, 20_000)
+    found = flip_rate(disagree, 20_000)
     assert abs(found.estimate - rate) < 0.02 and found.low < found.estimate < found.high
 
 
