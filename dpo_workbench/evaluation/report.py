@@ -12,7 +12,7 @@ from typing import Any
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.html import escape
-from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line, shared_rows
+from dpo_workbench.evaluation.run import Evaluation, Judged, shared_rows
 from dpo_workbench.evaluation.verdict import Verdict
 from dpo_workbench.evaluation.wording import STAR
 from dpo_workbench.plots.evaluation import ChangesDisplay
@@ -43,6 +43,9 @@ def write_report(
     Raises:
         WorkbenchError: no evaluations, an arm of the verdict is missing, or the disk is full.
     """
+    import jinja2
+    import markupsafe
+
     if not evaluations:
         raise WorkbenchError("A report needs at least one evaluation. Got none. Evaluate a model first.")
     names = [verdict.numbers[role] for role in ("before", "after")] if verdict else [*evaluations]
@@ -57,13 +60,15 @@ def write_report(
     if training.get("history"):
         curves = TrainingDisplay(training["history"], training["probes"], training["best_step"])
         figures.append(_figure("Training", curves))
-    page = _page(
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["show"] = lambda text: markupsafe.Markup(escape(text))
+    template = environment.from_string(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
+    page = template.render(
         verdict=verdict,
         star=STAR,
         picture=verdict and _figure("What changed", ChangesDisplay.from_numbers(verdict.numbers, verdict.line)),
         title=f"{before.model}, {before.task}/{before.split}",
-        arms=arm_table(evaluations),
-        sees=sees_line(before.n, verdict.numbers["changed_share"] if verdict else 0.2),
+        arms=evaluations.values(),
         figures=figures,
         tables=tables,
         headroom=(results.get("mined") or {}).get("headroom"),
@@ -89,30 +94,6 @@ def _figure(title: str, display: Any) -> tuple[str, str, str]:
     plt.close(drawn)
     source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return title, source, str(display)
-
-
-def _page(**context: Any) -> str:
-    """The template filled with `context`; text that goes through its filter `show` is escaped by `escape`."""
-    import jinja2
-    import markupsafe
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["show"] = lambda text: markupsafe.Markup(escape(text))
-    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(**context)
-
-
-def arm_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
-    """Rows of a table with one column per arm: failures with Wilson intervals, classes, mean score and tokens."""
-    classes = sorted({name for e in evaluations.values() for name in e.failures})
-    columns = [["arm", "n", "failed", "95 % interval", *classes, "mean score", "mean tokens"]]
-    for name, e in evaluations.items():
-        share = e.interval()
-        n = f"{e.n} (+ {e.n_unscored} unscored)" if e.n_unscored else f"{e.n}"
-        failed = (f"{e.n_failed} ({100 * share.estimate:.1f} %)", f"{100 * share.low:.1f} to {100 * share.high:.1f} %")
-        counts = [str(e.failures[c]) for c in classes]
-        columns.append([name, n, *failed, *counts, f"{e.mean_score:.3f}", f"{e.mean_tokens:.0f}"])
-    return list(zip(*columns, strict=True))
 
 
 def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list[tuple[Judged, ...]]]]:

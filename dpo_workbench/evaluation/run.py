@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.progress import progress
-from dpo_workbench.evaluation.statistics import Interval, points_up, smallest_detectable, wilson
+from dpo_workbench.evaluation.statistics import Interval, detectable_points, wilson
 from dpo_workbench.tasks.failures import check_harm
 from dpo_workbench.tasks.task import Example, Split, Task
 
@@ -233,28 +233,28 @@ def _problem(row: Any) -> str:
 
 def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
     """One line on the smallest difference that n paired prompts can detect."""
-    points = points_up(smallest_detectable(n, discordant_share))
+    points = detectable_points(n, discordant_share)
     return f"These {n} prompts can detect differences of about {points} points or more (80 % power{condition})."
 
 
-def different_ids(one: Mapping[str, Judged], other: Mapping[str, Judged]) -> list[str]:
-    """The ids that only one of two evaluations has; if there are none, those whose prompts differ."""
-    return sorted(one.keys() ^ other.keys()) or [i for i in one if one[i].prompt != other[i].prompt]
-
-
-def shared_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
-    """The rows that all evaluations could score, matched by id. Raises if they are not of the same prompts."""
+def matched_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
+    """The rows of all evaluations, matched by id. Raises if they are not of the same prompts."""
     first, by_id = runs[0], [{row.id: row for row in run.rows} for run in runs]
     for run, rows in zip(runs, by_id, strict=True):
-        different = different_ids(by_id[0], rows)
+        different = sorted(by_id[0].keys() ^ rows.keys()) or [i for i in rows if by_id[0][i].prompt != rows[i].prompt]
         if (run.task, run.split) != (first.task, first.split) or different:
-            where = f" (example {different[0]!r} is not the same in both)" if different else ""
+            where = f" ({len(different)} examples differ, such as {different[0]!r})" if different else ""
             one, two = (f"{len(e.rows)} of {e.task}/{e.split} in {e.name!r}" for e in (first, run))
             raise WorkbenchError(
                 f"Two arms must have answered the same prompts of one split. Got {one} and {two}{where}. Evaluate both "
                 "on one split."
             )
-    found = [tuple(rows[i] for rows in by_id) for i in by_id[0] if all(rows[i].value is not None for rows in by_id)]
+    return [tuple(rows[i] for rows in by_id) for i in by_id[0]]
+
+
+def shared_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
+    """The rows that all evaluations could score, matched by id. Raises if there are none."""
+    found = [rows for rows in matched_rows(*runs) if all(row.value is not None for row in rows)]
     if not found:
         names = " and ".join(repr(run.name) for run in runs)
         raise WorkbenchError(

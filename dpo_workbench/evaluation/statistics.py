@@ -224,9 +224,9 @@ def prompts_needed(difference: float, discordant_share: float) -> int | None:
     return high
 
 
-def points_up(share: float) -> int:
-    """A share in whole percentage points, rounded up, so that a test set never claims more than it can detect."""
-    return math.ceil(100 * share - 1e-9)
+def detectable_points(n: int, discordant_share: float) -> int:
+    """`smallest_detectable` in whole percentage points, rounded up."""
+    return math.ceil(100 * smallest_detectable(n, discordant_share) - 1e-9)
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
-from dpo_workbench.evaluation.run import Evaluation, different_ids
+from dpo_workbench.evaluation.run import Evaluation, matched_rows
 from dpo_workbench.evaluation.statistics import Interval, prompts_needed, win_rate
 from dpo_workbench.labelling.events import item_key
 from dpo_workbench.labelling.labels import Labels, read_labels
@@ -70,17 +70,15 @@ class Answers:
 
 def paired_answers(before: Evaluation, after: Evaluation) -> Answers:
     """Match two evaluations by id. Raises if they are not of the same prompts, or if all answers are equal."""
-    old, new = ({row.id: row for row in run.rows} for run in (before, after))
-    different = different_ids(old, new)
-    judged = [i for i in old if i not in different and old[i].answer.strip() != new[i].answer.strip()]
-    if different or not judged:
-        what = f"{len(different)} ids that differ, such as {different[0]!r}" if different else "only equal answers"
+    rows = matched_rows(before, after)
+    differ = [(old, new) for old, new in rows if old.answer.strip() != new.answer.strip()]
+    if not differ:
         raise WorkbenchError(
-            f"Two models must have answered the same prompts, not all in the same way. Got {len(old)} answers of "
-            f"{before.name!r}, {len(new)} of {after.name!r}, and {what}. Let both answer one file of prompts."
+            f"Two models must differ in some answers. Got only equal answers of {before.name!r} and {after.name!r} to "
+            f"{len(rows)} prompts. Check that these are the right files."
         )
-    pairs = [Pair(i, old[i].prompt, new[i].answer, old[i].answer, group=old[i].group) for i in judged]
-    equal = [row.group for i, row in old.items() if row.answer.strip() == new[i].answer.strip()]
+    pairs = [Pair(old.id, old.prompt, new.answer, old.answer, group=old.group) for old, new in differ]
+    equal = [old.group for old, new in rows if old.answer.strip() == new.answer.strip()]
     return Answers((before.name, after.name), Pairs(sorted(pairs, key=item_key)), equal)
 
 

@@ -1,8 +1,9 @@
-"""`read_labels`: the labels of all raters on a set of pairs, and the training pairs that follow from them."""
+"""`plan_labelling`: who judges what. `read_labels`: the labels of all raters, and the training pairs that follow."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,36 @@ class Vote:
         if self.event.winner is None:
             return 0 if self.event.choice == "tie" else None
         return 1 if self.event.winner == answer_key(self.pair.chosen) else -1
+
+
+def plan_labelling(
+    pairs: Sequence[Pair], raters: Sequence[str], *, overlap: float = 0.2, seed: int = 0
+) -> dict[str, Pairs]:
+    """The pairs that each rater judges, in random order. The lists differ by at most one pair.
+
+    Pairs with the same prompt and answers are judged as one.
+
+    Args:
+        overlap: share of the pairs that two raters judge, so that agreement can be measured.
+    """
+    names = list(raters)
+    distinct = list({item_key(pair): pair for pair in reversed(list(pairs))}.values())
+    if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise WorkbenchError(f"`raters` must be different names. Got {raters!r}.")
+    if not 0 <= overlap <= 1 or (overlap and len(names) == 1):
+        raise WorkbenchError(
+            f"`overlap` must be a share in [0, 1], and 0 for one rater. Got {overlap} for {len(names)} raters."
+        )
+    if len(distinct) < len(names):
+        raise WorkbenchError(f"Each rater needs a pair. Got {len(distinct)} pairs for {len(names)} raters.")
+    rng = random.Random(seed)
+    rng.shuffle(distinct)
+    plan: dict[str, list[Pair]] = {name: [] for name in names}
+    for number, pair in enumerate(distinct):
+        shortest_first = sorted(names, key=lambda name: (len(plan[name]), rng.random()))
+        for name in shortest_first[: 2 if number < round(overlap * len(distinct)) else 1]:
+            plan[name].append(pair)
+    return {name: Pairs(rng.sample(own, len(own))) for name, own in plan.items()}
 
 
 def read_labels(store: str | Path | Sequence[str | Path], pairs: Sequence[Pair]) -> Labels:

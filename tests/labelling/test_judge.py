@@ -180,7 +180,7 @@ def test_the_rubric_is_in_the_request_and_texts_cannot_end_early(ask) -> None:
 
 def test_bad_input(ask) -> None:
     other = evaluation("other", ["x"] * (N - 1))
-    with pytest.raises(dw.WorkbenchError, match="same prompts.*1 ids"):
+    with pytest.raises(dw.WorkbenchError, match="same prompts.*1 examples"):
         ask(fair, BEFORE, other)
     with pytest.raises(dw.WorkbenchError, match="only equal answers"):
         ask(fair, BEFORE, BEFORE)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import dpo_workbench as dw
-from dpo_workbench.labelling import view
+from dpo_workbench.labelling import widget as view
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import HELP, Session
 from dpo_workbench.labelling.widget import BUTTONS, MOVES
