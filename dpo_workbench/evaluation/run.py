@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from dpo_workbench.models.loading import Model
 
 NO_SCORE = "no score was given"  # of a row that was read from elsewhere: a person or a model may still judge it
-_FACTS = ("name", "task", "split", "model", "decoding", "seconds", "harm")  # the first line of a saved file
+_FACTS = ("name", "task", "split", "model", "decoding", "harm")  # the first line of a saved file
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Evaluation:
     model: str
     decoding: dict[str, Any]
     rows: tuple[Judged, ...]
-    seconds: float = 0.0
     harm: dict[str, float] = field(default_factory=dict)  # the task's severities, see `Task`
 
     def __post_init__(self) -> None:
@@ -173,7 +171,7 @@ class Evaluation:
         return wilson(self.n_failed if failure is None else self.failures[failure], self.n)
 
     def summary(self) -> dict[str, Any]:
-        """Counts and means as plain values. Times are left out, so equal answers give equal summaries."""
+        """Counts and means as plain values."""
         counts = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_harm", "mean_tokens")
         facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *counts, "decoding", "harm")}
         interval = self.interval()
@@ -299,7 +297,6 @@ def evaluate(
         "seed": seed,
         "repetition_penalty": repetition_penalty,
     }
-    start = time.monotonic()
     with progress(len(split), "answers", show) as advance:
         prompts = [e.prompt for e in split]
         drawn, served = draw(model, prompts, engine=engine, template=template, **decoding, on_answers=advance)
@@ -314,7 +311,7 @@ def evaluate(
         first = next(row for row in result.rows if row.value is None)
         where = f"the first is {first.id!r}: {first.explanation}"
         print(f"{result.n_unscored} of {len(split)} answers could not be scored; {where}")
-    return replace(result, seconds=time.monotonic() - start)
+    return result
 
 
 def evaluate_answers(

@@ -71,7 +71,6 @@ def verdict(
         "n_unpaired": n_asked - n,
         "n_seeds": len(arms["after"]),
         "severities": harm,
-        "changed_share": share,
         "smallest_detectable": stats.smallest_detectable(n, share),
         "sees_points": stats.detectable_points(n, share),
         "prompts_needed": stats.prompts_needed(failures["difference"]["estimate"], share),
