@@ -29,21 +29,13 @@ class PairDisplay:
         answers = zip(self.policy, self.reference, strict=True)
         return [[p - r for p, r in zip(*answer, strict=True)] for answer in answers]
 
-    @property
-    def title(self) -> str:
-        """The finding."""
-        chosen, rejected = map(sum, self.log_ratios or self.reference)
-        if self.policy is not None:
-            return f"Training moved the chosen answer by {chosen:+.1f} nats, the rejected one by {rejected:+.1f}"
-        return f"Before training: log p is {chosen:.1f} for the chosen answer, {rejected:.1f} for the rejected one"
-
     def __repr__(self) -> str:
         ranks = ["correctly" if sum(c) > sum(r) else "wrongly" for c, r in filter(None, (self.reference, self.policy))]
-        chosen, rejected = ("".join(tokens[self.divergence :][:12]) for tokens in self.tokens)
+        chosen, rejected = map(sum, self.log_ratios or self.reference)
+        what = "log p before training" if self.policy is None else "change of log p in training"
         return (
-            f"{self.title}\n"
-            f"  pair {self.id} has {self.divergence} tokens in common and is ranked {', then '.join(ranks)}\n"
-            f"  chosen continues   {chosen!r}\n  rejected continues {rejected!r}"
+            f"pair {self.id}: {self.divergence} tokens in common, ranked {', then '.join(ranks)}\n"
+            f"{what}: {chosen:+.1f} nats for the chosen answer, {rejected:+.1f} for the rejected one"
         )
 
     def _repr_html_(self) -> str:
