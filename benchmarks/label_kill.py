@@ -20,9 +20,8 @@ from pathlib import Path
 import dpo_workbench as dw
 from dpo_workbench.common.environment import describe
 from dpo_workbench.common.files import write_json
-from dpo_workbench.labelling.events import Store
+from dpo_workbench.labelling.events import Store, item_key
 from dpo_workbench.labelling.session import Session
-from dpo_workbench.labelling.study import all_items
 
 RESULTS = Path(__file__).parent / "results" / "label_kill.json"
 KILLS, PAIRS = 50, [dw.Pair(f"p{k}", f"question {k}", f"right {k}", f"wrong {k}") for k in range(2000)]
@@ -35,13 +34,13 @@ def session(file: Path) -> Session:
 def child(file: Path, seed: int) -> None:
     """Vote until killed. Each event is reported after it was saved."""
     rng, work = random.Random(seed), session(file)
-    print("shown", work.item.key, flush=True)
+    print("shown", work.item, flush=True)
     while True:
         before = set(work.store.events)
         work.do(rng.choice(("a", "b", "t", "a", "b", "u", "2")))
         for name in set(work.store.events) - before:
             print("saved", name, flush=True)
-        print("shown", work.item.key, flush=True)
+        print("shown", work.item, flush=True)
 
 
 def main() -> None:
@@ -59,8 +58,8 @@ def main() -> None:
             reported |= {line[1] for line in lines if len(line) == 2 and line[0] == "saved"}
             store = Store(file)
             lost += len(reported - set(store.events))
-            expected = next(item.key for item in all_items(PAIRS, "ann") if ("ann", item.key) not in store.labels)
-            other += session(file).item.key != expected
+            expected = next(key for key in map(item_key, PAIRS) if ("ann", key) not in store.labels)
+            other += session(file).item != expected
         damaged = Store(file).damaged
     results = {"kills": KILLS, "saved": len(reported), "lost": lost, "other_item": other, "torn_lines": damaged}
     print(json.dumps(results))

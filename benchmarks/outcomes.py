@@ -83,7 +83,7 @@ def compared(old: dict[str, Any], new: dict[str, Any], recorded: dict[str, Any],
     moves = {name: (b, a) if most else (max(0, b - a), max(0, a - b)) for name, (b, a) in counts.items()}
     aimed_at = recorded["mined"]
     if len(aimed_at["classes"]) == 1 and aimed_at["classes"][0] in names:  # its moves were recorded
-        moves[aimed_at["classes"][0]] = (aimed_at["mended"], aimed_at["broken"])
+        moves[aimed_at["classes"][0]] = (aimed_at.get("fixed", aimed_at.get("mended")), aimed_at["broken"])
     adjusted = holm([mcnemar_exact(*moves[name]) for name in names])
     classes = {
         name: {"clear": int(np.sign(a - b)) * int(p < 0.05), "harm": harm.get(name, 1.0)}

@@ -201,23 +201,21 @@ def label(
     pairs: Annotated[Path, typer.Argument(help="Pair file, in any layout that `check` can read.")],
     rater: Annotated[str, typer.Option("--rater", "-r", help="Who judges; initials are enough.")],
     store: Annotated[Path, typer.Option(help="Label file; several raters may share it.")] = Path("labels.jsonl"),
-    rubric: Annotated[str | None, typer.Option(help="A YAML file, or the name of a built-in task.")] = None,
-    plan: Annotated[Path | None, typer.Option(help="File of `dw.plan_labelling`; default: all pairs, once.")] = None,
+    rubric: Annotated[str | None, typer.Option(help="A text file, or the name of a built-in task.")] = None,
 ) -> None:
     """Judge pairs blind, one by one. Each vote is saved at once; the same command continues where you stopped."""
-    dw.label_text(dw.Pairs.load(pairs), rubric=rubric, rater=rater, store=store, plan=plan, write=say)
+    dw.label_text(dw.Pairs.load(pairs), rubric=rubric, rater=rater, store=store, write=say)
 
 
 @app.command()
 def agreement(
     store: Annotated[list[Path], typer.Argument(help="Label files. Labels that are in several files count once.")],
     pairs: Annotated[Path, typer.Option("--pairs", "-p", help="The pairs that were judged.")],
-    plan: Annotated[Path | None, typer.Option(help="The plan, if there was one; it knows the gold items.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the labelled pairs to this file.")] = None,
     how: Annotated[str, typer.Option(help="How votes become pairs: majority or weighted.")] = "majority",
 ) -> None:
     """Measure how far raters agree and what biases them, and turn their labels into training pairs."""
-    labels = dw.read_labels(store, dw.Pairs.load(pairs), plan)
+    labels = dw.read_labels(store, dw.Pairs.load(pairs))
     say(f"{dw.agreement(labels)}\n\n{labels}")
     if out is not None:
         made = labels.pairs(how)

@@ -234,11 +234,10 @@ def every_run(cells: list[dict[str, Any]]) -> list[str]:
     for cell in cells:
         arms, mined, score = cell["arms"], cell["numbers"]["mined"], cell["numbers"]["score"]
         failed = ", ".join(str(arms[name]["n_failed"]) for name in cell["settings"]["arms"])
-        cut, change = mined["relative_cut"], score["difference"]
-        ends = "{estimate:.0f} ({low:.0f} to {high:.0f})"
+        cut, change = 1 - mined["after"] / mined["before"] if mined["before"] else None, score["difference"]
         row = (
             cell["task"], cell["model"], str(cell["seed"]), failed, f"{mined['before']} → {mined['after']}",
-            ends.format(**{k: 100 * cut[k] + 0.0 for k in ("estimate", "low", "high")}) if cut else "–",
+            "–" if cut is None else f"{100 * cut:.0f}",
             f"{score['before']:.3f} → {score['after']:.3f}",
             "{estimate:+.3f} ({low:+.3f} to {high:+.3f})".format(**change), outcome(cell),
         )  # fmt: skip
@@ -248,7 +247,7 @@ def every_run(cells: list[dict[str, Any]]) -> list[str]:
 
 def draw_forecasts(title: str, expected: list[float], seen: list[float], kinds: list[str]) -> None:
     """Draw one point per run: the headroom, and the relative cut after training."""
-    figure, ax = axes(None, (5.5, 5.0))
+    figure, ax = axes((5.5, 5.0))
     ax.plot([0, 100], [0, 100], color=GREY, linestyle=":", label="as forecast")
     for kind, marker, colour in zip(sorted(set(kinds)), "osD^vP*X", (BLUE, ORANGE, GREEN) * 3, strict=False):
         rows = [(100 * a, 100 * b) for a, b, k in zip(expected, seen, kinds, strict=True) if k == kind]

@@ -152,7 +152,7 @@ def make_arm(name: str, failures: list[str | None], values: list[float] | None =
 
     rows = tuple(make_judged(i, f, values[i] if values else None) for i, f in enumerate(failures))
     where = {"task": "receipts", "split": "test", "model": "nano"} | facts
-    return Evaluation(name, decoding={"temperature": 0.0}, rows=rows, seconds=1.0, **where)
+    return Evaluation(name, decoding={"temperature": 0.0}, rows=rows, **where)
 
 
 @pytest.fixture(name="judged")

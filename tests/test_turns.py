@@ -10,7 +10,7 @@ import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.export.runs import export_trl
 from dpo_workbench.labelling.session import Session
-from dpo_workbench.labelling.view import card, text_card
+from dpo_workbench.labelling.widget import card, text_card
 from dpo_workbench.models import server
 from dpo_workbench.models.loading import load_model
 from dpo_workbench.models.server import ask

@@ -103,8 +103,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     archive.fp.seek(info.header_offset)
     start = archive.fp.read(30)  # the fixed part of the header, which ends with the lengths of name and extra field
     archive.fp.seek(int.from_bytes(start[26:28], "little") + int.from_bytes(start[28:30], "little"), 1)
-    with pyarrow.input_stream(pyarrow.py_buffer(archive.fp.read(info.compress_size)), compression="zstd") as stream:
-        return stream.read()
+    return pyarrow.decompress(archive.fp.read(info.compress_size), info.file_size, codec="zstd", asbytes=True)
 
 
 def _from_inspect(log: dict[str, Any], path: Path, metric: str | None) -> Evaluation:

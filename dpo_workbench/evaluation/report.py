@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.html import escape
-from dpo_workbench.evaluation.run import Evaluation, Judged, sees_line, shared_rows
+from dpo_workbench.evaluation.run import Evaluation, Judged, shared_rows
 from dpo_workbench.evaluation.verdict import Verdict
 from dpo_workbench.evaluation.wording import STAR
 from dpo_workbench.plots.evaluation import ChangesDisplay
@@ -44,21 +43,32 @@ def write_report(
     Raises:
         WorkbenchError: no evaluations, an arm of the verdict is missing, or the disk is full.
     """
+    import jinja2
+    import markupsafe
+
     if not evaluations:
         raise WorkbenchError("A report needs at least one evaluation. Got none. Evaluate a model first.")
-    before, after = _compared(evaluations, verdict)
+    names = [verdict.numbers[role] for role in ("before", "after")] if verdict else [*evaluations]
+    if missing := set(names) - set(evaluations):
+        raise WorkbenchError(
+            f"The evaluations must include the two arms of the verdict. Got {', '.join(evaluations)}; "
+            f"{missing.pop()!r} is missing. Pass the evaluations that the verdict compared."
+        )
+    before, after = evaluations[names[0]], evaluations[names[-1]]
     training = results.get("training") or {}
     figures = []
     if training.get("history"):
         curves = TrainingDisplay(training["history"], training["probes"], training["best_step"])
         figures.append(_figure("Training", curves))
-    page = _page(
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["show"] = lambda text: markupsafe.Markup(escape(text))
+    template = environment.from_string(Path(__file__).with_name("report_template.html").read_text(encoding="utf-8"))
+    page = template.render(
         verdict=verdict,
         star=STAR,
         picture=verdict and _figure("What changed", ChangesDisplay.from_numbers(verdict.numbers, verdict.line)),
         title=f"{before.model}, {before.task}/{before.split}",
-        arms=arm_table(evaluations),
-        sees=sees_line(before.n, verdict.numbers["changed_share"] if verdict else 0.2),
+        arms=evaluations.values(),
         figures=figures,
         tables=tables,
         headroom=(results.get("mined") or {}).get("headroom"),
@@ -86,30 +96,6 @@ def _figure(title: str, display: Any) -> tuple[str, str, str]:
     return title, source, str(display)
 
 
-def _page(**context: Any) -> str:
-    """The template filled with `context`; text that goes through its filter `show` is escaped by `escape`."""
-    import jinja2
-    import markupsafe
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["show"] = lambda text: markupsafe.Markup(escape(text))
-    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(**context)
-
-
-def arm_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, ...]]:
-    """Rows of a table with one column per arm: failures with Wilson intervals, classes, mean score and tokens."""
-    classes = sorted({name for e in evaluations.values() for name in e.failures})
-    columns = [["arm", "n", "failed", "95 % interval", *classes, "mean score", "mean tokens"]]
-    for name, e in evaluations.items():
-        share = e.interval()
-        n = f"{e.n} (+ {e.n_unscored} unscored)" if e.n_unscored else f"{e.n}"
-        failed = (f"{e.n_failed} ({100 * share.estimate:.1f} %)", f"{100 * share.low:.1f} to {100 * share.high:.1f} %")
-        counts = [str(e.failures[c]) for c in classes]
-        columns.append([name, n, *failed, *counts, f"{e.mean_score:.3f}", f"{e.mean_tokens:.0f}"])
-    return list(zip(*columns, strict=True))
-
-
 def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list[tuple[Judged, ...]]]]:
     """(kind, number of prompts, the first few by id) for prompts that were fixed, broken, or failed in both arms."""
     pairs = sorted(shared_rows(before, after), key=lambda pair: pair[0].id)
@@ -118,34 +104,8 @@ def examples(before: Evaluation, after: Evaluation) -> list[tuple[str, int, list
     return [(name, len(rows), rows[:EXAMPLES]) for name, rows in found.items()]
 
 
-def _compared(evaluations: Mapping[str, Evaluation], verdict: Verdict | None) -> tuple[Evaluation, Evaluation]:
-    """The two arms that the verdict compares, or the first and the last arm."""
-    if verdict is None:
-        arms = list(evaluations.values())
-        return arms[0], arms[-1]
-    before, after = verdict.numbers["before"], verdict.numbers["after"]
-    missing = {before, after} - set(evaluations)
-    if missing:
-        raise WorkbenchError(
-            f"The evaluations must include the two arms of the verdict. Got {', '.join(evaluations)}; "
-            f"{missing.pop()!r} is missing. Pass the evaluations that the verdict compared."
-        )
-    return evaluations[before], evaluations[after]
-
-
 def results_json(results: Mapping[str, Any]) -> str:
-    """The text of results.json: sorted keys, floats with 6 significant digits, no NaN."""
-    return json.dumps(_plain(results), indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """JSON values: floats rounded to 6 significant digits, null for what is not finite."""
-    if hasattr(value, "item"):  # scalars of numpy and torch
-        value = value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+    """The text of results.json: sorted keys, floats with 6 significant digits, null for what is not finite."""
+    text = json.dumps(results, default=lambda value: value.item())  # scalars of numpy and torch
+    plain = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1, sort_keys=True) + "\n"

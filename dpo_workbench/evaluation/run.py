@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.files import write_text
 from dpo_workbench.common.progress import progress
-from dpo_workbench.evaluation.statistics import Interval, points_up, smallest_detectable, wilson
+from dpo_workbench.evaluation.statistics import Interval, detectable_points, wilson
 from dpo_workbench.tasks.failures import check_harm
 from dpo_workbench.tasks.task import Example, Split, Task
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from dpo_workbench.models.loading import Model
 
 NO_SCORE = "no score was given"  # of a row that was read from elsewhere: a person or a model may still judge it
-_FACTS = ("name", "task", "split", "model", "decoding", "seconds", "harm")  # the first line of a saved file
+_FACTS = ("name", "task", "split", "model", "decoding", "harm")  # the first line of a saved file
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Evaluation:
     model: str
     decoding: dict[str, Any]
     rows: tuple[Judged, ...]
-    seconds: float = 0.0
     harm: dict[str, float] = field(default_factory=dict)  # the task's severities, see `Task`
 
     def __post_init__(self) -> None:
@@ -145,14 +143,10 @@ class Evaluation:
     def mean_score(self) -> float:
         return statistics.fmean(row.value for row in self.scored if row.value is not None)
 
-    def harm_of(self, row: Judged) -> float:
-        """The severity of the row's failure class; 0 for an answer that passed."""
-        return 0.0 if row.failure is None else self.harm.get(row.failure, 1.0)
-
     @property
     def mean_harm(self) -> float:
-        """Per answer. Without severities, this is the share of failed answers."""
-        return statistics.fmean(map(self.harm_of, self.scored))
+        """Mean severity per answer; 0 for one that passed. Without severities, this is the share of failed answers."""
+        return sum(self.harm.get(name, 1.0) * count for name, count in self.failures.items()) / self.n
 
     @property
     def mean_tokens(self) -> float:
@@ -177,7 +171,7 @@ class Evaluation:
         return wilson(self.n_failed if failure is None else self.failures[failure], self.n)
 
     def summary(self) -> dict[str, Any]:
-        """Counts and means as plain values. Times are left out, so equal answers give equal summaries."""
+        """Counts and means as plain values."""
         counts = ("n", "n_unscored", "n_failed", "failed_share", "mean_score", "mean_harm", "mean_tokens")
         facts = {name: getattr(self, name) for name in ("name", "task", "split", "model", *counts, "decoding", "harm")}
         interval = self.interval()
@@ -237,28 +231,28 @@ def _problem(row: Any) -> str:
 
 def sees_line(n: int, discordant_share: float, condition: str = "") -> str:
     """One line on the smallest difference that n paired prompts can detect."""
-    points = points_up(smallest_detectable(n, discordant_share))
+    points = detectable_points(n, discordant_share)
     return f"These {n} prompts can detect differences of about {points} points or more (80 % power{condition})."
 
 
-def different_ids(one: Mapping[str, Judged], other: Mapping[str, Judged]) -> list[str]:
-    """The ids that only one of two evaluations has; if there are none, those whose prompts differ."""
-    return sorted(one.keys() ^ other.keys()) or [i for i in one if one[i].prompt != other[i].prompt]
-
-
-def shared_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
-    """The rows that all evaluations could score, matched by id. Raises if they are not of the same prompts."""
+def matched_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
+    """The rows of all evaluations, matched by id. Raises if they are not of the same prompts."""
     first, by_id = runs[0], [{row.id: row for row in run.rows} for run in runs]
     for run, rows in zip(runs, by_id, strict=True):
-        different = different_ids(by_id[0], rows)
+        different = sorted(by_id[0].keys() ^ rows.keys()) or [i for i in rows if by_id[0][i].prompt != rows[i].prompt]
         if (run.task, run.split) != (first.task, first.split) or different:
-            where = f" (example {different[0]!r} is not the same in both)" if different else ""
+            where = f" ({len(different)} examples differ, such as {different[0]!r})" if different else ""
             one, two = (f"{len(e.rows)} of {e.task}/{e.split} in {e.name!r}" for e in (first, run))
             raise WorkbenchError(
                 f"Two arms must have answered the same prompts of one split. Got {one} and {two}{where}. Evaluate both "
                 "on one split."
             )
-    found = [tuple(rows[i] for rows in by_id) for i in by_id[0] if all(rows[i].value is not None for rows in by_id)]
+    return [tuple(rows[i] for rows in by_id) for i in by_id[0]]
+
+
+def shared_rows(*runs: Evaluation) -> list[tuple[Judged, ...]]:
+    """The rows that all evaluations could score, matched by id. Raises if there are none."""
+    found = [rows for rows in matched_rows(*runs) if all(row.value is not None for row in rows)]
     if not found:
         names = " and ".join(repr(run.name) for run in runs)
         raise WorkbenchError(
@@ -303,7 +297,6 @@ def evaluate(
         "seed": seed,
         "repetition_penalty": repetition_penalty,
     }
-    start = time.monotonic()
     with progress(len(split), "answers", show) as advance:
         prompts = [e.prompt for e in split]
         drawn, served = draw(model, prompts, engine=engine, template=template, **decoding, on_answers=advance)
@@ -318,7 +311,7 @@ def evaluate(
         first = next(row for row in result.rows if row.value is None)
         where = f"the first is {first.id!r}: {first.explanation}"
         print(f"{result.n_unscored} of {len(split)} answers could not be scored; {where}")
-    return replace(result, seconds=time.monotonic() - start)
+    return result
 
 
 def evaluate_answers(

@@ -23,14 +23,19 @@ _ZERO = 1e-12  # a smaller difference is rounding error
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval. NaN where the data do not determine it."""
 
     estimate: float
     low: float
     high: float
     method: str
-    n: int  # prompts
+    n: int  # prompts, or other observations
     n_groups: int
+
+    def __str__(self) -> str:
+        if math.isnan(self.estimate):
+            return f"cannot be computed (n = {self.n})"
+        return f"{self.estimate:.2f} ({self.low:.2f} to {self.high:.2f}, n = {self.n})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -115,32 +120,6 @@ def paired_p(before: Sequence[float], after: Sequence[float], groups: Sequence[s
         return 1.0
     settings = {"permutation_type": "samples", "n_resamples": 9999, "rng": np.random.default_rng(0)}
     return float(stats.permutation_test((changed,), np.sum, vectorized=True, **settings).pvalue)
-
-
-def relative_cut(before: Sequence[float], after: Sequence[float], groups: Sequence[str]) -> Interval | None:
-    """1 - after/before in numbers of failures: 0.6 means 60 % fewer. None where nothing failed before.
-
-    Values are 1 where a prompt failed, else 0. BCa bootstrap over groups, if at least 10 groups failed before and at
-    least 10 changed. If no failure is left, the exact conditional interval of a ratio of counts. Otherwise the
-    interval of `paired_difference`, divided by the share that failed before.
-    """
-    change = _changes(before, after, groups)
-    n, n_before, n_after = len(change), sum(before), sum(after)
-    if n_before == 0:
-        return None
-    was = _by_group(np.asarray(before, dtype=float), groups)
-    now = was + _by_group(change, groups)
-    changed, failing = int((np.abs(was - now) > _ZERO).sum()), int((was > 0).sum())
-    if n_after == 0:
-        share = _clopper_pearson_high(0, failing)
-        low, high, method = 1 - share / (1 - share), 1.0, "exact (no failure left)"
-    elif failing < FEW_GROUPS or changed < FEW_GROUPS or np.ptp(now[was > 0] / was[was > 0]) < _ZERO:
-        difference = paired_difference(before, after, groups)
-        low, high = -difference.high * n / n_before, min(1.0, -difference.low * n / n_before)
-        method = f"from the paired difference ({difference.method})"
-    else:
-        low, high, method = _bca((now, was), lambda a, b, axis=-1: 1 - _ratio(a, b, axis), 0, 5000)
-    return Interval(float(1 - n_after / n_before), float(low), float(high), method, n, len(was))
 
 
 def over_seeds(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], groups: Sequence[str]) -> Interval:
@@ -245,9 +224,9 @@ def prompts_needed(difference: float, discordant_share: float) -> int | None:
     return high
 
 
-def points_up(share: float) -> int:
-    """A share in whole percentage points, rounded up, so that a test set never claims more than it can detect."""
-    return math.ceil(100 * share - 1e-9)
+def detectable_points(n: int, discordant_share: float) -> int:
+    """`smallest_detectable` in whole percentage points, rounded up."""
+    return math.ceil(100 * smallest_detectable(n, discordant_share) - 1e-9)
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:

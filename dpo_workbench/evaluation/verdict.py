@@ -4,78 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.html import NO_MATH, paragraph, table
 from dpo_workbench.evaluation import statistics as stats
-from dpo_workbench.evaluation import wording
 from dpo_workbench.evaluation.run import Evaluation, Judged, shared_rows
-from dpo_workbench.plots.evaluation import ChangesDisplay
+from dpo_workbench.evaluation.wording import Verdict, rise
 from dpo_workbench.tasks.failures import check_classes
 
 if TYPE_CHECKING:
     from dpo_workbench.mining.headroom import Headroom
     from dpo_workbench.pairs.pair import Pairs
 
-OUTCOMES = ("worth it", "helps, but so does fine-tuning", "helps, no control", "a trade", "harmful", "cannot tell")
 BETTER = {"failures": "fewer failures", "harm": "less harm", "score": "a higher score"}
 WORSE = {"failures": "more failures", "harm": "more harm", "score": "a lower score"}
 
 Arm = Evaluation | Sequence[Evaluation]  # several evaluations are runs with different seeds on the same prompts
 Rows = Sequence[Sequence[Judged]]  # of one arm: for each seed the rows of the same prompts in the same order
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the comparison shows: one `line`, three `lines` and a `table`; the rest is in `details` and `numbers`."""
-
-    outcome: str  # one of OUTCOMES
-    reason: str  # the rule that decided, in words
-    numbers: dict[str, Any]
-
-    @property
-    def line(self) -> str:
-        """Outcome and reason."""
-        return f"{self.outcome.capitalize()}: {self.reason}."
-
-    @property
-    def lines(self) -> tuple[str, str, str]:
-        """What changed, what got worse, and the comparison with the control."""
-        return wording.lines(self.numbers)
-
-    @property
-    def table(self) -> list[tuple[str, ...]]:
-        """Header and rows: each arm's failures by class, harm and score, and the paired differences."""
-        return wording.table_rows(self.numbers)
-
-    @property
-    def next_step(self) -> str:
-        """What to do next: a key of `wording.NEXT`."""
-        return wording.next_step(self.outcome, self.numbers)
-
-    @property
-    def details(self) -> list[str]:
-        """Further sentences: detectable difference, forecast, side effects, next step."""
-        return wording.details(self.numbers, self.next_step)
-
-    def plot(self) -> ChangesDisplay:
-        """The differences from the start and from the control, for each failure class, with intervals."""
-        return ChangesDisplay.from_numbers(self.numbers, self.line).plot()
-
-    def __str__(self) -> str:
-        return "\n".join([self.line, *self.lines, wording.text_table(self.table), wording.STAR])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        header, *rows = self.table
-        shown = [paragraph(self.line, bold=True), *map(paragraph, self.lines), table(header, rows)]
-        folded = "".join(map(paragraph, [wording.STAR, *self.details]))
-        return "\n".join([*shown, f'<details class="{NO_MATH}"><summary>Details</summary>{folded}</details>'])
 
 
 def verdict(
@@ -93,14 +40,8 @@ def verdict(
 
     A difference is *clear* if its paired 95 % interval excludes zero and p < 0.05. The test is the exact McNemar test;
     where prompts come in groups or values are not yes or no, it is the permutation test over groups. The p-values of
-    failure classes are corrected by Holm's method over all classes. The first rule that applies decides:
-
-    1. harmful: clearly more failures, more mean harm or a lower score; or a class clearly rises and nothing is better.
-    2. a trade: a failure class clearly rises, or a side effect is clearly worse; something else is clearly better.
-    3. cannot tell: neither failures nor mean harm clearly fall, nor does the score clearly rise.
-    4. helps, no control: without a control, nobody can tell whether DPO was needed.
-    5. worth it: compared with the control, failures, harm or score are clearly better, and none clearly worse.
-    6. helps, but so does fine-tuning: anything else.
+    failure classes are corrected by Holm's method over all classes. The rules that follow from it
+    are in docs/evaluation.md; the first one that applies decides.
 
     Args:
         before, after, control, base: an evaluation, or one for each seed. All must be of the same prompts. `control` is
@@ -124,15 +65,14 @@ def verdict(
         if role in arms:
             numbers[role] = {"name": names[role], **_changes(rows[role], rows["after"], harm, mined)}
     n, failures = numbers["n"], numbers["failures"]
-    share = (failures["mended"] + failures["broken"]) / n  # of the prompts that changed
+    share = (failures["fixed"] + failures["broken"]) / n  # of the prompts that changed
     numbers |= {
         "n_groups": len({row.group for row in rows["after"][0]}),
         "n_unpaired": n_asked - n,
         "n_seeds": len(arms["after"]),
         "severities": harm,
-        "changed_share": share,
-        "smallest_detectable": (detectable := stats.smallest_detectable(n, share)),
-        "sees_points": stats.points_up(detectable),
+        "smallest_detectable": stats.smallest_detectable(n, share),
+        "sees_points": stats.detectable_points(n, share),
         "prompts_needed": stats.prompts_needed(failures["difference"]["estimate"], share),
         "unchanged": all(map(_same, rows["before"] * len(rows["after"]), rows["after"])),
     }
@@ -145,9 +85,9 @@ def _context(numbers: dict[str, Any], headroom: Headroom | None, effects: Any, p
     found: dict[str, Any] = {}
     if headroom is not None:
         of = "mined" if "mined" in numbers and headroom.target else "failures"
-        cut = numbers[of]["relative_cut"]
+        before, after = (numbers[of][side] for side in ("before", "after"))
         forecast = {"of": of, "expected_cut": float(headroom.forecast), "advice": headroom.advice}
-        found["forecast"] = forecast | {"seen_cut": cut and cut["estimate"]}
+        found["forecast"] = forecast | {"seen_cut": 1 - after / before if before else None}
     if effects is not None:
         found["side_effects"] = effects.to_dict()
         found["regressions"] = {effect.name: str(effect) for effect in effects.regressions}
@@ -158,7 +98,7 @@ def _context(numbers: dict[str, Any], headroom: Headroom | None, effects: Any, p
 
 
 def decide(numbers: dict[str, Any]) -> tuple[str, str]:
-    """The rules of `verdict`, in their order: (outcome, reason)."""
+    """The rules of docs/evaluation.md, in their order: (outcome, reason)."""
     better, worse = _sides(numbers, numbers["severities"])
     clear = {name: change["clear"] for name, change in numbers["classes"].items()}
     risen, fallen = ([name for name in clear if clear[name] == side] for side in (1, -1))
@@ -187,7 +127,7 @@ def decide(numbers: dict[str, Any]) -> tuple[str, str]:
 def _sides(changes: Mapping[str, Any], severities: Mapping[str, float]) -> tuple[list[str], list[str]]:
     """What is clearly better, and what is clearly worse, in words. Without severities, harm is the same as failures."""
     measures = [name for name in BETTER if name != "harm" or severities]
-    better, worse = ([name for name in measures if wording.rise(changes, name) == side] for side in (-1, 1))
+    better, worse = ([name for name in measures if rise(changes, name) == side] for side in (-1, 1))
     return [BETTER[name] for name in better], [WORSE[name] for name in worse]
 
 
@@ -212,12 +152,8 @@ def _changes(old: Rows, new: Rows, harm: Mapping[str, float], mined: Sequence[st
 
     def counted(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
         """Numbers of failed answers, means over the seeds; `before` and `after` are True where an answer failed."""
-        counts = {"before": before, "after": after, "mended": before & ~after, "broken": after & ~before}
+        counts = {"before": before, "after": after, "fixed": before & ~after, "broken": after & ~before}
         return change([before, after]) | {what: _whole(fails.sum() / len(new)) for what, fails in counts.items()}
-
-    def with_cut(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-        cut = stats.relative_cut(before.mean(axis=0), after.mean(axis=0), groups)
-        return counted(before, after) | {"relative_cut": cut and cut.to_dict()}
 
     was, now = both(lambda row: row.failure or "")
     names = [str(name) for name in np.union1d(was, now) if name]
@@ -229,14 +165,14 @@ def _changes(old: Rows, new: Rows, harm: Mapping[str, float], mined: Sequence[st
     harms = both(lambda row: harm.get(row.failure, 1.0) if row.failure else 0.0)
     found = {
         "n": len(groups),
-        "failures": with_cut(was != "", now != ""),
+        "failures": counted(was != "", now != ""),
         "harm": change(harms, max([1.0, *harm.values()])),
         "score": change(both(lambda row: row.value)),
         "classes": classes,
     }
     if mined:
         aimed_at = (np.isin(side, list(mined)) for side in (was, now))
-        found["mined"] = {"classes": sorted(set(mined)), **with_cut(*aimed_at)}
+        found["mined"] = {"classes": sorted(set(mined)), **counted(*aimed_at)}
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
-from dpo_workbench.evaluation.run import Evaluation, different_ids
+from dpo_workbench.evaluation.run import Evaluation, matched_rows
 from dpo_workbench.evaluation.statistics import Interval, prompts_needed, win_rate
 from dpo_workbench.labelling.events import item_key
 from dpo_workbench.labelling.labels import Labels, read_labels
@@ -55,34 +55,31 @@ class Answers:
 
     names: tuple[str, str]
     pairs: Pairs  # those that differ, in random order; `chosen` is the answer after training
-    keys: dict[str, str]  # pair id -> item key
-    groups: dict[str, str]  # row id -> group, of every prompt
+    equal: list[str]  # the groups of the prompts whose two answers are equal
 
     def win_rate(self, votes: Mapping[str, float]) -> WinRate:
         """The win rate by votes per item key: above 0 for the answer after training, 0 for a tie."""
-        judged = {i: votes[key] for i, key in self.keys.items() if key in votes}
+        judged = [(votes[key], str(pair.group)) for pair in self.pairs if (key := item_key(pair)) in votes]
         if not judged:
-            raise WorkbenchError(f"A win rate needs judgments. Got none on {len(self.keys)} pairs. Judge some first.")
-        rows = [(judged.get(i, 0.0), group) for i, group in self.groups.items() if i in judged or i not in self.keys]
-        wins, losses, groups = [v > 0 for v, _ in rows], [v < 0 for v, _ in rows], [group for _, group in rows]
-        counts = (sum(wins), sum(losses), len(judged) - sum(wins) - sum(losses), len(rows) - len(judged))
-        return WinRate(self.names, *counts, len(self.keys) - len(judged), win_rate(losses, wins, groups))
+            raise WorkbenchError(f"A win rate needs judgments. Got none on {len(self.pairs)} pairs. Judge some first.")
+        values, groups = zip(*judged, *((0.0, group) for group in self.equal), strict=True)
+        wins, losses = [value > 0 for value in values], [value < 0 for value in values]
+        counts = (sum(wins), sum(losses), len(judged) - sum(wins) - sum(losses), len(self.equal))
+        return WinRate(self.names, *counts, len(self.pairs) - len(judged), win_rate(losses, wins, groups))
 
 
 def paired_answers(before: Evaluation, after: Evaluation) -> Answers:
     """Match two evaluations by id. Raises if they are not of the same prompts, or if all answers are equal."""
-    old, new = ({row.id: row for row in run.rows} for run in (before, after))
-    different = different_ids(old, new)
-    pairs = [Pair(i, old[i].prompt, new[i].answer, old[i].answer) for i in old if i not in different and i in new]
-    keys = {pair.id: item_key(pair) for pair in pairs if pair.chosen.strip() != pair.rejected.strip()}
-    if different or not keys:
-        what = f"{len(different)} ids that differ, such as {different[0]!r}" if different else "only equal answers"
+    rows = matched_rows(before, after)
+    differ = [(old, new) for old, new in rows if old.answer.strip() != new.answer.strip()]
+    if not differ:
         raise WorkbenchError(
-            f"Two models must have answered the same prompts, not all in the same way. Got {len(old)} answers of "
-            f"{before.name!r}, {len(new)} of {after.name!r}, and {what}. Let both answer one file of prompts."
+            f"Two models must differ in some answers. Got only equal answers of {before.name!r} and {after.name!r} to "
+            f"{len(rows)} prompts. Check that these are the right files."
         )
-    judged = Pairs(sorted((pair for pair in pairs if pair.id in keys), key=lambda pair: keys[pair.id]))
-    return Answers((before.name, after.name), judged, keys, {i: row.group for i, row in old.items()})
+    pairs = [Pair(old.id, old.prompt, new.answer, old.answer, group=old.group) for old, new in differ]
+    equal = [old.group for old, new in rows if old.answer.strip() == new.answer.strip()]
+    return Answers((before.name, after.name), Pairs(sorted(pairs, key=item_key)), equal)
 
 
 def majority(labels: Labels) -> dict[str, float]:

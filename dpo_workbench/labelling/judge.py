@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scipy.stats import binomtest
+import numpy as np
 
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
 from dpo_workbench.common.progress import progress
 from dpo_workbench.evaluation.run import Evaluation
-from dpo_workbench.labelling.agreement import Estimate, cohen_kappa, share
+from dpo_workbench.evaluation.statistics import Interval
 from dpo_workbench.labelling.blind import WinRate, majority, paired_answers
-from dpo_workbench.labelling.events import answer_key
-from dpo_workbench.labelling.labels import read_labels
-from dpo_workbench.labelling.report import BIAS_P
+from dpo_workbench.labelling.events import answer_key, item_key
+from dpo_workbench.labelling.labels import content_sign, read_labels, share
+from dpo_workbench.labelling.report import Lean, cohen_kappa, lean, lean_to_longer
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.models.server import Tally, ask, connect
 from dpo_workbench.pairs.pair import Pair
@@ -51,25 +51,28 @@ class Judgment:
     people: tuple[dict[str, float], WinRate] | None  # human votes on the same pairs
 
     @property
-    def kappa(self) -> Estimate | None:
+    def kappa(self) -> Interval | None:
         """Agreement with people (Cohen's kappa) on the pairs that both judged; None without human votes."""
         if self.people is None:
             return None
-        return cohen_kappa(*(_by_content(votes, self.pairs) for votes in (self.votes, self.people[0])))
+        judged, human = (  # by content, as in `Labels.table`
+            {key: float(content_sign(p) * np.sign(votes[key])) for key, p in self.pairs.items() if key in votes}
+            for votes in (self.votes, self.people[0])
+        )
+        return cohen_kappa(judged, human)
 
-    def longer(self, votes: Mapping[str, float]) -> Estimate:
-        """The share of the votes for a winner that went to the longer answer, in characters."""
-        lengths = [(len(p.chosen) - len(p.rejected)) * votes[key] for key, p in self.pairs.items() if key in votes]
-        return share(sum(length > 0 for length in lengths), sum(length != 0 for length in lengths))
+    def longer(self, votes: Mapping[str, float]) -> Lean:
+        """How often the longer answer won."""
+        return lean_to_longer((pair, votes[key]) for key, pair in self.pairs.items() if key in votes)
 
     def warnings(self) -> Iterator[str]:
         """Reasons to doubt the judge."""
         first, second, longer, kappa = self.moved["first"], self.moved["second"], self.longer(self.votes), self.kappa
-        if first + second and binomtest(first, first + second).pvalue < BIAS_P:
+        if lean([True] * first + [False] * second).clear:
             which = "first" if first > second else "second"
             yield f"position bias: it prefers the {which} answer, whichever that is"
-        if longer.n and binomtest(round(longer.value * longer.n), longer.n).pvalue < BIAS_P:
-            which = "longer" if longer.value > 0.5 else "shorter"
+        if longer.clear:
+            which = "longer" if longer.share.estimate > 0.5 else "shorter"
             yield f"it mostly prefers the {which} answer; that may be right, so read ten of these pairs"
         if kappa and not kappa.low > 0:
             yield "its agreement with people is not clearly better than chance"
@@ -84,10 +87,10 @@ class Judgment:
             f"{len(self.tally.failures)} failed requests, {self.replies.total()} replies other than A, B or T.",
             f"Same vote in both orders: {len(self.votes)} of {usable} pairs, {share(len(self.votes), usable)}. Else "
             f"the first answer won both times on {self.moved['first']}; the second: {self.moved['second']}.",
-            f"Votes for the longer answer: {self.longer(self.votes)}; 0.50 by chance.",
+            f"Votes for the longer answer: {self.longer(self.votes).share}; 0.50 by chance.",
         ]
         if self.people:
-            lines[-1] += f" People: {self.longer(self.people[0])}."
+            lines[-1] += f" People: {self.longer(self.people[0]).share}."
             lines += [f"Agreement with people (Cohen's kappa): {self.kappa}.", f"People: {self.people[1]!r}"]
         examples = [*self.tally.failures[:1], *(reply[:80] for reply, _ in self.replies.most_common(1))]
         lines += [f"For example: {example!r}" for example in examples]
@@ -124,7 +127,7 @@ def judge(
     answers, wording, tally = paired_answers(before, after), Rubric.load(rubric), Tally()
     url, name = connect(engine, model)
     human = majority(read_labels(votes, answers.pairs)) if votes is not None else {}
-    pairs = {answers.keys[pair.id]: pair for pair in answers.pairs}
+    pairs = {item_key(pair): pair for pair in answers.pairs}
     prompts = [_request(pair, wording, swap) for pair in pairs.values() for swap in (False, True)]
     with progress(len(prompts), "judgments", show) as advance:
         drawn = ask(url, name, prompts, max_new_tokens=max_new_tokens, on_answers=advance, tally=tally)
@@ -157,9 +160,3 @@ def _letter(reply: str) -> str:
     """A, B or T; "" if the reply is anything but this letter, with punctuation around it at most."""
     found = re.fullmatch(r"[\W_]*([ABT])[\W_]*", reply)
     return found.group(1) if found else ""
-
-
-def _by_content(votes: Mapping[str, float], pairs: Mapping[str, Pair]) -> dict[Hashable, float]:
-    """Votes as 1, 0 or -1, where 1 means the answer with the smaller hash. `Labels.table` says why."""
-    signs = {key: 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1 for key, pair in pairs.items()}
-    return {key: float(signs[key] * ((vote > 0) - (vote < 0))) for key, vote in votes.items() if key in signs}

@@ -1,7 +1,9 @@
-"""`read_labels`: the labels of all raters on a set of pairs, and the training pairs that follow from them."""
+"""`plan_labelling`: who judges what. `read_labels`: the labels of all raters, and the training pairs that follow."""
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +12,8 @@ from itertools import combinations
 from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.labelling.agreement import Estimate, Table, flip_rate
+from dpo_workbench.evaluation.statistics import Interval, wilson
 from dpo_workbench.labelling.events import Event, Store, answer_key, item_key
-from dpo_workbench.labelling.study import AGAIN, Plan
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.training.config import TrainConfig
 
@@ -25,8 +26,6 @@ class Vote:
 
     event: Event
     pair: Pair
-    item: str  # key of the pair
-    again: bool  # the second showing to this rater
 
     @property
     def value(self) -> int | None:
@@ -36,14 +35,41 @@ class Vote:
         return 1 if self.event.winner == answer_key(self.pair.chosen) else -1
 
 
-def read_labels(
-    store: str | Path | Sequence[str | Path], pairs: Sequence[Pair], plan: Plan | str | Path | None = None
-) -> Labels:
+def plan_labelling(
+    pairs: Sequence[Pair], raters: Sequence[str], *, overlap: float = 0.2, seed: int = 0
+) -> dict[str, Pairs]:
+    """The pairs that each rater judges, in random order. The lists differ by at most one pair.
+
+    Pairs with the same prompt and answers are judged as one.
+
+    Args:
+        overlap: share of the pairs that two raters judge, so that agreement can be measured.
+    """
+    names = list(raters)
+    distinct = list({item_key(pair): pair for pair in reversed(list(pairs))}.values())
+    if not names or len(set(names)) < len(names) or not all(name.strip() for name in names):
+        raise WorkbenchError(f"`raters` must be different names. Got {raters!r}.")
+    if not 0 <= overlap <= 1 or (overlap and len(names) == 1):
+        raise WorkbenchError(
+            f"`overlap` must be a share in [0, 1], and 0 for one rater. Got {overlap} for {len(names)} raters."
+        )
+    if len(distinct) < len(names):
+        raise WorkbenchError(f"Each rater needs a pair. Got {len(distinct)} pairs for {len(names)} raters.")
+    rng = random.Random(seed)
+    rng.shuffle(distinct)
+    plan: dict[str, list[Pair]] = {name: [] for name in names}
+    for number, pair in enumerate(distinct):
+        shortest_first = sorted(names, key=lambda name: (len(plan[name]), rng.random()))
+        for name in shortest_first[: 2 if number < round(overlap * len(distinct)) else 1]:
+            plan[name].append(pair)
+    return {name: Pairs(rng.sample(own, len(own))) for name, own in plan.items()}
+
+
+def read_labels(store: str | Path | Sequence[str | Path], pairs: Sequence[Pair]) -> Labels:
     """Read one or several label files and match the labels with the pairs that were judged.
 
     Args:
         store: the file, or several. Labels that are in more than one file count once.
-        plan: the plan of the study, if it had one. The report needs it for the gold items.
     """
     files = [Path(file) for file in ([store] if isinstance(store, (str, Path)) else store)]
     missing = [str(file) for file in files if not file.is_file()]
@@ -54,36 +80,30 @@ def read_labels(
         )
     events = Store(*files)
     by_key = {item_key(pair): pair for pair in reversed(list(pairs))}
-    keyed = [(event, event.item.removesuffix(AGAIN)) for event in events.labels.values()]
-    votes = [Vote(event, by_key[key], key, event.item != key) for event, key in keyed if key in by_key]
+    votes = [Vote(event, by_key[event.item]) for event in events.labels.values() if event.item in by_key]
     if not votes:
         raise WorkbenchError(
-            f"Labels must belong to the pairs. All {len(keyed)} labels in {files[0]} are of other pairs. Pass the "
-            "pairs that were judged."
+            f"Labels must belong to the pairs. All {len(events.labels)} labels in {files[0]} are of other pairs. "
+            "Pass the pairs that were judged."
         )
-    return Labels(votes, len(keyed) - len(votes), events.damaged, None if plan is None else Plan.load(plan))
+    return Labels(votes, len(events.labels) - len(votes), events.damaged)
 
 
 @dataclass(repr=False, eq=False)
 class Labels:
     """The votes of a study."""
 
-    votes: list[Vote]  # the current label of each rater on each item, second showings included
+    votes: list[Vote]  # the current label of each rater on each item, skips included
     unmatched: int = 0  # labels of other pairs
     damaged: int = 0  # lines that could not be read
-    plan: Plan | None = None
-
-    @cached_property
-    def first(self) -> list[Vote]:
-        """Votes without second showings and skips: at most one for each rater and item."""
-        return [vote for vote in self.votes if not vote.again and vote.event.choice != "skip"]
 
     @cached_property
     def by_item(self) -> dict[str, list[Vote]]:
-        """`first` by item."""
+        """The votes on each item, without skips."""
         found: dict[str, list[Vote]] = defaultdict(list)
-        for vote in self.first:
-            found[vote.item].append(vote)
+        for vote in self.votes:
+            if vote.event.choice != "skip":
+                found[vote.event.item].append(vote)
         return dict(found)
 
     @property
@@ -91,17 +111,16 @@ class Labels:
         """Names, sorted."""
         return sorted({vote.event.rater for vote in self.votes})
 
-    def table(self) -> Table:
+    def table(self) -> dict[str, dict[str, float]]:
         """Rater -> {item: 1, -1, or 0 for a tie}. An item judged "both bad" is left out.
 
         1 means the answer with the smaller content hash. If it meant the pair's chosen answer, raters who always
         prefer that one would use a single value, and kappa could not tell their agreement from chance.
         """
-        found: dict[str, dict] = {rater: {} for rater in self.raters}
-        for vote in self.first:
+        found: dict[str, dict[str, float]] = {rater: {} for rater in self.raters}
+        for vote in self.votes:
             if vote.value is not None:
-                sign = 1 if answer_key(vote.pair.chosen) < answer_key(vote.pair.rejected) else -1
-                found[vote.event.rater][vote.item] = float(sign * vote.value)
+                found[vote.event.rater][vote.event.item] = float(content_sign(vote.pair) * vote.value)
         return found
 
     def winners(self) -> dict[str, int]:
@@ -113,13 +132,8 @@ class Labels:
         """How many items become no pair, by reason."""
         return Counter(reason for votes in self.by_item.values() if (reason := _reason(votes)))
 
-    def repeats(self) -> list[tuple[Vote, Vote]]:
-        """First and second vote of a rater on each item that was shown twice."""
-        again = {(v.event.rater, v.item): v for v in self.votes if v.again and v.event.choice != "skip"}
-        return [(v, again[key]) for v in self.first if (key := (v.event.rater, v.item)) in again]
-
-    def flip_rate(self) -> Estimate:
-        """Share of wrong votes, from how often two raters name different winners (see `agreement.flip_rate`)."""
+    def flip_rate(self) -> Interval:
+        """Share of wrong votes, from how often two raters name different winners (see `flip_rate` below)."""
         couples = [two for votes in self.by_item.values() for two in combinations(votes, 2)]
         differ = [a.value != b.value for a, b in couples if a.value and b.value]
         return flip_rate(sum(differ), len(differ))
@@ -132,12 +146,12 @@ class Labels:
         rate = self.flip_rate()
         if not rate.n:
             raise WorkbenchError("No two raters judged the same pair, so there is no flip rate. Plan an `overlap`.")
-        if rate.value > 0.45:
+        if rate.estimate > 0.45:
             raise WorkbenchError(
                 f"Raters must agree better than by chance. Got a flip rate of {rate}. Discuss the rubric and label "
                 "again."
             )
-        return replace(config or TrainConfig(), loss="robust", label_smoothing=round(rate.value, 4))
+        return replace(config or TrainConfig(), loss="robust", label_smoothing=round(rate.estimate, 4))
 
     def pairs(self, how: str = "majority") -> Pairs:
         """Pairs whose `chosen` answer is the one that most raters preferred. Ties never become a pair.
@@ -168,8 +182,31 @@ class Labels:
         ]
         if self.unmatched or self.damaged:
             lines.append(f"  labels of other pairs: {self.unmatched}; damaged lines: {self.damaged}")
-        rate = self.flip_rate()
-        return "\n".join(lines + ([f"  flip rate: {rate}"] if rate.n else []))
+        return "\n".join(lines)
+
+
+def share(hits: int, n: int) -> Interval:
+    """A share with Wilson's interval (1927); NaN without observations."""
+    return wilson(hits, n) if n else Interval(math.nan, math.nan, math.nan, "", 0, 0)
+
+
+def flip_rate(disagree: int, n: int) -> Interval:
+    """The share e of wrong votes, if two independent and equally careful raters name different winners this often.
+
+    They differ when exactly one of them is wrong: d = 2 e (1 - e), so e = (1 - sqrt(1 - 2 d)) / 2. The interval is
+    Wilson's for d, converted in the same way. It is 0.5 where d is one half or more.
+    """
+
+    def rate(d: float) -> float:
+        return (1 - math.sqrt(max(0.0, 1 - 2 * d))) / 2
+
+    d = share(disagree, n)
+    return replace(d, estimate=rate(d.estimate), low=rate(d.low), high=rate(d.high)) if n else d
+
+
+def content_sign(pair: Pair) -> int:
+    """1 if the chosen answer has the smaller content hash, else -1."""
+    return 1 if answer_key(pair.chosen) < answer_key(pair.rejected) else -1
 
 
 def _reason(votes: Sequence[Vote]) -> str:

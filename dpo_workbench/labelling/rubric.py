@@ -1,4 +1,4 @@
-"""`Rubric`: the question that raters answer and the criteria they consider, read from a small YAML file."""
+"""`Rubric`: the question that raters answer and the criteria they consider, read from a text file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.common.html import visible
-
-SHOW_AS = ("text", "code")
 
 
 @dataclass(frozen=True)
@@ -22,7 +18,6 @@ class Rubric:
     name: str
     question: str
     criteria: str = ""
-    show_as: str = "text"  # how answers are displayed, one of SHOW_AS
 
     @property
     def version(self) -> str:
@@ -32,29 +27,23 @@ class Rubric:
 
     @classmethod
     def load(cls, source: str | Path | Rubric | None) -> Rubric:
-        """A rubric from a YAML file, or the template of a built-in task by the task's name. None asks one question."""
+        """A rubric from a text file: the question in the first line, and then the criteria, if any.
+
+        The name of a built-in task gives the template for it. None asks one plain question.
+        """
         if isinstance(source, Rubric):
             return source
         if source is None:
             return cls("plain", "Which answer is better?")
-        templates = {path.stem: path for path in (data_folder() / "rubrics").glob("*.yaml")}
+        templates = {path.stem: path for path in (data_folder() / "rubrics").glob("*.txt")}
         path = Path(source) if Path(source).is_file() else templates.get(str(source))
         if path is None:
             names = ", ".join(sorted(templates))
-            raise WorkbenchError(f"`rubric` must be a YAML file or a template ({names}). Got {str(source)!r}.")
-        try:
-            content = {"name": path.stem} | yaml.safe_load(path.read_text(encoding="utf-8"))
-            if not all(isinstance(part, str) for part in content.values()):
-                raise TypeError("all values must be text")
-            rubric = cls(**content | {"criteria": content.get("criteria", "").strip()})
-            if rubric.show_as not in SHOW_AS:
-                raise TypeError(f"`show_as` is {rubric.show_as!r}")
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-            raise WorkbenchError(
-                "A rubric must be YAML with a `question`, and may have `name`, `criteria` (several lines follow "
-                f"`criteria: |`) and `show_as` ({', '.join(SHOW_AS)}). Got: {' '.join(str(error).split())} ({path})."
-            ) from error
-        return rubric
+            raise WorkbenchError(f"`rubric` must be a text file or a template ({names}). Got {str(source)!r}.")
+        question, _, criteria = path.read_text(encoding="utf-8", errors="replace").strip().partition("\n")
+        if not question:
+            raise WorkbenchError(f"The first line of a rubric must be the question. Got an empty file: {path}.")
+        return cls(path.stem, question.strip(), criteria.strip())
 
     def __repr__(self) -> str:
         return visible(f"Rubric {self.version}: {self.question}\n{self.criteria}".rstrip())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.labelling.events import CHOICES, Event, Store, answer_key
+from dpo_workbench.labelling.events import CHOICES, Event, Store, answer_key, item_key
 from dpo_workbench.labelling.rubric import Rubric
-from dpo_workbench.labelling.study import Item, Plan, all_items
 from dpo_workbench.pairs.pair import Pair
 
 QUICK = 0.3  # seconds; a vote that comes sooner after an item appears is taken for a double click and ignored
@@ -37,44 +37,48 @@ class Session:
         rater: str,
         store: str | Path,
         rubric: str | Path | Rubric | None = None,
-        plan: Plan | str | Path | None = None,
         quick: float = QUICK,
     ):
         if not rater.strip():
             raise WorkbenchError("`rater` must be a name. Got an empty one. Initials are enough.")
-        planned = Plan.load(plan).items if plan is not None else {rater: all_items(pairs, rater)}
-        if rater not in planned:
-            raise WorkbenchError(f"The rater must be in the plan. Got {rater!r}. It has: {', '.join(planned)}.")
-        self.items, self.pairs = planned[rater], {pair.id: pair for pair in pairs}
-        if not self.items:
-            raise WorkbenchError(f"There must be something to label. Got no items for rater {rater!r}.")
-        if missing := [item.pair for item in self.items if item.pair not in self.pairs]:
-            raise WorkbenchError(f"The plan must fit the pairs. It names pair {missing[0]!r}, which is not among them.")
+        by_item: dict[str, Pair] = {}  # pairs with the same content are judged once
+        for pair in pairs:
+            by_item.setdefault(item_key(pair), pair)
+        if not by_item:
+            raise WorkbenchError(f"There must be something to label. Got no pairs for rater {rater!r}.")
+        self.items, self.pairs = list(by_item), list(by_item.values())
         self.rater, self.store, self.rubric = rater.strip(), Store(store), Rubric.load(rubric)
         self.quick, self.message = quick, ""
         self._show(self._next_open(0))
 
     @property
-    def item(self) -> Item:
-        """The item that is shown."""
+    def item(self) -> str:
+        """The key of the pair that is shown."""
         return self.items[self.position]
 
     @property
     def pair(self) -> Pair:
         """The pair that is shown."""
-        return self.pairs[self.item.pair]
+        return self.pairs[self.position]
+
+    @property
+    def swapped(self) -> bool:
+        """The pair's rejected answer is shown as A. The side is random, but fixed for this rater and pair."""
+        text = f"0\0{self.rater}\0{self.item}".encode("utf-8", "surrogatepass")
+        smaller_is_a = bool(hashlib.blake2b(text, digest_size=1).digest()[0] & 1)
+        return smaller_is_a == (answer_key(self.pair.chosen) <= answer_key(self.pair.rejected))
 
     @property
     def answers(self) -> tuple[str, str]:
         """The texts shown as A and B."""
         both = (self.pair.chosen, self.pair.rejected)
-        return both[::-1] if self.item.swap else both
+        return both[::-1] if self.swapped else both
 
     @property
     def labels(self) -> dict[str, Event]:
         """This rater's current labels by item key, in the order of the items."""
-        found = {item.key: self.store.labels.get((self.rater, item.key)) for item in self.items}
-        return {key: label for key, label in found.items() if label}
+        found = {item: self.store.labels.get((self.rater, item)) for item in self.items}
+        return {item: label for item, label in found.items() if label}
 
     @property
     def n_done(self) -> int:
@@ -89,7 +93,7 @@ class Session:
     def status(self) -> str:
         """Position and progress in words, and the label of an item that has one."""
         text = f"Item {self.position + 1} of {len(self.items)}, {self.n_done} labelled."
-        if label := self.labels.get(self.item.key):
+        if label := self.labels.get(self.item):
             strength = f", strength {label.strength}" if label.strength else ""
             text += f" Your label: {CHOICES[label.choice or 'skip']}{strength}."
         return text
@@ -125,7 +129,7 @@ class Session:
         a, b = self.answers
         shown = {"left": answer_key(a), "right": answer_key(b), "rubric": self.rubric.version}
         said = {"choice": choice, "strength": self.strength if choice in ("a", "b") else None, "note": self.note}
-        self.store.add("label", self.rater, self.item.key, **shown, **said, seconds=round(seconds, 3))
+        self.store.add("label", self.rater, self.item, **shown, **said, seconds=round(seconds, 3))
         text = f"Saved: item {self.position + 1}, {CHOICES[choice]}."
         self._show(self._next_open(self.position + 1))
         return text + (" All items are labelled." if self.finished else "")
@@ -136,7 +140,7 @@ class Session:
             return "Nothing to undo."
         label = max(self.labels.values(), key=lambda event: event.clock)
         self.store.add("undo", self.rater, label.item, target=label.id)
-        self._show(next(k for k, item in enumerate(self.items) if item.key == label.item))
+        self._show(self.items.index(label.item))
         self.strength, self.note = label.strength, label.note
         return f"Undone: {CHOICES[label.choice or 'skip']}, item {self.position + 1}."
 
@@ -150,10 +154,10 @@ class Session:
         """The first item without a label from `start` on, then from the top; else the one before `start`."""
         labels, n = self.labels, len(self.items)
         places = (k % n for k in range(start, start + n))
-        return next((k for k in places if self.items[k].key not in labels), max(0, min(start, n) - 1))
+        return next((k for k in places if self.items[k] not in labels), max(0, min(start, n) - 1))
 
     def _show(self, place: int) -> None:
         self.position = place
-        label = self.labels.get(self.item.key)
+        label = self.labels.get(self.item)
         self.strength, self.note = (label.strength, label.note) if label else (None, "")
         self._shown_at = time.monotonic()

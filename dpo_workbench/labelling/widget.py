@@ -1,24 +1,30 @@
-"""`label`: judge pairs in a notebook. `label_text`: the same in plain text, for terminals and without widgets."""
+"""`label`: judge pairs in a notebook. `label_text`: the same in plain text, for terminals and without widgets.
+
+All text in HTML goes through `escape`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
 
 from dpo_workbench.common.errors import WorkbenchError
-from dpo_workbench.common.html import pre, visible
+from dpo_workbench.common.html import NO_MATH, escape, pre, visible
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import HELP, Session
-from dpo_workbench.labelling.study import Plan
-from dpo_workbench.labelling.view import card, text_card
 from dpo_workbench.pairs.pair import Pair
 
 BUTTONS = {"a": "A is better", "b": "B is better", "t": "Equally good", "x": "Both bad", "s": "Skip"}
 MOVES = {"u": "Undo", "<": "Back", ">": "Forward"}
 STRENGTHS = (("not set", 0), ("slightly", 1), ("clearly", 2), ("far better", 3))
+MARK = "text-decoration: underline; font-weight: 700; background: none; color: inherit"  # readable on any background
+BOX = "white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; color: inherit; max-height: 32em; overflow: auto"
+MOST_MARKED = 12_000  # characters; in longer texts marking differences takes long and shows little
 
 
 class Labeller:
@@ -94,7 +100,6 @@ def label(
     rubric: str | Path | Rubric | None = None,
     rater: str,
     store: str | Path = "labels.jsonl",
-    plan: Plan | str | Path | None = None,
 ) -> Labeller:
     """Judge pairs blind in the notebook: two answers side by side, in random order, without their origin.
 
@@ -102,12 +107,11 @@ def label(
     at the same pair. Every action has a button, and can also be typed into one box.
 
     Args:
-        rubric: a YAML file, or the name of a built-in task; default: one plain question.
+        rubric: a text file (see `Rubric.load`), or the name of a built-in task; default: one plain question.
         rater: who judges; initials are enough.
         store: the label file. Several raters may share one.
-        plan: from `plan_labelling`; default: all pairs, once each.
     """
-    return Labeller(Session(pairs, rater, store, rubric, plan))
+    return Labeller(Session(pairs, rater, store, rubric))
 
 
 def label_text(
@@ -116,12 +120,11 @@ def label_text(
     rubric: str | Path | Rubric | None = None,
     rater: str,
     store: str | Path = "labels.jsonl",
-    plan: Plan | str | Path | None = None,
     read: Callable[[str], str] = input,
     write: Callable[[str], None] = print,
 ) -> Session:
     """`label` in plain text. It asks for commands until `q`, Ctrl-C or the last item. Every vote is saved at once."""
-    session = Session(pairs, rater, store, rubric, plan, quick=0.0)
+    session = Session(pairs, rater, store, rubric, quick=0.0)
     write(HELP + " · q: stop")
     try:
         while not session.finished:
@@ -135,3 +138,51 @@ def label_text(
         pass
     write(f"{session.n_done} of {len(session.items)} labelled, saved in {session.store.path}.")
     return session
+
+
+def card(session: Session) -> dict[str, str]:
+    """HTML of the current item: `status`, `prompt`, `a`, `b`, `rubric`, `message`."""
+    rubric, (a, b) = session.rubric, session.answers
+    criteria = f"<details><summary>Rubric {escape(rubric.version)}</summary>{pre(rubric.criteria)}</details>"
+    return {
+        "status": f'<p role="status" aria-live="polite">{escape(session.status())}</p>',
+        "prompt": f"<h3>{escape(rubric.question)}</h3>{box(escape(session.pair.prompt_as_text))}",
+        "a": "<h4>Answer A</h4>" + answer_html(a, b),
+        "b": "<h4>Answer B</h4>" + answer_html(b, a),
+        "rubric": criteria if rubric.criteria else "",
+        "message": f'<p role="status" aria-live="polite"><strong>{escape(session.message)}</strong></p>',
+    }
+
+
+def answer_html(text: str, other: str) -> str:
+    """One answer, monospaced for code and tables. The words that the other answer does not have are underlined."""
+    return box(marked(text, other), "monospace")
+
+
+def marked(text: str, other: str) -> str:
+    """`text`, escaped, with the words underlined that differ from `other`."""
+    if len(text) + len(other) > MOST_MARKED:
+        return escape(text)
+    words, other_words = (re.findall(r"\s+|\w+|[^\w\s]", t) for t in (text, other))
+    parts = []
+    for tag, start, end, *_ in SequenceMatcher(None, words, other_words, autojunk=False).get_opcodes():
+        piece = "".join(words[start:end])
+        same = tag == "equal" or not piece.strip()
+        parts.append(escape(piece) if same else f'<mark style="{MARK}">{escape(piece)}</mark>')
+    return "".join(parts)
+
+
+def box(html: str, font: str = "inherit") -> str:
+    """HTML of a text in a box that wraps lines and scrolls if it is long."""
+    return f'<pre class="{NO_MATH}" style="{BOX}; font-family: {font}">{html}</pre>'
+
+
+def text_card(session: Session) -> str:
+    """The current item for a terminal. Control characters are written out, so they cannot steer it."""
+    a, b = session.answers
+    lines = [f"--- {session.status()}", session.rubric.question]
+    for title, text in (("Prompt", session.pair.prompt_as_text), ("A", a), ("B", b)):
+        lines += ["", f"[{title}]", text]
+    if session.strength or session.note:
+        lines.append(f"Saved with your vote: strength {session.strength or 'not set'}, note {session.note!r}")
+    return visible("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Displays of evaluations: what changed in each failure class, and learning curves.
+"""The display of a verdict, what changed in each failure class, and what all figures share.
 
 A Display holds the numbers. `plot` draws them on demand and returns the Display; `str` gives them as text.
 """
@@ -31,7 +31,6 @@ class ChangesDisplay:
     title: str  # the finding
     n: int  # prompts
     figure_: Any = field(default=None, init=False, repr=False)
-    ax_: Any = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_numbers(cls, numbers: Mapping[str, Any], title: str) -> ChangesDisplay:
@@ -48,69 +47,34 @@ class ChangesDisplay:
                 rows.append(Change(told, sides, middle, low, high, clear))
         return cls(rows, title, numbers["n"])
 
-    def plot(self, ax: Any = None) -> ChangesDisplay:
-        """Draw the differences with their intervals, in `ax` or in a new figure. A clear one has a filled point."""
+    def plot(self) -> ChangesDisplay:
+        """Draw the differences with their intervals in a new figure. A clear one has a filled point."""
         names, sides = (list(dict.fromkeys(column)) for column in list(zip(*self.rows, strict=True))[:2])
-        self.figure_, self.ax_ = axes(ax, (7.0, 1.8 + 0.5 * len(names)))
+        self.figure_, ax = axes((7.0, 1.8 + 0.5 * len(names)))
         looks = dict(zip(sides, ((BLUE, "o", -0.14), (ORANGE, "s", 0.14)), strict=False))
         for name, side, estimate, low, high, clear in self.rows:
             colour, marker, shift = looks[side]
             style = {"fmt": marker, "color": colour, "capsize": 3, "markersize": 6, "label": plain(side)}
             spread = [[max(0.0, estimate - low)], [max(0.0, high - estimate)]]
             face = colour if clear else "white"
-            self.ax_.errorbar(estimate, names.index(name) + shift, xerr=spread, markerfacecolor=face, **style)
-        self.ax_.axvline(0, color=GREY, linestyle=":", linewidth=1)
-        self.ax_.set_yticks(range(len(names)), [plain(name) for name in names])
-        self.ax_.set_ylim(len(names) - 0.5, -0.5)
-        label(
-            self.ax_,
-            self.title,
-            f"change in points (n = {self.n}), paired 95 % intervals; filled: clear; left is better",
-        )
-        handles = dict(zip(*self.ax_.get_legend_handles_labels()[::-1], strict=True))  # one for each side
-        self.ax_.legend(handles.values(), handles, loc="best", frameon=False)
+            ax.errorbar(estimate, names.index(name) + shift, xerr=spread, markerfacecolor=face, **style)
+        ax.axvline(0, color=GREY, linestyle=":", linewidth=1)
+        ax.set_yticks(range(len(names)), [plain(name) for name in names])
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        unit = f"change in points (n = {self.n}), paired 95 % intervals; filled: clear; left is better"
+        label(ax, self.title, unit)
+        handles = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))  # one for each side
+        ax.legend(handles.values(), handles, loc="best", frameon=False)
         return self
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        lines = [self.title]
-        for row in self.rows:
-            star = " *" if row.clear else ""
-            lines.append(
-                f"  {row.sides}  {row.name:<{width}}  {row.estimate:+6.1f} ({row.low:+.1f} to {row.high:+.1f}){star}"
-            )
-        return "\n".join([*lines, f"change in points (n = {self.n}), paired 95 % intervals; * clear"])
-
-
-@dataclass
-class CurveDisplay:
-    """A measure against the number of pairs. `plot()` sets `figure_` and `ax_`."""
-
-    sizes: Sequence[int]
-    means: Sequence[Any]  # an `Interval` for each size
-    metric: str
-    figure_: Any = field(default=None, init=False, repr=False)
-    ax_: Any = field(default=None, init=False, repr=False)
-
-    @property
-    def title(self) -> str:
-        """The finding."""
-        first, last = self.means[0].estimate, self.means[-1].estimate
-        return f"{self.metric}: {first:.3f} with {self.sizes[0]} pairs, {last:.3f} with {self.sizes[-1]}"
-
-    def plot(self, ax: Any = None) -> CurveDisplay:
-        """Draw means and intervals, in `ax` or in a new figure."""
-        self.figure_, self.ax_ = axes(ax, (7.0, 4.0))
-        means = [mean.estimate for mean in self.means]
-        spread = [[m.estimate - m.low for m in self.means], [m.high - m.estimate for m in self.means]]
-        self.ax_.errorbar(self.sizes, means, yerr=spread, fmt="o-", color=BLUE, capsize=4)
-        label(self.ax_, self.title, f"pairs; bars: 95 % intervals, n = {self.means[0].n} prompts", self.metric)
-        return self
-
-    def __str__(self) -> str:
-        rows = zip(self.sizes, self.means, strict=True)
-        body = [f"  {n:>5} pairs  {m.estimate:.3f}  ({m.low:.3f} to {m.high:.3f})" for n, m in rows]
-        return "\n".join([self.title, *body])
+        lines = [
+            f"  {row.sides}  {row.name:<{width}}  {row.estimate:+6.1f} ({row.low:+.1f} to {row.high:+.1f})"
+            + " *" * row.clear
+            for row in self.rows
+        ]
+        return "\n".join([self.title, *lines, f"change in points (n = {self.n}), paired 95 % intervals; * clear"])
 
 
 def plain(text: Any) -> str:
@@ -118,10 +82,8 @@ def plain(text: Any) -> str:
     return str(text).replace("$", r"\$")
 
 
-def axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
-    """Figure and axes to draw in: those of `ax`, or new ones of `size` inches."""
-    if ax is not None:
-        return ax.figure, ax
+def axes(size: tuple[float, float]) -> tuple[Any, Any]:
+    """A new figure of `size` inches, and its axes."""
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=size, layout="constrained")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from dpo_workbench.evaluation.run import Evaluation, evaluate
 from dpo_workbench.evaluation.statistics import Interval, over_seeds, paired_difference
 from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.pair import Pairs
-from dpo_workbench.plots.evaluation import CurveDisplay
+from dpo_workbench.plots.evaluation import BLUE, axes, label
 from dpo_workbench.tasks.task import Split
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.run import train
@@ -77,12 +78,24 @@ class LearningCurve:
         decision = "label more" if gain.low > 0 and gain.estimate >= worth else "cannot tell"
         return DataAdvice("stop" if gain.high < worth else decision, gain, (half, last))
 
-    def plot(self) -> CurveDisplay:
-        """The measured points with their intervals."""
-        return CurveDisplay(self.sizes, self.means(), self.metric).plot()
+    @property
+    def title(self) -> str:
+        """The finding."""
+        told = [f"{mean.estimate:.3f} with {n}" for n, mean in zip(self.sizes, self.means(), strict=True)]
+        return f"{self.metric}: {told[0]} pairs, {told[-1]}"
+
+    def plot(self) -> Any:
+        """Draw the means with their intervals; returns matplotlib's axes."""
+        (_, ax), means = axes((7.0, 4.0)), self.means()
+        spread = [[m.estimate - m.low for m in means], [m.high - m.estimate for m in means]]
+        ax.errorbar(self.sizes, [m.estimate for m in means], yerr=spread, fmt="o-", color=BLUE, capsize=4)
+        label(ax, self.title, f"pairs; bars: 95 % intervals, n = {len(self.groups)} prompts", self.metric)
+        return ax
 
     def __str__(self) -> str:
-        return str(CurveDisplay(self.sizes, self.means(), self.metric))
+        rows = zip(self.sizes, self.means(), strict=True)
+        body = [f"  {n:>5} pairs  {m.estimate:.3f}  ({m.low:.3f} to {m.high:.3f})" for n, m in rows]
+        return "\n".join([self.title, *body])
 
     __repr__ = __str__
 

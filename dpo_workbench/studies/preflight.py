@@ -35,7 +35,6 @@ ADVICE = {  # kind of `Chat.check`: severity, and what to do; other kinds are no
 TRL = "1.16"  # the version whose DPOTrainer `trl_row` and this table describe; tests compare them with the installed
 TRL_DOES = {  # what happens to pairs, and what to do
     "fails": ("stop it, because the template can't write them", "Put system text into the first user message."),
-    "template": ("are trained without the chat template", "Write prompts and answers as messages."),
     "drops": ("are left out in silence: the prompt alone fills max_length", "Shorten the prompt, or raise max_length."),
     "cuts": ("lose the end of an answer, end token included, in silence", "Drop them, or set max_length=None."),
     "prompt": ("lose the prompt's end, which differs once an answer follows", "Change the template, or train here."),
@@ -74,7 +73,7 @@ class Preflight:
     lengths: dict[str, list[int]]  # median, 95 % quantile and maximum of the number of tokens
     facts: dict[str, str]  # how many pairs are too long, BOS and end tokens, thinking blocks
     issues: list[Issue]
-    trl: dict[str, list[Issue]]  # what TRL does, by how prompts and answers are given
+    trl: dict[str, list[Issue]]  # TRL's version and settings -> what it does
     mask: MaskDisplay | None  # of the shortest pair
 
     @property
@@ -136,14 +135,13 @@ def preflight(
     made = {row.id for row in rows}
     texts = [text for text in texts if text[0] in made]
     issues += sorted(_template_issues(chat, texts), key=lambda issue: issue.severity, reverse=True)
-    trl = {}
-    possible = {"messages": bool(chat.tokenizer.chat_template), "text": all(isinstance(p, str) for _, p, _ in texts)}
-    for form in [form for form, is_possible in possible.items() if is_possible]:
-        how = f"TRL {TRL}, DPOTrainer with max_length={max_tokens}, if prompt and answers are given as {form}"
-        trl[how] = _trl_issues(chat, rows, texts, max_tokens, form)
+    trl = f"TRL {TRL}, DPOTrainer with max_length={max_tokens}"
+    trl += ", for messages (text is trained without the chat template)" if chat.tokenizer.chat_template else ""
     mask = show(chat, min(rows, key=lambda row: row.n_tokens)) if rows else None
     facts = _facts(chat, rows, texts, max_tokens, max_positions(config))
-    return Preflight(str(model), len(pairs), _lengths(rows), facts, issues, trl, mask)
+    return Preflight(
+        str(model), len(pairs), _lengths(rows), facts, issues, {trl: _trl_issues(chat, rows, texts, max_tokens)}, mask
+    )
 
 
 def show(model: Model | Chat, row: Row) -> MaskDisplay:
@@ -229,22 +227,19 @@ def trl_row(chat: Chat, prompt: Prompt, answers: Sequence[str]) -> tuple[list[li
     return [ids[0][:n], *(other[n:] for other in ids[1:])], ids[0][n:]
 
 
-def _trl_issues(chat: Chat, rows: Sequence[Row], texts: Sequence[Texts], max_tokens: int, form: str) -> list[Issue]:
+def _trl_issues(chat: Chat, rows: Sequence[Row], texts: Sequence[Texts], max_tokens: int) -> list[Issue]:
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for row, (_, prompt, answers) in zip(rows, texts, strict=True):
-        asked = messages_of(prompt) if form == "messages" else prompt
+        asked = messages_of(prompt) if chat.tokenizer.chat_template else prompt
         try:
             for key, detail in _trl_did(chat, row, answers, *trl_row(chat, asked, answers), max_tokens).items():
                 found[key][row.id] = detail
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             found["fails"][row.id] = str(error)[:80]
-    if form == "text" and chat.tokenizer.chat_template:
-        found["template"] = {row_id: f"it begins with {prompt[:30]!r}" for row_id, prompt, _ in texts}
-        found.pop("other", None)
-    does = {key: told for key, told in TRL_DOES.items() if key in found}
-    n = len(rows)
     return [
-        Issue("note", f"{len(found[k])} of {n} pairs {what}", advice, found[k]) for k, (what, advice) in does.items()
+        Issue("note", f"{len(found[key])} of {len(rows)} pairs {what}", advice, found[key])
+        for key, (what, advice) in TRL_DOES.items()
+        if key in found
     ]
 
 

@@ -18,8 +18,6 @@ from dpo_workbench.models.loading import Model
 from dpo_workbench.pairs.messages import Prompt
 from dpo_workbench.pairs.pair import Pairs
 from dpo_workbench.studies.logps import answer_rows, answer_values, check_positions
-from dpo_workbench.studies.logps import mean_logps as mean_logps  # notebooks import these two from here
-from dpo_workbench.studies.logps import sum_logps as sum_logps
 from dpo_workbench.training.config import TrainConfig
 from dpo_workbench.training.logps import token_states
 from dpo_workbench.training.loop import TrainState, training_steps

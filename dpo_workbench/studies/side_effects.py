@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from dpo_workbench.common.environment import data_folder
@@ -113,13 +113,13 @@ def plain_text() -> list[str]:
 
 def _likelihood(name: str, before: Model, after: Model, prompts: Sequence[Prompt], texts: Sequence[str]) -> Effect:
     old, new = ([row[0] for row in mean_logps(m, prompts, [[t] for t in texts])] for m in (before, after))
-    means = statistics.fmean(old), statistics.fmean(new)
-    return Effect(f"log-likelihood of {name}", "nats a token", *means, mean_change(old, new), least=0.05)
+    change = mean_change(old, new)
+    return Effect(f"log-likelihood of {name}", "nats a token", fmean(old), fmean(new), change, least=0.05)
 
 
 def _kl(before: Model, after: Model, prompts: Sequence[Prompt], limit: int) -> Effect:
     answers = generate(after, prompts, samples=SAMPLES, temperature=1.0, max_new_tokens=limit)
-    start, moved = ([statistics.fmean(row) for row in sum_logps(m, prompts, answers)] for m in (before, after))
+    start, moved = ([fmean(row) for row in sum_logps(m, prompts, answers)] for m in (before, after))
     kl = mean_change(start, moved)
     return Effect("KL from the start", "nats an answer", 0.0, kl.estimate, kl, least=None)
 
@@ -127,6 +127,5 @@ def _kl(before: Model, after: Model, prompts: Sequence[Prompt], limit: int) -> E
 def _other_task(before: Model, after: Model, dev: Split, show: bool) -> Effect:
     rows = shared_rows(*(evaluate(model, dev, show=show) for model in (before, after)))
     old, new = ([row.value or 0.0 for row in side] for side in zip(*rows, strict=True))
-    groups = [row.group for row, _ in rows]
-    means = statistics.fmean(old), statistics.fmean(new)
-    return Effect(f"task {dev.task.name}", "score", *means, paired_difference(old, new, groups), least=0.02)
+    change = paired_difference(old, new, [row.group for row, _ in rows])
+    return Effect(f"task {dev.task.name}", "score", fmean(old), fmean(new), change, least=0.02)

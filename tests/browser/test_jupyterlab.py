@@ -243,12 +243,11 @@ def test_model_text_creates_nothing_in_a_real_browser(browser, tmp_path):
     spec.loader.exec_module(payloads)
     import dpo_workbench as dw
     from dpo_workbench.common import html
-    from dpo_workbench.labelling import view
+    from dpo_workbench.labelling import widget as view
     from dpo_workbench.labelling.session import Session
 
     makers = {"pre": html.pre, "paragraph": html.paragraph, "table": lambda t: html.table([t], [[t]])}
-    for kind in ("text", "code"):
-        makers[kind] = lambda t, kind=kind: view.answer_html(t, f"other {t[::-1]}", kind)
+    makers["answer"] = lambda t: view.answer_html(t, f"other {t[::-1]}")
     makers["box"] = lambda t: view.box(view.marked(t, "other"))
 
     def card(text):

@@ -33,7 +33,7 @@ def arm(name: str, shift: int) -> Evaluation:
         Judged(f"t-{i}", f"g{i}", "prompt " * 40, "answer" * 40, 30, True, 0.4 if f else 1.0, f, "why")
         for i, f in enumerate(None if i < shift else CLASSES[i % 8] for i in range(48))
     )
-    return Evaluation(name, task="receipts", split="test", model="nano", decoding={}, rows=rows, seconds=1.0)
+    return Evaluation(name, task="receipts", split="test", model="nano", decoding={}, rows=rows)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.run import Evaluation
 from dpo_workbench.evaluation.statistics import Interval
-from dpo_workbench.evaluation.verdict import OUTCOMES, verdict
-from dpo_workbench.evaluation.wording import NEXT
+from dpo_workbench.evaluation.verdict import verdict
+from dpo_workbench.evaluation.wording import NEXT, OUTCOMES
 from dpo_workbench.pairs.pair import Pair, Pairs
 from dpo_workbench.studies.side_effects import Effect, SideEffects
 

@@ -12,7 +12,8 @@ import pytest
 import dpo_workbench as dw
 from dpo_workbench.common.errors import WorkbenchError
 from dpo_workbench.evaluation.run import Evaluation
-from dpo_workbench.evaluation.verdict import OUTCOMES, verdict
+from dpo_workbench.evaluation.verdict import verdict
+from dpo_workbench.evaluation.wording import OUTCOMES
 from dpo_workbench.plots.evaluation import BLUE, ORANGE
 
 
@@ -239,7 +240,7 @@ def test_the_forecast_is_compared(arm):
 
 def test_other_prompts_or_another_split_are_refused(arm):
     before = arm("start", BEFORE)
-    with pytest.raises(WorkbenchError, match="example 't-0299' is not the same in both"):
+    with pytest.raises(WorkbenchError, match="such as 't-0299'"):
         verdict(before, arm("DPO", GOOD[:299]))
     with pytest.raises(WorkbenchError, match="300 of receipts/dev"):
         verdict(before, arm("DPO", GOOD, split="dev"))
@@ -303,13 +304,19 @@ def test_one_picture_shows_each_class_against_start_and_control(arm):
     rose = shown["wrong_value (harm 3)", "DPO minus start"]
     assert rose.estimate == pytest.approx(30) and rose.low < 30 < rose.high and rose.clear
     assert shown["any failure", "DPO minus start"].clear is False and ("loop (harm 1)", "DPO minus control") in shown
-    faces = {(p.get_marker(), p.get_markerfacecolor()) for p in display.ax_.lines if p.get_marker() in ("o", "s")}
+    faces = {
+        (p.get_marker(), p.get_markerfacecolor()) for p in display.figure_.axes[0].lines if p.get_marker() in ("o", "s")
+    }
     assert {("o", BLUE), ("o", "white"), ("s", ORANGE)} <= faces
-    assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == [
+    assert [text.get_text() for text in display.figure_.axes[0].get_legend().get_texts()] == [
         "DPO minus start",
         "DPO minus control",
     ]
-    assert got.line in str(display) and "+30.0" in str(display) and display.ax_.get_title(loc="left") == got.line
+    assert (
+        got.line in str(display)
+        and "+30.0" in str(display)
+        and display.figure_.axes[0].get_title(loc="left") == got.line
+    )
     alone = verdict(before, after).plot()
     assert {row.sides for row in alone.rows} == {"DPO minus start"}
     nothing = verdict(arm("start", fails()), arm("DPO", fails())).plot()

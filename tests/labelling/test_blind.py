@@ -9,7 +9,7 @@ import pytest
 
 import dpo_workbench as dw
 from dpo_workbench.evaluation.statistics import prompts_needed, win_rate
-from dpo_workbench.labelling.view import card
+from dpo_workbench.labelling.widget import card
 
 N = 24
 
@@ -93,7 +93,7 @@ def test_several_people_count_by_majority(tmp_path) -> None:
     assert blind.win_rate.wins == JUDGED  # a vote and a tie: the vote
     blind, _ = work(store, against, rater="cat")
     assert (blind.win_rate.wins, blind.win_rate.ties) == (0, JUDGED)  # one against one
-    assert "Krippendorff" in repr(dw.agreement(blind.labels))
+    assert "flip rate" in repr(dw.agreement(blind.labels))
 
 
 def test_how_many_judgments_are_still_needed(tmp_path) -> None:
@@ -123,7 +123,7 @@ def test_bad_input(tmp_path) -> None:
     changed = [{"id": k, "prompt": f"q{k // 2}", "answer": "x"} for k in range(2)]
     one = dw.Evaluation.from_rows(changed, name="one", task="answers", source="here")
     two = dw.Evaluation.from_rows([r | {"prompt": "p"} for r in changed], name="two", task="answers", source="here")
-    with pytest.raises(dw.WorkbenchError, match="2 ids that differ, such as '0'"):
+    with pytest.raises(dw.WorkbenchError, match="2 examples differ, such as '0'"):
         dw.judge_blind(one, two, rater="ann", store=store)
     with pytest.raises(dw.WorkbenchError, match="only equal answers"):
         dw.judge_blind(BEFORE, BEFORE, rater="ann", store=store)

@@ -118,7 +118,7 @@ def test_a_judge_biased_towards_a_position_is_exposed(ask, letter, which) -> Non
 
 def test_a_judge_biased_towards_length_is_exposed(ask) -> None:
     found, _ = ask(lambda a, b: "T" if len(a) == len(b) else "A" if len(a) > len(b) else "B")
-    assert found.longer(found.votes).value == 1.0
+    assert found.longer(found.votes).share.estimate == 1.0
     assert "it mostly prefers the longer answer" in repr(found) and found.win_rate is not None
 
 
@@ -162,10 +162,10 @@ def test_agreement_with_people(ask, tmp_path) -> None:
     votes_of_people(tmp_path / "same.jsonl", lambda old, new: "b" if int(old.id[:2], 16) % 4 == 0 else "a")
     votes_of_people(tmp_path / "opposite.jsonl", lambda old, new: "b")
     found, _ = ask(fair, votes=tmp_path / "same.jsonl")
-    assert found.kappa.n == N and 0.2 < found.kappa.value < 1 and found.kappa.low < found.kappa.value
+    assert found.kappa.n == N and 0.2 < found.kappa.estimate < 1 and found.kappa.low < found.kappa.estimate
     assert "Agreement with people (Cohen's kappa): 0." in repr(found) and "People: 'after' against" in repr(found)
     found, _ = ask(fair, votes=tmp_path / "opposite.jsonl")
-    assert found.kappa.value == pytest.approx(-1, abs=0.2)
+    assert found.kappa.estimate == pytest.approx(-1, abs=0.2)
     assert "agreement with people is not clearly better than chance" in repr(found)
     assert ask(fair)[0].kappa is None
 
@@ -180,7 +180,7 @@ def test_the_rubric_is_in_the_request_and_texts_cannot_end_early(ask) -> None:
 
 def test_bad_input(ask) -> None:
     other = evaluation("other", ["x"] * (N - 1))
-    with pytest.raises(dw.WorkbenchError, match="same prompts.*1 ids"):
+    with pytest.raises(dw.WorkbenchError, match="same prompts.*1 examples"):
         ask(fair, BEFORE, other)
     with pytest.raises(dw.WorkbenchError, match="only equal answers"):
         ask(fair, BEFORE, BEFORE)

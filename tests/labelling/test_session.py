@@ -5,7 +5,7 @@ import json
 import pytest
 
 import dpo_workbench as dw
-from dpo_workbench.labelling import view
+from dpo_workbench.labelling import widget as view
 from dpo_workbench.labelling.rubric import Rubric
 from dpo_workbench.labelling.session import HELP, Session
 from dpo_workbench.labelling.widget import BUTTONS, MOVES
@@ -169,8 +169,7 @@ def test_a_terminal_gets_no_control_characters(tmp_path):
     assert not any(ord(c) < 32 and c != "\n" for c in shown) and "\u202e" not in shown
 
 
-@pytest.mark.parametrize("show_as", ("text", "code"))
-def test_no_text_becomes_an_element(show_as):
+def test_no_text_becomes_an_element():
     from html.parser import HTMLParser
 
     allowed = {"pre", "mark", "details", "summary", "p", "table", "thead", "tbody", "tr", "th", "td", "h4"}
@@ -188,7 +187,7 @@ def test_no_text_becomes_an_element(show_as):
         json.dumps({"<b>": "<i>", "rows": [["<u>", "</table><script>"]]}), "x" * 5000 + "<b>", "\x1b[31m", "\u202e<b>",
     ]  # fmt: skip
     for payload in payloads:
-        html = view.answer_html(payload, "other " + payload[::-1], show_as)
+        html = view.answer_html(payload, "other " + payload[::-1])
         Looks().feed(html + view.box(view.escape(payload)))
     assert Looks.found <= allowed
 
@@ -199,9 +198,9 @@ def test_a_difference_is_marked():
 
 
 def test_a_long_answer_scrolls():
-    html = view.answer_html("word " * 2000, "word " * 1999 + "end ", "text")
+    html = view.answer_html("word " * 2000, "word " * 1999 + "end ")
     assert "overflow: auto" in html and "<mark" not in html
-    assert len(view.answer_html("x" * 10_000_000, "y", "text")) < 60_000
+    assert len(view.answer_html("x" * 10_000_000, "y")) < 60_000
 
 
 @pytest.mark.parametrize("name", ("receipts", "python", "science", "briefs", "sql"))
@@ -211,25 +210,19 @@ def test_each_domain_has_a_rubric(name):
 
 
 def test_the_version_follows_what_the_rubric_says(tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text("question: Which?\ncriteria: |\n  kind: It is kind.\n")
+    file = tmp_path / "mine.txt"
+    file.write_text("Which?\n\nkind: It is kind.\n")
     one = Rubric.load(file)
-    file.write_text("question: Which?\ncriteria: |\n  kind: It is kinder.\n")
+    assert (one.question, one.criteria) == ("Which?", "kind: It is kind.")
+    file.write_text("Which?\n\nkind: It is kinder.\n")
     assert one.version != Rubric.load(file).version and one.version.startswith("mine-")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "- a", "question: 3", "question: Which?\nmore: x", "question: Which?\ncriteria: [{name: x}]", "question: [",
-        "question: Which?\nshow_as: pdf", "name: x", "question: Which?\n1: x",
-        "question: !!python/object/apply:os.system ['true']",
-    ],
-)  # fmt: skip
-def test_a_broken_rubric_says_what_is_wrong(tmp_path, text):
-    (tmp_path / "r.yaml").write_text(text)
-    with pytest.raises(dw.WorkbenchError, match=r"r\.yaml"):
-        Rubric.load(tmp_path / "r.yaml")
+@pytest.mark.parametrize("text", ("", " \n\n"))
+def test_a_rubric_without_a_question_is_refused(tmp_path, text):
+    (tmp_path / "r.txt").write_text(text)
+    with pytest.raises(dw.WorkbenchError, match=r"must be the question.*r\.txt"):
+        Rubric.load(tmp_path / "r.txt")
 
 
 def test_wrong_beginnings(tmp_path):
@@ -239,8 +232,3 @@ def test_wrong_beginnings(tmp_path):
         dw.label(PAIRS, rater=" ", store=tmp_path / "l.jsonl")
     with pytest.raises(dw.WorkbenchError, match="something to label"):
         dw.label([], rater="ann", store=tmp_path / "l.jsonl")
-    plan = dw.plan_labelling(PAIRS, ["bob"], overlap=0)
-    with pytest.raises(dw.WorkbenchError, match="It has: bob"):
-        dw.label(PAIRS, rater="ann", plan=plan, store=tmp_path / "l.jsonl")
-    with pytest.raises(dw.WorkbenchError, match="must fit the pairs"):
-        dw.label(PAIRS[:2], rater="bob", plan=plan, store=tmp_path / "l.jsonl")

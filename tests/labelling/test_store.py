@@ -14,7 +14,6 @@ import pytest
 import dpo_workbench as dw
 from dpo_workbench.labelling.events import Event, Store, answer_key, item_key, replay
 from dpo_workbench.labelling.session import Session
-from dpo_workbench.labelling.study import all_items
 
 PAIRS = [dw.Pair(f"p{k}", f"question {k}", f"right answer {k}", f"wrong answer {k}") for k in range(12)]
 
@@ -29,10 +28,10 @@ def labels(path: Path) -> dict:
 
 def test_a_vote_is_in_the_file_before_the_next_item_is_shown(tmp_path):
     work = session(tmp_path / "l.jsonl")
-    first = work.item.key
+    first = work.item
     work.do("a")
     assert labels(tmp_path / "l.jsonl") == {("ann", first): "a"}
-    assert work.item.key != first
+    assert work.item != first
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -71,7 +70,7 @@ def test_undo_of_a_second_vote_brings_the_first_back(tmp_path):
 def test_two_windows_of_one_rater_see_each_other(tmp_path):
     one, other = session(tmp_path / "l.jsonl"), session(tmp_path / "l.jsonl")
     one.do("a")
-    assert one.item.key != other.item.key
+    assert one.item != other.item
     other.do("b")  # the same item, judged again in the other window: one label stands, both are in the file
     other.do("t")
     one.do("b")
@@ -187,12 +186,12 @@ def test_the_file_must_be_a_file(tmp_path):
         Store(tmp_path)
 
 
-def test_an_item_is_its_content_whichever_answer_is_called_chosen():
+def test_an_item_is_its_content_whichever_answer_is_called_chosen(tmp_path):
     pair = PAIRS[0]
     turned = dw.Pair("other id", pair.prompt, pair.rejected, pair.chosen)
     assert item_key(pair) == item_key(turned)
-    (one,), (other,) = all_items([pair], "ann"), all_items([turned], "ann")
-    assert one.swap != other.swap  # so the same text stands on side A
+    one, other = (Session([p], "ann", tmp_path / "l.jsonl") for p in (pair, turned))
+    assert one.swapped != other.swapped and one.answers == other.answers  # the same text is on side A
 
 
 def test_killed_at_any_moment_no_saved_label_is_lost_and_the_same_item_comes_back(tmp_path):
@@ -204,10 +203,10 @@ def test_killed_at_any_moment_no_saved_label_is_lost_and_the_same_item_comes_bac
         f"spec = importlib.util.spec_from_file_location('store_test', {str(Path(__file__))!r})\n"
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
         "work = module.session(Path(sys.argv[1]))\n"
-        "print('shown', work.item.key, flush=True)\n"
+        "print('shown', work.item, flush=True)\n"
         "while True:\n"
-        "    key = work.item.key; work.do('a'); print('saved', key, flush=True)\n"
-        "    print('shown', work.item.key, flush=True)\n"
+        "    key = work.item; work.do('a'); print('saved', key, flush=True)\n"
+        "    print('shown', work.item, flush=True)\n"
         "    if work.finished: work.do('u')\n"
     )
     saved: set[str] = set()
@@ -223,7 +222,7 @@ def test_killed_at_any_moment_no_saved_label_is_lost_and_the_same_item_comes_bac
         undone = {e.item for e in Store(file).events.values() if e.action == "undo"} if file.is_file() else set()
         assert saved <= have | undone
         fresh = session(file)
-        assert fresh.finished or fresh.item.key == next(i.key for i in fresh.items if i.key not in have)
+        assert fresh.finished or fresh.item == next(i for i in fresh.items if i not in have)
 
 
 def test_events_know_their_winner():

@@ -58,7 +58,7 @@ def test_two_raters_share_a_file_and_disagree(tmp_path) -> None:
     assert found.raters == ["ann", "bob"] and len(found.votes) == 12
     agreed = {p.prompt for p in PAIRS if values["bob", p.id] == values["ann", p.id] == 1}
     assert len(agreed) == 3 and {p.prompt for p in found.pairs()} == agreed
-    assert 0 < found.flip_rate().value <= 0.5
+    assert 0 < found.flip_rate().estimate <= 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Colour-blind readers can tell the colours apart, and figures stay readable in greyscale."""
 
 from itertools import combinations
-from types import SimpleNamespace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -10,7 +9,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
 
-from dpo_workbench.plots import evaluation, pairs, training
+from dpo_workbench.plots import evaluation, training
+from dpo_workbench.studies.learning_curve import LearningCurve
 
 PALETTE = {name: getattr(evaluation, name) for name in ("BLUE", "ORANGE", "GREEN", "GREY")}
 # Machado, Oliveira and Fernandes 2009, severity 1.0: how each kind of reader sees linear RGB
@@ -45,13 +45,11 @@ def test_the_measure_rejects_red_next_to_green():
 
 
 def drawn() -> dict[str, object]:
-    means = [SimpleNamespace(estimate=0.3, low=0.2, high=0.4, n=50)] * 2
     changes = [evaluation.Change("a", side, 1, -1, 3, side == "x") for side in ("x", "y")]
     history = [{"step": k, "loss": 1 / k, "rewards/margins": k / 10} for k in (1, 2, 3)]
     return {
         "changes": evaluation.ChangesDisplay(changes, "title", 50),
-        "lengths": pairs.LengthsDisplay([3, 4], [5, 6], 0.5),
-        "curve": evaluation.CurveDisplay((8, 16), means, "score"),
+        "curve": LearningCurve({8: [[0.0, 1.0] * 25], 16: [[1.0, 0.5] * 25]}, [str(k) for k in range(50)]),
         "training": training.TrainingDisplay(history, [{"step": 0, "score": 0.5, "failed": 0.4}], 0),
     }
 
@@ -59,8 +57,9 @@ def drawn() -> dict[str, object]:
 @pytest.fixture(params=drawn())
 def panels(request):
     matplotlib.use("Agg")
-    display = drawn()[request.param].plot()
-    yield display.figure_.axes
+    plt.close("all")
+    drawn()[request.param].plot()
+    yield plt.gcf().axes
     plt.close("all")
 
 

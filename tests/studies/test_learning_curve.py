@@ -87,6 +87,5 @@ def test_a_learning_curve_is_continued_from_its_folder(tiny, toy_pairs, toy_task
 
 def test_the_curve_as_text_and_as_a_figure():
     curve = drawn(lambda n: 0.4 + 0.004 * n)
-    display = curve.plot()
-    assert str(display) == str(curve) and "with 64" in display.title and str(curve).count("\n") == len(SIZES)
-    assert list(display.ax_.lines[0].get_xdata()) == list(SIZES)
+    assert curve.title in str(curve) and "with 64" in curve.title and str(curve).count("\n") == len(SIZES)
+    assert list(curve.plot().lines[0].get_xdata()) == list(SIZES)

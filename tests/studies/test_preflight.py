@@ -47,7 +47,7 @@ def test_good_pairs_have_nothing_to_fix(folder) -> None:
     text = repr(found)
     assert len(text.splitlines()) < 25 and "0 of 10 pairs (0%) have over max_tokens=1024; the model has 200" in text
     assert "BOS: '<s>', 1 in 20 of 20" in text and "end token: '<|eot|>', 1 in 20 of 20 answers, from template" in text
-    assert "thinking" not in text and "given as messages: the same tokens as here" in text
+    assert "thinking" not in text and "without the chat template): the same tokens as here" in text
     chat = Chat(tokenizer(HEADERS, bos=True))
     assert found.lengths["prompt"] == [len(chat.prompt_ids(GOOD[0].prompt))] * 3
     longest = max(len(chat.prompt_ids(p.prompt) + chat.answer_ids(p.prompt, p.chosen)) for p in GOOD)
@@ -98,7 +98,7 @@ def test_roles_that_the_template_cannot_render(folder, capsys) -> None:
     pairs = [*GOOD, dw.Pair("system", prompt, "yes", "no")]
     found = preflight(pairs, folder(TURNS, bos=True))
     assert kinds(found) == ["note"] and "1 of 11 pairs have a system message" in found.issues[0].what
-    (said,) = found.trl.values()  # prompts are not all text
+    (said,) = found.trl.values()
     assert [issue.what for issue in said] == [
         "1 of 11 pairs " + TRL_DOES["fails"][0],
         "10 of 11 pairs " + TRL_DOES["tail"][0],
@@ -113,7 +113,7 @@ def test_roles_that_the_template_cannot_render(folder, capsys) -> None:
 def test_the_page_is_escaped_and_has_a_legend_in_words(folder) -> None:
     found = preflight([dw.Pair("<b>", "<script>x</script>", "$yes$ <i>", "no")], folder(CHATML))
     html = found._repr_html_()
-    assert "<script>" not in html and "<i>" not in html and "&lt;script&gt;" in html and "$" not in html
+    assert "<script>" not in html and "<i>" not in html and "&lt;</span>" in html and "$" not in html
     for kind in ("no loss", "scored", "end token"):
         assert f'title="{kind}"' in html and f">{kind}</span>" in html
     scored = re.findall(r'<span title="(scored|end token)"[^>]*>([^<]*)</span>', html)[:-2]
@@ -183,32 +183,31 @@ def test_trl_cuts_and_drops_in_silence(tmp_path) -> None:
     made_rows = encode_all(Chat(made), texts, 1000, 1000)[0]
     said = {
         issue.what.partition(" pairs ")[2]: list(issue.rows)
-        for issue in module._trl_issues(Chat(made), made_rows, texts, 40, "messages")
+        for issue in module._trl_issues(Chat(made), made_rows, texts, 40)
     }
     assert said[TRL_DOES["cuts"][0]] == ["p1"] and said[TRL_DOES["drops"][0]] == ["p2"]
 
 
-def did(chat: Chat, prompt, chosen: str, rejected: str, form: str) -> set[str]:
+def did(chat: Chat, prompt, chosen: str, rejected: str) -> set[str]:
     texts = [("r", prompt, (chosen, rejected))]
-    issues = module._trl_issues(chat, encode_all(chat, texts, 1000, 1000)[0], texts, 1000, form)
+    issues = module._trl_issues(chat, encode_all(chat, texts, 1000, 1000)[0], texts, 1000)
     return {key for key, (what, _) in TRL_DOES.items() if any(issue.what.endswith(what) for issue in issues)}
 
 
 def test_each_kind_of_difference_is_found_and_none_where_there_is_none() -> None:
     headers, chatml = Chat(tokenizer(HEADERS, bos=True)), Chat(tokenizer(CHATML))
-    assert did(headers, "q", "yes", "no", "messages") == set()
-    assert did(chatml, "q", "yes", "no", "messages") == {"tail"}
-    assert did(chatml, "q", "yes", "no", "text") == {"template", "end"}
-    assert did(Chat(tokenizer("{{ bos_token }}" + HEADERS, bos=True)), "q", "yes", "no", "messages") == {"bos"}
-    assert "bos" in did(Chat(tokenizer(CHATML, bos=True)), "q", "yes", "no", "messages")
-    assert did(headers, "q", "yes", Unfinished("no"), "messages") == {"unfinished"}
+    assert did(headers, "q", "yes", "no") == set()
+    assert did(chatml, "q", "yes", "no") == {"tail"}
+    assert did(Chat(tokenizer("{{ bos_token }}" + HEADERS, bos=True)), "q", "yes", "no") == {"bos"}
+    assert "bos" in did(Chat(tokenizer(CHATML, bos=True)), "q", "yes", "no")
+    assert did(headers, "q", "yes", Unfinished("no")) == {"unfinished"}
     opens = Chat(tokenizer(STYLES["strips thinking"][0].chat_template, bos=True))
-    assert "prompt" in did(opens, "q", "yes", "no", "messages")
+    assert "prompt" in did(opens, "q", "yes", "no")
     plain = Chat(tokenizer(None))
-    assert did(plain, "A:", " yes", " no", "text") == set()
-    assert did(plain, "is t", "he", "x", "text") == {"prompt"}  # tokens merge across the join
-    assert did(Chat(tokenizer(None), {"join": "\n"}), "A:", "yes", "no", "text") == {"other"}
-    assert did(Chat(tokenizer(TURNS, bos=True)), (("system", "s"), ("user", "q")), "yes", "no", "messages") == {"fails"}
+    assert did(plain, "A:", " yes", " no") == set()
+    assert did(plain, "is t", "he", "x") == {"prompt"}  # tokens merge across the join
+    assert did(Chat(tokenizer(None), {"join": "\n"}), "A:", "yes", "no") == {"other"}
+    assert did(Chat(tokenizer(TURNS, bos=True)), (("system", "s"), ("user", "q")), "yes", "no") == {"fails"}
 
 
 def test_the_version_is_the_one_that_the_project_tests_with() -> None:
