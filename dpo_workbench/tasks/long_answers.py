@@ -8,7 +8,7 @@ from dpo_workbench.tasks.examples import Example, Score, load_splits
 from dpo_workbench.tasks.task import Task
 
 HARM = {"loop": 2, "truncated": 2, "off_subject": 2}  # the reasons are in the datasheet
-ENOUGH_WORDS = 3  # words of the subject that an answer has to use
+ENOUGH_WORDS = 2  # words of the subject that an answer has to use
 REPETITIVE = 0.7  # least share of different four-word sequences among all four-word sequences
 
 

@@ -18,7 +18,7 @@ KINDS = (
     "Explain {subject} to a curious twelve-year-old.",
     "Write a short article about {subject} for a local newspaper.",
     "Give an overview of {subject} for someone who has never heard of it.",
-    "Why does {subject} matter? Give your reasons.",
+    "Explain why {subject} can matter to people. Give your reasons.",
     "Write a letter to a friend in which you describe {subject}.",
     "Prepare the text of a short talk about {subject}.",
     "Describe {subject} for the leaflet of a small museum.",
