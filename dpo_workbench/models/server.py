@@ -63,7 +63,7 @@ def draw(
         template: with an engine, arguments of the served model's chat template; a handle has its own.
     """
     if engine is None:
-        if not isinstance(model, Model) or template:
+        if model is None or isinstance(model, str) or template:
             raise WorkbenchError(
                 f"Without an engine `model` must be a loaded model, with its own template arguments. Got {model!r} and "
                 f"template={template}. Use `dw.load_model(name, template={{...}})`, or engine='http://...'."

@@ -80,7 +80,7 @@ def test_each_trained_arm_chooses_one_of_three_learning_rates_on_dev(finished):
         training = json.loads((finished.folder / stage / "training.json").read_text(encoding="utf-8"))
         assert max(probe["score"] for probe in training["probes"]) == max(tried.values())  # that run was kept
     results = json.loads((finished.folder / "results.json").read_text(encoding="utf-8"))
-    assert set(results["tuning"]) == {"dpo", "dpo+nll", "control"}
+    assert set(results["tuning"]) == {"dpo", "dpo+nll", "control", "repetition_penalty", "no_repeat_ngram"}
 
 
 def test_plain_dpo_and_dpo_with_nll_are_separate_arms(finished):

@@ -10,6 +10,7 @@ import pytest
 import dpo_workbench as dw
 from dpo_workbench.common.environment import data_folder
 from dpo_workbench.common.errors import WorkbenchError
+from dpo_workbench.mining.sample import Found, Sample
 from dpo_workbench.studies import arms, study
 from dpo_workbench.studies.compare import shell_command
 from dpo_workbench.studies.demo import DEMO_ARMS, demo
@@ -39,6 +40,7 @@ def without_times(folder):
     return results
 
 
+@pytest.mark.slow
 def test_every_arm_and_result_is_there(finished):
     assert tuple(finished.arms) == DEMO_ARMS
     assert all(e.n == 10 for e in finished.arms.values())
@@ -50,6 +52,7 @@ def test_every_arm_and_result_is_there(finished):
     assert results["arms"]["start"]["n_failed"] == finished.arms["start"].n_failed
 
 
+@pytest.mark.slow
 def test_the_model_card_of_a_demo_tells_its_verdict(finished, tmp_path):
     card = (Path(dw.publish(finished.folder, "me/x", out=tmp_path / "out")) / "README.md").read_text()
     decided = finished.verdict()
@@ -61,6 +64,7 @@ def test_the_model_card_of_a_demo_tells_its_verdict(finished, tmp_path):
     assert decided.outcome in card.lower()
 
 
+@pytest.mark.slow
 def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
     demo("nano", finished.folder, task_name="receipts", recipe=SMALL)
     out = capsys.readouterr().out
@@ -71,6 +75,7 @@ def test_the_demo_says_that_its_flaw_was_planted(finished, capsys):
     )
 
 
+@pytest.mark.slow
 def test_another_seed_mines_other_answers(finished, tmp_path):
     other = study.open_study("nano", "receipts", tmp_path / "seed", recipe=SMALL, seed=1, show=False)
     assert dict(other.found.failures) != without_times(finished.folder)["mined"]["failures"]
@@ -94,6 +99,7 @@ def test_a_stopped_demo_goes_on_and_ends_the_same(finished, tmp_path, monkeypatc
     assert without_times(folder) == without_times(finished.folder)
 
 
+@pytest.mark.slow
 def test_a_folder_holds_one_run(finished):
     with pytest.raises(WorkbenchError, match="other settings"):
         demo("nano", finished.folder, task_name="receipts", recipe=SMALL, seed=5, show=False)
@@ -219,17 +225,17 @@ def test_without_headroom_nothing_is_trained(tmp_path, value, says):
     assert (tmp_path / "none" / "mined.json").is_file() and not (tmp_path / "none" / "evaluations").exists()
 
 
-def test_too_few_pairs_stop_before_training(tmp_path):
-    seen = []
+def test_too_few_pairs_stop_before_training(tmp_path, monkeypatch):
+    task = natural_task(None)
+    good, bad = Sample("a", True, 1.0, None, ""), Sample("b", True, 0.5, "wrong", "")
+    rows = [(example, (good, bad) if k < 3 else (good, good)) for k, example in enumerate(task.train)]
+    settings = {"greedy": True, "max_new_tokens": 8}
+    monkeypatch.setattr(study, "mine", lambda *args, **given: Found(task, tuple(rows), settings))
+    with pytest.raises(WorkbenchError, match=r"at least 4 pairs. Got 3 from 60 prompts"):
+        demo("nano", tmp_path / "few", task_name=task, recipe=natural_recipe(), show=False)
 
-    def some(example, answer):  # the answers to one prompt differ, those to the others are all right
-        seen.append(example.id)
-        return dw.Score(1.0) if example.id != seen[0] or len(seen) % 2 else dw.Score(0.5, "wrong")
 
-    with pytest.raises(WorkbenchError, match=r"at least 8 pairs. Got [123] from 24 prompts"):
-        demo("nano", tmp_path / "few", task_name=natural_task(some), recipe=natural_recipe(), show=False)
-
-
+@pytest.mark.slow
 def test_a_demo_without_its_control_has_no_verdict(finished, monkeypatch, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "copy")
     (tmp_path / "copy" / "evaluations" / "control.json").unlink()
