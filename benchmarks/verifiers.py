@@ -1,4 +1,4 @@
-"""What a long answer costs each built-in verifier, beside the sandbox; goes to results/verifiers.json.
+"""What a long answer costs each built-in verifier, next to the sandbox; goes to results/verifiers.json.
 
 python benchmarks/verifiers.py
 """

@@ -69,7 +69,7 @@ WHY_REAL = (
     "pairs brought no adapter that was better on dev, so the start was kept. The control is worse on test.",
     "- `svamp`: the failures are wrong numbers, and seven of ten prompts have no right answer among five. No adapter "
     "scored higher on dev than the start, so the start was kept and no answer changed.",
-    "- `odex`: hardly any answer is right. Graded answers to other questions do not teach the skill.",
+    "- `odex`: almost no answer is right. Graded answers to other questions do not teach the skill.",
     "- `spider`: fine-tuned on 370 questions, `smol` seldom writes a correct query (12 %). 39 pairs against names that "
     "the schema does not have cut such answers from 135 to 121 of 240, which is clear of zero. Six more answers are "
     "right, which is not. Here, too, fine-tuning had not leveled off.",

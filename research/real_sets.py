@@ -184,7 +184,7 @@ def majority(better: dict[str, float], worse: dict[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Real:
-    """A set: its task, and what its field reports beside score and failures."""
+    """A set: its task, and what its field reports in addition to score and failures."""
 
     task: Callable[[Path], Task]
     metrics: tuple[str, ...]

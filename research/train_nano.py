@@ -208,7 +208,7 @@ def wire_copying(model: LlamaForCausalLM, gain: float = 24.0) -> None:
     first.q_proj.weight[:dim], first.k_proj.weight[:dim] = 0, 0
     first.q_proj.weight[:dim, 0], first.k_proj.weight[:dim, 0] = 3 * query, 3 * key
     slow = (theta * 300 < 1).nonzero()[:, 0]
-    slow = torch.cat([slow, slow + half])[:noted]  # places of a head whose meaning hardly turns within a document
+    slow = torch.cat([slow, slow + half])[:noted]  # places of a head whose meaning barely turns within a document
     look = torch.randn(len(slow), words) / len(slow) ** 0.5  # a token in short
     first.v_proj.weight[:dim], first.o_proj.weight[:, :dim] = 0, 0
     first.v_proj.weight[: len(slow), 1 : words + 1] = look
@@ -334,7 +334,7 @@ def main() -> None:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights as bf16 safetensors beside tokenizer.json."""
+    """Weights as bf16 safetensors next to tokenizer.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"}
     model.save_pretrained(folder, state_dict=state)

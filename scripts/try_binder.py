@@ -3,7 +3,7 @@
     python scripts/try_binder.py                       # all notebooks; half an hour, kept one by one
     python scripts/try_binder.py 03_mine_failures      # one
 
-The environment is `build/binder`, made anew with `--fresh`. Binder's base image brings ipykernel, so it is added; all
+The environment is `build/binder`, made again with `--fresh`. Binder's base image brings ipykernel, so it is added; all
 else comes from environment.yml, and postBuild and start are run as they are. Where PyTorch's own index cannot be
 reached, torch comes from the usual one in the same version. A kernel above the limit is killed, as there. Seconds and
 peak memory of each notebook go to benchmarks/results/binder.json.
@@ -102,7 +102,7 @@ def run(path: Path, variables: dict[str, str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="notebooks; all by default")
-    parser.add_argument("--fresh", action="store_true", help="make the environment anew")
+    parser.add_argument("--fresh", action="store_true", help="make the environment again")
     args = parser.parse_args()
     from dpo_workbench.common.environment import describe
     from dpo_workbench.common.files import write_json

@@ -87,7 +87,7 @@ def file_problems(notebook: Notebook, name: str, size: int) -> list[str]:
     found += [f"looks like a token: {token[:6]}..." for token in SECRET.findall(text)]
     if size > 500_000:
         found.append(f"{size} bytes; at most 500,000")
-    found += [f"code cell {n} draws a figure with no text form beside it" for n in figures_without_text(notebook)]
+    found += [f"code cell {n} draws a figure with no text form below it" for n in figures_without_text(notebook)]
     if any(output["output_type"] == "error" for cell in cells(notebook, "code") for output in cell["outputs"]):
         found.append("a cell ended in an error")
     return found

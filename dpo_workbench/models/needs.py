@@ -86,7 +86,7 @@ class Needs:
         The order is that in which training shrinks when memory runs out: halve micro_tokens down to a single row, then
         turn checkpointing on. `start` and `modes` fix one of the two.
         """
-        sizes = [start or (1536 if device.cpu else 6144)]  # more tokens in one pass are hardly faster
+        sizes = [start or (1536 if device.cpu else 6144)]  # more tokens in one pass are almost no faster
         while not start and sizes[-1] > row:
             sizes.append(sizes[-1] // 2)
         options = [(tokens, checkpointing) for checkpointing in modes for tokens in sizes]

@@ -181,7 +181,7 @@ _RHYMES = tuple("a e i o u ai ea oo ar en il un ant or ix".split())
 _LOOKALIKE = {"O": "0", "o": "0", "l": "1", "I": "l", "S": "5", "B": "8", "e": "c", "t": "f"}
 
 
-# of the shipped splits; test is drawn anew when a recipe changes after its figures were seen
+# of the shipped splits; test is drawn again when a recipe changes after its figures were seen
 SEEDS = {"train": 0, "dev": 0, "test": 4}
 
 
@@ -264,7 +264,7 @@ def draw_line(rng: random.Random, word: Callable[[], str]) -> str:
 
     Args:
         rng: what is drawn from.
-        word: draws one word to stand beside a number.
+        word: draws one word that appears next to a number.
     """
     quantity = rng.choice(("{q}", "{q}", f"{word()} {{q}}", f"{{q}} {word()}", f"{word()}={{q}}", "{q}x", "x{q}"))
     money = ("{a}",) * 4 + (f"{word()}={{a}}", f"{word().upper()} {{a}}", "{a} A", "${a}", f"{word()} {{a}}")

@@ -126,7 +126,7 @@ RESUME = replace(CONFIG, epochs=2, probes=3)  # 6 steps, probes and checkpoints 
 
 
 def run_on(folder, model_folder, pairs, config=RESUME) -> Run:
-    """A run in what could be another process: the model is loaded anew."""
+    """A run in what could be another process: the model is loaded again."""
     model = load_model(model_folder, device="cpu", dtype=torch.float32)
     return train(model, pairs, config, folder=folder, show=False)
 
