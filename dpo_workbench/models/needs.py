@@ -102,14 +102,13 @@ def needs_of(config: Any, dtype: torch.dtype, rank: int) -> Needs:
 
 
 @lru_cache  # seconds for a large model
-def _needs(values: str, dtype: torch.dtype, rank: int) -> Needs:
-    config: Any = AutoConfig.for_model(**json.loads(values))
+def _needs(config: str, dtype: torch.dtype, rank: int) -> Needs:
     fused, build = True, AutoModelForCausalLM.from_config
     with torch.device("meta"):
         try:
-            network = build(config, dtype=dtype, attn_implementation="sdpa")
-        except ValueError:  # transformers says that this architecture has no such attention, so scores are kept
-            fused, network = False, build(config, dtype=dtype)
+            network = build(AutoConfig.for_model(**json.loads(config)), dtype=dtype, attn_implementation="sdpa")
+        except ValueError:  # this architecture has no such attention, so scores are kept; the try changed its config
+            fused, network = False, build(AutoConfig.for_model(**json.loads(config)), dtype=dtype)
         network.requires_grad_(False).eval()
         base, head = list(network.parameters()), network.get_output_embeddings()
         linear = {m.weight for m in network.modules() if isinstance(m, nn.Linear) and m is not head}
