@@ -93,7 +93,7 @@ def test_plain_dpo_and_dpo_with_nll_are_separate_arms(finished):
 
 @pytest.mark.slow
 def test_each_seed_has_a_start_of_its_own(tmp_path):
-    recipe = replace(SMALL, mine_prompts=48, sft_prompts=16, sft=replace(SMALL.sft, epochs=1))
+    recipe = replace(SMALL, target=(), sft_prompts=16, sft=replace(SMALL.sft, epochs=1))
     given = {"recipe": recipe, "split": "dev", "folder": tmp_path / "seeds", "show": False}
     done = compare("science", ["base", "start", "DPO", "control"], seeds=(0, 1), **given)
     assert len(done.runs) == 2 and done.runs[0]["base"].rows == done.runs[1]["base"].rows
