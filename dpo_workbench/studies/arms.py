@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from dpo_workbench.common.files import write_json
 from dpo_workbench.evaluation.run import Evaluation, evaluate, evaluate_answers
-from dpo_workbench.models.generation import generate
+from dpo_workbench.models.generation import Answer, generate
 from dpo_workbench.models.loading import Model
 from dpo_workbench.studies.reward_model import train_reward_model
 from dpo_workbench.studies.study import BEST_OF, Study
@@ -102,9 +102,9 @@ def tuned_lr(study: Study, stage: str, fit: Callable[..., Run], config: TrainCon
 
 def _decoded(study: Study, split: Split, **rule: Any) -> Evaluation:
     """Greedy answers of the start under a rule against repetition."""
-    prompts = [example.prompt for example in split]
-    answers = generate(study.start, prompts, max_new_tokens=study.task.max_new_tokens, **rule)
-    return evaluate_answers("rule", split, [a for (a,) in answers], model=study.settings["model"], decoding=rule)
+    decoding: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": study.task.max_new_tokens, **rule}
+    answers = generate(study.start, [example.prompt for example in split], **decoding)
+    return evaluate_answers("rule", split, [a for (a,) in answers], model=study.settings["model"], decoding=decoding)
 
 
 def _decoding_fix(study: Study, rule: str, values: Sequence[float]) -> Evaluation:
@@ -119,12 +119,19 @@ def _decoding_fix(study: Study, rule: str, values: Sequence[float]) -> Evaluatio
     return _decoded(study, study.test, **{rule: chosen})
 
 
+def _samples(study: Study, cost: Cost) -> tuple[list[list[Answer]], dict[str, Any]]:
+    """`BEST_OF` sampled answers of the start to each test prompt, and how they were drawn."""
+    decoding: dict[str, Any] = {"temperature": study.recipe.temperature, "samples": BEST_OF}
+    decoding["seed"] = study.recipe.dpo.seed
+    prompts = [example.prompt for example in study.test]
+    samples = generate(study.start, prompts, max_new_tokens=study.task.max_new_tokens, **decoding)
+    cost.sampled_tokens = sum(answer.n_tokens for row in samples for answer in row)
+    return samples, decoding
+
+
 def _best_without_verifier(study: Study, cost: Cost) -> Evaluation:
     """For each prompt, of n samples that end, the one of median length; of samples that all do not end, the first."""
-    decoding: dict[str, Any] = {"temperature": study.recipe.temperature, "samples": BEST_OF}
-    decoding |= {"seed": study.recipe.dpo.seed, "max_new_tokens": study.task.max_new_tokens}
-    samples = generate(study.start, [example.prompt for example in study.test], **decoding)
-    cost.sampled_tokens = sum(answer.n_tokens for row in samples for answer in row)
+    samples, decoding = _samples(study, cost)
     ended = [sorted((a for a in row if a.finished), key=lambda a: a.n_tokens) or row[:1] for row in samples]
     best = [row[len(row) // 2] for row in ended]
     return evaluate_answers("best", study.test, best, model=study.settings["model"], decoding=decoding)
@@ -135,11 +142,8 @@ def _reward_best(study: Study, cost: Cost) -> Evaluation:
     start, pairs, config = study.start, study.pairs, study.recipe.dpo
     reward = timed(cost, lambda: train_reward_model(start, pairs, config, show=study.show))
     cost.steps = len(reward.history)
-    prompts = [example.prompt for example in study.test]
-    decoding: dict[str, Any] = {"temperature": study.recipe.temperature, "samples": BEST_OF, "seed": config.seed}
-    samples = generate(start, prompts, max_new_tokens=study.task.max_new_tokens, **decoding)
-    cost.sampled_tokens = sum(answer.n_tokens for row in samples for answer in row)
-    rewards = reward.scores(prompts, samples)
+    samples, decoding = _samples(study, cost)
+    rewards = reward.scores([example.prompt for example in study.test], samples)
     best = [row[max(range(len(row)), key=r.__getitem__)] for row, r in zip(samples, rewards, strict=True)]
     return evaluate_answers("best", study.test, best, model=study.settings["model"], decoding=decoding)
 
